@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""Logging for the commands: everything on stderr, results alone on stdout."""
+
+from __future__ import annotations
+
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def set_up(verbosity: int, *, color: bool | None = None) -> None:
+    """Send log records to stderr.
+
+    Args:
+        verbosity: -1 errors only, 0 warnings, 1 info, 2 and above debug (with tracebacks).
+        color: None decides by the terminal.
+    """
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    console = Console(stderr=True, no_color=color is False, force_terminal=color)
+    handler = RichHandler(
+        console=console, show_path=False, show_time=verbosity > 1, rich_tracebacks=verbosity > 1, markup=False
+    )
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("paramiko", "httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING if verbosity < 3 else logging.DEBUG))

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""The one place that starts programs and talks to control sockets (``subprocess`` is imported nowhere else)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostbox.errors import DeadlineExceeded, ProgramError
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float | None = None,
+    input_text: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
+    """Run a program to its end and return its stdout.
+
+    Raises:
+        ProgramError: not found, or a non-zero exit; the last lines of its stderr are the ``why``.
+        DeadlineExceeded: it ran longer than ``timeout_s`` and was killed.
+    """
+    words = [str(word) for word in argv]
+    _log.debug("run: %s", " ".join(words))
+    try:
+        done = subprocess.run(
+            words,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            input=input_text,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+        )
+    except FileNotFoundError as err:
+        raise ProgramError(f"cannot run {words[0]}: not found", hint=f"install {Path(words[0]).name}") from err
+    except subprocess.TimeoutExpired as err:
+        raise DeadlineExceeded(f"{words[0]} did not finish within {timeout_s:.0f} s") from err
+    if done.returncode != 0:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise ProgramError(f"{words[0]} failed with status {done.returncode}", why="\n".join(lines[-5:]) or None)
+    return done.stdout
+
+
+def start_detached(
+    argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, so that it outlives this command; its output goes to ``log_path``."""
+    words = [str(word) for word in argv]
+    _log.debug("start: %s", " ".join(words))
+    with log_path.open("ab") as log:
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=None if env is None else {**os.environ, **env},
+            )
+        except OSError as err:
+            raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
+
+
+def wait_until(
+    condition: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.02
+) -> None:
+    """Poll ``condition`` until it is true.
+
+    Raises:
+        DeadlineExceeded: it stayed false for ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"{what}: not within {timeout_s:.0f} s")
+        time.sleep(interval_s)
+
+
+def pid_alive(pid: int) -> bool:
+    """Tell whether a process of that id exists and is not a zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def terminate(pid: int, *, timeout_s: float = 10.0) -> None:
+    """End a process: SIGTERM, then SIGKILL after ``timeout_s``. A process that is gone is no error."""
+    for sig, wait_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, 5.0)):
+        try:
+            os.kill(pid, sig)
+            wait_until(lambda: not pid_alive(pid), timeout_s=wait_s, what=f"end of process {pid}")
+        except ProcessLookupError:
+            return
+        except DeadlineExceeded:
+            continue
+        else:
+            return
+    raise ProgramError(f"process {pid} does not end")
+
+
+def control_request(socket_path: Path, cmd: str, *, timeout_s: float = 10.0, **args: Any) -> Any:
+    """Send one command to the control socket of a C program and return its ``result``.
+
+    Raises:
+        ProgramError: nobody listens, no answer, or the program refused; ``code`` is its error code (or ``"gone"``).
+    """
+    line = json.dumps({"id": 1, "cmd": cmd, **args}) + "\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(str(socket_path))
+            sock.sendall(line.encode())
+            with sock.makefile("rb") as stream:
+                answer = stream.readline()
+        reply = json.loads(answer)
+    except (OSError, ValueError) as err:
+        raise ControlError(f"no answer from {socket_path}: {err}", code="gone") from err
+    if not reply.get("ok"):
+        error = reply.get("error", {})
+        raise ControlError(error.get("message", "unknown error"), code=error.get("code", "unknown"))
+    return reply["result"]
+
+
+class ControlError(ProgramError):
+    """A C program refused a command (``code`` is its word for why) or is not there (``code == "gone"``)."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the shim inside QEMU and the pager say to each other.
+ *
+ * Transport: one SOCK_SEQPACKET Unix socket per memory region; one message a packet, host byte order (both ends are
+ * on the same machine, built from the same tree; `version` is checked first). Descriptors travel as SCM_RIGHTS with
+ * the message named below.
+ *
+ *   shim                                pager
+ *   HELLO                        ──►
+ *                                ◄──    WELCOME + [/dev/userfaultfd]      or REJECT (text), then close
+ *   REGION + [uffd, memfd, pagemap] ─►
+ *                                ◄──    REGION_OK                         or REJECT (text), then close
+ *   … from here on the memory is the pager's …
+ *                                ◄──    ZAP (ranges)      the shim's thread: madvise(MADV_DONTNEED) on each
+ *   ZAP_DONE                     ──►
+ *   DISCARD_BEGIN                ──►    QEMU is about to punch a hole; the calling thread waits
+ *                                ◄──    DISCARD_READY     no page of the range is in flight, faults on it are held
+ *   DISCARD_END                  ──►    the hole is punched (or error != 0: it was not); faults go on
+ *
+ * PIN/UNPIN are for device passthrough: make a range resident and exempt from eviction until UNPIN.
+ *
+ * If the connection breaks, the shim keeps its own copy of the userfaultfd, so every access to an absent page waits
+ * (and never reads zeroes), and reconnects with HELLO.flags = HELLO_RESUME and the same REGION.
+ */
+#ifndef GHOSTBOX_PROTO_H
+#define GHOSTBOX_PROTO_H
+
+#include <assert.h>
+#include <stdint.h>
+
+#define GB_PROTO_MAGIC 0x47424f58u /* "GBOX" */
+#define GB_PROTO_VERSION 1u
+#define GB_PROTO_MAX_RANGES 256u
+#define GB_PROTO_TEXT_BYTES 240u
+#define GB_SOCKET_ENV "GHOSTBOX_PAGER_SOCKET"
+#define GB_MEMFD_LINK "/memfd:memory-backend-memfd (deleted)"
+
+enum gb_msg_type {
+    GB_MSG_HELLO = 1,
+    GB_MSG_WELCOME,
+    GB_MSG_REJECT,
+    GB_MSG_REGION,
+    GB_MSG_REGION_OK,
+    GB_MSG_ZAP,
+    GB_MSG_ZAP_DONE,
+    GB_MSG_DISCARD_BEGIN,
+    GB_MSG_DISCARD_READY,
+    GB_MSG_DISCARD_END,
+    GB_MSG_PIN,
+    GB_MSG_PIN_DONE,
+    GB_MSG_UNPIN,
+    GB_MSG_UNPIN_DONE,
+    GB_MSG_TYPES /* count, keep last */
+};
+
+enum gb_hello_flags {
+    GB_HELLO_RESUME = 1u << 0, /* a region that an earlier pager served; needs that pager's page map */
+};
+
+struct gb_header {
+    uint32_t magic;
+    uint16_t version;
+    uint16_t type; /* enum gb_msg_type */
+    uint32_t seq;  /* a reply carries the seq of what it answers */
+    uint32_t bytes; /* of the whole message, header included */
+};
+static_assert(sizeof(struct gb_header) == 16, "wire layout");
+
+struct gb_hello {
+    struct gb_header h;
+    uint32_t flags; /* enum gb_hello_flags */
+    uint32_t pid;   /* as the shim sees itself; the pager trusts SO_PEERCRED instead */
+    char comm[16];  /* NUL-terminated */
+};
+static_assert(sizeof(struct gb_hello) == 40, "wire layout");
+
+struct gb_welcome {
+    struct gb_header h;
+    uint64_t uffd_features;  /* for UFFDIO_API */
+    uint64_t register_modes; /* for UFFDIO_REGISTER */
+};
+static_assert(sizeof(struct gb_welcome) == 32, "wire layout");
+
+struct gb_reject {
+    struct gb_header h;
+    int32_t error; /* errno value */
+    uint32_t reserved;
+    char text[GB_PROTO_TEXT_BYTES]; /* NUL-terminated, for the user */
+};
+static_assert(sizeof(struct gb_reject) == 264, "wire layout");
+
+struct gb_region {
+    struct gb_header h;
+    uint64_t base;         /* address of the mapping in the shim's process */
+    uint64_t length;       /* bytes, a multiple of page_bytes */
+    uint64_t memfd_offset; /* of the mapping's first byte in the memfd */
+    uint64_t page_bytes;   /* 4096 */
+    uint64_t ioctls;       /* what UFFDIO_REGISTER said is possible */
+};
+static_assert(sizeof(struct gb_region) == 56, "wire layout");
+
+struct gb_region_ok {
+    struct gb_header h;
+    uint32_t region_id;
+    uint32_t reserved;
+};
+static_assert(sizeof(struct gb_region_ok) == 24, "wire layout");
+
+struct gb_range {
+    uint64_t offset; /* from the region's base, bytes, page aligned */
+    uint64_t length; /* bytes, page aligned, > 0 */
+};
+
+struct gb_zap {
+    struct gb_header h;
+    uint32_t n_ranges; /* 1 … GB_PROTO_MAX_RANGES; the message carries only this many */
+    uint32_t reserved;
+    struct gb_range ranges[GB_PROTO_MAX_RANGES];
+};
+#define GB_ZAP_BYTES(n) (24u + (uint32_t)(n) * 16u)
+static_assert(sizeof(struct gb_zap) == GB_ZAP_BYTES(GB_PROTO_MAX_RANGES), "wire layout");
+
+/* ZAP_DONE, DISCARD_READY, PIN_DONE, UNPIN_DONE */
+struct gb_done {
+    struct gb_header h;
+    int32_t error; /* 0 or errno */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct gb_done) == 24, "wire layout");
+
+/* DISCARD_BEGIN, DISCARD_END, PIN, UNPIN. DISCARD_END repeats the seq and range of its BEGIN. */
+struct gb_range_msg {
+    struct gb_header h;
+    struct gb_range range;
+    int32_t error; /* DISCARD_END: errno of the real call, 0 if the hole is punched */
+    uint32_t reserved;
+};
+static_assert(sizeof(struct gb_range_msg) == 40, "wire layout");
+
+#endif
