@@ -76,9 +76,7 @@ def start_detached(
             raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
 
 
-def wait_until(
-    condition: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.02
-) -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.02) -> None:
     """Poll ``condition`` until it is true.
 
     Raises:

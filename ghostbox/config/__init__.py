@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""The configuration: what can be set, what it means, where each value came from."""
+
+from ghostbox.config.load import file_candidates, load, validate_file, with_origins
+from ghostbox.config.schema import (
+    Config,
+    GuestConfig,
+    ImageConfig,
+    Key,
+    LibvirtConfig,
+    MemserverConfig,
+    PagerConfig,
+    PoolConfig,
+    PortForward,
+    VmConfig,
+    keys,
+)
+
+__all__ = [
+    "Config",
+    "GuestConfig",
+    "ImageConfig",
+    "Key",
+    "LibvirtConfig",
+    "MemserverConfig",
+    "PagerConfig",
+    "PoolConfig",
+    "PortForward",
+    "VmConfig",
+    "file_candidates",
+    "keys",
+    "load",
+    "validate_file",
+    "with_origins",
+]

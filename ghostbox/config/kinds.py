@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""The kinds of configuration values: each parses what a person wrote into the type that the program uses.
+
+A kind takes what YAML, an environment variable or a flag gives (text, number, list, None), and returns the typed
+value or raises `UsageError` with a message that fits behind ``key: ``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ghostbox import units
+from ghostbox.errors import UsageError
+
+
+class Kind(Protocol):
+    """What every kind of value can do."""
+
+    def parse(self, raw: object) -> object:
+        """Return the typed value of ``raw``; raise UsageError if it is not one."""
+
+
+@dataclass(frozen=True)
+class PortForward:
+    """A port of the host's loopback that leads to a port of the guest (TCP)."""
+
+    host: int
+    guest: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.guest}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size in bytes, written ``512M`` or ``4GiB``."""
+
+    minimum: int = 0
+
+    def parse(self, raw: object) -> int:
+        """Return bytes."""
+        if isinstance(raw, bool) or not isinstance(raw, (str, int)):
+            raise _not_a("a size", raw, "write a size such as 512M or 4GiB")
+        n_bytes = units.parse_bytes(int(raw) if isinstance(raw, str) and raw.isdigit() else raw)
+        if n_bytes < self.minimum:
+            raise UsageError(
+                f"{units.format_bytes(n_bytes)} is too small, the least is {units.format_bytes(self.minimum)}"
+            )
+        return n_bytes
+
+
+@dataclass(frozen=True)
+class PageMultiple(Size):
+    """A size that is a power of two of pages (extents, readahead)."""
+
+    def parse(self, raw: object) -> int:
+        """Return bytes."""
+        n_bytes = super().parse(raw)
+        if n_bytes % units.PAGE_BYTES or n_bytes & (n_bytes - 1):
+            raise UsageError(f"{units.format_bytes(n_bytes)} is not a power of two of at least 4 KiB")
+        return n_bytes
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A time in seconds, written ``90s`` or ``5m``."""
+
+    minimum: float = 0.0
+
+    def parse(self, raw: object) -> float:
+        """Return seconds."""
+        if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+            raise _not_a("a duration", raw, "write a duration such as 90s or 5m")
+        seconds = units.parse_duration(raw)
+        if seconds < self.minimum:
+            raise UsageError(f"'{raw}' is too short, the least is {units.format_duration(self.minimum)}")
+        return seconds
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number between two bounds."""
+
+    minimum: int
+    maximum: int
+
+    def parse(self, raw: object) -> int:
+        """Return the number."""
+        if isinstance(raw, bool) or not re.fullmatch(r"-?\d+", str(raw)):
+            raise _not_a("a whole number", raw)
+        number = int(str(raw))
+        if not self.minimum <= number <= self.maximum:
+            raise UsageError(f"{number} is out of range, {self.minimum} to {self.maximum} are possible")
+        return number
+
+
+@dataclass(frozen=True)
+class Boolean:
+    """True or false."""
+
+    def parse(self, raw: object) -> bool:
+        """Return the truth value."""
+        word = str(raw).lower()
+        if word in {"true", "yes", "on", "1"}:
+            return True
+        if word in {"false", "no", "off", "0"}:
+            return False
+        raise _not_a("true or false", raw)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A word; ``pattern`` and ``what`` say which words are allowed, ``optional`` allows null."""
+
+    what: str = "text"
+    pattern: str = r".+"
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    def parse(self, raw: object) -> str | None:
+        """Return the word, or None if it is optional and null."""
+        if raw is None and self.optional:
+            return None
+        if raw is None or isinstance(raw, (bool, list, dict)):
+            raise _not_a(self.what, raw)
+        word = str(raw)
+        if self.choices and word not in self.choices:
+            raise UsageError(f"'{word}' is not one of {', '.join(self.choices)}")
+        if not re.fullmatch(self.pattern, word):
+            raise _not_a(self.what, raw)
+        return word
+
+
+@dataclass(frozen=True)
+class File:
+    """A path, or null; ``~`` is expanded, the loader resolves it against the place it was written in."""
+
+    def parse(self, raw: object) -> Path | None:
+        """Return the path."""
+        if raw is None:
+            return None
+        if not isinstance(raw, (str, Path)) or not str(raw):
+            raise _not_a("a path", raw)
+        return Path(raw).expanduser()
+
+
+@dataclass(frozen=True)
+class Port:
+    """A forwarded port, written ``HOST:GUEST``."""
+
+    def parse(self, raw: object) -> PortForward:
+        """Return the pair."""
+        if isinstance(raw, PortForward):
+            return raw
+        match = re.fullmatch(r"(\d+):(\d+)", str(raw))
+        if match is None:
+            raise _not_a("a forwarded port", raw, "write HOST:GUEST, such as 8080:80")
+        host, guest = (Integer(1, 65535).parse(number) for number in match.groups())
+        return PortForward(host, guest)
+
+
+@dataclass(frozen=True)
+class Many:
+    """A list of another kind; in an environment variable its members are separated by commas."""
+
+    member: Kind
+
+    def parse(self, raw: object) -> tuple[object, ...]:
+        """Return the members."""
+        if isinstance(raw, str):
+            raw = [word.strip() for word in raw.split(",") if word.strip()]
+        if raw is None or isinstance(raw, dict) or not isinstance(raw, Iterable):
+            raise _not_a("a list", raw)
+        return tuple(self.member.parse(item) for item in raw)
+
+
+VM_NAME = Text("a name (letters, digits, '-', at most 40)", r"[a-zA-Z0-9][a-zA-Z0-9-]{0,39}")
+HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.%a-z]+\]|[A-Za-z0-9._-]+)(:[1-9]\d{0,4})?")
+ADDRESS = Text("an address to listen on", r"[0-9A-Za-z:.%_-]+")
+AMOUNT = Text("a size, a percentage or auto", r"auto|\d{1,2}(\.\d+)?%|100%|\d+(\.\d+)?\s*[KMGTkmgt]?([Ii]?[Bb])?")
+USER = Text("a user name", r"[a-z_][a-z0-9_-]{0,31}")
+PORT = Integer(0, 65535)
+
+
+def _not_a(what: str, raw: object, hint: str | None = None) -> UsageError:
+    shown = "null" if raw is None else str(raw)
+    return UsageError(f"'{shown}' is not {what}", hint=hint)

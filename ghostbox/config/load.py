@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""Puts the configuration together: flags, environment, ./ghostbox.yaml or -c FILE, user, system, defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ghostbox.config import document
+from ghostbox.config.schema import SECTIONS, Config, Key, keys
+from ghostbox.errors import ConfigError, NotFound, UsageError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place where a configuration file is looked for."""
+
+    role: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A value somebody gave, before it is parsed."""
+
+    raw: object
+    origin: str
+    base: Path
+    message_prefix: str
+
+
+def file_candidates(file: Path | None = None) -> list[Candidate]:
+    """Return where configuration is looked for, the strongest first.
+
+    ``GHOSTBOX_SYSTEM_CONFIG`` moves the system file.
+    """
+    user = Path(platformdirs.user_config_dir("ghostbox")) / "config.yaml"
+    system = Path(os.environ.get("GHOSTBOX_SYSTEM_CONFIG", "/etc/ghostbox/config.yaml"))
+    first = Candidate("given", file) if file is not None else Candidate("project", Path.cwd() / "ghostbox.yaml")
+    return [first, Candidate("user", user), Candidate("system", system)]
+
+
+def load(cli: Mapping[str, object] | None = None, file: Path | None = None) -> Config:
+    """Return the configuration that holds for this command.
+
+    Args:
+        cli: dotted key to what a flag gave; None and empty lists count as not given.
+        file: the file of ``-c``; None looks for ``./ghostbox.yaml``.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of range; the message names file and line.
+        NotFound: ``file`` does not exist.
+    """
+    if file is not None and not file.is_file():
+        raise NotFound(f"no configuration file {file}")
+    settings: dict[str, _Setting] = {}
+    for candidate in reversed(file_candidates(file)):
+        if candidate.path.is_file():
+            settings.update(_from_file(candidate.path))
+    settings.update(_from_environment(os.environ))
+    settings.update(_from_flags(cli or {}))
+    return _build(settings)
+
+
+def validate_file(path: Path) -> Config:
+    """Return what ``path`` alone says over the defaults.
+
+    Raises:
+        ConfigError: see `load`.
+        NotFound: no such file.
+    """
+    if not path.is_file():
+        raise NotFound(f"no configuration file {path}")
+    return _build(_from_file(path))
+
+
+def with_origins(config: Config, origins: Mapping[str, str]) -> Config:
+    """Return ``config`` with better knowledge of where some values came from."""
+    return dataclasses.replace(config, origins={**config.origins, **origins})
+
+
+def _from_file(path: Path) -> dict[str, _Setting]:
+    found: dict[str, _Setting] = {}
+    for entry in document.read(path):
+        place = f"{path}:{entry.line}"
+        if entry.name not in keys():
+            raise _unknown(entry.name, place)
+        found[entry.name] = _Setting(entry.value, place, path.parent, f"{place}: {entry.name}")
+    return found
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
+    found: dict[str, _Setting] = {}
+    for name, key in keys().items():
+        if key.env in environ:
+            raw = environ[key.env] or None
+            found[name] = _Setting(raw, f"environment {key.env}", Path.cwd(), key.env)
+    return found
+
+
+def _from_flags(cli: Mapping[str, object]) -> dict[str, _Setting]:
+    found: dict[str, _Setting] = {}
+    for name, raw in cli.items():
+        if name not in keys():
+            raise _unknown(name, "flag")
+        if raw not in (None, (), []):
+            flag = "--" + name.partition(".")[2].replace("_", "-")
+            found[name] = _Setting(raw, "flag", Path.cwd(), flag)
+    return found
+
+
+def _unknown(name: str, place: str) -> ConfigError:
+    section = name.partition(".")[0]
+    if section not in SECTIONS:
+        near = difflib.get_close_matches(section, SECTIONS, n=1)
+        what, known = f"unknown section '{section}'", "sections are " + ", ".join(SECTIONS)
+    else:
+        near = _closest_key(name, section)
+        what = f"unknown key '{name}'"
+        known = f"keys of {section} are " + ", ".join(
+            key.name.partition(".")[2] for key in keys().values() if key.section == section
+        )
+    return ConfigError(f"{place}: {what}", hint=f"did you mean '{near[0]}'?" if near else known)
+
+
+def _closest_key(name: str, section: str) -> list[str]:
+    """Return at most one key like ``name``, from its own section first: ``vm.cache`` means ``pool.cache``."""
+    leaf = name.partition(".")[2]
+    elsewhere = [other for other in keys() if other.partition(".")[2] == leaf]
+    own = [other for other in keys() if other.startswith(section + ".")]
+    return elsewhere[:1] or difflib.get_close_matches(name, own, n=1) or difflib.get_close_matches(name, keys(), n=1)
+
+
+def _build(settings: Mapping[str, _Setting]) -> Config:
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    origins: dict[str, str] = {}
+    for name, key in keys().items():
+        setting = settings.get(name)
+        origins[name] = setting.origin if setting else "default"
+        sections[key.section][key.attribute] = _parse(key, setting)
+    built = {section: SECTIONS[section](**values) for section, values in sections.items()}
+    return Config(**built, origins=origins)
+
+
+def _parse(key: Key, setting: _Setting | None) -> object:
+    if setting is None:
+        return key.kind.parse(key.default)
+    try:
+        value = key.kind.parse(setting.raw)
+    except UsageError as err:
+        raise ConfigError(f"{setting.message_prefix}: {err.message}", hint=err.hint or _meaning([key])) from err
+    return setting.base / value if isinstance(value, Path) else value
+
+
+def _meaning(found: Iterable[Key]) -> str:
+    return "; ".join(f"{key.name}: {key.doc}" for key in found)

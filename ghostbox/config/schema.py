@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""Every key of the configuration: its type, its default and what it means.
+
+The dataclasses hold typed values under names that carry the unit (``vm.memory_bytes``); the key that people write is
+shorter (``vm.memory: 4GiB``). ``config.yaml`` at the top of the project is the same list for people; a test proves
+that the two agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ghostbox.config import kinds
+from ghostbox.config.kinds import PortForward
+from ghostbox.units import GIB, KIB, MIB
+
+__all__ = ["Config", "Key", "PortForward", "keys"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: dotted name, attribute that holds it, kind, default as people write it, meaning."""
+
+    name: str
+    section: str
+    attribute: str
+    kind: kinds.Kind
+    default: Any
+    doc: str
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets this key."""
+        return "GHOSTBOX_" + self.name.replace(".", "_").upper()
+
+
+def _key(name: str, kind: kinds.Kind, default: object, doc: str) -> Any:
+    return field(metadata={"name": name, "kind": kind, "default": default, "doc": doc})
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """What a VM is made of."""
+
+    name: str = _key("name", kinds.VM_NAME, "ghostbox", "name of the VM that `up` makes if none is given")
+    memory_bytes: int = _key("memory", kinds.Size(256 * MIB), "4GiB", "RAM on this machine (node 0)")
+    remote_memory_bytes: int = _key("remote_memory", kinds.Size(64 * MIB), "8GiB", "RAM on the donors (node 1)")
+    cpus: int = _key("cpus", kinds.Integer(1, 512), 2, "virtual processors")
+    disk_bytes: int = _key("disk", kinds.Size(GIB), "20GiB", "size of the disk, allocated as it is written")
+    image: str = _key("image", kinds.Text("an image name"), "debian", "guest image (`ghostbox image list`)")
+    user: str = _key("user", kinds.USER, "ghost", "login name in the guest")
+    ssh_key: Path | None = _key(
+        "ssh_key", kinds.File(), None, "public key to let in; null takes ~/.ssh/id_*.pub and a key per VM"
+    )
+    ports: tuple[PortForward, ...] = _key(
+        "ports", kinds.Many(kinds.Port()), [], "HOST:GUEST ports forwarded from 127.0.0.1"
+    )
+    cloud_init: Path | None = _key(
+        "cloud_init", kinds.File(), None, "cloud-init user-data to merge with ours (#cloud-config)"
+    )
+    boot_timeout_s: float = _key(
+        "boot_timeout", kinds.Duration(1), "5m", "how long `up` waits for SSH, then for cloud-init"
+    )
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Where remote memory comes from and how much of it is kept near."""
+
+    donors: tuple[str, ...] = _key(
+        "donors", kinds.Many(kinds.HOST_PORT), [], "HOST[:PORT] of the donors' control API (port 10810)"
+    )
+    cache_bytes: int = _key(
+        "cache", kinds.Size(4 * MIB), "1GiB", "local memory that holds the warm part of the remote memory"
+    )
+    extent_bytes: int = _key(
+        "extent", kinds.PageMultiple(64 * KIB), "16MiB", "unit in which memory is spread over the donors"
+    )
+
+
+@dataclass(frozen=True)
+class PagerConfig:
+    """How page faults are answered."""
+
+    poll_us: int = _key(
+        "poll_us", kinds.Integer(0, 1_000_000), 50, "microseconds of polling before sleeping, 0 never polls"
+    )
+    readahead_bytes: int = _key(
+        "readahead", kinds.PageMultiple(4 * KIB), "256KiB", "largest readahead window; 4KiB turns it off"
+    )
+    log_level: str = _key(
+        "log_level",
+        kinds.Text("a log level", choices=("error", "warn", "info", "debug")),
+        "info",
+        "error, warn, info or debug",
+    )
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """What the guest's kernel is told to do."""
+
+    tiering: bool = _key("tiering", kinds.Boolean(), True, "demote cold pages to the remote node, promote hot ones")
+
+
+@dataclass(frozen=True)
+class LibvirtConfig:
+    """Which libvirt runs the VM."""
+
+    uri: str = _key("uri", kinds.Text("a libvirt URI", r"[a-z+]+:///?.*"), "qemu:///system", "libvirt to use")
+
+
+@dataclass(frozen=True)
+class MemserverConfig:
+    """What this machine lends as a donor."""
+
+    name: str | None = _key(
+        "name", kinds.Text("a name", optional=True), None, "name of this donor; null takes the host name"
+    )
+    size: str = _key(
+        "size", kinds.AMOUNT, "auto", "memory to lend: 16G, 50% of the RAM, or auto (available less reserve)"
+    )
+    reserve_bytes: int = _key("reserve", kinds.Size(), "2GiB", "available memory that is never lent")
+    bind: str = _key("bind", kinds.ADDRESS, "127.0.0.1", "address to listen on; others need `insecure`")
+    port: int = _key("port", kinds.PORT, 10809, "port of the NBD server, 0 picks one")
+    control_port: int = _key("control_port", kinds.PORT, 10810, "port of the control API, 0 picks one")
+    drain_timeout_s: float = _key(
+        "drain_timeout", kinds.Duration(), "5m", "on SIGTERM, how long to wait for leases to end"
+    )
+    insecure: bool = _key(
+        "insecure", kinds.Boolean(), False, "listen on the network without encryption or authentication"
+    )
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How the guest image is built."""
+
+    suite: str = _key(
+        "suite", kinds.Text("a Debian release", r"[a-z]+"), "trixie", "Debian release (kernel 6.12 or later)"
+    )
+    packages: tuple[str, ...] = _key(
+        "packages",
+        kinds.Many(kinds.Text("a package name", r"[a-z0-9][a-z0-9+.-]+")),
+        [],
+        "packages to install besides ours",
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration. ``origins`` names where each key's value came from."""
+
+    vm: VmConfig
+    pool: PoolConfig
+    pager: PagerConfig
+    guest: GuestConfig
+    libvirt: LibvirtConfig
+    memserver: MemserverConfig
+    image: ImageConfig
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def origin(self, name: str) -> str:
+        """Return where the value of key ``name`` (``"vm.memory"``) came from.
+
+        ``"default"``, ``"FILE:LINE"``, ``"environment NAME"`` or ``"flag"``.
+        """
+        return self.origins[name]
+
+    def value(self, name: str) -> Any:
+        """Return the typed value of key ``name`` (``"vm.memory"``)."""
+        key = keys()[name]
+        return getattr(getattr(self, key.section), key.attribute)
+
+
+SECTIONS: Mapping[str, type] = {
+    "vm": VmConfig,
+    "pool": PoolConfig,
+    "pager": PagerConfig,
+    "guest": GuestConfig,
+    "libvirt": LibvirtConfig,
+    "memserver": MemserverConfig,
+    "image": ImageConfig,
+}
+
+
+@cache
+def keys() -> Mapping[str, Key]:
+    """Return every key by its dotted name, in the order of the documentation."""
+    found: dict[str, Key] = {}
+    for section, cls in SECTIONS.items():
+        for entry in dataclasses.fields(cls):
+            meta = entry.metadata
+            name = f"{section}.{meta['name']}"
+            found[name] = Key(name, section, entry.name, meta["kind"], meta["default"], meta["doc"])
+    return found
