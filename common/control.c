@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One thread polls: the listening socket, an eventfd that ends it, and its clients. A client has either input that is
+ * being collected or output that is being sent: no command of a client is read while an answer to it is unsent, so a
+ * client's memory is bounded by one line and one answer.
+ */
+#include "control.h"
+
+#include "log.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A client that takes nothing of its answer for so long is dropped. */
+#define STALL_LIMIT_MS 10000
+#define READ_CHUNK     4096
+
+struct client {
+    int fd; /* -1: free slot */
+    char *in;
+    size_t in_bytes, in_capacity;
+    char *out; /* NULL: nothing to send; made by jansson */
+    size_t out_bytes, out_sent;
+    int64_t stalled_since_ms;
+};
+
+struct control {
+    int listen_fd;
+    int stop_fd;
+    pthread_t thread;
+    struct sockaddr_un address;
+    const struct control_command *commands;
+    void *ctx;
+    struct client clients[CONTROL_MAX_CLIENTS];
+};
+
+/* A message that was cut may end inside a character, which JSON does not allow. */
+static void utf8_tail_trim(char *text)
+{
+    size_t length = strlen(text);
+    while (length > 0 && (text[length - 1] & 0x80) != 0) {
+        text[--length] = '\0';
+    }
+}
+
+json_t *control_fail(struct control_error *err, const char *code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    int length = vsnprintf(err->message, sizeof(err->message), format, args);
+    va_end(args);
+    if (length >= (int)sizeof(err->message)) {
+        utf8_tail_trim(err->message);
+    }
+    err->code = code;
+    return NULL;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void client_drop(struct client *client)
+{
+    close(client->fd);
+    free(client->in);
+    free(client->out);
+    *client = (struct client){.fd = -1};
+}
+
+/* Sends what it can. Returns false if the client was dropped. */
+static bool client_send(struct client *client)
+{
+    while (client->out_sent < client->out_bytes) {
+        ssize_t n = send(client->fd, client->out + client->out_sent, client->out_bytes - client->out_sent,
+                         MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0 && errno == EAGAIN) {
+            return true;
+        }
+        if (n <= 0) {
+            client_drop(client);
+            return false;
+        }
+        client->out_sent += (size_t)n;
+        client->stalled_since_ms = now_ms();
+    }
+    free(client->out);
+    client->out = NULL;
+    return true;
+}
+
+static const struct control_command *command_find(const struct control *control, const char *name)
+{
+    for (const struct control_command *command = control->commands; command->name != NULL; command++) {
+        if (strcmp(command->name, name) == 0) {
+            return command;
+        }
+    }
+    return NULL;
+}
+
+static json_t *request_run(const struct control *control, const json_t *request, struct control_error *err)
+{
+    if (!json_is_object(request)) {
+        return control_fail(err, "invalid", "a request is one JSON object on one line");
+    }
+    const char *name = json_string_value(json_object_get(request, "cmd"));
+    if (name == NULL) {
+        return control_fail(err, "invalid", "the request has no \"cmd\" (a string)");
+    }
+    const struct control_command *command = command_find(control, name);
+    if (command == NULL) {
+        return control_fail(err, "unknown-command", "no command named '%s'", name);
+    }
+    return command->handler(control->ctx, request, err);
+}
+
+/* The answer to one line, newline included; NULL when out of memory. */
+static char *line_answer(const struct control *control, const char *line, size_t line_bytes, size_t *answer_bytes)
+{
+    struct control_error err = {.code = "failed", .message = "failed"};
+    json_t *request = json_loadb(line, line_bytes, JSON_REJECT_DUPLICATES, NULL);
+    json_t *result = request_run(control, request, &err);
+    json_t *id = request != NULL ? json_object_get(request, "id") : NULL;
+    json_t *answer =
+        result != NULL ? json_pack("{s:b, s:o}", "ok", 1, "result", result)
+                       : json_pack("{s:b, s:{s:s, s:s}}", "ok", 0, "error", "code", err.code, "message", err.message);
+    json_object_set(answer, "id", id != NULL ? id : json_null());
+    char *text = json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    json_decref(answer);
+    json_decref(request);
+    if (text == NULL) {
+        return NULL;
+    }
+    /* The terminating zero's place takes the newline: lengths are explicit from here. */
+    *answer_bytes = strlen(text) + 1;
+    text[*answer_bytes - 1] = '\n';
+    return text;
+}
+
+/* Answers whole lines until none is left or an answer cannot be sent at once. */
+static void client_serve(const struct control *control, struct client *client)
+{
+    while (client->out == NULL) {
+        char *newline = client->in_bytes > 0 ? memchr(client->in, '\n', client->in_bytes) : NULL;
+        if (newline == NULL) {
+            if (client->in_bytes >= CONTROL_MAX_LINE) {
+                log_warning("control client sent a line over %u bytes: dropped", CONTROL_MAX_LINE);
+                client_drop(client);
+            }
+            return;
+        }
+        size_t line_bytes = (size_t)(newline - client->in);
+        client->out = line_answer(control, client->in, line_bytes, &client->out_bytes);
+        client->out_sent = 0;
+        client->stalled_since_ms = now_ms();
+        client->in_bytes -= line_bytes + 1;
+        memmove(client->in, newline + 1, client->in_bytes);
+        if (client->out == NULL) {
+            client_drop(client);
+            return;
+        }
+        if (!client_send(client)) {
+            return;
+        }
+    }
+}
+
+static bool client_reserve(struct client *client)
+{
+    if (client->in_capacity - client->in_bytes >= READ_CHUNK) {
+        return true;
+    }
+    size_t capacity = client->in_capacity * 2 + READ_CHUNK;
+    char *grown = realloc(client->in, capacity);
+    if (grown == NULL) {
+        return false;
+    }
+    client->in = grown;
+    client->in_capacity = capacity;
+    return true;
+}
+
+static void client_receive(const struct control *control, struct client *client)
+{
+    if (!client_reserve(client)) {
+        client_drop(client);
+        return;
+    }
+    ssize_t n = recv(client->fd, client->in + client->in_bytes, READ_CHUNK, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return;
+    }
+    if (n <= 0) {
+        client_drop(client);
+        return;
+    }
+    client->in_bytes += (size_t)n;
+    client_serve(control, client);
+}
+
+static void client_accept(struct control *control)
+{
+    int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) {
+        return;
+    }
+    for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        if (control->clients[i].fd < 0) {
+            control->clients[i] = (struct client){.fd = fd};
+            return;
+        }
+    }
+    log_warning("control client refused: %d are connected", CONTROL_MAX_CLIENTS);
+    close(fd);
+}
+
+static void client_handle(struct control *control, struct client *client, short revents)
+{
+    if (client->out == NULL) {
+        if (revents != 0) {
+            client_receive(control, client);
+        }
+        return;
+    }
+    if (revents != 0 && !client_send(client)) {
+        return;
+    }
+    if (client->out == NULL) {
+        client_serve(control, client);
+    } else if (now_ms() - client->stalled_since_ms > STALL_LIMIT_MS) {
+        log_warning("control client does not read its answers: dropped");
+        client_drop(client);
+    }
+}
+
+static void *control_thread(void *arg)
+{
+    struct control *control = arg;
+    struct pollfd fds[CONTROL_MAX_CLIENTS + 2];
+    for (;;) {
+        int timeout_ms = -1;
+        for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+            const struct client *client = &control->clients[i];
+            bool sending = client->out != NULL;
+            fds[i] = (struct pollfd){.fd = client->fd, .events = sending ? POLLOUT : POLLIN};
+            timeout_ms = sending ? STALL_LIMIT_MS / 10 : timeout_ms;
+        }
+        fds[CONTROL_MAX_CLIENTS] = (struct pollfd){.fd = control->listen_fd, .events = POLLIN};
+        fds[CONTROL_MAX_CLIENTS + 1] = (struct pollfd){.fd = control->stop_fd, .events = POLLIN};
+        if (poll(fds, CONTROL_MAX_CLIENTS + 2, timeout_ms) < 0) {
+            continue;
+        }
+        if (fds[CONTROL_MAX_CLIENTS + 1].revents != 0) {
+            return NULL;
+        }
+        for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+            if (control->clients[i].fd >= 0) {
+                client_handle(control, &control->clients[i], fds[i].revents);
+            }
+        }
+        if (fds[CONTROL_MAX_CLIENTS].revents != 0) {
+            client_accept(control);
+        }
+    }
+}
+
+/* Removes a socket that nobody listens on. -EADDRINUSE: somebody does. -EEXIST: it is not a socket. */
+static int stale_remove(const struct sockaddr_un *address)
+{
+    struct stat st;
+    if (lstat(address->sun_path, &st) < 0) {
+        return errno == ENOENT ? 0 : -errno;
+    }
+    if (!S_ISSOCK(st.st_mode)) {
+        return -EEXIST;
+    }
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    int rc = connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 ? 0 : -errno;
+    close(fd);
+    if (rc != -ECONNREFUSED) {
+        return rc == 0 ? -EADDRINUSE : rc;
+    }
+    return unlink(address->sun_path) == 0 || errno == ENOENT ? 0 : -errno;
+}
+
+static int control_listen(struct control *control, const char *socket_path)
+{
+    control->address.sun_family = AF_UNIX;
+    if (strlen(socket_path) >= sizeof(control->address.sun_path)) {
+        return -ENAMETOOLONG;
+    }
+    strcpy(control->address.sun_path, socket_path);
+    int rc = stale_remove(&control->address);
+    if (rc < 0) {
+        return rc;
+    }
+    control->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (control->listen_fd < 0) {
+        return -errno;
+    }
+    /* The mode of an unbound socket becomes the file's mode at bind (unix_bind): there is no moment with another one.
+     */
+    if (fchmod(control->listen_fd, 0600) < 0 ||
+        bind(control->listen_fd, (const struct sockaddr *)&control->address, sizeof(control->address)) < 0) {
+        rc = -errno;
+        close(control->listen_fd);
+        return rc;
+    }
+    if (listen(control->listen_fd, CONTROL_MAX_CLIENTS) < 0) {
+        rc = -errno;
+        unlink(socket_path);
+        close(control->listen_fd);
+        return rc;
+    }
+    return 0;
+}
+
+/* Signals are for the main thread. */
+static int thread_start(struct control *control)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(&control->thread, NULL, control_thread, control);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return -rc;
+}
+
+int control_start(struct control **out, const char *socket_path, const struct control_command *commands, void *ctx)
+{
+    struct control *control = calloc(1, sizeof(*control));
+    if (control == NULL) {
+        return -ENOMEM;
+    }
+    control->commands = commands;
+    control->ctx = ctx;
+    for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        control->clients[i].fd = -1;
+    }
+    int rc = control_listen(control, socket_path);
+    if (rc < 0) {
+        goto free_control;
+    }
+    control->stop_fd = eventfd(0, EFD_CLOEXEC);
+    if (control->stop_fd < 0) {
+        rc = -errno;
+        goto close_socket;
+    }
+    rc = thread_start(control);
+    if (rc < 0) {
+        goto close_eventfd;
+    }
+    *out = control;
+    return 0;
+
+close_eventfd:
+    close(control->stop_fd);
+close_socket:
+    unlink(control->address.sun_path);
+    close(control->listen_fd);
+free_control:
+    free(control);
+    return rc;
+}
+
+void control_stop(struct control *control)
+{
+    if (control == NULL) {
+        return;
+    }
+    if (eventfd_write(control->stop_fd, 1) < 0) {
+        log_error("control: cannot stop: %s", strerror(errno));
+        return;
+    }
+    pthread_join(control->thread, NULL);
+    for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        if (control->clients[i].fd >= 0) {
+            client_drop(&control->clients[i]);
+        }
+    }
+    unlink(control->address.sun_path);
+    close(control->listen_fd);
+    close(control->stop_fd);
+    free(control);
+}

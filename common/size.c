@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT */
+#include "size.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Digits at the start of text. Signs and blanks, which strtoull would take, are not digits. */
+static int digits_parse(const char *text, const char **end, uint64_t *value)
+{
+    if (!isdigit((unsigned char)text[0])) {
+        return -EINVAL;
+    }
+    char *stop;
+    errno = 0;
+    unsigned long long parsed = strtoull(text, &stop, 10);
+    *end = stop;
+    if (errno == ERANGE) {
+        return -ERANGE;
+    }
+    *value = parsed;
+    return 0;
+}
+
+/* "", "K", "KiB" … → power of 1024 as a shift. -1: not a suffix. */
+static int suffix_shift(const char *suffix)
+{
+    static const char letters[] = "KMGT";
+    if (suffix[0] == '\0') {
+        return 0;
+    }
+    const char *letter = strchr(letters, toupper((unsigned char)suffix[0]));
+    if (letter == NULL || (suffix[1] != '\0' && strcmp(suffix + 1, "iB") != 0)) {
+        return -1;
+    }
+    return (int)(letter - letters + 1) * 10;
+}
+
+int size_parse(const char *text, uint64_t *bytes)
+{
+    const char *suffix;
+    uint64_t value = 0;
+    int rc = digits_parse(text, &suffix, &value);
+    if (rc == -EINVAL) {
+        return rc;
+    }
+    int shift = suffix_shift(suffix);
+    if (shift < 0) {
+        return -EINVAL;
+    }
+    if (rc == -ERANGE || value > ((uint64_t)INT64_MAX >> shift)) {
+        return -ERANGE;
+    }
+    *bytes = value << shift;
+    return 0;
+}
+
+int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *value)
+{
+    const char *end;
+    uint64_t parsed = 0;
+    int rc = digits_parse(text, &end, &parsed);
+    if (rc == -EINVAL || *end != '\0') {
+        return -EINVAL;
+    }
+    if (rc == -ERANGE || parsed < min || parsed > max) {
+        return -ERANGE;
+    }
+    *value = parsed;
+    return 0;
+}
