@@ -43,6 +43,14 @@ def format_bytes(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
+def exact_bytes(n_bytes: int) -> str:
+    """Return ``n_bytes`` as a size that `parse_bytes` reads back unchanged: ``4GiB``, ``1536MiB``, ``4097``."""
+    for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if n_bytes and n_bytes % factor == 0:
+            return f"{n_bytes // factor}{unit}"
+    return str(n_bytes)
+
+
 def parse_duration(text: str | float) -> float:
     """Return the seconds that ``text`` names: ``90``, ``90s``, ``5m``, ``1.5h``, ``200ms``.
 

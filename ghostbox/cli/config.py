@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox config``, ``ghostbox paths``, ``ghostbox completion``: about the installation itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+from rich.table import Table
+
+from ghostbox.cli.context import Context
+from ghostbox.cli.output import emit, output_options, plain
+from ghostbox.config import Config, Key, file_candidates, keys, load, validate_file
+from ghostbox.errors import NotFound
+
+_CONFIG_EXAMPLES = """\b
+Examples:
+  ghostbox config show --origin
+  ghostbox config validate ghostbox.yaml
+"""
+
+
+@click.group(epilog=_CONFIG_EXAMPLES)
+def config() -> None:
+    """Show and check the configuration."""
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  ghostbox config show
+  ghostbox config show --origin --json
+"""
+)
+@click.option("--origin", is_flag=True, help="Say where each value comes from.")
+@output_options
+@click.pass_obj
+def show(context: Context, origin: bool, output: str) -> None:
+    """Show every key with the value that holds."""
+    loaded = context.config()
+    emit(_show_data(loaded, origin=origin), output, lambda: _show_table(loaded, origin=origin))
+
+
+def _show_data(loaded: Config, *, origin: bool) -> dict[str, Any]:
+    values = {name: plain(_written(loaded, key)) for name, key in keys().items()}
+    if not origin:
+        return values
+    return {name: {"value": value, "origin": loaded.origin(name)} for name, value in values.items()}
+
+
+def _show_table(loaded: Config, *, origin: bool) -> Table:
+    table = Table(box=None, header_style="bold")
+    for title in ("key", "value", *(["origin"] if origin else [])):
+        table.add_column(title)
+    for name, key in keys().items():
+        written = _written(loaded, key)
+        shown = ", ".join(map(str, written)) if isinstance(written, tuple) else str(written)
+        table.add_row(name, shown, *([loaded.origin(name)] if origin else []))
+    return table
+
+
+def _written(loaded: Config, key: Key) -> Any:
+    """Return a value as people write it, with its unit."""
+    value = loaded.value(key.name)
+    if value is None:
+        return None
+    if key.attribute.endswith("_bytes"):
+        return exact_bytes(value)
+    if key.attribute.endswith("_s"):
+        return f"{value:g}s"
+    if isinstance(value, tuple):
+        return tuple(str(item) for item in value)
+    return value
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  ghostbox config validate
+  ghostbox config validate ghostbox.yaml
+"""
+)
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@output_options
+@click.pass_obj
+def validate(context: Context, file: Path | None, output: str) -> None:
+    """Check FILE, or the configuration that holds here."""
+    loaded = validate_file(file) if file is not None else load({}, context.config_file)
+    set_keys = [name for name in keys() if loaded.origin(name) != "default"]
+    what = str(file) if file is not None else "the configuration"
+    emit({"valid": True, "keys_set": set_keys}, output, lambda: f"{what} is valid: {len(set_keys)} keys set")
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  ghostbox config path
+"""
+)
+@output_options
+@click.pass_obj
+def path(context: Context, output: str) -> None:
+    """Show which configuration files are looked for, the strongest first."""
+    rows = [
+        {"role": found.role, "path": str(found.path), "exists": found.path.is_file()}
+        for found in file_candidates(context.config_file)
+    ]
+    table = Table(box=None, header_style="bold")
+    for title in ("role", "path", "exists"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(str(row["role"]), str(row["path"]), "yes" if row["exists"] else "no")
+    emit(rows, output, lambda: table)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox paths
+  ghostbox paths --json
+"""
+)
+@output_options
+@click.pass_obj
+def paths(context: Context, output: str) -> None:
+    """Show where programs and files are."""
+    found = context.paths
+    data = {
+        "memserver": str(found.memserver_program),
+        "pager": str(found.pager_program),
+        "shim": str(found.shim_library),
+        "state": str(found.state),
+        "runtime": str(found.runtime),
+        "cache": str(found.cache),
+        "images": str(found.images),
+        "config": str(found.config),
+    }
+    table = Table(box=None, show_header=False)
+    for name, place in data.items():
+        table.add_row(name, place)
+    emit(data, output, lambda: table)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox completion bash > ~/.local/share/bash-completion/completions/ghostbox
+  ghostbox completion zsh > ~/.zfunc/_ghostbox
+  ghostbox completion fish > ~/.config/fish/completions/ghostbox.fish
+"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print a completion script for a shell."""
+    found = get_completion_class(shell)
+    if found is None:
+        raise NotFound(f"no completion for the shell {shell}")
+    script = found(ctx.find_root().command, {}, "ghostbox", "_GHOSTBOX_COMPLETE").source()
+    click.echo(script)

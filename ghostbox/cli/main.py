@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""The command ``ghostbox``: its global options, where each subcommand lives, and the one place that catches errors.
+
+A subcommand's module is imported when the command is run: start-up stays fast, and a module that cannot be imported
+breaks its own command only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+from ghostbox import __version__
+from ghostbox.cli import options
+from ghostbox.cli.context import Context
+from ghostbox.errors import GhostboxError, Interrupted
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a subcommand lives (its module) and its line in ``ghostbox --help``."""
+
+    module: str
+    help: str
+
+
+GROUPS: Mapping[str, Mapping[str, Command]] = {
+    "Virtual machines": {
+        "up": Command("ghostbox.cli.vm", "Create and start a VM with the RAM of the donors."),
+        "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
+        "shell": Command("ghostbox.cli.vm", "Log in by SSH, or run one command."),
+        "list": Command("ghostbox.cli.vm", "List the VMs."),
+        "info": Command("ghostbox.cli.vm", "Show what a VM is made of."),
+        "status": Command("ghostbox.cli.vm", "Show whether a VM runs and how its memory does."),
+        "logs": Command("ghostbox.cli.vm", "Show the logs of a VM, its pager and its donors."),
+        "console": Command("ghostbox.cli.vm", "Attach to the serial console."),
+        "wait": Command("ghostbox.cli.vm", "Wait until a VM is ready."),
+        "delete": Command("ghostbox.cli.vm", "Delete a VM and its disk."),
+    },
+    "Donors": {
+        "memserver": Command("ghostbox.cli.memserver", "Lend this machine's RAM."),
+        "donor": Command("ghostbox.cli.donor", "Look at donors and their leases."),
+    },
+    "Images": {
+        "image": Command("ghostbox.cli.image", "Build, import, list and delete guest images."),
+    },
+    "This installation": {
+        "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
+        "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
+        "config": Command("ghostbox.cli.config", "Show and check the configuration."),
+        "paths": Command("ghostbox.cli.config", "Show where programs and files are."),
+        "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
+    },
+}
+ALIASES: Mapping[str, str] = {"stop": "down", "ssh": "shell", "ls": "list", "rm": "delete"}
+
+_EXAMPLES = """\b
+Examples:
+  ghostbox demo                                  see it work on this machine
+  ghostbox memserver --size 16G                  on a donor: lend 16 GiB
+  ghostbox up --remote-memory 16G --donor tower  on the host: a VM with 16 GiB more
+  ghostbox shell                                 log in
+
+-c, -v, -q and --no-color may also stand behind the command. Every option can be given in the environment:
+--remote-memory is GHOSTBOX_REMOTE_MEMORY.
+"""
+
+
+def commands() -> dict[str, Command]:
+    """Return every subcommand by its name."""
+    return {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for, and listed in sections."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(commands())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is no such name."""
+        entry = commands().get(ALIASES.get(cmd_name, cmd_name))
+        return None if entry is None else _import(ALIASES.get(cmd_name, cmd_name), entry.module)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or fail with the nearest name."""
+        name = args[0]
+        if not name.startswith("-") and name not in commands() and name not in ALIASES:
+            near = difflib.get_close_matches(name, [*commands(), *ALIASES], n=1)
+            ctx.fail(f"No such command '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by section, without importing them."""
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, command.help) for name, command in group.items()], col_max=12)
+        with formatter.section("Aliases"):
+            formatter.write_text(", ".join(f"{alias} = {name}" for alias, name in ALIASES.items()))
+
+
+def _import(name: str, module_name: str) -> click.Command:
+    try:
+        members = vars(importlib.import_module(module_name)).values()
+    except (ImportError, SyntaxError) as err:
+        raise _broken(name, module_name, str(err)) from err
+    command = next((found for found in members if isinstance(found, click.Command) and found.name == name), None)
+    if command is None:
+        raise _broken(name, module_name, "it is not there")
+    _flatten_env(command)
+    return options.add_global_options(command)
+
+
+def _broken(name: str, module_name: str, why: str) -> GhostboxError:
+    return GhostboxError(
+        f"cannot load the command '{name}' from {module_name}",
+        why=why,
+        hint="install GhostBox again: ./bootstrap install",
+    )
+
+
+def _flatten_env(command: click.Command) -> None:
+    """Let ``GHOSTBOX_<OPTION>`` set the option of every command (click would want ``GHOSTBOX_<COMMAND>_<OPTION>``)."""
+    command.context_settings["auto_envvar_prefix"] = "GHOSTBOX"
+    if isinstance(command, click.Group):
+        for nested in command.commands.values():
+            _flatten_env(nested)
+
+
+@click.group(
+    cls=LazyGroup,
+    params=options.global_options(hidden=False),
+    epilog=_EXAMPLES,
+    context_settings={"auto_envvar_prefix": "GHOSTBOX", "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="ghostbox", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """One Linux VM with the RAM of all your machines."""
+    ctx.ensure_object(Context).set_up_log()
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code; every error ends here."""
+    context = Context(output=_wanted_output(argv))
+    try:
+        result: Any = cli.main(list(argv), prog_name="ghostbox", obj=context, standalone_mode=False)
+    except GhostboxError as err:
+        return _report(err, context)
+    except click.ClickException as err:
+        return _report(_usage(err), context, exit_code=err.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _report(Interrupted("interrupted"), context)
+    except Exception as err:
+        bug = GhostboxError(
+            f"internal error: {type(err).__name__}: {err}", hint="run it again with -vv and report what it prints"
+        )
+        return _report(bug, context)
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _usage(err: click.ClickException) -> GhostboxError:
+    command = err.ctx.command_path if isinstance(err, click.UsageError) and err.ctx else "ghostbox"
+    return GhostboxError(err.format_message(), hint=f"{command} --help")
+
+
+def _wanted_output(argv: Sequence[str]) -> str:
+    """Guess the format before the command line is parsed: a wrong command line is reported in it too."""
+    words = list(argv[: argv.index("--")] if "--" in argv else argv)
+    wanted = [new for old, new in itertools.pairwise(words) if old in {"-o", "--output"}]
+    wanted += [word.partition("=")[2] for word in words if word.startswith("--output=")]
+    as_json = "--json" in words or "-ojson" in words or "json" in wanted
+    return "json" if as_json or os.environ.get("GHOSTBOX_OUTPUT") == "json" else "table"
+
+
+def _report(err: GhostboxError, context: Context, *, exit_code: int | None = None) -> int:
+    code = err.exit_code if exit_code is None else exit_code
+    if context.verbosity >= 2:
+        traceback.print_exc()
+    if context.output == "json":
+        parts = {"kind": type(err).__name__, "message": err.message, "why": err.why, "hint": err.hint}
+        click.echo(json.dumps({"error": {**parts, "exit_code": code}}), err=True)
+        return code
+    plain = context.color is False or "NO_COLOR" in os.environ
+    lines = [("error", "red", err.message), ("why", "yellow", err.why), ("fix", "green", err.hint)]
+    for word, color, text in lines:
+        if text:
+            click.echo(
+                f"{click.style(word + ':', fg=color, bold=True)} {text}", err=True, color=False if plain else None
+            )
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ghostbox import units
+from ghostbox.cli.context import Context
+from ghostbox.config import kinds
+from ghostbox.errors import GhostboxError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Bytes(click.ParamType[int]):
+    """A size; the command receives bytes (``4GiB`` → 4294967296)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a size."""
+        try:
+            return units.parse_bytes(value)
+        except GhostboxError as err:
+            self.fail(_sentence(err), param, ctx)
+
+
+class Seconds(click.ParamType[float]):
+    """A duration; the command receives seconds (``5m`` → 300.0)."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse a duration."""
+        try:
+            return units.parse_duration(value)
+        except GhostboxError as err:
+            self.fail(_sentence(err), param, ctx)
+
+
+class VmName(click.ParamType[str]):
+    """The name of a VM."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check a name."""
+        try:
+            return str(kinds.VM_NAME.parse(value))
+        except GhostboxError as err:
+            self.fail(_sentence(err), param, ctx)
+
+
+BYTES = Bytes()
+SECONDS = Seconds()
+VM_NAME = VmName()
+
+
+def name_argument(function: F) -> F:
+    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: ``vm.name``)."""
+    return click.argument("name", required=False, type=VM_NAME)(function)
+
+
+def yes_option(function: F) -> F:
+    """Give a command ``-y/--yes``; it receives ``yes: bool``."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def timeout_option(default: str, text: str) -> Callable[[F], F]:
+    """Give a command ``--timeout DURATION``; it receives ``timeout: float`` in seconds."""
+    return click.option("--timeout", type=SECONDS, default=default, show_default=True, help=text)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+        click.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} cannot be asked without a terminal", hint="add --yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def add_global_options(command: click.Command) -> click.Command:
+    """Let ``-c``, ``-v``, ``-q``, ``--no-color`` also stand behind a command's name; twice is harmless."""
+    if isinstance(command, click.Group):
+        for nested in command.commands.values():
+            add_global_options(nested)
+    taken = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
+    for option in global_options(hidden=True):
+        if not taken.intersection(option.opts):
+            command.params.append(option)
+    return command
+
+
+def global_options(*, hidden: bool) -> list[click.Option]:
+    """Return the options that every command takes."""
+    return [
+        click.Option(
+            ["-c", "--config"],
+            type=click.Path(dir_okay=False),
+            help="Configuration file instead of ./ghostbox.yaml.",
+            callback=_set_config,
+            expose_value=False,
+            hidden=hidden,
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            count=True,
+            help="Say more; -vv for debugging, with tracebacks.",
+            callback=_set_verbose,
+            expose_value=False,
+            hidden=hidden,
+        ),
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            help="Errors only.",
+            callback=_set_quiet,
+            expose_value=False,
+            hidden=hidden,
+        ),
+        click.Option(
+            ["--no-color"],
+            is_flag=True,
+            help="No colors (NO_COLOR does the same).",
+            callback=_set_no_color,
+            expose_value=False,
+            hidden=hidden,
+        ),
+    ]
+
+
+def _context(ctx: click.Context) -> Context:
+    return ctx.ensure_object(Context)
+
+
+def _set_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        _context(ctx).config_file = Path(value)
+
+
+def _set_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:
+    if value:
+        _context(ctx).verbosity = max(value, _context(ctx).verbosity)
+        _context(ctx).set_up_log()
+
+
+def _set_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        _context(ctx).verbosity = -1
+        _context(ctx).set_up_log()
+
+
+def _set_no_color(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        _context(ctx).color = False
+        _context(ctx).set_up_log()
+
+
+def _sentence(err: GhostboxError) -> str:
+    return err.message if err.hint is None else f"{err.message}; {err.hint}"
