@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""uvicorn inside our own event loop: signals stay ours, log records go where all others go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+_MAX_REQUESTS = 64
+_GRACE_S = 3
+
+
+class HttpServer(uvicorn.Server):
+    """Serves ``app`` on sockets that are given to ``serve``; ``ready`` is set when it accepts."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=_MAX_REQUESTS,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signal handlers alone."""
+        yield

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""One memserver of a name at a time: a lock that the kernel drops when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ghostbox.errors import GhostboxError, Refused
+
+
+@contextmanager
+def name_lock(name: str, directory: Path) -> Iterator[None]:
+    """Hold the lock of the memserver called ``name``; its file names our pid, for the one who finds it locked.
+
+    Raises:
+        Refused: another process holds it.
+        GhostboxError: ``directory`` cannot be made or written.
+    """
+    path = directory / "lock"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = _lock_file(path)
+    except BlockingIOError as err:
+        holder = path.read_text().strip() or "unknown"
+        raise Refused(
+            f"memserver '{name}' is already running (pid {holder})",
+            hint=f"choose another --name, or end that one: kill {holder}",
+        ) from err
+    except OSError as err:
+        raise GhostboxError(
+            f"cannot use {directory}: {err.strerror}",
+            hint="run as a user who may write there, or set GHOSTBOX_RUNTIME_DIR",
+        ) from err
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still locked, so it is ours
+        os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int:
+    """Open and lock the file; again if its last holder removed it between the two."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

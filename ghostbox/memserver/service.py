@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""One running memserver: from its options to its end.
+
+    checks → lock → control port → data plane (adopted or started) → leases reconciled → serving
+    serving ──data plane died──► restarted, leases of a new incarnation ──► serving
+    serving ──SIGTERM/SIGINT──► draining ──last lease released──► ended (0)
+                                         ──--drain-timeout──────► ended (124), leases given up
+                                         ──second signal────────► ended (130), leases given up
+
+Everything that blocks (the data plane's start, its control socket) runs in threads; the loop only waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted, ProgramError
+from ghostbox.memserver import records
+from ghostbox.memserver.app import make_app
+from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
+from ghostbox.memserver.http_server import HttpServer
+from ghostbox.memserver.leases import LeaseBook
+from ghostbox.memserver.lock import name_lock
+from ghostbox.memserver.opening import ServiceOptions, check_options, listen, open_plane
+from ghostbox.paths import Paths
+from ghostbox.processes import ControlError
+from ghostbox.units import format_duration
+
+_log = logging.getLogger(__name__)
+
+_MAX_RESTARTS = 5
+_RESTART_WINDOW_S = 60.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is said once the memserver serves."""
+
+    name: str
+    control_address: str
+    nbd_address: str
+    size_bytes: int
+    leases: int
+    adopted: bool
+    incarnation: str
+    pid: int
+    data_plane_pid: int
+
+
+def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]) -> None:
+    """Run a memserver in the foreground until it is told to end.
+
+    Raises:
+        UsageError: an option is wrong.
+        Refused: more than may be lent, another memserver of that name, an address that needs ``insecure``.
+        ProgramError: the data plane cannot be started, or dies again and again.
+        DeadlineExceeded: ``drain_timeout_s`` passed with leases still held; their memory is gone.
+        Interrupted: a second signal came with leases still held; their memory is gone.
+    """
+    options = check_options(options)
+    runtime, state = paths.memserver_runtime(options.name), paths.memserver_state(options.name)
+    with name_lock(options.name, runtime):
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as err:
+            raise GhostboxError(
+                f"cannot use {state}: {err.strerror}",
+                hint="run as a user who may write there, or set GHOSTBOX_STATE_DIR",
+            ) from err
+        with contextlib.closing(listen(options.bind, options.control_port)) as listener:
+            settings = PlaneSettings(
+                program=paths.memserver_program,
+                control_socket=runtime / "control.sock",
+                log_path=state / "memserver.log",
+                bind=options.bind,
+                port=options.nbd_port,
+                size_bytes=0,
+            )
+            asyncio.run(_Service(options, settings, listener, on_ready).run(state / "leases.json"))
+    with contextlib.suppress(OSError):
+        runtime.rmdir()
+
+
+class _Service:
+    """The running memserver. ``_wake`` is set by everything that may end a wait."""
+
+    def __init__(
+        self,
+        options: ServiceOptions,
+        settings: PlaneSettings,
+        listener: socket.socket,
+        on_ready: Callable[[Ready], None],
+    ) -> None:
+        self._options = options
+        self._settings = settings
+        self._listener = listener
+        self._on_ready = on_ready
+        self._wake = asyncio.Event()
+        self._n_signals = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
+
+    async def run(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        kept = await asyncio.to_thread(records.load, path)
+        plane, adopted = await asyncio.to_thread(open_plane, self._options, self._settings, kept.plane)
+
+        def changed() -> None:
+            loop.call_soon_threadsafe(self._wake.set)
+
+        book = LeaseBook(plane, path, kept, changed)
+        try:
+            await asyncio.to_thread(book.reconcile)
+            await self._serve(book, adopted)
+        except BaseException:
+            if not book.count() and book.plane.alive():
+                await asyncio.to_thread(book.stop_plane)
+            raise
+        finally:
+            book.plane.close()
+
+    async def _serve(self, book: LeaseBook, adopted: bool) -> None:
+        server = HttpServer(make_app(self._options.name, book))
+        serving = self._task(server.serve([self._listener]))
+        watching = self._task(self._watch(book))
+        try:
+            await self._wait_for(server.ready.is_set)
+            self._on_ready(await asyncio.to_thread(self._ready, book, adopted))
+            await self._wait_for(lambda: self._n_signals > 0)
+            failure = await self._drain(book)
+        finally:
+            watching.cancel()
+            server.should_exit = True
+            await asyncio.wait([serving, watching])
+        await asyncio.to_thread(book.stop_plane)
+        if failure is not None:
+            raise failure
+
+    def _task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda done: self._wake.set())
+        self._tasks.append(task)
+        return task
+
+    def _ready(self, book: LeaseBook, adopted: bool) -> Ready:
+        status = book.status()
+        control_port = self._listener.getsockname()[1]
+        host = f"[{self._options.bind}]" if ":" in self._options.bind else self._options.bind
+        return Ready(
+            name=self._options.name,
+            control_address=f"{host}:{control_port}",
+            nbd_address=f"{host}:{status.plane.port}",
+            size_bytes=status.plane.size_bytes,
+            leases=status.n_leases,
+            adopted=adopted,
+            incarnation=status.incarnation,
+            pid=os.getpid(),
+            data_plane_pid=status.plane.pid,
+        )
+
+    def _signalled(self) -> None:
+        self._n_signals += 1
+        self._wake.set()
+
+    async def _wait_for(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until ``condition`` holds; False if it did not within ``timeout_s``.
+
+        Raises:
+            GhostboxError: one of the tasks failed meanwhile.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._wake.clear()
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+                    raise ProgramError("the HTTP server of the memserver ended by itself")
+            if condition():
+                return True
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), left_s)
+
+    async def _drain(self, book: LeaseBook) -> GhostboxError | None:
+        """Wait until no lease is left; returns what to report if some had to be given up."""
+        book.drain()
+        if not book.count():
+            return None
+        await asyncio.to_thread(self._say_who_holds, book)
+        emptied = await self._wait_for(lambda: not book.count() or self._n_signals > 1, self._options.drain_timeout_s)
+        if not book.count():
+            return None
+        n_leases = book.count()
+        book.give_up()
+        message = f"memserver '{self._options.name}' ended with {n_leases} leases held: their memory is lost"
+        if emptied:
+            return Interrupted(message, why="a second signal came")
+        waited = format_duration(self._options.drain_timeout_s)
+        return DeadlineExceeded(message, why=f"they were not released within {waited}")
+
+    def _say_who_holds(self, book: LeaseBook) -> None:
+        try:
+            lines = [str(lease) for lease in book.all()]
+        except ControlError as err:
+            lines = [err.message]
+        waits = format_duration(self._options.drain_timeout_s)
+        _log.warning(
+            "leases are held; no new ones are given, waiting %s for their release (a second signal ends at once):\n%s",
+            waits,
+            "\n".join(f"  {line}" for line in lines),
+        )
+
+    async def _watch(self, book: LeaseBook) -> None:
+        """Restart the data plane whenever it dies."""
+        while True:
+            await _readable(book.plane.pidfd)
+            _log.error("the data plane (pid %d) died: %s", book.plane.record.pid, _how_it_ended(book.plane))
+            if len(self._restarts) == _MAX_RESTARTS and time.monotonic() - self._restarts[0] < _RESTART_WINDOW_S:
+                raise ProgramError(
+                    f"the data plane died {_MAX_RESTARTS + 1} times within {format_duration(_RESTART_WINDOW_S)}",
+                    hint=f"its log is {self._settings.log_path}",
+                )
+            self._restarts.append(time.monotonic())
+            try:
+                start_again = partial(DataPlane.start, book.plane.settings)
+                n_lost = await asyncio.to_thread(book.replace_plane, start_again)
+            except ControlError as err:
+                if err.code != "gone":
+                    raise
+                _log.error("the new data plane does not answer: %s", err)
+                continue  # it is dead already: its pidfd says so
+            _log.warning("the data plane was restarted with empty memory; %d leases lost their content", n_lost)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _how_it_ended(plane: DataPlane) -> str:
+    status = plane.exit_status()
+    if status is None:
+        return "its exit status is unknown, it was adopted"
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
