@@ -14,6 +14,7 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.output import emit, output_options, plain
 from ghostbox.config import Config, Key, file_candidates, keys, load, validate_file
 from ghostbox.errors import NotFound
+from ghostbox.units import exact_bytes
 
 _CONFIG_EXAMPLES = """\b
 Examples:
