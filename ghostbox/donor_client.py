@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: MIT
+"""The control API of one donor, from the host's side. The only importer of httpx.
+
+What can go wrong, and as what it is raised:
+
+    nobody answers, or something that is no donor       NoAnswer
+    the donor refuses                                   DonorError, with the donor's own message and hint
+        no such lease                                   NotFound
+        lease name taken                                LeaseExists
+        more than it has free                           DonorTooSmall
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, LeaseExists, NotFound, UsageError
+
+CONTROL_PORT = 10810
+_NBD_GREETING = b"NBDMAGIC"  # NBD specification, "fixed newstyle negotiation"
+_FOREIGN_API = "it does not speak the donors' API"
+_PROBE_TIMEOUT_S = 1.0
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
+
+
+class NoAnswer(DonorError):
+    """Nobody answers at a donor's address, or something that is no donor; whether a request was heard is unknown."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a donor's control API is."""
+
+    host: str
+    port: int = CONTROL_PORT
+
+    def __str__(self) -> str:
+        return f"{self.url_host}:{self.port}"
+
+    @property
+    def url_host(self) -> str:
+        """The host as URLs write it: IPv6 addresses in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who uses a lease: the host, and the VM on it."""
+
+    host: str
+    vm: str
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.vm}"
+
+
+@dataclass(frozen=True)
+class DonorStatus:
+    """A donor's account of itself. ``address`` is where it was asked; ``leases`` counts them."""
+
+    address: str
+    name: str
+    version: str
+    incarnation: str
+    nbd_port: int
+    size_bytes: int
+    exported_bytes: int
+    free_bytes: int
+    resident_bytes: int
+    leases: int
+    draining: bool
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease on the donor at ``donor_address``; another ``incarnation`` is other memory."""
+
+    donor_address: str
+    nbd_port: int
+    name: str
+    export: str
+    size_bytes: int
+    resident_bytes: int
+    incarnation: str
+    holder: Holder
+    created_at: datetime
+    connections: int
+    idle_s: float
+
+
+def parse_address(text: str) -> Address:
+    """Return the address that ``host``, ``host:port`` or ``[IPv6]:port`` names; the port defaults to 10810.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = _ADDRESS.fullmatch(text.strip())
+    port = CONTROL_PORT if match is None or match["port"] is None else int(match["port"])
+    if match is None or not 1 <= port <= 65535:
+        hint = "write HOST, HOST:PORT or [IPV6]:PORT"
+        if text.count(":") > 1 and "[" not in text:
+            hint = f"write an IPv6 address in brackets: [{text}]"
+        raise UsageError(f"'{text}' is not the address of a donor", hint=hint)
+    return Address(match["six"] or match["host"], port)
+
+
+class DonorClient:
+    """Talks to one donor; use it as a context manager. Not for several threads at once."""
+
+    def __init__(self, address: str, *, timeout_s: float = 15.0, connect_timeout_s: float = 5.0) -> None:
+        """Prepare to talk to ``address`` (``host[:port]``); nothing is sent yet.
+
+        Raises:
+            UsageError: ``address`` cannot be read.
+        """
+        self.address = parse_address(address)
+        self._http = httpx.Client(
+            base_url=f"http://{self.address}",
+            timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
+            trust_env=False,  # a web proxy has no business between a host and its donors
+        )
+        self._nbd_port: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def status(self) -> DonorStatus:
+        """Return the donor's sizes and state."""
+        fields = self._dict(self._request("GET", "/v1/status"))
+        try:
+            status = DonorStatus(address=str(self.address), **_known(DonorStatus, fields))
+        except TypeError as err:
+            raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
+        self._nbd_port = status.nbd_port
+        return status
+
+    def leases(self) -> list[Lease]:
+        """Return all leases of the donor, whoever holds them."""
+        answer = self._request("GET", "/v1/leases")
+        if not isinstance(answer, list):
+            raise self._no_donor(_FOREIGN_API)
+        return [self._lease(item) for item in answer]
+
+    def lease(self, name: str) -> Lease:
+        """Return one lease.
+
+        Raises:
+            NotFound: no such lease, or its memory was lost.
+        """
+        return self._lease(self._request("GET", f"/v1/leases/{quote(name, safe='')}"))
+
+    def create_lease(self, name: str, size_bytes: int, holder: Holder) -> Lease:
+        """Make a lease; its export reads as zeroes.
+
+        Raises:
+            LeaseExists: the name is taken.
+            DonorTooSmall: less is free.
+        """
+        body = {"name": name, "size_bytes": size_bytes, "holder": {"host": holder.host, "vm": holder.vm}}
+        self._nbd_port_of_donor()  # before anything is made that would have to be undone
+        return self._lease(self._request("POST", "/v1/leases", json=body))
+
+    def release_lease(self, name: str, *, force: bool = False) -> None:
+        """End a lease; its content is gone.
+
+        Raises:
+            NotFound: no such lease.
+            DonorError: connections are open and not ``force``.
+        """
+        path = f"/v1/leases/{quote(name, safe='')}"
+        self._request("DELETE", path, params={"force": "true" if force else "false"})
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TransportError as err:
+            raise self._unanswered(err) from err
+        if answer.status_code == 204:
+            return None
+        try:
+            document = answer.json()
+        except ValueError as err:
+            raise self._no_donor(_describe_server(answer)) from err
+        if answer.is_success:
+            return document
+        raise self._refusal(answer, document)
+
+    def _refusal(self, answer: httpx.Response, document: Any) -> GhostboxError:
+        """Return the error that the donor's answer stands for."""
+        error = document.get("error") if isinstance(document, dict) else None
+        if not isinstance(error, dict) or not {"code", "message"} <= error.keys():
+            return self._no_donor(_describe_server(answer))
+        code, hint = error["code"], error.get("hint")
+        message = f"donor {self.address}: {error['message']}"
+        if code == "exists":
+            return LeaseExists(message, hint=hint)
+        if code == "too-small":
+            return DonorTooSmall(message, hint=hint)
+        if code == "not-found":
+            return NotFound(message, hint=hint or f"ghostbox donor leases {self.address}")
+        if code == "unavailable":
+            return NoAnswer(message, hint=hint)
+        return DonorError(message, hint=hint)
+
+    def _unanswered(self, err: httpx.TransportError) -> DonorError:
+        """Return the error for a request that got no HTTP answer, with what can be found out about the reason."""
+        if _greets_as_nbd(self.address):
+            return NoAnswer(
+                f"{self.address} is an NBD server, not a donor's control API",
+                hint=f"give the control port, usually {CONTROL_PORT}: {self.address.url_host}:{CONTROL_PORT}",
+            )
+        if isinstance(err, httpx.ConnectTimeout):
+            return self._unreachable("no answer in time: is the machine on, does a firewall drop the port?")
+        if isinstance(err, httpx.TimeoutException):
+            return NoAnswer(
+                f"donor {self.address} took the connection and did not answer in time",
+                hint="see whether the memserver there hangs: its log, or ghostbox memserver's terminal",
+            )
+        if isinstance(err, httpx.ConnectError):
+            return self._unreachable(_system_reason(err))
+        return self._no_donor("it does not speak HTTP")
+
+    def _unreachable(self, why: str) -> NoAnswer:
+        return NoAnswer(
+            f"cannot reach donor {self.address}",
+            why=why,
+            hint="start one there: ghostbox memserver, with --bind on an address that this host reaches",
+        )
+
+    def _no_donor(self, why: str) -> NoAnswer:
+        return NoAnswer(
+            f"something answers at {self.address}, but it is not a GhostBox donor",
+            why=why,
+            hint=f"check the port: a donor's control API is usually at {CONTROL_PORT}",
+        )
+
+    def _dict(self, document: Any) -> dict[str, Any]:
+        if not isinstance(document, dict):
+            raise self._no_donor(_FOREIGN_API)
+        return document
+
+    def _lease(self, document: Any) -> Lease:
+        fields = self._dict(document)
+        try:
+            more: dict[str, Any] = {
+                "donor_address": str(self.address),
+                "nbd_port": self._nbd_port_of_donor(),
+                "holder": Holder(**fields["holder"]),
+                "created_at": datetime.fromisoformat(fields["created_at"]),
+            }
+            return Lease(**_known(Lease, fields), **more)
+        except (KeyError, TypeError, ValueError) as err:
+            raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
+
+    def _nbd_port_of_donor(self) -> int:
+        return self.status().nbd_port if self._nbd_port is None else self._nbd_port
+
+
+def _known(kind: type[DonorStatus] | type[Lease], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return those of an answer's fields that can be taken as they are; a newer donor may send more."""
+    made_here = {"address", "donor_address", "nbd_port", "holder", "created_at"} if kind is Lease else {"address"}
+    return {key: value for key, value in fields.items() if key in kind.__dataclass_fields__.keys() - made_here}
+
+
+def _describe_server(answer: httpx.Response) -> str:
+    server = answer.headers.get("server")
+    return f"an HTTP server{f' ({server})' if server else ''} that answers {answer.status_code}"
+
+
+def _system_reason(err: httpx.ConnectError) -> str:
+    """Return what the system said about a failed connection: "Connection refused", "Name or service not known"."""
+    cause: BaseException | None = err
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return f"the name cannot be resolved: {cause.strerror}"
+        if isinstance(cause, OSError) and cause.strerror:
+            refused = isinstance(cause, ConnectionRefusedError)
+            return "connection refused: nothing listens on that port" if refused else cause.strerror.lower()
+        cause = cause.__cause__ or cause.__context__
+    return str(err)
+
+
+def _greets_as_nbd(address: Address) -> bool:
+    """Tell whether an NBD server listens there: it speaks first."""
+    try:
+        with socket.create_connection((address.host, address.port), timeout=_PROBE_TIMEOUT_S) as sock:
+            return sock.recv(len(_NBD_GREETING), socket.MSG_WAITALL) == _NBD_GREETING
+    except OSError:
+        return False

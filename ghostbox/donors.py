@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""Several donors at once: asked in parallel, and leases made all or none.
+
+Every function reports all donors that failed, not only the first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, NoAnswer, parse_address
+from ghostbox.errors import DonorError, GhostboxError, NotFound
+
+_log = logging.getLogger(__name__)
+
+_MAX_THREADS = 16
+_UNDO_WAIT_S = 30.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A lease that is to be made."""
+
+    donor_address: str
+    lease_name: str
+    size_bytes: int
+    holder: Holder
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one donor said: its status, or why there is none."""
+
+    address: str
+    status: DonorStatus | None
+    error: GhostboxError | None
+
+
+def survey(addresses: Sequence[str]) -> list[Survey]:
+    """Ask donors for their status; one that fails is part of the result."""
+
+    def ask(address: str) -> DonorStatus:
+        with DonorClient(address) as client:
+            return client.status()
+
+    futures = _in_parallel(ask, addresses)
+    return [
+        Survey(address, None if _failure(future) else future.result(), _failure(future))
+        for address, future in zip(addresses, futures, strict=True)
+    ]
+
+
+def query(addresses: Sequence[str]) -> list[DonorStatus]:
+    """Return the status of each donor, in the order of ``addresses``.
+
+    Raises:
+        GhostboxError: some failed; the one error, or one that lists them all.
+    """
+    found = survey(addresses)
+    _raise_together([item.error for item in found if item.error is not None])
+    return [item.status for item in found if item.status is not None]
+
+
+def acquire(assignments: Sequence[Assignment]) -> list[Lease]:
+    """Make all leases, or none: if one fails, or the user interrupts, those already made are released.
+
+    Raises:
+        LeaseExists: a name is taken.
+        DonorTooSmall: a donor has less free than it was to give.
+        GhostboxError: any other failure, or a list of several.
+    """
+    futures: list[Future[Lease]] = []
+    try:
+        _in_parallel(_create, assignments, into=futures)
+        _raise_together([error for future in futures if (error := _failure(future)) is not None])
+        return [future.result() for future in futures]
+    except BaseException:
+        _undo(assignments, futures)
+        raise
+
+
+def release(leases: Sequence[Lease], *, force: bool = False) -> None:
+    """Release leases; one that is gone already is no error.
+
+    Raises:
+        GhostboxError: some could not be released; the others are.
+    """
+
+    def give_back(lease: Lease) -> None:
+        with DonorClient(lease.donor_address) as client:
+            try:
+                client.release_lease(lease.name, force=force)
+            except NotFound as err:
+                _log.debug("%s", err)
+
+    futures = _in_parallel(give_back, leases)
+    _raise_together([error for future in futures if (error := _failure(future)) is not None])
+
+
+def nbd_uri(address: str, lease: Lease) -> str:
+    """Return the NBD URI of a lease on the donor at ``address`` (``host[:port]`` of its control API)."""
+    return f"nbd://{parse_address(address).url_host}:{lease.nbd_port}/{lease.export}"
+
+
+def _create(assignment: Assignment) -> Lease:
+    with DonorClient(assignment.donor_address) as client:
+        return client.create_lease(assignment.lease_name, assignment.size_bytes, assignment.holder)
+
+
+def _undo(assignments: Sequence[Assignment], futures: Sequence[Future[Lease]]) -> None:
+    """Release what was made, and what may have been made although no answer came."""
+    wait(futures, timeout=_UNDO_WAIT_S)  # an interrupt may have come while they were at work
+    for assignment, future in zip(assignments, futures, strict=False):
+        if not future.done() or future.cancelled():
+            continue
+        error = _failure(future)
+        if error is not None and not isinstance(error, NoAnswer):
+            continue
+        try:
+            with DonorClient(assignment.donor_address) as client:
+                if error is None or client.lease(assignment.lease_name).holder == assignment.holder:
+                    client.release_lease(assignment.lease_name)
+        except NotFound:
+            continue
+        except GhostboxError as err:
+            level = logging.WARNING if error is None else logging.DEBUG
+            _log.log(level, "lease %s could not be released: %s", assignment.lease_name, err)
+
+
+def _in_parallel(work: Callable[[T], R], items: Sequence[T], *, into: list[Future[R]] | None = None) -> list[Future[R]]:
+    """Run ``work`` on every item in a thread of its own; returns when all are done, in the order of ``items``."""
+    futures: list[Future[R]] = [] if into is None else into
+    with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
+        futures.extend(pool.submit(work, item) for item in items)
+    return futures
+
+
+def _failure(future: Future[R]) -> GhostboxError | None:
+    """Return the error a piece of work ended with; one that is no GhostboxError is our own mistake and goes through."""
+    error = future.exception()
+    if error is None or isinstance(error, GhostboxError):
+        return error
+    raise error
+
+
+def _raise_together(errors: Sequence[GhostboxError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise DonorError(
+            f"{len(errors)} donors failed",
+            why="\n".join(f"{err.message}: {err.why}" if err.why else err.message for err in errors),
+            hint=next((err.hint for err in errors if err.hint), None),
+        )
