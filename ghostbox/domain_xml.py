@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""The libvirt domain of a VM, from its plan; and the check that a domain is safe for remote memory. Pure.
+
+Node 0 is ordinary memory with all CPUs; node 1 has no CPU and is the one memfd that QEMU maps shared, by which the
+shim knows it. SLIT and HMAT tell the guest the truth about node 1, so that its kernel makes a lower memory tier of it.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+from ghostbox.config import PortForward
+from ghostbox.errors import Refused
+from ghostbox.paths import VmPaths
+from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
+from ghostbox.units import KIB
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+METADATA_NAMESPACE = "urn:ghostbox:vm:1"
+SOCKET_VARIABLE = "GHOSTBOX_PAGER_SOCKET"
+
+ET.register_namespace("qemu", QEMU_NAMESPACE)
+ET.register_namespace("ghostbox", METADATA_NAMESPACE)
+
+# ACPI SLIT: 10 is local, 255 unreachable; 20 is a neighbouring socket. A page over the network is worse than any.
+_LOCAL_DISTANCE, _REMOTE_DISTANCE = 10, 80
+# ACPI HMAT, ns and KiB/s. Linux compares them with node 0: 10 times the latency and a tenth of the bandwidth put
+# node 1 far below DRAM (abstract distance), whatever the network really does between 10 and 200 µs.
+_LOCAL_LATENCY_NS, _REMOTE_LATENCY_NS = 100, 10_000
+_LOCAL_BANDWIDTH_KIB, _REMOTE_BANDWIDTH_KIB = 10 * KIB * KIB, KIB * KIB
+
+# Slots of pcie.0 that libvirt hands out start at 1 and stay below this one.
+_NETWORK_SLOT = "0x18"
+
+
+def build(plan: VmPlan) -> str:
+    """Return the domain XML of ``plan``."""
+    root = ET.Element("domain", type="kvm" if plan.virt is Virt.KVM else "qemu")
+    _add(root, "name", plan.domain)
+    _add(root, "uuid", plan.uuid)
+    _add_metadata(root, plan)
+    _add_memory(root, plan)
+    _add(root, "vcpu", str(plan.cpus), placement="static")
+    _add_os(root, plan.image.boot)
+    features = _add(root, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    _add_cpu(root, plan)
+    _add(root, "clock", offset="utc")
+    for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
+        _add(root, f"on_{event}", action)
+    _add_devices(root, plan.files)
+    for model in plan.unconfined:
+        _add(root, "seclabel", type="none", model=model)
+    _add_qemu(root, plan)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _add_metadata(root: ET.Element, plan: VmPlan) -> None:
+    """By this a domain is known as ours, and as this installation's (tests and users have several)."""
+    vm = _add(_add(root, "metadata"), f"{{{METADATA_NAMESPACE}}}vm")
+    vm.set("name", plan.name)
+    vm.set("state", str(plan.files.state))
+
+
+def _add_memory(root: ET.Element, plan: VmPlan) -> None:
+    total = (plan.memory_bytes + plan.remote_memory_bytes) // KIB
+    # A core dump of QEMU would read every remote page.
+    _add(root, "memory", str(total), unit="KiB", dumpCore="off")
+    _add(root, "currentMemory", str(total), unit="KiB")
+    backing = _add(root, "memoryBacking")
+    # The shim serves node 1, QEMU's only shared memfd; without the access line QEMU maps every memfd shared.
+    _add(backing, "source", type="memfd")
+    _add(backing, "access", mode="private")
+
+
+def _add_os(root: ET.Element, boot: BootPlan) -> None:
+    os_element = _add(root, "os")
+    _add(os_element, "type", "hvm", arch="x86_64", machine="q35")
+    if boot.kernel is None:
+        _add(os_element, "boot", dev="hd")
+        return
+    _add(os_element, "kernel", str(boot.kernel))
+    if boot.initrd is not None:
+        _add(os_element, "initrd", str(boot.initrd))
+    _add(os_element, "cmdline", boot.kernel_args)
+
+
+def _add_cpu(root: ET.Element, plan: VmPlan) -> None:
+    if plan.virt is Virt.KVM:
+        cpu = _add(root, "cpu", mode="host-passthrough", check="none")
+    else:
+        cpu = _add(root, "cpu", mode="maximum", check="none")
+        # Five-level page tables cost an emulated guest one more step on every TLB miss and give it nothing.
+        _add(cpu, "feature", policy="disable", name="la57")
+    _add(cpu, "topology", sockets="1", dies="1", cores=str(plan.cpus), threads="1")
+    numa = _add(cpu, "numa")
+    local = _add(numa, "cell", id="0", cpus=f"0-{plan.cpus - 1}", unit="KiB")
+    local.set("memory", str(plan.memory_bytes // KIB))
+    remote = _add(numa, "cell", id="1", unit="KiB", memAccess="shared")
+    remote.set("memory", str(plan.remote_memory_bytes // KIB))
+    for cell, here in ((local, "0"), (remote, "1")):
+        distances = _add(cell, "distances")
+        for other in ("0", "1"):
+            value = _LOCAL_DISTANCE if other == here else _REMOTE_DISTANCE
+            _add(distances, "sibling", id=other, value=str(value))
+    _add_hmat(_add(numa, "interconnects"))
+
+
+def _add_hmat(interconnects: ET.Element) -> None:
+    for target, ns in (("0", _LOCAL_LATENCY_NS), ("1", _REMOTE_LATENCY_NS)):
+        _add(interconnects, "latency", initiator="0", target=target, type="access", value=str(ns))
+    for target, kib in (("0", _LOCAL_BANDWIDTH_KIB), ("1", _REMOTE_BANDWIDTH_KIB)):
+        _add(interconnects, "bandwidth", initiator="0", target=target, type="access", value=str(kib), unit="KiB")
+
+
+def _add_devices(root: ET.Element, files: VmPaths) -> None:
+    devices = _add(root, "devices")
+    disk = _add(devices, "disk", type="file", device="disk")
+    # Buffered: pages pinned for O_DIRECT or io_uring would outlive their eviction.
+    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap")
+    _add(disk, "source", file=str(files.disk))
+    _add(disk, "target", dev="vda", bus="virtio")
+    seed = _add(devices, "disk", type="file", device="disk")
+    _add(seed, "driver", name="qemu", type="raw", cache="writeback", io="threads")
+    _add(seed, "source", file=str(files.seed))
+    _add(seed, "target", dev="vdb", bus="virtio")
+    _add(seed, "readonly")
+    _add(devices, "controller", type="usb", model="none")
+    serial = _add(devices, "serial", type="pty")
+    _add(serial, "log", file=str(files.console_log), append="off")
+    _add(serial, "target", port="0")
+    _add(_add(devices, "console", type="pty"), "target", type="serial", port="0")
+    _add(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
+    rng = _add(devices, "rng", model="virtio")
+    _add(rng, "backend", "/dev/urandom", model="random")
+
+
+def _add_qemu(root: ET.Element, plan: VmPlan) -> None:
+    commandline = _add(root, f"{{{QEMU_NAMESPACE}}}commandline")
+    for word in _network_arguments(plan.network):
+        _add(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=word)
+    environment = {"LD_PRELOAD": plan.shim, SOCKET_VARIABLE: plan.files.pager_socket}
+    for name, value in environment.items():
+        _add(commandline, f"{{{QEMU_NAMESPACE}}}env", name=name, value=str(value))
+
+
+def _network_arguments(network: NetworkPlan) -> list[str]:
+    """Return QEMU's own arguments: libvirt 9 cannot forward ports of a user-mode network."""
+    forwards = [PortForward(network.ssh_port, 22), *network.forwards]
+    rules = ",".join(f"hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in forwards)
+    device = f"virtio-net-pci,netdev=ghostbox0,mac={network.mac},bus=pcie.0,addr={_NETWORK_SLOT},romfile="
+    return ["-netdev", f"user,id=ghostbox0,{rules}", "-device", device]
+
+
+def check(xml: str) -> None:
+    """Refuse a domain whose devices would reach guest memory behind the pager's back (design traps 2 and 4).
+
+    Raises:
+        Refused: names every such device.
+    """
+    root = ET.fromstring(xml)
+    found = [text for find in _UNSAFE for text in find(root)]
+    if found:
+        raise Refused(
+            f"the domain is not safe for remote memory: {found[0]}",
+            why="\n".join(found[1:]) or None,
+            hint="use buffered disk I/O, and no device that maps or pins guest memory",
+        )
+
+
+def _direct_disks(root: ET.Element) -> list[str]:
+    found = []
+    for disk in root.iterfind("devices/disk"):
+        driver = disk.find("driver")
+        target = disk.find("target")
+        name = target.get("dev", "?") if target is not None else "?"
+        cache = driver.get("cache", "default") if driver is not None else "default"
+        io = driver.get("io", "default") if driver is not None else "default"
+        if cache in {"none", "directsync"} or io in {"native", "io_uring"}:
+            found.append(f"disk {name} pins memory for its I/O (cache='{cache}', io='{io}')")
+        if disk.get("type") == "vhostuser":
+            found.append(f"disk {name} is vhost-user: another process maps the guest's memory")
+    return found
+
+
+def _mapping_devices(root: ET.Element) -> list[str]:
+    found = []
+    for filesystem in root.iterfind("devices/filesystem"):
+        driver = filesystem.find("driver")
+        if driver is not None and driver.get("type") == "virtiofs":
+            found.append("a virtiofs file system: another process maps the guest's memory")
+    if root.find("devices/interface[@type='vhostuser']") is not None:
+        found.append("a vhost-user network interface: another process maps the guest's memory")
+    if root.find("devices/video/driver[@name='vhostuser']") is not None:
+        found.append("a vhost-user video device: another process maps the guest's memory")
+    return found
+
+
+def _pinned_memory(root: ET.Element) -> list[str]:
+    found = []
+    if root.find("devices/hostdev") is not None or root.find("devices/interface[@type='hostdev']") is not None:
+        found.append("a passed-through host device: VFIO pins all of the guest's memory")
+    if root.find("memoryBacking/locked") is not None:
+        found.append("locked memory: nothing could be evicted")
+    if root.find("memoryBacking/hugepages") is not None:
+        found.append("huge pages: the pager works in pages of 4 KiB")
+    return found
+
+
+_UNSAFE: tuple[Callable[[ET.Element], list[str]], ...] = (_direct_disks, _mapping_devices, _pinned_memory)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+"""Domains by libvirt, the daemon behind it, and whether KVM really runs a guest. ``libvirt`` is imported only here."""
+
+from ghostbox.hypervisor.accounts import qemu_user
+from ghostbox.hypervisor.connection import DomainInfo, DomainState, Hypervisor, connect
+from ghostbox.hypervisor.kvm import kvm_usable
+from ghostbox.hypervisor.process import QemuProcess, find_qemu
+
+__all__ = [
+    "DomainInfo",
+    "DomainState",
+    "Hypervisor",
+    "QemuProcess",
+    "connect",
+    "find_qemu",
+    "kvm_usable",
+    "qemu_user",
+]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""A connection to libvirt, as few calls as the life of a VM needs. Domains are transient: gone when they end."""
+
+from __future__ import annotations
+
+import enum
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import libvirt
+
+from ghostbox.domain_xml import METADATA_NAMESPACE
+from ghostbox.errors import DeadlineExceeded, HypervisorError
+from ghostbox.hypervisor import daemon
+
+_CONNECT_TIMEOUT_S = 100.0
+_NO_ANSWER = (
+    libvirt.VIR_ERR_SYSTEM_ERROR,
+    libvirt.VIR_ERR_INTERNAL_ERROR,
+    libvirt.VIR_ERR_NO_CONNECT,
+)
+
+
+class DomainState(enum.StrEnum):
+    """What libvirt says of a domain, as far as it matters here."""
+
+    ABSENT = "absent"
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDING = "ending"
+    CRASHED = "crashed"
+
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.ENDING,
+    libvirt.VIR_DOMAIN_SHUTOFF: DomainState.ABSENT,
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
+}
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """A domain of ours: libvirt's name, the VM's name, the state directory of the installation that made it."""
+
+    domain: str
+    vm: str
+    state_dir: str
+    state: DomainState
+
+
+class Hypervisor:
+    """An open connection; a context manager. Every method raises HypervisorError when libvirt refuses."""
+
+    def __init__(self, connection: Any, uri: str) -> None:
+        self._connection = connection
+        self.uri = uri
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        try:
+            self._connection.close()
+        except libvirt.libvirtError:
+            return
+
+    def security_models(self) -> tuple[str, ...]:
+        """Return the security drivers of this host (``apparmor``, ``selinux``, ``dac``)."""
+        with _wrapped("ask libvirt for its capabilities"):
+            root = ET.fromstring(self._connection.getCapabilities())
+        return tuple(model.text or "" for model in root.iterfind("host/secmodel/model"))
+
+    def create_paused(self, xml: str) -> None:
+        """Start a transient domain whose CPUs do not run yet."""
+        flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_VALIDATE
+        with _wrapped("start the domain"):
+            self._connection.createXML(xml, flags)
+
+    def resume(self, domain: str) -> None:
+        """Let the CPUs run."""
+        with _wrapped(f"resume domain {domain}"):
+            self._connection.lookupByName(domain).resume()
+
+    def shutdown(self, domain: str) -> None:
+        """Press the power button (ACPI). Returns at once."""
+        with _wrapped(f"shut down domain {domain}"):
+            found = self._find(domain)
+            if found is not None:
+                found.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+    def destroy(self, domain: str) -> None:
+        """End the domain now. One that is gone is no error."""
+        with _wrapped(f"end domain {domain}"):
+            found = self._find(domain)
+            if found is not None:
+                _ignore_gone(found.destroy)
+
+    def state(self, domain: str) -> DomainState:
+        """Return the state of a domain, ABSENT if libvirt does not know it."""
+        with _wrapped(f"ask for the state of domain {domain}"):
+            found = self._find(domain)
+            if found is None:
+                return DomainState.ABSENT
+            try:
+                return _STATES.get(found.state()[0], DomainState.RUNNING)
+            except libvirt.libvirtError as err:
+                if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return DomainState.ABSENT
+                raise
+
+    def wait_absent(self, domain: str, *, timeout_s: float) -> bool:
+        """Wait until the domain is gone; tell whether it is."""
+        deadline = time.monotonic() + timeout_s
+        while self.state(domain) is not DomainState.ABSENT:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def info(self, domain: str) -> DomainInfo | None:
+        """Return what our metadata in the domain says, or None if there is no such domain or it is not ours."""
+        with _wrapped(f"read domain {domain}"):
+            found = self._find(domain)
+            return None if found is None else _info(found)
+
+    def list_ours(self) -> list[DomainInfo]:
+        """Return all domains that carry our metadata."""
+        with _wrapped("list the domains"):
+            found = [_info(each) for each in self._connection.listAllDomains()]
+        return [each for each in found if each is not None]
+
+    def _find(self, domain: str) -> Any | None:
+        try:
+            return self._connection.lookupByName(domain)
+        except libvirt.libvirtError as err:
+            if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise
+
+
+def connect(uri: str, *, start_daemon: bool = True) -> Hypervisor:
+    """Connect to libvirt, starting its daemon if none answers.
+
+    Raises:
+        HypervisorError: a wrong URI, no permission, or a daemon that does not start.
+    """
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        return Hypervisor(libvirt.open(uri), uri)
+    except libvirt.libvirtError as err:
+        if not start_daemon or not uri.endswith(":///system") or err.get_error_code() not in _NO_ANSWER:
+            raise _connect_error(uri, err) from err
+    daemon.start()
+    return Hypervisor(_open_patiently(uri), uri)
+
+
+def _open_patiently(uri: str) -> Any:
+    """Open a connection to a daemon that is starting; it probes every QEMU first, for a minute if it cannot use KVM."""
+    deadline = time.monotonic() + _CONNECT_TIMEOUT_S
+    while True:
+        try:
+            return libvirt.open(uri)
+        except libvirt.libvirtError as err:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"libvirt was started and does not answer at {uri} within {_CONNECT_TIMEOUT_S:.0f} s",
+                    why=err.get_error_message(),
+                ) from err
+        time.sleep(0.1)
+
+
+def _connect_error(uri: str, err: libvirt.libvirtError) -> HypervisorError:
+    message = err.get_error_message() or str(err)
+    hint = "check libvirt.uri (`ghostbox config show --origin`)"
+    if "ermission denied" in message or "authentication" in message:
+        hint = "sudo usermod -aG libvirt $USER, then log in again; or run this as root"
+    return HypervisorError(f"cannot connect to libvirt at {uri}", why=message, hint=hint)
+
+
+@contextmanager
+def _wrapped(what: str) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as err:
+        raise HypervisorError(f"cannot {what}", why=err.get_error_message() or str(err)) from err
+
+
+def _ignore_gone(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except libvirt.libvirtError as err:
+        if err.get_error_code() not in {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}:
+            raise
+
+
+def _info(domain: Any) -> DomainInfo | None:
+    try:
+        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, METADATA_NAMESPACE)
+        state = _STATES.get(domain.state()[0], DomainState.RUNNING)
+    except libvirt.libvirtError as err:
+        if err.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:
+            return None
+        raise
+    element = ET.fromstring(text)
+    return DomainInfo(domain.name(), element.get("name", ""), element.get("state", ""), state)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Starts libvirt's daemons where none answers: by systemd, or directly where systemd is not PID 1."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from ghostbox import processes
+from ghostbox.errors import HypervisorError, ProgramError
+
+_log = logging.getLogger(__name__)
+_SYSTEMD = Path("/run/systemd/system")
+_UNITS = ("libvirtd.socket", "libvirtd.service", "virtqemud.socket")
+
+
+def start() -> None:
+    """Start the system's libvirt.
+
+    Raises:
+        HypervisorError: none is installed, or it does not start (usually: the caller is not root).
+    """
+    if _SYSTEMD.is_dir():
+        _start_units()
+    else:
+        _start_directly()
+
+
+def _start_units() -> None:
+    failures = []
+    for unit in _UNITS:
+        try:
+            processes.run(["systemctl", "start", unit], timeout_s=60)
+        except ProgramError as err:
+            failures.append(f"{unit}: {err.why or err.message}")
+        else:
+            return
+    raise HypervisorError(
+        "cannot start libvirt", why="\n".join(failures), hint="sudo systemctl start libvirtd"
+    )
+
+
+def _start_directly() -> None:
+    """virtlogd first: libvirtd hands it the consoles, and has nobody to start it without systemd."""
+    if shutil.which("libvirtd") is None:
+        raise HypervisorError(
+            "cannot start libvirt: libvirtd is not installed",
+            hint="install libvirt-daemon-system (Debian) or libvirt (others)",
+        )
+    for daemon in ("virtlogd", "libvirtd"):
+        try:
+            processes.run([daemon, "-d"], timeout_s=60)
+        except ProgramError as err:
+            if not _already_running(err):
+                raise HypervisorError(
+                    f"cannot start {daemon}", why=err.why, hint=f"run `{daemon} -d` as root and read what it says"
+                ) from err
+        _log.info("started %s", daemon)
+
+
+def _already_running(err: ProgramError) -> bool:
+    return "pid file" in (err.why or "").lower()

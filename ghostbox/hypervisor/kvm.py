@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Does KVM run a guest here? Asked by running one.
+
+That /dev/kvm opens says little: nested and emulated KVMs exist that accept every ioctl and never get a guest through
+the switch to 64-bit mode (QEMU then spins in the kernel). So a ROM of a few bytes goes where every x86-64 kernel goes
+first: real mode, page tables, long mode, one 64-bit store and load, then it ends QEMU with a status of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ghostbox import paths, processes
+from ghostbox.errors import DeadlineExceeded, ProgramError
+from ghostbox.hypervisor.accounts import Account, qemu_user
+
+KVM_DEVICE = Path("/dev/kvm")
+QEMU = "qemu-system-x86_64"
+_PROBE_TIMEOUT_S = 5.0
+_ROM_BYTES = 64 * 1024
+_RESET_OFFSET = 0xFFF0
+# The ROM writes 0x2a to isa-debug-exit, which makes QEMU exit with (0x2a << 1) | 1.
+_EXIT_STATUS = 85
+
+# Mapped at 0xf0000. Each line: bytes, then what they are.
+_CODE = """
+fa fc                       cli; cld
+66 31 c0                    xor  eax, eax
+8e c0                       mov  es, ax
+bf 00 10                    mov  di, 0x1000
+b9 00 0c                    mov  cx, 0xc00
+66 f3 ab                    rep stosd                       three empty page tables at 0x1000
+26 66 c7 06 00 10 03 20 00 00   mov dword es:[0x1000], 0x2003   level 4 -> 0x2000
+26 66 c7 06 00 20 03 30 00 00   mov dword es:[0x2000], 0x3003   level 3 -> 0x3000
+26 66 c7 06 00 30 83 00 00 00   mov dword es:[0x3000], 0x83     0 … 2 MiB, identity
+2e 66 0f 01 16 a8 00        lgdt cs:[0xa8]
+66 b8 00 10 00 00           mov  eax, 0x1000
+0f 22 d8                    mov  cr3, eax
+66 b8 a0 00 00 00           mov  eax, 0xa0                  PAE, PGE
+0f 22 e0                    mov  cr4, eax
+66 b9 80 00 00 c0           mov  ecx, 0xc0000080            EFER
+0f 32                       rdmsr
+66 0d 00 01 00 00           or   eax, 0x100                 LME
+0f 30                       wrmsr
+66 b8 11 00 00 80           mov  eax, 0x80000011            PG, ET, PE
+0f 22 c0                    mov  cr0, eax
+66 ea 68 00 0f 00 08 00     jmp  8:0xf0068                  from here on 64-bit code
+48 b8 f0 de bc 9a 78 56 34 12   mov rax, 0x123456789abcdef0
+48 89 04 25 00 40 00 00     mov  [0x4000], rax
+48 3b 04 25 00 40 00 00     cmp  rax, [0x4000]
+75 07                       jne  hang
+b0 2a                       mov  al, 0x2a
+66 ba f4 00                 mov  dx, 0xf4
+ee                          out  dx, al
+f4                          hang: hlt
+eb fd                       jmp  hang
+"""
+_GDT_OFFSET = 0x98
+_GDT = bytes(8) + bytes.fromhex("ffff0000009aaf00")  # null; 64-bit code
+_GDT_POINTER_OFFSET = 0xA8
+_RESET_VECTOR = bytes.fromhex("ea000000f0")  # jmp 0xf000:0
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    boot_id: str
+    usable: bool
+    reason: str
+
+
+def kvm_usable(uri: str = "qemu:///system") -> tuple[bool, str]:
+    """Tell whether a KVM guest runs here, and why (not). A probe's result is kept until the next boot.
+
+    Takes up to five seconds the first time. Permissions are looked at each time.
+    """
+    obstacle = access_problem(qemu_user(uri))
+    if obstacle is not None:
+        return False, obstacle
+    cache = paths.find().runtime / "kvm.json"
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    known = _read_cache(cache)
+    if known is None or known.boot_id != boot_id:
+        known = _Verdict(boot_id, *probe("kvm"))
+        _write_cache(cache, known)
+    return known.usable, known.reason
+
+
+def access_problem(account: Account, device: Path = KVM_DEVICE) -> str | None:
+    """Return why we, or the account that QEMU runs under, may not open ``device``; None if both may."""
+    if not device.exists():
+        return f"{device} does not exist: no hardware virtualisation, or the kvm module is not loaded"
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        return f"cannot open {device}: permission denied"
+    except OSError as err:
+        return f"cannot open {device}: {err.strerror}"
+    status = device.stat()
+    bits = status.st_mode & 0o6
+    if status.st_gid in account.groups:
+        bits = status.st_mode >> 3 & 0o6
+    if status.st_uid == account.uid:
+        bits = status.st_mode >> 6 & 0o6
+    if account.uid != 0 and bits != 0o6:
+        return f"user {account.name}, which QEMU runs as, may not open {device}"
+    return None
+
+
+def probe(accelerator: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> tuple[bool, str]:
+    """Run the probe guest under ``accelerator`` (``kvm`` or ``tcg``); return whether it ran, and what happened."""
+    with tempfile.TemporaryDirectory(prefix="ghostbox-kvm-") as directory:
+        rom = Path(directory) / "rom"
+        rom.write_bytes(_rom())
+        try:
+            processes.run(_argv(accelerator, rom), timeout_s=timeout_s)
+        except DeadlineExceeded:
+            return False, f"a 64-bit guest does not run: it hung in the switch to 64-bit mode ({accelerator})"
+        except ProgramError as err:
+            if err.message.endswith(f"status {_EXIT_STATUS}"):
+                return True, "a 64-bit probe guest ran"
+            return False, f"a probe guest failed: {err.why or err.message}"
+    return False, f"a 64-bit guest does not run: it crashed before it could report ({accelerator})"
+
+
+def _argv(accelerator: str, rom: Path) -> Sequence[str | Path]:
+    machine = ["-accel", accelerator, "-cpu", "max", "-machine", "q35", "-m", "16", "-nodefaults", "-no-reboot"]
+    return [QEMU, *machine, "-display", "none", "-bios", rom, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+
+
+def _rom() -> bytes:
+    """Return the ROM; the unused rest is ``hlt``."""
+    code = b"".join(_line_bytes(line) for line in _CODE.strip().splitlines())
+    rom = bytearray(b"\xf4" * _ROM_BYTES)
+    rom[: len(code)] = code
+    rom[_GDT_OFFSET : _GDT_OFFSET + len(_GDT)] = _GDT
+    pointer = (len(_GDT) - 1).to_bytes(2, "little") + (0xF0000 + _GDT_OFFSET).to_bytes(4, "little")
+    rom[_GDT_POINTER_OFFSET : _GDT_POINTER_OFFSET + len(pointer)] = pointer
+    rom[_RESET_OFFSET : _RESET_OFFSET + len(_RESET_VECTOR)] = _RESET_VECTOR
+    return bytes(rom)
+
+
+def _line_bytes(line: str) -> bytes:
+    words = line.split("  ")[0].split()
+    return bytes(int(word, 16) for word in words)
+
+
+def _read_cache(cache: Path) -> _Verdict | None:
+    try:
+        return _Verdict(**json.loads(cache.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_cache(cache: Path, verdict: _Verdict) -> None:
+    """Keep the verdict; a directory that is not ours to write to costs a probe each time and nothing else."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(asdict(verdict)))
+    except OSError:
+        return
+
+
+def problem_hint(reason: str) -> str | None:
+    """Return the command that mends what `kvm_usable` found, or None where nothing on this machine can."""
+    if "permission denied" in reason:
+        return "sudo usermod -aG kvm $USER, then log in again"
+    if "QEMU runs as" in reason:
+        return f"sudo chgrp kvm {KVM_DEVICE} && sudo chmod 660 {KVM_DEVICE}"
+    return None
+
+

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""What ``up`` will do, worked out before anything is done. Pure: facts and configuration in, a plan out."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostbox.config import Config, PortForward
+from ghostbox.errors import UsageError
+from ghostbox.paths import Paths, VmPaths
+from ghostbox.placement import Offer, Share, split
+from ghostbox.units import MIB, format_bytes
+
+MEMORY_BLOCK_BYTES = 128 * MIB
+"""Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
+
+
+class Virt(enum.StrEnum):
+    """How the processors of the VM run."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True)
+class BootPlan:
+    """Direct boot of a kernel, or (``kernel`` is None) by the firmware from the disk."""
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    kernel_args: str = ""
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """The guest image. ``to_build``: it is not there yet, ``up`` builds it first."""
+
+    name: str
+    disk: Path
+    boot: BootPlan
+    virtual_bytes: int = 0
+    to_build: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """User-mode network: ports of 127.0.0.1 that lead into the guest."""
+
+    mac: str
+    ssh_port: int
+    forwards: tuple[PortForward, ...] = ()
+
+
+@dataclass(frozen=True)
+class PagerPlan:
+    """How the pager is started."""
+
+    cache_bytes: int
+    extent_bytes: int
+    readahead_bytes: int
+    poll_us: int
+    log_level: str
+
+
+@dataclass(frozen=True)
+class GuestPlan:
+    """What cloud-init sets up in the guest."""
+
+    user: str
+    ssh_key: Path | None
+    cloud_init: Path | None
+    tiering: bool
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What was found out about this host and this VM before planning.
+
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``unconfined`` names the security drivers of
+    libvirt that would keep the shim out of QEMU and are switched off for this domain.
+    """
+
+    virt: Virt
+    virt_reason: str
+    uuid: str
+    mac: str
+    ssh_port: int
+    offers: tuple[Offer, ...]
+    image: ImagePlan
+    shim: Path
+    unconfined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VmPlan:
+    """Everything that ``up`` will do for one VM."""
+
+    name: str
+    domain: str
+    uuid: str
+    libvirt_uri: str
+    virt: Virt
+    virt_reason: str
+    memory_bytes: int
+    remote_memory_bytes: int
+    cpus: int
+    disk_bytes: int
+    image: ImagePlan
+    network: NetworkPlan
+    pager: PagerPlan
+    guest: GuestPlan
+    shares: tuple[Share, ...]
+    shim: Path
+    unconfined: tuple[str, ...]
+    files: VmPaths
+    boot_timeout_s: float
+
+
+def domain_name(name: str) -> str:
+    """Return what libvirt calls the VM ``name``; the prefix keeps it apart from other domains of the host."""
+    return f"ghostbox-{name}"
+
+
+def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
+    """Return the plan for the VM that ``config`` describes.
+
+    Raises:
+        UsageError: sizes that do not fit together.
+        DonorTooSmall: the donors have too little free memory.
+    """
+    check_sizes(config)
+    vm, pool = config.vm, config.pool
+    shares = split(vm.remote_memory_bytes, facts.offers, extent_bytes=pool.extent_bytes)
+    return VmPlan(
+        name=vm.name,
+        domain=domain_name(vm.name),
+        uuid=facts.uuid,
+        libvirt_uri=config.libvirt.uri,
+        virt=facts.virt,
+        virt_reason=facts.virt_reason,
+        memory_bytes=vm.memory_bytes,
+        remote_memory_bytes=vm.remote_memory_bytes,
+        cpus=vm.cpus,
+        disk_bytes=vm.disk_bytes,
+        image=facts.image,
+        network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports),
+        pager=PagerPlan(
+            cache_bytes=pool.cache_bytes,
+            extent_bytes=pool.extent_bytes,
+            readahead_bytes=config.pager.readahead_bytes,
+            poll_us=config.pager.poll_us,
+            log_level=config.pager.log_level,
+        ),
+        guest=GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, config.guest.tiering),
+        shares=shares,
+        shim=facts.shim,
+        unconfined=facts.unconfined,
+        files=paths.vm(vm.name),
+        boot_timeout_s=vm.boot_timeout_s,
+    )
+
+
+def check_sizes(config: Config) -> None:
+    """Refuse sizes that cannot work, before anything is asked or started.
+
+    Raises:
+        UsageError: memory that is no multiple of the guest's memory block, or a cache that is not smaller than the
+            remote memory, or the same port twice.
+    """
+    _check_block("vm.memory", config.vm.memory_bytes)
+    _check_block("vm.remote_memory", config.vm.remote_memory_bytes)
+    cache, remote = config.pool.cache_bytes, config.vm.remote_memory_bytes
+    if cache >= remote:
+        raise UsageError(
+            f"pool.cache ({format_bytes(cache)}) is not smaller than vm.remote_memory ({format_bytes(remote)})",
+            why="the cache is local memory that holds the warm part of the remote memory",
+            hint=f"lower it, for example --cache {_flag_size(max(remote // 8, 64 * MIB))}, or raise --remote-memory",
+        )
+    _check_ports(config.vm.ports)
+
+
+def _check_block(key: str, n_bytes: int) -> None:
+    if n_bytes % MEMORY_BLOCK_BYTES == 0 and n_bytes > 0:
+        return
+    below = n_bytes // MEMORY_BLOCK_BYTES * MEMORY_BLOCK_BYTES
+    near = [_flag_size(size) for size in (below, below + MEMORY_BLOCK_BYTES) if size > 0]
+    raise UsageError(
+        f"{key} ({_flag_size(n_bytes)}) is not a multiple of {format_bytes(MEMORY_BLOCK_BYTES)}",
+        why="Linux in the guest takes memory in blocks of that size",
+        hint="nearest: " + " or ".join(near),
+    )
+
+
+def _flag_size(n_bytes: int) -> str:
+    """Return a size as a flag takes it, exactly: ``8GiB``, ``8064MiB``, ``1000000B``."""
+    if n_bytes % (1024 * MIB) == 0:
+        return f"{n_bytes // (1024 * MIB)}GiB"
+    if n_bytes % MIB == 0:
+        return f"{n_bytes // MIB}MiB"
+    return f"{n_bytes}B"
+
+
+def _check_ports(forwards: Sequence[PortForward]) -> None:
+    hosts = [forward.host for forward in forwards]
+    twice = sorted({port for port in hosts if hosts.count(port) > 1})
+    if twice:
+        raise UsageError(f"port {twice[0]} of this host is forwarded twice", hint="give each port once with -p")
