@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures that all tests share, and the rule that a skip is a failure in CI.
+
+In CI (``GHOSTBOX_CI`` or ``CI`` set to true) a test may be skipped only for what the machine itself cannot do; such a
+reason starts with ``cannot run here:``. A missing tool or package is a failure there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ghostbox
+
+# The ghostbox that the tests import (installed, or the working tree) is the one whose command they run.
+PACKAGE_PARENT = str(Path(ghostbox.__file__).resolve().parent.parent)
+ALLOWED_SKIP = "cannot run here:"
+CliRun = subprocess.CompletedProcess[str]
+
+
+def in_ci() -> bool:
+    """Tell whether a skip counts as a failure."""
+    return "true" in (os.environ.get("GHOSTBOX_CI"), os.environ.get("CI"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Turn a skip without a permitted reason into a failure in CI."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.skipped and not hasattr(report, "wasxfail") and in_ci():
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not reason.removeprefix("Skipped: ").startswith(ALLOWED_SKIP):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: skipped in CI: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """The same for a whole module that skips itself (``pytest.importorskip``)."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.skipped and in_ci():
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not reason.removeprefix("Skipped: ").startswith(ALLOWED_SKIP):
+            report.outcome = "failed"
+            report.longrepr = f"{collector.nodeid}: skipped in CI: {reason}"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the caller's configuration and GHOSTBOX_ variables out of the tests."""
+    kept = {"GHOSTBOX_CI", "GHOSTBOX_NATIVE_DIR", "GHOSTBOX_BUILD_DIR"}
+    for name in list(os.environ):
+        if name.startswith("GHOSTBOX_") and name not in kept and not name.startswith("GHOSTBOX_TEST_"):
+            monkeypatch.delenv(name)
+    empty = tmp_path_factory.getbasetemp() / "no-config"
+    empty.mkdir(exist_ok=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(empty))
+    monkeypatch.setenv("GHOSTBOX_SYSTEM_CONFIG", str(empty / "system.yaml"))
+
+
+@pytest.fixture
+def ghostbox_dirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the test a state, runtime and cache directory of its own; return their parent."""
+    for kind in ("STATE", "RUNTIME", "CACHE"):
+        place = tmp_path / kind.lower()
+        place.mkdir()
+        monkeypatch.setenv(f"GHOSTBOX_{kind}_DIR", str(place))
+    return tmp_path
+
+
+@pytest.fixture
+def ghostbox_cli(ghostbox_dirs: Path) -> Callable[..., CliRun]:
+    """Return a function that runs the real command in a process of its own, with directories of its own.
+
+    ``ghostbox_cli("config", "show", env={…}, cwd=…, input="…", timeout_s=60)``
+    """
+
+    def run(
+        *args: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        input: str | None = None,
+        timeout_s: float = 120.0,
+    ) -> CliRun:
+        return subprocess.run(
+            [sys.executable, "-m", "ghostbox", *map(str, args)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": PACKAGE_PARENT, "NO_COLOR": "1", **(env or {})},
+            cwd=cwd or ghostbox_dirs,
+            input="" if input is None else input,
+            timeout=timeout_s,
+        )
+
+    return run

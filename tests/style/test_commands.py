@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Every command explains itself, and every option of it is tried by a test."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+
+import click
+import pytest
+
+from ghostbox.cli import main
+from helpers import commands, project
+
+
+@pytest.mark.parametrize("name", sorted(main.commands()))
+def test_command_can_be_loaded(name: str) -> None:
+    assert main.cli.get_command(click.Context(main.cli), name) is not None
+
+
+def test_every_help_has_an_example_and_every_option_a_text() -> None:
+    wrong = []
+    for found in commands.walk():
+        shown = " ".join(("ghostbox", *found.words))
+        context = click.Context(found.command, info_name=shown)
+        text = found.command.get_help(context)
+        if "Example" not in text or "ghostbox" not in text.partition("Example")[2]:
+            wrong.append(f"{shown} --help has no example")
+        wrong += [f"{shown}: {option.opts[-1]} has no help" for option in found.options() if not option.help]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_examples_in_help_are_real() -> None:
+    wrong = []
+    for found in commands.walk():
+        text = found.command.epilog or ""
+        for line in re.findall(r"^\s+(ghostbox .*?)(?:\s{3,}.*)?$", text, re.MULTILINE):
+            wrong += _unknown_words(line)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_option_is_exercised_by_a_test() -> None:
+    """A test file names both the command and the option, each as a word of its own."""
+    vocabularies = [_words(path) for path in project.with_suffix(".py") if _is_test(path)]
+    untried = []
+    for found in commands.walk():
+        names = set(found.words[-1:]) | {alias for alias, name in main.ALIASES.items() if (name,) == found.words}
+        for option in found.options():
+            spellings = {*option.opts, *option.secondary_opts}
+            if not any(spellings & words and (not names or names & words) for words in vocabularies):
+                untried.append(" ".join(("ghostbox", *found.words, option.opts[-1])))
+    assert not untried, "no test uses\n" + "\n".join(untried)
+
+
+def test_every_error_that_the_readme_shows_and_every_command_in_it_exists() -> None:
+    text = (project.ROOT / "README.md").read_text(encoding="utf-8")
+    fenced = "\n".join(re.findall(r"```.*?\n(.*?)```", text, re.DOTALL))
+    lines = [line.removeprefix("$ ") for line in (raw.strip() for raw in fenced.splitlines())]
+    lines += re.findall(r"`((?:\.venv/bin/)?ghostbox [a-z][^`]*)`", text)
+    calls = [line.removeprefix("sudo ").removeprefix(".venv/bin/") for line in lines]
+    wrong = [problem for call in calls if call.startswith("ghostbox ") for problem in _unknown_words(call)]
+    assert not wrong, "\n".join(wrong)
+
+
+def _unknown_words(line: str) -> list[str]:
+    """Return what is wrong with an example call: no such command, no such option."""
+    words = shlex.split(line.replace("…", "").replace("[", "").replace("]", ""), comments=True)[1:]
+    words = words[: words.index("--")] if "--" in words else words
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    found = commands.find(words) if words and not words[0].startswith("-") else next(commands.walk())
+    if found is None:
+        return [f"no such command: {line}"]
+    known = {"-h", "--help", "--version"}
+    known |= {name for option in found.command.params for name in (*option.opts, *option.secondary_opts)}
+    return [f"{line}: no option {option}" for option in options if option not in known]
+
+
+def _is_test(path: object) -> bool:
+    return "/tests/" in str(path) and "/tests/style/" not in str(path)
+
+
+def _words(path: object) -> set[str]:
+    """Return the words that a test file passes around: its string constants, split at spaces and '='."""
+    constants = [
+        node.value
+        for node in ast.walk(project.syntax(path))  # type: ignore[arg-type]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return {word for text in constants for word in re.split(r"[\s=]+", text)}
