@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""The NoCloud seed: what cloud-init in the guest is told, as text; and what the user's own ssh is told.
+
+User data is a MIME archive of two parts when the user has one of their own: cloud-init merges them, lists are
+appended, and theirs may be a script or any other kind that cloud-init knows.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from dataclasses import dataclass
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from pathlib import Path
+from typing import Any
+
+import pycdlib
+import yaml
+
+from ghostbox.errors import ConfigError
+
+# Promotion of hot pages from the slower tier (2 = NUMA_BALANCING_MEMORY_TIERING, admin-guide/sysctl/kernel.rst), and
+# reclaim by demotion to it before anything is swapped or dropped (ABI/testing/sysfs-kernel-mm-numa). At each boot.
+_TIERING_ON = "echo 2 > /proc/sys/kernel/numa_balancing; echo true > /sys/kernel/mm/numa/demotion_enabled"
+_MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
+_PART_TYPES = {
+    "#cloud-config": "cloud-config",
+    "#!": "x-shellscript",
+    "#cloud-boothook": "cloud-boothook",
+    "#include": "x-include-url",
+    "## template: jinja": "jinja2",
+}
+
+
+@dataclass(frozen=True)
+class SeedSpec:
+    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver."""
+
+    hostname: str
+    user: str
+    ssh_authorized_keys: tuple[str, ...]
+    host_key_private: str
+    host_key_public: str
+    tiering: bool = True
+    extra_user_data: str | None = None
+    mac: str | None = None
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The three files of a NoCloud seed."""
+
+    user_data: str
+    meta_data: str
+    network_config: str
+
+
+def render(spec: SeedSpec) -> Seed:
+    """Return the seed for ``spec``.
+
+    Raises:
+        ConfigError: the user's own cloud-init data is of no kind that cloud-init knows, or is broken YAML.
+    """
+    ours = "#cloud-config\n" + _yaml(_cloud_config(spec))
+    user_data = ours if spec.extra_user_data is None else _multipart(ours, spec.extra_user_data)
+    meta_data = _yaml({"instance-id": f"ghostbox-{spec.hostname}", "local-hostname": spec.hostname})
+    return Seed(user_data, meta_data, _yaml(_network_config(spec.mac)))
+
+
+def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "hostname": spec.hostname,
+        "users": [
+            {
+                "name": spec.user,
+                "gecos": "GhostBox",
+                "groups": ["adm", "sudo", "video"],
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                "shell": "/bin/bash",
+                "lock_passwd": True,
+                "ssh_authorized_keys": list(spec.ssh_authorized_keys),
+            }
+        ],
+        "ssh_deletekeys": True,
+        "ssh_keys": {
+            "ed25519_private": _with_newline(spec.host_key_private),
+            "ed25519_public": spec.host_key_public.strip(),
+        },
+        "no_ssh_fingerprints": True,
+    }
+    if spec.tiering:
+        config["bootcmd"] = [["sh", "-c", _TIERING_ON]]
+    return config
+
+
+def _network_config(mac: str | None) -> dict[str, Any]:
+    match = {"driver": "virtio_net"} if mac is None else {"macaddress": mac.lower()}
+    return {"version": 2, "ethernets": {"ghostbox0": {"match": match, "dhcp4": True, "dhcp6": False}}}
+
+
+def _multipart(ours: str, theirs: str) -> str:
+    """Join two parts; theirs come second, so that a key of theirs is added to and never replaces what we need."""
+    archive = MIMEMultipart(boundary="==ghostbox==")
+    for text, subtype in ((ours, "cloud-config"), (theirs, _part_type(theirs))):
+        part = MIMEText(_with_newline(text), subtype, "utf-8")
+        part.replace_header("Content-Transfer-Encoding", part["Content-Transfer-Encoding"])
+        if subtype == "cloud-config":
+            part.add_header("Merge-Type", _MERGE_HOW)
+        archive.attach(part)
+    return archive.as_string()
+
+
+def _part_type(text: str) -> str:
+    for start, subtype in _PART_TYPES.items():
+        if text.startswith(start):
+            if subtype == "cloud-config":
+                _check_cloud_config(text)
+            return subtype
+    raise ConfigError(
+        f"cloud-init data begins with '{text.splitlines()[0][:40] if text else ''}', which cloud-init does not know",
+        hint="begin the file with '#cloud-config' or, for a script, with '#!/bin/sh'",
+    )
+
+
+def _check_cloud_config(text: str) -> None:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise ConfigError("the cloud-init file is not YAML", why=str(err)) from err
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError("the cloud-init file is not a mapping", hint="write 'key: value' lines below #cloud-config")
+
+
+def write_seed_iso(seed: Seed, path: Path) -> None:
+    """Write a seed as the ISO image that cloud-init looks for (volume label ``cidata``, Joliet and Rock Ridge)."""
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    files = {"user-data": seed.user_data, "meta-data": seed.meta_data, "network-config": seed.network_config}
+    for name, text in files.items():
+        data = text.encode()
+        iso_name = f"/{name.upper().replace('-', '_')}.;1"
+        iso.add_fp(io.BytesIO(data), len(data), iso_name, rr_name=name, joliet_path=f"/{name}")
+    iso.write(str(path))
+    iso.close()
+
+
+def render_known_hosts(host: str, port: int, host_key_public: str) -> str:
+    """Return the ``known_hosts`` line that pins the guest's key."""
+    kind, key = host_key_public.split()[:2]
+    return f"[{host}]:{port} {kind} {key}\n"
+
+
+def render_ssh_config(vm: str, host: str, port: int, user: str, known_hosts: Path, identity: Path) -> str:
+    """Return an OpenSSH client configuration for ``ssh VM``; the user's own keys are offered as well."""
+    return textwrap.dedent(
+        f"""\
+        Host {vm} ghostbox-{vm}
+            HostName {host}
+            Port {port}
+            User {user}
+            UserKnownHostsFile "{known_hosts}"
+            StrictHostKeyChecking yes
+            HostKeyAlgorithms ssh-ed25519
+            IdentityFile "{identity}"
+            LogLevel ERROR
+        """
+    )
+
+
+def _with_newline(text: str) -> str:
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _yaml(data: object) -> str:
+    return yaml.safe_dump(data, sort_keys=False, width=1000)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Where the guest's packages come from: the mirrors that this machine's own apt uses, and how it reaches them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ghostbox import processes
+from ghostbox.errors import ImageError, ProgramError
+
+_FORMAT = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(LABEL)"
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_ARCHIVE_URI = re.compile(r".*/debian/?")
+_SECURITY_URI = re.compile(r".*/debian-security/?|.*//security\..*")
+# Settings that say how to reach a mirror, and whether this machine's clock can be believed.
+_PASSED_ON = re.compile(r"Acquire::(https?::|ftp::|Retries|Check-Valid-Until|Check-Date|ForceIPv[46])", re.IGNORECASE)
+
+
+def sources_list(suite: str, components: tuple[str, ...], mirror: str | None = None) -> list[str]:
+    """Return apt source lines for ``suite``: the archive, its updates and its security updates.
+
+    Args:
+        suite: Debian release name, such as ``trixie``.
+        components: archive areas, such as ``main``.
+        mirror: URI of a Debian archive to use instead of those that apt knows.
+
+    Raises:
+        ImageError: apt knows no Debian archive.
+    """
+    if mirror is not None:
+        return [_line(mirror, suite, components)]
+    archive, security = _known_archives(_index_targets())
+    lines = [_line(archive, release, components) for release in (suite, f"{suite}-updates")]
+    if security is not None:
+        lines.append(_line(security, f"{suite}-security", components))
+    return lines
+
+
+def apt_options() -> list[str]:
+    """Return this machine's apt settings about proxies, retries and dates, as ``Name "value";``."""
+    dump = processes.run(["apt-config", "dump"], timeout_s=30)
+    return [line for line in dump.splitlines() if _PASSED_ON.match(line) and '""' not in line]
+
+
+def _index_targets() -> str:
+    try:
+        return processes.run(["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"], timeout_s=30)
+    except ProgramError as err:
+        raise ImageError(
+            "cannot ask apt for its mirrors", why=err.message, hint="name one: ghostbox image build --mirror URI"
+        ) from err
+
+
+def _known_archives(targets: str) -> tuple[str, str | None]:
+    """Return the URIs of the Debian archive and of its security updates, from ``apt-get indextargets``."""
+    archive = security = None
+    for line in targets.splitlines():
+        uri, _release, origin, label = [*line.split("|"), "", "", ""][:4]
+        if label == "Debian-Security" or _SECURITY_URI.fullmatch(uri):
+            security = security or uri
+        elif (origin, label) == ("Debian", "Debian") or _ARCHIVE_URI.fullmatch(uri):
+            archive = archive or uri
+    if archive is None:
+        raise ImageError(
+            "apt on this machine knows no Debian archive, and the guest is made of Debian's packages",
+            hint="name one: ghostbox image build --mirror URI",
+        )
+    return archive, security
+
+
+def _line(uri: str, release: str, components: tuple[str, ...]) -> str:
+    signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
+    return f"deb {signed}{uri} {release} {' '.join(components)}"

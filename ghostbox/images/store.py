@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT
+"""The images of this machine.
+
+    images/NAME.json              what the image is, and which directory is its own; replaced in one step
+    images/NAME@HASH-TIME/        its files; never written again once NAME.json points at it
+    images/.NAME.new-XXXX/        a build or import at work; renamed at its end, removed if it fails
+    images/.NAME.lock             held (flock) while the image is built, imported or deleted
+
+VMs' overlays name the base by its path, so a rebuild makes a new directory and leaves the old one to those who use it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ghostbox.errors import ImageError, NotFound, Refused
+from ghostbox.images import imports, qemu_img
+from ghostbox.images.build import Progress, build_files, check_space
+from ghostbox.images.model import Image, check_name, image_from_json
+from ghostbox.images.recipe import Recipe
+from ghostbox.units import format_bytes
+
+
+def _say_nothing(_step: str) -> None:
+    pass
+
+
+class ImageStore:
+    """The images below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def get(self, name: str) -> Image:
+        """Return the image called ``name``.
+
+        Raises:
+            NotFound: there is none.
+            ImageError: its files are gone.
+        """
+        record = self._record(check_name(name))
+        try:
+            image = image_from_json(json.loads(record.read_text()))
+        except FileNotFoundError as err:
+            raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name)) from err
+        except (OSError, ValueError, KeyError) as err:
+            raise ImageError(f"cannot read {record}: {err}", hint=f"remove {record}") from err
+        for file in (image.disk, image.kernel, image.initrd):
+            if file is not None and not file.is_file():
+                raise ImageError(f"image '{name}' is damaged: {file} is missing", hint="ghostbox image build --force")
+        return image
+
+    def list(self) -> list[Image]:
+        """Return all whole images, by name."""
+        images = []
+        for record in sorted(self._root.glob("*.json")):
+            try:
+                images.append(self.get(record.stem))
+            except ImageError:
+                continue
+        return images
+
+    def build(
+        self,
+        recipe: Recipe,
+        progress: Progress = _say_nothing,
+        *,
+        name: str | None = None,
+        force: bool = False,
+        mirror: str | None = None,
+        in_use: Collection[Path] | None = None,
+    ) -> Image:
+        """Return the image of ``recipe``, building it unless it is there already.
+
+        Args:
+            recipe: what to build.
+            progress: is told each step.
+            name: of the image; None takes the recipe's.
+            force: build even if an equal image is there.
+            mirror: a Debian archive to use instead of those that apt knows.
+            in_use: disks that overlays stand on; what else is superseded is removed. None removes nothing.
+
+        Raises:
+            ImageError: no space, no mirror, a tool is missing or failed.
+        """
+        name = check_name(name or recipe.name)
+        with self._locked(name, progress):
+            found = None if force else self._whole(name)
+            if found is not None and found.recipe_hash == recipe.hash:
+                progress(f"{name}, built {found.created_at[:10]}")
+                return found
+            with self._new_directory(name) as new:
+                built = build_files(recipe, new, progress, mirror)
+                image = self._adopt(
+                    new,
+                    Image(
+                        name=name,
+                        disk=built.disk,
+                        kernel=built.kernel,
+                        initrd=built.initrd,
+                        kernel_args=recipe.kernel_args,
+                        virtual_bytes=recipe.disk_bytes,
+                        recipe_hash=recipe.hash,
+                        created_at=_now(),
+                        kind="built",
+                    ),
+                )
+            self._prune(image, in_use)
+            return image
+
+    def import_file(
+        self, path: Path, name: str | None = None, sha256: str | None = None, progress: Progress = _say_nothing
+    ) -> Image:
+        """Copy a ready cloud image (qcow2 or raw) into the store; the firmware will boot it.
+
+        Args:
+            path: the file.
+            name: of the image; None makes one of the file's name.
+            sha256: what the file's SHA-256 must be, in hex.
+            progress: is told each step.
+
+        Raises:
+            ImageError: not readable, another checksum, no disk image, cut off, or no space.
+            Refused: there is an image of that name.
+        """
+        name = check_name(imports.name_from(path) if name is None else name)
+        with self._locked(name, progress):
+            if self._record(name).exists():
+                raise Refused(
+                    f"an image named '{name}' is there already",
+                    hint=f"choose another: --name, or: ghostbox image delete {name}",
+                )
+            progress("checking the file")
+            digest, found = imports.inspect(path, sha256)
+            with self._new_directory(name) as new:
+                check_space(self._root, path.stat().st_size)
+                progress("copying the disk")
+                disk = new / "disk.qcow2"
+                imports.copy(path, found, disk)
+                return self._adopt(
+                    new,
+                    Image(
+                        name=name,
+                        disk=disk,
+                        kernel=None,
+                        initrd=None,
+                        kernel_args="",
+                        virtual_bytes=found.virtual_bytes,
+                        recipe_hash=digest,
+                        created_at=_now(),
+                        kind="imported",
+                    ),
+                )
+
+    def delete(self, name: str, in_use: Collection[Path]) -> None:
+        """Remove an image.
+
+        Args:
+            name: which one.
+            in_use: disks that overlays stand on (``backing_file`` of each VM's disk).
+
+        Raises:
+            NotFound: there is none.
+            Refused: a VM's disk stands on it.
+        """
+        check_name(name)
+        if not self._record(name).exists():
+            raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name))
+        with self._locked(name, _say_nothing):
+            directories = self._directories(name)
+            if any(directory in disk.parents for disk in in_use for directory in directories):
+                raise Refused(f"image '{name}' is the base of a VM's disk", hint="delete the VM first: ghostbox list")
+            self._record(name).unlink(missing_ok=True)
+            for directory in directories:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def create_overlay(self, image: Image, target: Path, size_bytes: int) -> None:
+        """Make a VM's disk: what differs from the image, of ``size_bytes`` as the guest sees it.
+
+        Raises:
+            ImageError: smaller than the image, or qemu-img failed.
+        """
+        if size_bytes < image.virtual_bytes:
+            raise ImageError(
+                f"a disk of {format_bytes(size_bytes)} is too small for image '{image.name}', "
+                f"which has {format_bytes(image.virtual_bytes)}",
+                hint=f"give vm.disk at least {format_bytes(image.virtual_bytes)}",
+            )
+        qemu_img.create_overlay(image.disk, target, size_bytes)
+
+    def _record(self, name: str) -> Path:
+        return self._root / f"{name}.json"
+
+    def _whole(self, name: str) -> Image | None:
+        try:
+            return self.get(name)
+        except (NotFound, ImageError):
+            return None
+
+    def _hint_for_missing(self, name: str) -> str:
+        if name == "debian":
+            return "ghostbox image build"
+        have = ", ".join(image.name for image in self.list())
+        return f"there are: {have}" if have else "ghostbox image build"
+
+    def _directories(self, name: str) -> tuple[Path, ...]:
+        return tuple(sorted(self._root.glob(f"{name}@*")))
+
+    @contextmanager
+    def _locked(self, name: str, progress: Progress) -> Iterator[None]:
+        """Hold the image's lock; while it is held, whatever another build of it left behind is rubbish."""
+        _make_traversable(self._root)
+        with (self._root / f".{name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(f"waiting for another command that works on image '{name}'")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self._root.glob(f".{name}.new-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+
+    @contextmanager
+    def _new_directory(self, name: str) -> Iterator[Path]:
+        new = Path(tempfile.mkdtemp(prefix=f".{name}.new-", dir=self._root))
+        new.chmod(0o755)
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _adopt(self, new: Path, image: Image) -> Image:
+        """Give the finished directory its name and point the image at it."""
+        stamp = image.created_at.translate(str.maketrans("", "", "-:+"))
+        final = self._root / f"{image.name}@{image.recipe_hash[:12]}-{stamp}"
+        for file in new.iterdir():
+            file.chmod(0o644)
+        new.rename(final)
+
+        def moved(path: Path | None) -> Path | None:
+            return None if path is None else final / path.name
+
+        data = image.to_json() | {
+            key: None if path is None else str(path)
+            for key, path in (
+                ("disk", moved(image.disk)),
+                ("kernel", moved(image.kernel)),
+                ("initrd", moved(image.initrd)),
+            )
+        }
+        record = self._record(image.name)
+        draft = record.with_suffix(".json.new")
+        draft.write_text(json.dumps(data, indent=2) + "\n")
+        draft.replace(record)
+        return image_from_json(data)
+
+    def _prune(self, current: Image, in_use: Collection[Path] | None) -> None:
+        if in_use is None:
+            return
+        for directory in self._directories(current.name):
+            if directory != current.directory and not any(directory in disk.parents for disk in in_use):
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+def _make_traversable(directory: Path) -> None:
+    """Make ``directory`` and its missing parents so that QEMU's own user can pass, whatever our umask is."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        try:
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
+        except OSError as err:
+            raise ImageError(f"cannot make the directory {path}: {err.strerror}") from err
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,86 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Runs as the chroot's root, outside it: makes the kernel, the initrd and the root file system of the guest image.
+# usage: export.sh ROOT OUT DISK_BYTES MODULE…
+set -eu
+export LC_ALL=C
+
+root=$1 out=$2 disk_bytes=$3
+shift 3
+
+version=$(ls "$root/lib/modules" | sort -V | tail -n 1)
+kernel=$root/boot/vmlinuz-$version
+
+# An uncompressed ELF kernel starts by PVH: under emulation it saves the seconds that unpacking costs.
+# It lies in the bzImage as a zstd stream, followed by other data (so the exit status of zstd says nothing).
+unpack_kernel() {
+    offset=$(grep -abo -m 1 "$(printf '\050\265\057\375')" "$kernel" | head -n 1 | cut -d : -f 1)
+    [ -n "$offset" ] || return 1
+    tail -c "+$((offset + 1))" "$kernel" | zstd -dcq > "$out/vmlinux" 2> /dev/null || true
+    [ "$(head -c 4 "$out/vmlinux" | tail -c 3)" = ELF ]
+}
+
+make_initrd() {
+    tree=$root/tmp/initrd
+    mkdir -p "$tree/bin" "$tree/modules" "$tree/proc" "$tree/sys" "$tree/dev" "$tree/root"
+    cp "$root/bin/busybox" "$tree/bin/busybox"
+    ln -s busybox "$tree/bin/sh"
+    for module in "$@"; do
+        chroot "$root" modprobe --set-version "$version" --show-depends "$module"
+    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' > "$out/modules"
+    : > "$tree/modules/order"
+    while read -r path; do
+        name=$(basename "$path" .xz)
+        case $path in
+        *.xz) xz -dc "$root$path" > "$tree/modules/$name" ;;
+        *) cp "$root$path" "$tree/modules/$name" ;;
+        esac
+        echo "$name" >> "$tree/modules/order"
+    done < "$out/modules"
+    write_init > "$tree/init"
+    chmod 755 "$tree/init"
+    chroot "$root" sh -c 'cd /tmp/initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0' > "$out/initrd.img"
+    rm -rf "$tree" "$out/modules"
+}
+
+write_init() {
+    cat << 'INIT'
+#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs dev /dev
+while read -r module; do
+    $b insmod "/modules/$module" || echo "initrd: cannot load $module"
+done < /modules/order
+label=$($b sed -n 's/.*root=LABEL=\([^ ]*\).*/\1/p' /proc/cmdline)
+tries=0
+while ! disk=$($b findfs "LABEL=$label" 2> /dev/null); do
+    tries=$((tries + 1))
+    if [ $tries -gt 600 ]; then
+        echo "initrd: no disk with the label $label; there are:"
+        $b cat /proc/partitions
+        exec $b sh
+    fi
+    $b sleep 0.05
+done
+$b mount -t ext4 -o rw,noatime "$disk" /root || exec $b sh
+$b umount /proc /sys
+$b mount -o move /dev /root/dev
+exec $b switch_root /root /sbin/init
+INIT
+}
+
+if ! unpack_kernel; then
+    rm -f "$out/vmlinux"
+    cp "$kernel" "$out/vmlinux"
+fi
+make_initrd "$@"
+rm -f "$root"/boot/initrd.img-* "$root"/boot/vmlinuz-*
+
+# /proc, /sys and /dev are mounted in the root; a bind mount of it (in our own namespace) shows what lies below them.
+mkdir "$out/below"
+mount --bind "$root" "$out/below"
+mke2fs -q -F -t ext4 -L ghostbox-root -m 1 -d "$out/below" "$out/disk.raw" "$((disk_bytes / 1024))k"
+umount "$out/below"
+chmod 644 "$out/vmlinux" "$out/initrd.img" "$out/disk.raw"
