@@ -18,6 +18,8 @@
  *                                ◄──    DISCARD_READY     no page of the range is in flight, faults on it are held
  *   DISCARD_END                  ──►    the hole is punched (or error != 0: it was not); faults go on
  *
+ *   BYE                          ──►    the region is unmapped: drop its pages; no answer, the socket closes
+ *
  * PIN/UNPIN are for device passthrough: make a range resident and exempt from eviction until UNPIN.
  *
  * If the connection breaks, the shim keeps its own copy of the userfaultfd, so every access to an absent page waits
@@ -51,6 +53,7 @@ enum gb_msg_type {
     GB_MSG_PIN_DONE,
     GB_MSG_UNPIN,
     GB_MSG_UNPIN_DONE,
+    GB_MSG_BYE, /* only a header: the region is unmapped (memory unplugged); the process lives on. Then close. */
     GB_MSG_TYPES /* count, keep last */
 };
 

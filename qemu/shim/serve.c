@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT */
+#include "shim.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RETRY_NS           200000000l
+#define RESUME_TIMEOUT_S   5u
+#define THREAD_STACK_BYTES (256u << 10)
+
+static bool is_gone(struct region *region)
+{
+    pthread_mutex_lock(&region->lock);
+    bool gone = region->gone;
+
+    pthread_mutex_unlock(&region->lock);
+    return gone;
+}
+
+static bool range_is_valid(const struct region *region, const struct gb_range *range)
+{
+    return range->length > 0 && range->offset % REGION_PAGE_BYTES == 0 && range->length % REGION_PAGE_BYTES == 0 &&
+           range->offset < region->length && range->length <= region->length - range->offset;
+}
+
+/* Locked. EAGAIN and EINTR mean that the address space is changing: the same again. */
+static int zap_range(const struct region *region, const struct gb_range *range)
+{
+    int rc;
+
+    do
+        rc = real.madvise((void *)(uintptr_t)(region->base + range->offset), range->length, MADV_DONTNEED);
+    while (rc < 0 && (errno == EAGAIN || errno == EINTR));
+    return rc < 0 ? errno : 0;
+}
+
+/* Validates the whole message before the first page is zapped. */
+static int zap_ranges(struct region *region, const struct gb_zap *zap)
+{
+    int error = 0;
+
+    for (uint32_t i = 0; i < zap->n_ranges; i++)
+        if (!range_is_valid(region, &zap->ranges[i]))
+            return EINVAL;
+    pthread_mutex_lock(&region->lock);
+    if (region->gone)
+        error = ESRCH;
+    for (uint32_t i = 0; i < zap->n_ranges && !error; i++)
+        error = zap_range(region, &zap->ranges[i]);
+    pthread_mutex_unlock(&region->lock);
+    return error;
+}
+
+static int answer_zap(struct region *region, const struct gb_zap *zap, struct text *text)
+{
+    struct gb_done done = {.error = 0};
+
+    if (zap->h.bytes < GB_ZAP_BYTES(1) || zap->n_ranges < 1 || zap->n_ranges > GB_PROTO_MAX_RANGES ||
+        zap->h.bytes != GB_ZAP_BYTES(zap->n_ranges)) {
+        text_set(text, "the pager sent a zap of %u bytes that says it has %u ranges", zap->h.bytes, zap->n_ranges);
+        return -EPROTO;
+    }
+    done.error = zap_ranges(region, zap);
+    int rc = link_send(region->sock, &done, GB_MSG_ZAP_DONE, zap->h.seq, sizeof(done));
+
+    if (rc < 0)
+        text_set(text, "the pager closed the connection");
+    return rc;
+}
+
+static int pass_on_ready(struct region *region, const struct gb_done *done, struct text *text)
+{
+    if (done->h.bytes != sizeof(*done)) {
+        text_set(text, "the pager sent an answer of %u bytes", done->h.bytes);
+        return -EPROTO;
+    }
+    pthread_mutex_lock(&region->lock);
+    for (struct waiter *waiter = region->waiters; waiter; waiter = waiter->next) {
+        if (waiter->seq != done->h.seq || waiter->answered)
+            continue;
+        waiter->answered = true;
+        waiter->error = done->error;
+        pthread_cond_broadcast(&region->answered);
+        break;
+    }
+    pthread_mutex_unlock(&region->lock);
+    return 0;
+}
+
+/* Serves until the connection ends; says why in text. */
+static void serve_connection(struct region *region, struct text *text)
+{
+    union {
+        struct gb_header h;
+        struct gb_zap zap;
+        struct gb_done done;
+    } message;
+    int rc = 0;
+
+    while (rc == 0) {
+        rc = link_receive(region->sock, &message, sizeof(message), text);
+        if (rc < 0)
+            return;
+        if (message.h.type == GB_MSG_ZAP) {
+            rc = answer_zap(region, &message.zap, text);
+        } else if (message.h.type == GB_MSG_DISCARD_READY) {
+            rc = pass_on_ready(region, &message.done, text);
+        } else {
+            text_set(text, "the pager sent message %u, which it never should", message.h.type);
+            rc = -EPROTO;
+        }
+    }
+}
+
+/* Only this thread closes the socket; others may send on it while they hold the lock. */
+static void disconnect(struct region *region)
+{
+    pthread_mutex_lock(&region->lock);
+    close(region->sock);
+    region->sock = -1;
+    for (struct waiter *waiter = region->waiters; waiter; waiter = waiter->next) {
+        if (waiter->answered)
+            continue;
+        waiter->answered = true;
+        waiter->error = EIO;
+    }
+    pthread_cond_broadcast(&region->answered);
+    pthread_mutex_unlock(&region->lock);
+}
+
+static int reconnect(struct region *region, struct text *text)
+{
+    struct gb_welcome welcome;
+    int device_fd;
+    int sock = link_open(region_socket_path(), text);
+
+    if (sock < 0)
+        return sock;
+    link_set_timeout(sock, RESUME_TIMEOUT_S);
+    int rc = link_hello(sock, GB_HELLO_RESUME, &welcome, &device_fd, text);
+
+    if (rc == 0) {
+        close(device_fd);
+        rc = link_hand_over(sock, region, text);
+    }
+    if (rc < 0) {
+        close(sock);
+        return rc;
+    }
+    link_set_timeout(sock, 0);
+    pthread_mutex_lock(&region->lock);
+    region->sock = sock;
+    region->connection++;
+    pthread_mutex_unlock(&region->lock);
+    return 0;
+}
+
+/* Says each reason once, not five times a second. */
+static void reconnect_until_gone(struct region *region)
+{
+    const struct timespec pause = {.tv_nsec = RETRY_NS};
+    struct text text, said = {.s = ""};
+
+    while (!is_gone(region)) {
+        if (reconnect(region, &text) == 0) {
+            say("connected to the pager again");
+            return;
+        }
+        if (strcmp(text.s, said.s) != 0)
+            say("%s; trying again until it is there", text.s);
+        said = text;
+        nanosleep(&pause, NULL);
+    }
+}
+
+static void *serve_thread(void *argument)
+{
+    struct region *region = argument;
+    struct text text;
+
+    prctl(PR_SET_NAME, "ghostbox-shim");
+    while (!is_gone(region)) {
+        serve_connection(region, &text);
+        disconnect(region);
+        if (is_gone(region))
+            break;
+        say("%s; memory that is not here waits until a pager is back", text.s);
+        reconnect_until_gone(region);
+    }
+    if (region->sock >= 0)
+        disconnect(region);
+    region_retire(region);
+    return NULL;
+}
+
+int serve_start(struct region *region)
+{
+    sigset_t all, before;
+    pthread_attr_t attributes;
+    pthread_t thread;
+
+    sigfillset(&all);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, THREAD_STACK_BYTES);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    int error = pthread_create(&thread, &attributes, serve_thread, region);
+
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (error)
+        return -error;
+    return 0;
+}
