@@ -31,6 +31,7 @@ plane keeps the score that it was started with, survives, and reports the loss."
 
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 30.0
+_REQUEST_TIMEOUT_S = 30.0  # a forced removal waits for the clients to be gone, and for their requests before that
 _MAX_SOCKET_PATH = 107  # sun_path less its final zero, unix(7)
 
 
@@ -201,7 +202,7 @@ class DataPlane:
             processes.terminate(self.record.pid)
 
     def _request(self, cmd: str, **args: Any) -> Any:
-        return processes.control_request(self._control_socket, cmd, **args)
+        return processes.control_request(self._control_socket, cmd, timeout_s=_REQUEST_TIMEOUT_S, **args)
 
 
 def _export(reply: dict[str, Any]) -> Export:

@@ -118,8 +118,9 @@ def size_to_lend(size: str, reserve_bytes: int, facts: MemoryFacts) -> int:
     if wanted is not None and wanted < SMALLEST_BYTES:
         raise UsageError(f"--size {size} is too little to lend", hint="lend 1 MiB or more")
     if n_bytes > lendable or lendable < SMALLEST_BYTES:
+        what = "memory" if wanted is None else format_bytes(wanted)
         raise Refused(
-            f"cannot lend {format_bytes(max(n_bytes, SMALLEST_BYTES))}: {format_bytes(facts.available_bytes)} of"
+            f"cannot lend {what}: {format_bytes(facts.available_bytes)} of"
             f" {format_bytes(facts.total_bytes)} are available, {format_bytes(reserve_bytes)} of them are kept in"
             f" reserve, which leaves {format_bytes(lendable)}",
             why=f"the limit of control group {facts.limited_by} counts" if facts.limited_by else None,

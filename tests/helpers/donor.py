@@ -32,7 +32,7 @@ READY_TIMEOUT_S = 30.0
 
 @dataclass
 class RunningDonor:
-    """A donor that a test started. ``ready`` is what it printed; ``process`` the control plane, ``argv`` its command."""
+    """A donor that a test started. ``ready`` is what it printed, ``process`` and ``argv`` are the control plane's."""
 
     argv: list[str]
     env: dict[str, str]
@@ -81,6 +81,8 @@ class RunningDonor:
         """SIGKILL the Python process alone."""
         self.process.kill()
         self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
     def restart(self, **changed: str) -> None:
         """Start the control plane again with the same options, but for those in ``changed``."""
@@ -195,6 +197,6 @@ def _end(donor: RunningDonor) -> None:
 
 def _is_memserver(pid: int) -> bool:
     try:
-        return "memserver" in Path(f"/proc/{pid}/comm").read_text()
+        return "ghostbox-memserver" in Path(f"/proc/{pid}/exe").readlink().name
     except OSError:
         return False

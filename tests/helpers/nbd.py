@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""Bytes into and out of NBD exports, by the tools of libnbd."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_export(uri: str, content: Path) -> None:
+    """Copy a file into an export (of at least its size)."""
+    subprocess.run(["nbdcopy", str(content), uri], check=True, timeout=60)
+
+
+def read_export(uri: str, path: Path) -> bytes:
+    """Return all bytes of an export; ``path`` is where they pass through."""
+    subprocess.run(["nbdcopy", uri, str(path)], check=True, timeout=60)
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def held_connection(uri: str) -> Iterator[subprocess.Popen[str]]:
+    """Hold a connection to an export open until the end of the block."""
+    script = f"import sys; h.connect_uri({uri!r}); print('connected', flush=True); sys.stdin.read()"
+    client = subprocess.Popen(["nbdsh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    try:
+        assert client.stdout.readline() == "connected\n"
+        yield client
+    finally:
+        client.stdin.close()
+        client.wait(20)
+        client.stdout.close()
