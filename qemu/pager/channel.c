@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT */
+#include "clock.h"
+#include "donor.h"
+
+#include "log.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#define RETRY_NS 250000000ull
+
+static void set_state(struct channel *channel, enum channel_state state)
+{
+    channel->state = state;
+    atomic_store(&channel->donor->states[channel->class], (int)state);
+}
+
+static void append_done(struct channel *channel, struct request *request)
+{
+    request->next = NULL;
+    *channel->done_tail = request;
+    channel->done_tail = &request->next;
+}
+
+/* Runs inside libnbd, with the handle locked: no call into libnbd from here. */
+static int on_completion(void *user_data, int *error)
+{
+    struct request *request = user_data;
+
+    request->error = *error;
+    request->channel->in_flight--;
+    append_done(request->channel, request);
+    return 1; /* retire the command */
+}
+
+struct request *channel_done(struct channel *channel)
+{
+    struct request *request = channel->done_head;
+
+    if (!request)
+        return NULL;
+    channel->done_head = request->next;
+    if (!channel->done_head)
+        channel->done_tail = &channel->done_head;
+    return request;
+}
+
+static nbd_completion_callback begin(struct channel *channel, struct request *request, uint32_t bytes)
+{
+    request->channel = channel;
+    request->bytes = bytes;
+    request->error = 0;
+    request->started_ns = clock_ns();
+    channel->in_flight++;
+    return (nbd_completion_callback){.callback = on_completion, .user_data = request};
+}
+
+/*
+ * A command that libnbd refuses to queue never calls back, or (when the connection breaks while it is queued) has
+ * already done so: the done list says which.
+ */
+static int finish_begin(struct channel *channel, struct request *request, int64_t cookie)
+{
+    if (cookie >= 0)
+        return 0;
+    int error = nbd_get_errno();
+
+    for (struct request *r = channel->done_head; r; r = r->next)
+        if (r == request)
+            return 0;
+    channel->in_flight--;
+    return error ? -error : -EIO;
+}
+
+static int check_up(const struct channel *channel)
+{
+    return channel->state == CHANNEL_UP && !atomic_load(&channel->donor->lost) ? 0 : -ENOTCONN;
+}
+
+int channel_read(struct channel *channel, struct request *request, void *buf, uint32_t bytes, uint64_t offset)
+{
+    int rc = check_up(channel);
+
+    if (rc < 0)
+        return rc;
+    nbd_completion_callback done = begin(channel, request, bytes);
+
+    return finish_begin(channel, request, nbd_aio_pread(channel->nbd, buf, bytes, offset, done, 0));
+}
+
+int channel_write(struct channel *channel, struct request *request, const void *buf, uint32_t bytes, uint64_t offset)
+{
+    int rc = check_up(channel);
+
+    if (rc < 0)
+        return rc;
+    nbd_completion_callback done = begin(channel, request, bytes);
+
+    return finish_begin(channel, request, nbd_aio_pwrite(channel->nbd, buf, bytes, offset, done, 0));
+}
+
+int channel_trim(struct channel *channel, struct request *request, uint32_t bytes, uint64_t offset)
+{
+    int rc = check_up(channel);
+
+    if (rc < 0)
+        return rc;
+    if (!channel->donor->can_trim)
+        return -EOPNOTSUPP;
+    nbd_completion_callback done = begin(channel, request, bytes);
+
+    return finish_begin(channel, request, nbd_aio_trim(channel->nbd, bytes, offset, done, 0));
+}
+
+static void unpoll(struct channel *channel, int epoll_fd)
+{
+    if (channel->fd >= 0)
+        epoll_ctl(epoll_fd, EPOLL_CTL_DEL, channel->fd, NULL);
+    channel->fd = -1;
+    channel->polled = 0;
+}
+
+void channel_poll(struct channel *channel, int epoll_fd)
+{
+    if (channel->state == CHANNEL_DOWN)
+        return;
+    int fd = nbd_aio_get_fd(channel->nbd);
+    unsigned direction = nbd_aio_get_direction(channel->nbd);
+    uint32_t wanted = EPOLLIN | (direction & LIBNBD_AIO_DIRECTION_WRITE ? (uint32_t)EPOLLOUT : 0);
+
+    if (fd == channel->fd && wanted == channel->polled)
+        return;
+    struct epoll_event event = {.events = wanted, .data.ptr = channel};
+
+    if (fd != channel->fd)
+        unpoll(channel, epoll_fd);
+    if (fd >= 0)
+        epoll_ctl(epoll_fd, channel->fd < 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event);
+    channel->fd = fd;
+    channel->polled = wanted;
+}
+
+static void go_down(struct channel *channel, int epoll_fd, const char *why)
+{
+    struct donor *donor = channel->donor;
+
+    if (channel->state == CHANNEL_UP)
+        log_warning("donor %s: connection lost: %s; trying again", donor->uri, why);
+    else
+        log_debug("donor %s: no connection: %s", donor->uri, why);
+    unpoll(channel, epoll_fd);
+    assert(channel->in_flight == 0 || channel->state == CHANNEL_CONNECTING);
+    nbd_close(channel->nbd);
+    channel->nbd = NULL;
+    set_state(channel, CHANNEL_DOWN);
+    channel->retry_ns = clock_ns() + RETRY_NS;
+}
+
+static bool same_memory(struct channel *channel)
+{
+    struct donor *donor = channel->donor;
+    char *identity = nbd_get_export_description(channel->nbd);
+    int64_t bytes = nbd_get_size(channel->nbd);
+    bool same = identity && *donor->identity && strcmp(identity, donor->identity) == 0 &&
+                bytes >= 0 && (uint64_t)bytes == donor->export_bytes;
+
+    if (!same)
+        log_error("donor %s: it is back, but cannot show that it still holds our pages (identity '%s', was '%s'): "
+                  "what it held is lost",
+                  donor->uri, identity ? identity : "", donor->identity);
+    free(identity);
+    return same;
+}
+
+static void connected(struct channel *channel)
+{
+    struct donor *donor = channel->donor;
+
+    if (!same_memory(channel)) {
+        atomic_store(&donor->lost, true);
+        return;
+    }
+    log_info("donor %s: connected again", donor->uri);
+    atomic_fetch_add(&donor->counters.reconnects, 1);
+    set_state(channel, CHANNEL_UP);
+}
+
+void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
+{
+    if (channel->state == CHANNEL_DOWN)
+        return;
+    unsigned direction = nbd_aio_get_direction(channel->nbd);
+    int rc = 0;
+
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && (direction & LIBNBD_AIO_DIRECTION_READ))
+        rc = nbd_aio_notify_read(channel->nbd);
+    else if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) && (direction & LIBNBD_AIO_DIRECTION_WRITE))
+        rc = nbd_aio_notify_write(channel->nbd);
+    /* Dead or closed: libnbd has called back for every request in flight. Nothing less may drop the handle. */
+    if (nbd_aio_is_dead(channel->nbd) || nbd_aio_is_closed(channel->nbd)) {
+        go_down(channel, epoll_fd, rc < 0 ? nbd_get_error() : "closed by the donor");
+        return;
+    }
+    if (channel->state == CHANNEL_CONNECTING && !nbd_aio_is_connecting(channel->nbd))
+        connected(channel);
+    channel_poll(channel, epoll_fd);
+}
+
+void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
+{
+    if (channel->state != CHANNEL_DOWN || now_ns < channel->retry_ns || atomic_load(&channel->donor->lost))
+        return;
+    channel->retry_ns = now_ns + RETRY_NS;
+    channel->nbd = nbd_create();
+    if (!channel->nbd)
+        return;
+    nbd_set_full_info(channel->nbd, true);
+    nbd_set_pread_initialize(channel->nbd, false);
+    set_state(channel, CHANNEL_CONNECTING);
+    if (nbd_aio_connect_uri(channel->nbd, channel->donor->uri) < 0)
+        go_down(channel, epoll_fd, nbd_get_error());
+    else
+        channel_poll(channel, epoll_fd);
+}

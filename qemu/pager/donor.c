@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+#include "donor.h"
+
+#include "log.h"
+#include "pages.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXTENT_MAX_BYTES (16ull << 20)
+#define EXTENT_MIN_BYTES (64ull << 10)
+
+static int channel_open(struct channel *channel, struct donor *donor, enum channel_class class, char *text,
+                        size_t text_bytes)
+{
+    *channel = (struct channel){.donor = donor, .class = class, .state = CHANNEL_UP, .fd = -1};
+    channel->done_tail = &channel->done_head;
+    channel->nbd = nbd_create();
+    if (!channel->nbd) {
+        snprintf(text, text_bytes, "no memory for a connection to %s", donor->uri);
+        return -ENOMEM;
+    }
+    nbd_set_full_info(channel->nbd, true);
+    nbd_set_pread_initialize(channel->nbd, false);
+    if (nbd_connect_uri(channel->nbd, donor->uri) == 0)
+        return 0;
+    int error = nbd_get_errno();
+
+    snprintf(text, text_bytes, "donor %s: cannot connect: %s", donor->uri, nbd_get_error());
+    return error ? -error : -EIO;
+}
+
+/* What the server told us while we connected; valid before anything depends on it. */
+static int donor_learn(struct donor *donor, char *text, size_t text_bytes)
+{
+    struct nbd_handle *nbd = donor->channels[CHANNEL_DEMAND].nbd;
+    int64_t bytes = nbd_get_size(nbd);
+    int64_t max_read = nbd_get_block_size(nbd, LIBNBD_SIZE_MAXIMUM);
+    int64_t min_block = nbd_get_block_size(nbd, LIBNBD_SIZE_MINIMUM);
+
+    if (bytes < (int64_t)EXTENT_MIN_BYTES) {
+        snprintf(text, text_bytes, "donor %s: its export has %lld bytes, at least %llu are needed", donor->uri,
+                 (long long)bytes, (unsigned long long)EXTENT_MIN_BYTES);
+        return -ENOSPC;
+    }
+    if (nbd_is_read_only(nbd) == 1) {
+        snprintf(text, text_bytes, "donor %s: its export is read-only", donor->uri);
+        return -EROFS;
+    }
+    if ((max_read > 0 && max_read < (1 << 20)) || min_block > PAGE_BYTES) {
+        snprintf(text, text_bytes, "donor %s: its block sizes (%lld to %lld bytes) do not allow 4 KiB to 1 MiB",
+                 donor->uri, (long long)min_block, (long long)max_read);
+        return -EINVAL;
+    }
+    if (nbd_can_multi_conn(nbd) != 1)
+        log_warning("donor %s: does not promise that its connections see each other's writes", donor->uri);
+    donor->export_bytes = (uint64_t)bytes;
+    donor->can_trim = nbd_can_trim(nbd) == 1;
+    donor->identity = nbd_get_export_description(nbd);
+    if (!donor->identity)
+        donor->identity = strdup("");
+    return donor->identity ? 0 : -ENOMEM;
+}
+
+static int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes)
+{
+    donor->uri = strdup(uri);
+    if (!donor->uri)
+        return -ENOMEM;
+    for (int class = 0; class < CHANNEL_CLASSES; class++) {
+        int rc = channel_open(&donor->channels[class], donor, (enum channel_class)class, text, text_bytes);
+
+        if (rc < 0)
+            return rc;
+    }
+    return donor_learn(donor, text, text_bytes);
+}
+
+static uint64_t choose_extent_bytes(const struct pool *pool)
+{
+    uint64_t extent_bytes = EXTENT_MAX_BYTES;
+
+    for (uint32_t i = 0; i < pool->n_donors; i++)
+        while (extent_bytes > EXTENT_MIN_BYTES && pool->donors[i].export_bytes % extent_bytes)
+            extent_bytes /= 2;
+    return extent_bytes;
+}
+
+/* The donor that is furthest behind its share: after k extents each has k × its part of the whole, within one. */
+static uint32_t next_donor(const struct pool *pool, const uint32_t *dealt)
+{
+    uint32_t best = 0;
+    double best_fill = 2.0;
+
+    for (uint32_t i = 0; i < pool->n_donors; i++) {
+        uint32_t n = pool->donors[i].n_extents;
+        double fill = n ? (dealt[i] + 0.5) / n : 2.0;
+
+        if (dealt[i] < n && fill < best_fill) {
+            best = i;
+            best_fill = fill;
+        }
+    }
+    return best;
+}
+
+static int deal_extents(struct pool *pool)
+{
+    uint32_t dealt[DONORS_MAX] = {0};
+
+    for (uint32_t i = 0; i < pool->n_donors; i++) {
+        pool->donors[i].n_extents = (uint32_t)(pool->donors[i].export_bytes / pool->extent_bytes);
+        pool->n_extents += pool->donors[i].n_extents;
+    }
+    if (pool->n_extents == 0 || (uint64_t)pool->n_extents * pool->extent_pages >= PAGE_NONE)
+        return -ERANGE;
+    pool->extents = calloc(pool->n_extents, sizeof(*pool->extents));
+    if (!pool->extents)
+        return -ENOMEM;
+    for (uint32_t e = 0; e < pool->n_extents; e++) {
+        uint32_t donor = next_donor(pool, dealt);
+
+        pool->extents[e] = (struct extent){.donor = (uint16_t)donor, .index = dealt[donor]++};
+    }
+    return 0;
+}
+
+int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, char *text,
+              size_t text_bytes)
+{
+    for (uint32_t i = 0; i < n_uris; i++) {
+        int rc = donor_open(&pool->donors[i], uris[i], text, text_bytes);
+
+        pool->n_donors = i + 1;
+        if (rc < 0)
+            return rc;
+    }
+    pool->extent_bytes = extent_bytes ? extent_bytes : choose_extent_bytes(pool);
+    pool->extent_pages = (uint32_t)(pool->extent_bytes / PAGE_BYTES);
+    int rc = deal_extents(pool);
+
+    if (rc < 0)
+        snprintf(text, text_bytes, "the donors' exports cannot be cut into extents of %llu bytes: %s",
+                 (unsigned long long)pool->extent_bytes, strerror(-rc));
+    return rc;
+}
+
+void pool_close(struct pool *pool)
+{
+    for (uint32_t i = 0; i < pool->n_donors; i++) {
+        struct donor *donor = &pool->donors[i];
+
+        for (int class = 0; class < CHANNEL_CLASSES; class++)
+            if (donor->channels[class].nbd)
+                nbd_close(donor->channels[class].nbd);
+        free(donor->identity);
+        free(donor->uri);
+    }
+    free(pool->extents);
+    pool->n_donors = 0;
+    pool->extents = NULL;
+}
+
+uint64_t pool_bytes(const struct pool *pool)
+{
+    return (uint64_t)pool->n_extents * pool->extent_bytes;
+}
+
+struct place pool_place(struct pool *pool, uint32_t page)
+{
+    const struct extent *extent = &pool->extents[page / pool->extent_pages];
+    uint32_t within = page % pool->extent_pages;
+
+    return (struct place){
+        .donor = &pool->donors[extent->donor],
+        .offset = extent->index * pool->extent_bytes + (uint64_t)within * PAGE_BYTES,
+        .n_pages = pool->extent_pages - within,
+    };
+}
+
+static const char *donor_state_name(struct donor *donor)
+{
+    if (atomic_load(&donor->lost))
+        return "lost";
+    for (int class = 0; class < CHANNEL_CLASSES; class++)
+        if (atomic_load(&donor->states[class]) != CHANNEL_UP)
+            return "down";
+    return "up";
+}
+
+json_t *donor_to_json(struct donor *donor)
+{
+    struct donor_counters *c = &donor->counters;
+
+    return json_pack("{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri,
+                     "state", donor_state_name(donor), "identity", donor->identity, "export_bytes",
+                     (json_int_t)donor->export_bytes, "extents", (int)donor->n_extents, "read_bytes",
+                     (json_int_t)atomic_load(&c->read_bytes), "written_bytes",
+                     (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes",
+                     (json_int_t)atomic_load(&c->trimmed_bytes), "reads", (json_int_t)atomic_load(&c->reads),
+                     "writes", (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims),
+                     "errors", (json_int_t)atomic_load(&c->errors), "reconnects",
+                     (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
+}

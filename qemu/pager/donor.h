@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Donors: NBD exports, and how the pool's pages lie on them.
+ *
+ * The pool is cut into extents; extents are dealt out to the donors in turn, by their size, so that bulk work uses
+ * all links. Each donor has one connection a class, so that a bulk transfer never holds up a demand fault.
+ *
+ * A channel belongs to one thread's loop: only that thread calls into it. libnbd runs the completion callbacks inside
+ * channel_service(), holding the handle's lock, so a callback only appends to the channel's list of finished
+ * requests, which the loop works off afterwards.
+ *
+ * A connection that breaks is made again. What the donor holds may be gone by then (its server started anew), so the
+ * new connection must show the same identity (the export's description; our memserver puts the incarnation there).
+ * A server without identity cannot prove it: the donor is "lost", and its pages are never read again.
+ */
+#ifndef GHOSTBOX_DONOR_H
+#define GHOSTBOX_DONOR_H
+
+#include "histogram.h"
+
+#include <jansson.h>
+#include <libnbd.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define DONORS_MAX 64
+
+enum channel_class { CHANNEL_DEMAND, CHANNEL_READAHEAD, CHANNEL_WRITEBACK, CHANNEL_CLASSES };
+enum channel_state { CHANNEL_UP, CHANNEL_CONNECTING, CHANNEL_DOWN };
+
+struct donor;
+
+/* One NBD request. The owner embeds it first in its own structure. */
+struct request {
+    struct request *next; /* in the channel's done list, or the owner's lists */
+    struct channel *channel;
+    uint64_t started_ns;
+    uint32_t bytes;
+    int error; /* 0 or errno, when done */
+};
+
+struct channel {
+    struct donor *donor;
+    enum channel_class class;
+    enum channel_state state;
+    struct nbd_handle *nbd;
+    int fd;            /* registered with the loop, -1 if none */
+    uint32_t polled;   /* EPOLL* now registered */
+    uint32_t in_flight;
+    uint64_t retry_ns; /* DOWN: when to try again */
+    struct request *done_head, **done_tail;
+};
+
+struct donor_counters {
+    _Atomic uint64_t read_bytes, written_bytes, trimmed_bytes, reads, writes, trims, errors, reconnects;
+};
+
+struct donor {
+    char *uri;
+    char *identity; /* "" if the server gives none */
+    uint64_t export_bytes;
+    uint32_t n_extents;
+    _Atomic bool lost;
+    bool can_trim;
+    struct channel channels[CHANNEL_CLASSES];
+    _Atomic int states[CHANNEL_CLASSES]; /* copies of channels[].state, for status */
+    struct donor_counters counters;
+    struct histogram latency; /* demand reads */
+};
+
+struct extent {
+    uint16_t donor;
+    uint32_t index; /* on the donor: byte offset / extent_bytes */
+};
+
+struct pool {
+    struct donor donors[DONORS_MAX];
+    uint32_t n_donors;
+    uint64_t extent_bytes;
+    uint32_t extent_pages;
+    struct extent *extents;
+    uint32_t n_extents;
+};
+
+/*
+ * Connects every channel of every donor and deals out the extents. extent_bytes 0 chooses: 16 MiB, or less where a
+ * donor's size is no multiple. Returns 0, or -errno with a message for the user in text.
+ */
+int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, char *text,
+              size_t text_bytes);
+void pool_close(struct pool *pool);
+uint64_t pool_bytes(const struct pool *pool);
+
+/* Where a pool page lies, and how many pages from it on are together on that donor. */
+struct place {
+    struct donor *donor;
+    uint64_t offset;
+    uint32_t n_pages;
+};
+struct place pool_place(struct pool *pool, uint32_t page);
+
+/* Each returns 0 (the request will appear on the done list) or -errno (it will not). */
+int channel_read(struct channel *channel, struct request *request, void *buf, uint32_t bytes, uint64_t offset);
+int channel_write(struct channel *channel, struct request *request, const void *buf, uint32_t bytes, uint64_t offset);
+int channel_trim(struct channel *channel, struct request *request, uint32_t bytes, uint64_t offset);
+
+/* Registers with, or keeps up to date in, an epoll; data.ptr is the channel. */
+void channel_poll(struct channel *channel, int epoll_fd);
+/* Handles EPOLL* events: moves bytes, finishes requests, notices a dead peer. */
+void channel_service(struct channel *channel, int epoll_fd, uint32_t events);
+/* DOWN and due: starts to connect again. */
+void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns);
+/* Takes the next finished request, or NULL. */
+struct request *channel_done(struct channel *channel);
+
+json_t *donor_to_json(struct donor *donor);
+
+#endif

@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The evict thread: one event loop for everything that is not on a fault's way: shims that come and go, zaps,
+ * write-back, punching holes, discards.
+ *
+ * It starts when fewer pages than the low watermark are free and stops at the high one. Pages leave from the head of
+ * the inactive list, oldest first: clean ones at once, dirty ones by way of their donor. While it works, the inactive
+ * list is kept filled from the head of the resident list, by zapping: what is used after that gets its second chance.
+ */
+#include "evict.h"
+
+#include "clock.h"
+#include "log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#define EVENTS_MAX 64
+#define DISCARD_POLL_MS 1
+#define REAP_POLL_MS 20
+#define DONOR_POLL_MS 50
+
+static int compare_pages(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+void sort_pages(uint32_t *pages, uint32_t n)
+{
+    qsort(pages, n, sizeof(*pages), compare_pages);
+}
+
+uint32_t run_length(const uint32_t *pages, uint32_t n, uint32_t max)
+{
+    uint32_t run = 1;
+
+    while (run < n && run < max && pages[run] == pages[run - 1] + 1)
+        run++;
+    return run;
+}
+
+void drop_add(struct evict_loop *loop, uint32_t page)
+{
+    struct page *p = &loop->pager->table.pages[page];
+
+    if (p->flags & PAGE_F_READAHEAD) {
+        COUNT(loop->pager->counters.readahead_wasted, 1);
+        p->flags &= (uint8_t)~PAGE_F_READAHEAD;
+    }
+    page_set_state(&loop->pager->table, page, PAGE_DROPPING);
+    loop->dropping[loop->n_dropping++] = page;
+}
+
+/* A run of pages of one region, punched: they are absent from now on. Faults that came meanwhile are raised again. */
+static void dropped(struct pager *pager, uint32_t page, uint32_t n, bool punched)
+{
+    struct page_table *table = &pager->table;
+
+    pager_lock(pager);
+    const struct region *region = pager_region_of(pager, page);
+
+    for (uint32_t i = page; i < page + n; i++) {
+        bool wanted = table->pages[i].flags & PAGE_F_WANTED;
+
+        table->pages[i].flags &= (uint8_t)~PAGE_F_WANTED;
+        if (punched) {
+            table->counts.present--;
+            page_set_state(table, i, PAGE_ABSENT);
+        } else {
+            page_set_state(table, i, PAGE_INACTIVE);
+            page_list_push(table, &table->inactive, i);
+        }
+        if (wanted && region)
+            region_wake(region, i, 1);
+    }
+    pager_unlock(pager);
+}
+
+void drop_flush(struct evict_loop *loop)
+{
+    struct pager *pager = loop->pager;
+
+    if (loop->n_dropping == 0)
+        return;
+    sort_pages(loop->dropping, loop->n_dropping);
+    for (uint32_t i = 0; i < loop->n_dropping;) {
+        uint32_t page = loop->dropping[i];
+
+        pager_lock(pager);
+        struct region *region = pager_region_of(pager, page);
+
+        pager_unlock(pager);
+        uint32_t left = region ? region->n_pages - (page - region->first_page) : 1;
+        uint32_t run = run_length(loop->dropping + i, loop->n_dropping - i, left);
+        int rc = region ? region_punch(region, page, run) : 0;
+
+        if (rc < 0)
+            log_error("cannot punch %u pages out of the memory of process %d: %s", run, region->pid, strerror(-rc));
+        dropped(pager, page, run, rc == 0);
+        i += run;
+    }
+    loop->n_dropping = 0;
+    pager_wake_fault(pager);
+}
+
+struct victims {
+    uint32_t dirty[BATCH_PAGES];
+    uint32_t n_dirty, n_clean;
+};
+
+/* With the lock. Takes pages from the head of the inactive list, up to n. */
+static void pick_victims(struct evict_loop *loop, struct victims *victims, int64_t n, bool may_write)
+{
+    struct page_table *table = &loop->pager->table;
+
+    for (uint32_t seen = table->inactive.count; seen > 0 && n > 0; seen--) {
+        uint32_t page = table->inactive.head;
+        struct page *p = &table->pages[page];
+        bool dirty = p->flags & PAGE_F_DIRTY;
+
+        if (victims->n_dirty == BATCH_PAGES || loop->n_dropping >= BATCH_PAGES)
+            break;
+        page_list_remove(table, &table->inactive, page);
+        if (dirty && (!may_write || (p->flags & PAGE_F_IO))) {
+            page_list_push(table, &table->inactive, page);
+            continue;
+        }
+        n--;
+        if (dirty) {
+            page_set_state(table, page, PAGE_WRITEBACK);
+            p->flags |= PAGE_F_IO;
+            victims->dirty[victims->n_dirty++] = page;
+        } else {
+            drop_add(loop, page);
+            victims->n_clean++;
+        }
+    }
+}
+
+/* One round. Returns whether it got anything done, so that another may follow. */
+static bool evict_round(struct evict_loop *loop)
+{
+    struct pager *pager = loop->pager;
+    struct victims victims = {.n_dirty = 0};
+    bool may_write = writeback_possible(loop);
+
+    pager_lock(pager);
+    /* What is being written will be free: ask for no more than is missing beyond it. */
+    int64_t missing = pager->watermarks.high - pager_free_pages(pager) - pager->table.counts.writeback;
+
+    if (missing > 0)
+        pick_victims(loop, &victims, missing, may_write);
+    int64_t short_of_inactive = 0;
+
+    if (missing > 0) {
+        short_of_inactive = pager->watermarks.inactive - (int64_t)pager->table.inactive.count;
+        if ((int64_t)(victims.n_clean + victims.n_dirty) < missing && short_of_inactive < missing)
+            short_of_inactive = missing;
+    }
+    pager_unlock(pager);
+    COUNT(pager->counters.evicted_clean, victims.n_clean);
+    uint32_t zapped = short_of_inactive > 0 ? zap_start(loop, (uint32_t)(short_of_inactive < BATCH_PAGES
+                                                                              ? short_of_inactive
+                                                                              : BATCH_PAGES))
+                                            : 0;
+    drop_flush(loop);
+    if (victims.n_dirty > 0) {
+        sort_pages(victims.dirty, victims.n_dirty);
+        writeback_start(loop, victims.dirty, victims.n_dirty);
+        drop_flush(loop); /* zero pages that no donor knows of */
+    }
+    (void)zapped; /* its answer is an event */
+    return victims.n_clean > 0 || (victims.n_dirty > 0 && loop->writes_in_flight == 0 && writeback_possible(loop));
+}
+
+static void serve_event(struct evict_loop *loop, const struct epoll_event *event)
+{
+    struct pager *pager = loop->pager;
+    const char *source = event->data.ptr;
+    uint64_t n;
+
+    if (source == (char *)pager) {
+        atomic_store(&pager->evict_asked, false);
+        if (read(pager->evict_wake_fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
+            log_error("wake descriptor: %s", strerror(errno));
+    } else if (source == (char *)loop) {
+        link_accept(loop);
+    } else if (source >= (char *)loop->links && source < (char *)loop->links + sizeof(loop->links)) {
+        link_readable(loop, event->data.ptr);
+    } else {
+        struct channel *channel = event->data.ptr;
+
+        channel_service(channel, loop->epoll_fd, event->events);
+        writeback_finish(loop, channel);
+    }
+}
+
+static bool mind_channels(struct evict_loop *loop)
+{
+    struct pool *pool = &loop->pager->pool;
+    bool down = false;
+
+    for (uint32_t d = 0; d < pool->n_donors; d++) {
+        struct channel *channel = &pool->donors[d].channels[CHANNEL_WRITEBACK];
+
+        if (channel->done_head)
+            writeback_finish(loop, channel);
+        channel_poll(channel, loop->epoll_fd);
+        if (channel->state == CHANNEL_DOWN && !atomic_load(&channel->donor->lost)) {
+            down = true;
+            channel_revive(channel, loop->epoll_fd, clock_ns());
+        }
+    }
+    return down;
+}
+
+static bool any_region(struct evict_loop *loop)
+{
+    bool any = false;
+
+    pager_lock(loop->pager);
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        any = any || loop->pager->regions[i].in_use;
+    pager_unlock(loop->pager);
+    return any;
+}
+
+/* With --exit-with-client: the last region is gone and its pages are forgotten by the donors. */
+static bool finished(struct evict_loop *loop)
+{
+    const struct pager *pager = loop->pager;
+
+    return pager->options->exit_with_client && atomic_load(&pager->client_seen) && !any_region(loop) &&
+           loop->writes_in_flight == 0;
+}
+
+static int choose_timeout(const struct evict_loop *loop, bool discards, bool leaving, bool down)
+{
+    if (discards)
+        return DISCARD_POLL_MS;
+    if (leaving)
+        return REAP_POLL_MS;
+    if (down || clock_ns() < loop->writeback_pause_ns)
+        return DONOR_POLL_MS;
+    return 1000; /* to notice ended processes whose connection is gone already */
+}
+
+static void run(struct evict_loop *loop)
+{
+    struct epoll_event events[EVENTS_MAX];
+    struct pager *pager = loop->pager;
+
+    while (!atomic_load(&pager->stopping)) {
+        bool down = mind_channels(loop);
+        bool discards = discard_progress(loop);
+        bool leaving = regions_reap(loop);
+
+        while (evict_round(loop))
+            continue;
+        drop_flush(loop);
+        if (finished(loop)) {
+            log_info("the process whose memory this was has ended");
+            atomic_store(&pager->stopping, true);
+            break;
+        }
+        mind_channels(loop);
+        int n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, choose_timeout(loop, discards, leaving, down));
+
+        for (int i = 0; i < n; i++)
+            serve_event(loop, &events[i]);
+        drop_flush(loop);
+    }
+}
+
+static int start(struct evict_loop *loop)
+{
+    struct epoll_event wake = {.events = EPOLLIN, .data.ptr = loop->pager};
+    struct epoll_event listening = {.events = EPOLLIN, .data.ptr = loop};
+
+    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (loop->epoll_fd < 0)
+        return -errno;
+    int rc = writeback_init(loop);
+
+    if (rc < 0)
+        return rc;
+    epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->evict_wake_fd, &wake);
+    epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->listen_fd, &listening);
+    return 0;
+}
+
+void *evict_thread(void *arg)
+{
+    struct pager *pager = arg;
+    struct evict_loop *loop = calloc(1, sizeof(*loop));
+
+    if (!loop)
+        return NULL;
+    loop->pager = pager;
+    int rc = start(loop);
+
+    if (rc < 0) {
+        log_error("the evict thread cannot start: %s", strerror(-rc));
+        atomic_store(&pager->stopping, true);
+    } else {
+        run(loop);
+    }
+    atomic_store(&pager->stopping, true);
+    pager_wake_fault(pager);
+    for (size_t i = 0; i < sizeof(loop->links) / sizeof(*loop->links); i++)
+        if (loop->links[i].state != LINK_FREE)
+            close(loop->links[i].fd);
+    writeback_destroy(loop);
+    if (loop->epoll_fd >= 0)
+        close(loop->epoll_fd);
+    free(loop);
+    return NULL;
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT */
+/* Inside the evict thread: shared by evict.c, writeback.c, discard.c and link.c. */
+#ifndef GHOSTBOX_EVICT_H
+#define GHOSTBOX_EVICT_H
+
+#include "pager.h"
+#include "proto.h"
+
+#define BATCH_PAGES 256u
+#define STAGES 32u
+#define STAGE_PAGES 64u
+#define WRITES 256u
+#define DISCARDS_MAX 64u
+
+/* Bytes on their way to a donor: a stable copy, so that a fault may take the page back meanwhile. */
+struct stage {
+    struct stage *next;
+    uint8_t *buf; /* STAGE_PAGES pages */
+    uint32_t users;
+};
+
+enum write_kind {
+    WRITE_DATA,    /* write-back of pages in state WRITEBACK */
+    WRITE_ZERO,    /* the same for pages that are all zero: a trim */
+    WRITE_FORGET,  /* a trim after a discard; the pages are in any state */
+};
+
+struct write_op {
+    struct request request; /* first */
+    struct write_op *next;
+    enum write_kind kind;
+    struct stage *stage;
+    uint32_t page, n_pages;
+};
+
+/* What QEMU wants to discard. */
+struct discard {
+    bool in_use;
+    bool ready;      /* READY was sent, END is awaited */
+    bool forgetting; /* END has come: the donors are being told; PAGE_F_IO is on the pages from the cursor on */
+    uint32_t seq;
+    uint32_t first, n_pages; /* pool pages */
+    uint32_t cursor;         /* pages before it are DISCARDING; while forgetting: have been told of */
+};
+
+enum link_state { LINK_FREE, LINK_HELLO, LINK_REGION, LINK_SERVING };
+
+/* One connection of the shim. */
+struct link {
+    enum link_state state;
+    int fd;
+    int pidfd;
+    pid_t pid;
+    bool resume;
+    char comm[16];
+    struct region *region;
+    uint32_t zap_seq;
+    uint32_t n_zapping; /* pages in the batch, 0: none under way */
+    uint32_t zapping[BATCH_PAGES];
+    struct discard discards[DISCARDS_MAX];
+    uint32_t n_discards;
+};
+
+struct evict_loop {
+    struct pager *pager;
+    int epoll_fd;
+    struct link links[REGIONS_MAX * 2];
+    struct stage stages[STAGES];
+    struct stage *free_stages;
+    struct write_op writes[WRITES];
+    struct write_op *free_writes;
+    uint8_t *buffers;
+    uint32_t writes_in_flight;
+    uint32_t dropping[BATCH_PAGES * 2];
+    uint32_t n_dropping;
+    uint64_t writeback_pause_ns; /* after an error: no write-back before this */
+};
+
+/* evict.c */
+/* Sorts pool pages, so that neighbours stand together. */
+void sort_pages(uint32_t *pages, uint32_t n);
+/* The length of the run of neighbours at the start of pages, at most max. */
+uint32_t run_length(const uint32_t *pages, uint32_t n, uint32_t max);
+/* With the lock: the page (in state DROPPING, on no list) is punched by the next drop_flush(). */
+void drop_add(struct evict_loop *loop, uint32_t page);
+void drop_flush(struct evict_loop *loop);
+
+/* writeback.c */
+int writeback_init(struct evict_loop *loop);
+void writeback_destroy(struct evict_loop *loop);
+/*
+ * Pages in state WRITEBACK, sorted, with PAGE_F_IO set: sends them. Pages that cannot be sent now go back to
+ * the inactive list. Without the lock.
+ */
+void writeback_start(struct evict_loop *loop, const uint32_t *pages, uint32_t n);
+/* Works off what the donors have acked. Without the lock. */
+void writeback_finish(struct evict_loop *loop, struct channel *channel);
+/*
+ * Tells the donors that they need not keep these pages; PAGE_F_IO is on them until they have answered. Returns how
+ * many of the pages, from the first, this covers: fewer than n while too many requests are under way. Without the lock.
+ */
+uint32_t writeback_forget(struct evict_loop *loop, uint32_t page, uint32_t n);
+/* Without the lock. */
+void writeback_mark_io(struct pager *pager, uint32_t page, uint32_t n, bool io);
+bool writeback_possible(const struct evict_loop *loop);
+
+/* discard.c: DISCARD_BEGIN … DISCARD_END. Without the lock. */
+void discard_begin(struct evict_loop *loop, struct link *link, const struct gb_range_msg *message);
+void discard_end(struct evict_loop *loop, struct link *link, const struct gb_range_msg *message);
+/* The connection is gone: what was begun is undone. */
+void discard_abandon(struct evict_loop *loop, struct link *link);
+/* Goes on with those that wait for pages in motion. Returns whether some still do. */
+bool discard_progress(struct evict_loop *loop);
+
+/* link.c */
+void link_accept(struct evict_loop *loop);
+void link_readable(struct evict_loop *loop, struct link *link);
+/* Sends; a shim that does not read is dropped. Returns 0 or -errno. */
+int link_send(struct evict_loop *loop, struct link *link, const void *message, size_t bytes);
+void link_close(struct evict_loop *loop, struct link *link);
+/* The connection that serves this region, or NULL. */
+struct link *link_of(struct evict_loop *loop, const struct region *region);
+struct gb_header link_header(enum gb_msg_type type, uint32_t seq, size_t bytes);
+
+/* zap.c */
+/* Takes up to n pages from the head of the resident list out of the guest's page tables. Returns how many. */
+uint32_t zap_start(struct evict_loop *loop, uint32_t n);
+void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message);
+/* The answer will not come: nothing is known of these pages, so they stay, as written. */
+void zap_abandon(struct evict_loop *loop, struct link *link);
+
+/* regions.c: regions come with a connection and go when their process has ended. */
+/* Returns the new region, or NULL with errno and a text for the user. Takes the descriptors over on success. */
+struct region *region_admit(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
+                            const int fds[3], char *text, size_t text_bytes);
+/* The region that a shim comes back to, or NULL. */
+struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message);
+/* The region's memory is unmapped, or its process has ended: its pages are given up, step by step. */
+void region_end(struct evict_loop *loop, struct region *region);
+/* Ends regions whose process is gone. Returns whether one is still on its way out. */
+bool regions_reap(struct evict_loop *loop);
+
+#endif

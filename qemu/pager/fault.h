@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/* Inside the fault thread: shared by fault.c, fetch.c and stream.c. */
+#ifndef GHOSTBOX_FAULT_H
+#define GHOSTBOX_FAULT_H
+
+#include "pager.h"
+
+#define DEMAND_SLOTS 128u
+#define READAHEAD_SLOTS 16u
+#define STREAMS 16u
+#define FETCH_ATTEMPTS 5u /* a donor that answers with an error is asked this often before the page counts as lost */
+
+/* A read from a donor under way: one page for a fault, a run for readahead. */
+struct fetch {
+    struct request request; /* first */
+    struct fetch *next;     /* free list or retry list */
+    uint8_t *buf;
+    uint32_t page, n_pages;
+    uint32_t attempts;
+    uint64_t retry_ns;
+    uint64_t fault_ns; /* when the fault was seen */
+    bool demand;
+};
+
+/* A run of faults at ascending addresses. Page numbers are pool pages. */
+struct stream {
+    uint32_t expected; /* the next page of the run */
+    uint32_t frontier; /* the first page that was not asked for yet */
+    uint32_t window;   /* pages to ask for next */
+    uint64_t used;     /* for replacement: tick of the last hit */
+};
+
+struct fault_loop {
+    struct pager *pager;
+    int epoll_fd;
+    struct fetch demand[DEMAND_SLOTS], readahead[READAHEAD_SLOTS];
+    struct fetch *free_demand, *free_readahead;
+    struct fetch *retry; /* waiting for retry_ns or for the donor */
+    uint8_t *buffers;
+    uint32_t readahead_pages; /* largest window, 0: off */
+    struct stream streams[STREAMS];
+    uint64_t tick;
+    uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */
+    uint64_t now_ns;
+};
+
+/* fetch.c: all with the pager's lock held; they drop and take it again around system calls. */
+int fetch_init(struct fault_loop *loop);
+void fetch_destroy(struct fault_loop *loop);
+/* The page is ABSENT and on a donor, and a fault waits for it. Returns false if it has to wait (no slot, no donor). */
+bool fetch_demand(struct fault_loop *loop, uint32_t page);
+/* Reads ahead what of the run is absent and on a donor; stops at a page that is neither. Returns the pages covered. */
+uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages);
+/* Installs what has arrived on this channel. Without the lock. */
+void fetch_finish(struct fault_loop *loop, struct channel *channel);
+/* Sends again what is due. Without the lock. Returns when to call again (0: no need). */
+uint64_t fetch_retry(struct fault_loop *loop);
+
+/* stream.c */
+/* A fault on an absent page: finds or starts its stream; returns the pages to bring in besides this one. */
+uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **stream);
+/* A page that was read ahead is used. */
+struct stream *stream_hit(struct fault_loop *loop, uint32_t page);
+/* After a hit: keeps the frontier ahead of the reader. With the lock. */
+void stream_advance(struct fault_loop *loop, struct stream *stream, uint32_t page);
+
+/* fault.c: with the lock. */
+void fault_make_wait(struct fault_loop *loop, uint32_t page, uint64_t retry_after_ns);
+void fault_installed(struct fault_loop *loop, uint32_t page);
+
+#endif

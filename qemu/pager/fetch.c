@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: MIT */
+/* Reads from donors, for faults and ahead of them. */
+#include "fault.h"
+
+#include "clock.h"
+#include "log.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define RETRY_NS 10000000ull
+#define RETRY_LOST_NS 1000000000ull
+
+static uint8_t *slot_buffers(size_t bytes)
+{
+    void *buffers = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+    return buffers == MAP_FAILED ? NULL : buffers;
+}
+
+static size_t buffers_bytes(const struct fault_loop *loop)
+{
+    return (size_t)DEMAND_SLOTS * PAGE_BYTES + (size_t)READAHEAD_SLOTS * loop->readahead_pages * PAGE_BYTES;
+}
+
+int fetch_init(struct fault_loop *loop)
+{
+    uint8_t *buf = slot_buffers(buffers_bytes(loop));
+
+    if (!buf)
+        return -ENOMEM;
+    loop->buffers = buf;
+    for (uint32_t i = 0; i < DEMAND_SLOTS; i++, buf += PAGE_BYTES) {
+        loop->demand[i] = (struct fetch){.demand = true, .buf = buf, .next = loop->free_demand};
+        loop->free_demand = &loop->demand[i];
+    }
+    for (uint32_t i = 0; i < READAHEAD_SLOTS && loop->readahead_pages; i++) {
+        loop->readahead[i] = (struct fetch){.buf = buf, .next = loop->free_readahead};
+        loop->free_readahead = &loop->readahead[i];
+        buf += (size_t)loop->readahead_pages * PAGE_BYTES;
+    }
+    return 0;
+}
+
+void fetch_destroy(struct fault_loop *loop)
+{
+    if (loop->buffers)
+        munmap(loop->buffers, buffers_bytes(loop));
+}
+
+static struct fetch *slot_take(struct fetch **list)
+{
+    struct fetch *fetch = *list;
+
+    if (fetch)
+        *list = fetch->next;
+    return fetch;
+}
+
+static void slot_give(struct fault_loop *loop, struct fetch *fetch)
+{
+    struct fetch **list = fetch->demand ? &loop->free_demand : &loop->free_readahead;
+
+    fetch->next = *list;
+    *list = fetch;
+}
+
+static int send_read(struct fault_loop *loop, struct fetch *fetch)
+{
+    struct place place = pool_place(&loop->pager->pool, fetch->page);
+    struct channel *channel = &place.donor->channels[fetch->demand ? CHANNEL_DEMAND : CHANNEL_READAHEAD];
+
+    return channel_read(channel, &fetch->request, fetch->buf, fetch->n_pages * PAGE_BYTES, place.offset);
+}
+
+static void retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t after_ns)
+{
+    fetch->retry_ns = clock_ns() + after_ns;
+    fetch->next = loop->retry;
+    loop->retry = fetch;
+}
+
+bool fetch_demand(struct fault_loop *loop, uint32_t page)
+{
+    struct page_table *table = &loop->pager->table;
+    struct fetch *fetch = slot_take(&loop->free_demand);
+
+    if (!fetch)
+        return false;
+    fetch->page = page;
+    fetch->n_pages = 1;
+    fetch->attempts = 0;
+    fetch->fault_ns = loop->now_ns;
+    table->counts.present++;
+    page_set_state(table, page, PAGE_FETCHING);
+    table->pages[page].flags |= PAGE_F_WANTED;
+    pager_unlock(loop->pager);
+    if (send_read(loop, fetch) < 0)
+        retry_later(loop, fetch, RETRY_NS);
+    pager_lock(loop->pager);
+    return true;
+}
+
+static uint32_t absent_run(struct fault_loop *loop, uint32_t page, uint32_t n_max)
+{
+    struct page_table *table = &loop->pager->table;
+    uint32_t n = 0;
+
+    while (n < n_max && table->pages[page + n].state == PAGE_ABSENT && page_on_donor(table, page + n))
+        n++;
+    return n;
+}
+
+uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages)
+{
+    struct pager *pager = loop->pager;
+    struct page_table *table = &pager->table;
+    struct region *region = pager_region_of(pager, page);
+
+    if (!region || n_pages == 0)
+        return 0;
+    uint32_t region_left = region->n_pages - (page - region->first_page);
+    struct place place = pool_place(&pager->pool, page);
+    uint32_t n_max = n_pages < region_left ? n_pages : region_left;
+
+    n_max = n_max < place.n_pages ? n_max : place.n_pages;
+    n_max = n_max < loop->readahead_pages ? n_max : loop->readahead_pages;
+    /* The last frames are for faults. */
+    int64_t spare = pager_free_pages(pager) - pager->watermarks.low / 2;
+
+    if (spare <= 0)
+        return 0;
+    n_max = n_max < spare ? n_max : (uint32_t)spare;
+    uint32_t n = absent_run(loop, page, n_max);
+
+    if (n == 0) /* here already, or nothing to fetch: step over it */
+        return page_on_donor(table, page) || table->pages[page].state != PAGE_ABSENT ? 1 : 0;
+    struct fetch *fetch = slot_take(&loop->free_readahead);
+
+    if (!fetch)
+        return 0;
+    fetch->page = page;
+    fetch->n_pages = n;
+    fetch->attempts = 0;
+    fetch->fault_ns = loop->now_ns;
+    for (uint32_t i = 0; i < n; i++)
+        page_set_state(table, page + i, PAGE_FETCHING);
+    table->counts.present += n;
+    COUNT(pager->counters.readahead_issued, n);
+    pager_unlock(pager);
+    if (send_read(loop, fetch) < 0)
+        retry_later(loop, fetch, RETRY_NS);
+    pager_lock(pager);
+    return n;
+}
+
+/* A fetch that failed for good: the page's bytes are gone. Never a zero page (trap 3). */
+static void lose_page(struct fault_loop *loop, uint32_t page)
+{
+    struct pager *pager = loop->pager;
+    struct region *region = pager_region_of(pager, page);
+
+    pager->table.counts.present--;
+    page_set_state(&pager->table, page, PAGE_POISONED);
+    pager->table.pages[page].flags &= (uint8_t)~(PAGE_F_WANTED | PAGE_F_READAHEAD);
+    COUNT(pager->counters.poisoned, 1);
+    struct place place = pool_place(&pager->pool, page);
+
+    log_error("page %u is lost: donor %s cannot return offset %llu; access to it is SIGBUS from now on", page,
+              place.donor->uri, (unsigned long long)place.offset);
+    if (region)
+        region_poison(region, page);
+}
+
+/* Back to absent, as if never asked for; whoever waits is put on the waiting list. */
+static void give_up_page(struct fault_loop *loop, uint32_t page)
+{
+    struct page_table *table = &loop->pager->table;
+    bool wanted = table->pages[page].flags & PAGE_F_WANTED;
+
+    table->counts.present--;
+    table->pages[page].flags &= (uint8_t)~(PAGE_F_WANTED | PAGE_F_READAHEAD);
+    page_set_state(table, page, PAGE_ABSENT);
+    if (wanted)
+        fault_make_wait(loop, page, RETRY_NS);
+}
+
+static bool region_leaves(struct pager *pager, uint32_t page)
+{
+    pager_lock(pager);
+    const struct region *region = pager_region_of(pager, page);
+    bool leaves = !region || region->leaving;
+
+    pager_unlock(pager);
+    return leaves;
+}
+
+static void finish_failed(struct fault_loop *loop, struct fetch *fetch)
+{
+    struct pager *pager = loop->pager;
+    struct place place = pool_place(&pager->pool, fetch->page);
+    bool answered = fetch->request.error != ENOTCONN && place.donor->channels[CHANNEL_DEMAND].state == CHANNEL_UP;
+    bool hopeless = atomic_load(&place.donor->lost) || (answered && ++fetch->attempts >= FETCH_ATTEMPTS);
+
+    COUNT(place.donor->counters.errors, 1);
+    log_debug("donor %s: read of %u pages at %llu failed: %s", place.donor->uri, fetch->n_pages,
+              (unsigned long long)place.offset, strerror(fetch->request.error));
+    if (fetch->demand && region_leaves(pager, fetch->page)) {
+        pager_lock(pager);
+        give_up_page(loop, fetch->page);
+        pager_unlock(pager);
+        slot_give(loop, fetch);
+        return;
+    }
+    if (fetch->demand && !hopeless) {
+        retry_later(loop, fetch, RETRY_NS);
+        return;
+    }
+    if (fetch->demand && !pager->features.have[FEATURE_POISON]) {
+        log_error("page %u cannot be read from donor %s; its reader waits", fetch->page, place.donor->uri);
+        retry_later(loop, fetch, RETRY_LOST_NS);
+        return;
+    }
+    pager_lock(pager);
+    for (uint32_t i = 0; i < fetch->n_pages; i++) {
+        if (fetch->demand)
+            lose_page(loop, fetch->page + i);
+        else
+            give_up_page(loop, fetch->page + i);
+    }
+    pager_unlock(pager);
+    slot_give(loop, fetch);
+}
+
+/*
+ * UFFDIO_COPY for one page that a fault waits for. A page that is in the memfd although we know it to be absent was
+ * made by a foreign mapping that touched the hole (trap 2): it holds zeroes, so it goes and the copy is repeated.
+ */
+static int copy_page(struct pager *pager, const struct region *region, uint32_t page, const uint8_t *bytes)
+{
+    uint32_t done;
+    int rc = region_copy(region, page, bytes, 1, &done);
+
+    if (rc != -EEXIST)
+        return rc;
+    COUNT(pager->counters.foreign_pages, 1);
+    log_warning("page %u was made behind our back: something besides QEMU maps this memory", page);
+    rc = region_punch(region, page, 1);
+    return rc < 0 ? rc : region_copy(region, page, bytes, 1, &done);
+}
+
+static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_t i)
+{
+    struct pager *pager = loop->pager;
+    struct region *region = pager_region_of(pager, fetch->page + i);
+    uint32_t page = fetch->page + i;
+
+    page_set_state(&pager->table, page, PAGE_MAPPING);
+    pager_unlock(pager);
+    int rc = copy_page(pager, region, page, fetch->buf + (size_t)i * PAGE_BYTES);
+
+    if (rc == -EEXIST)
+        region_wake(region, page, 1);
+    pager_lock(pager);
+    if (rc == 0 || rc == -EEXIST) {
+        fault_installed(loop, page);
+        return;
+    }
+    if (rc != -ESRCH) /* ESRCH: the process is gone */
+        log_debug("page %u: UFFDIO_COPY: %s; trying again", page, strerror(-rc));
+    give_up_page(loop, page);
+}
+
+/* Pages that nobody waits for so far: into the memfd, mapped nowhere. */
+static void install_inactive(struct fault_loop *loop, struct fetch *fetch, uint32_t first, uint32_t n)
+{
+    struct pager *pager = loop->pager;
+    struct region *region = pager_region_of(pager, fetch->page + first);
+
+    for (uint32_t i = first; i < first + n; i++)
+        page_set_state(&pager->table, fetch->page + i, PAGE_MAPPING);
+    pager_unlock(pager);
+    int rc = region_write(region, fetch->page + first, fetch->buf + (size_t)first * PAGE_BYTES, n);
+
+    if (rc < 0) /* part of it may be there */
+        region_punch(region, fetch->page + first, n);
+    pager_lock(pager);
+    for (uint32_t page = fetch->page + first; page < fetch->page + first + n; page++) {
+        if (rc < 0) {
+            give_up_page(loop, page);
+            continue;
+        }
+        page_set_state(&pager->table, page, PAGE_INACTIVE);
+        pager->table.pages[page].flags |= PAGE_F_READAHEAD;
+        page_list_push(&pager->table, &pager->table.inactive, page);
+    }
+}
+
+static bool wanted(const struct pager *pager, uint32_t page)
+{
+    return pager->table.pages[page].flags & PAGE_F_WANTED;
+}
+
+static void install(struct fault_loop *loop, struct fetch *fetch)
+{
+    struct pager *pager = loop->pager;
+
+    pager_lock(pager);
+    for (uint32_t i = 0; i < fetch->n_pages; i++)
+        if (wanted(pager, fetch->page + i)) {
+            if (!fetch->demand)
+                COUNT(pager->counters.readahead_used, 1);
+            install_wanted(loop, fetch, i);
+        }
+    for (uint32_t i = 0; i < fetch->n_pages;) {
+        uint32_t n = 0;
+
+        while (i + n < fetch->n_pages && pager->table.pages[fetch->page + i + n].state == PAGE_FETCHING)
+            n++;
+        if (n > 0)
+            install_inactive(loop, fetch, i, n);
+        i += n ? n : 1;
+    }
+    pager_unlock(pager);
+}
+
+static void finish_one(struct fault_loop *loop, struct fetch *fetch)
+{
+    struct donor *donor = fetch->request.channel->donor;
+
+    if (fetch->request.error) {
+        finish_failed(loop, fetch);
+        return;
+    }
+    COUNT(donor->counters.reads, 1);
+    COUNT(donor->counters.read_bytes, fetch->request.bytes);
+    if (fetch->demand)
+        histogram_add(&donor->latency, clock_ns() - fetch->request.started_ns);
+    install(loop, fetch);
+    if (fetch->demand)
+        histogram_add(&loop->pager->fetch_latency, clock_ns() - fetch->fault_ns);
+    slot_give(loop, fetch);
+}
+
+void fetch_finish(struct fault_loop *loop, struct channel *channel)
+{
+    struct request *request;
+
+    while ((request = channel_done(channel)))
+        finish_one(loop, (struct fetch *)request);
+}
+
+uint64_t fetch_retry(struct fault_loop *loop)
+{
+    struct fetch *list = loop->retry;
+    uint64_t now = clock_ns(), next = 0;
+
+    loop->retry = NULL;
+    while (list) {
+        struct fetch *fetch = list;
+
+        list = fetch->next;
+        if (fetch->retry_ns > now) {
+            fetch->next = loop->retry;
+            loop->retry = fetch;
+        } else if (send_read(loop, fetch) < 0) {
+            fetch->request.error = ENOTCONN;
+            finish_failed(loop, fetch);
+        }
+    }
+    for (struct fetch *fetch = loop->retry; fetch; fetch = fetch->next)
+        next = next && next < fetch->retry_ns ? next : fetch->retry_ns;
+    return next;
+}

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ghostbox-pager: answers the page faults of a VM's remote memory.
+ *
+ * Theory of operation
+ *
+ * QEMU maps a memfd MAP_SHARED for the guest's second NUMA node. The shim in it (../shim) registers that mapping with
+ * a userfaultfd and hands us the descriptors over a Unix socket. From then on every first touch of a page comes here:
+ *
+ *   MISSING   the memfd has a hole there: a zero page (never written), or a fetch from a donor and UFFDIO_COPY
+ *   MINOR     the memfd has the page, no page table maps it: UFFDIO_CONTINUE
+ *   WP        only on kernels without WP_ASYNC: the first write to a clean page
+ *
+ * At most --cache bytes are in the memfds. What is over goes to the donors, oldest first, in an order that loses
+ * nothing: zap (the shim unmaps it in QEMU) → read → send → the donor's ack → punch the hole. pages.h has the states
+ * of a page and who may change them.
+ *
+ * Threads
+ *   main      signals; starts and ends the others
+ *   fault     userfaultfds, demand and readahead connections; alone maps pages          (fault.c, fetch.c, stream.c)
+ *   evict     shims, zaps, write-back connections, punching holes, discards             (evict.c, zap.c, writeback.c,
+ *                                                                                        discard.c, link.c, regions.c)
+ *   control   the control socket                                                        (status.c)
+ * They share the page table under one lock, which is never held while a page moves.
+ *
+ * Who dies when: if a donor dies, pages that are there wait for it. If this process dies, the guest waits on its next
+ * absent page: the shim holds the userfaultfd open, so nothing ever reads zeroes. If QEMU dies, its region is
+ * dissolved, and with --exit-with-client so are we. SIGTERM and SIGINT do not end us while a VM needs us.
+ *
+ * Memory: 12 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back. Locked, and not to be reclaimed while
+ * reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block per request; the
+ * allocator is told to keep what it has.
+ */
+#include "control.h"
+#include "log.h"
+#include "pager.h"
+
+#include "clock.h"
+
+#include <errno.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#define EXIT_USAGE 2
+#define PR_SET_IO_FLUSHER_ 57 /* linux/prctl.h, Linux 5.6 */
+
+struct region *pager_region_of(struct pager *pager, uint32_t page)
+{
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        if (pager->regions[i].in_use && region_holds(&pager->regions[i], page))
+            return &pager->regions[i];
+    return NULL;
+}
+
+static int64_t clamp(int64_t value, int64_t min, int64_t max)
+{
+    return value < min ? min : value > max ? max : value;
+}
+
+void pager_set_cache(struct pager *pager, uint64_t cache_bytes)
+{
+    int64_t pages = (int64_t)(cache_bytes / PAGE_BYTES);
+
+    pager->cache_pages = pages;
+    pager->watermarks.low = clamp(pages / 32, pages / 8 < 32 ? pages / 8 : 32, 4096);
+    pager->watermarks.high = pager->watermarks.low * 2;
+    pager->watermarks.inactive = pager->options->fifo ? 0 : pages / 5;
+}
+
+static void wake(int fd)
+{
+    uint64_t one = 1;
+
+    if (write(fd, &one, sizeof(one)) < 0)
+        log_error("wake descriptor: %s", strerror(errno));
+}
+
+void pager_wake_fault(struct pager *pager)
+{
+    wake(pager->fault_wake_fd);
+}
+
+void pager_wake_evict(struct pager *pager)
+{
+    if (!atomic_exchange(&pager->evict_asked, true))
+        wake(pager->evict_wake_fd);
+}
+
+/* Reclaim on this host may wait for the guest's pages, and so for us: we must not wait for reclaim. */
+static void stay_in_memory(void)
+{
+    mallopt(M_TRIM_THRESHOLD, 64 << 20);
+    mallopt(M_MMAP_MAX, 0);
+    if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0)
+        log_warning("cannot lock our memory (%s): under memory pressure the VM may stall", strerror(errno));
+    if (prctl(PR_SET_IO_FLUSHER_, 1, 0, 0, 0) < 0)
+        log_info("PR_SET_IO_FLUSHER: %s", strerror(errno));
+}
+
+static int print_probe(const struct options *options)
+{
+    struct features features = {.have = {false}};
+    char text[512] = "";
+    int device_fd = -1;
+
+    memcpy(features.hidden, options->hidden, sizeof(features.hidden));
+    int rc = features_probe(&features, &device_fd, text, sizeof(text));
+    json_t *missing = json_array();
+
+    for (int i = 0; i < FEATURES; i++)
+        if (!features.have[i])
+            json_array_append_new(missing, json_string(feature_name((enum feature)i)));
+    json_t *result = json_pack("{s:b, s:s, s:o, s:s, s:o}", "usable", rc == 0, "error", text, "features",
+                               features_to_json(&features), "dirty_tracking", features_dirty_tracking(&features),
+                               "missing", missing);
+
+    json_dumpf(result, stdout, 0);
+    putchar('\n');
+    json_decref(result);
+    if (device_fd >= 0)
+        close(device_fd);
+    return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+/* Everything that can fail because of the user or the machine. Returns 0, or -errno after saying why. */
+static int prepare(struct pager *pager)
+{
+    const struct options *options = pager->options;
+    char text[512] = "";
+
+    memcpy(pager->features.hidden, options->hidden, sizeof(options->hidden));
+    int rc = features_probe(&pager->features, &pager->device_fd, text, sizeof(text));
+
+    if (rc == 0)
+        rc = pool_open(&pager->pool, options->donors, options->n_donors, options->extent_bytes, text, sizeof(text));
+    if (rc < 0) {
+        log_error("%s", text);
+        return rc;
+    }
+    uint64_t bytes = pool_bytes(&pager->pool);
+
+    if (options->cache_bytes > bytes)
+        log_warning("the cache (%llu bytes) is larger than the donors' memory (%llu bytes)",
+                    (unsigned long long)options->cache_bytes, (unsigned long long)bytes);
+    rc = page_table_create(&pager->table, (uint32_t)(bytes / PAGE_BYTES), options->keep);
+    if (rc < 0) {
+        log_error("no memory for the page table: %s", strerror(-rc));
+        return rc;
+    }
+    pager_set_cache(pager, options->cache_bytes);
+    rc = link_listen(pager);
+    if (rc < 0)
+        log_error("cannot listen on %s: %s", options->listen, strerror(-rc));
+    return rc;
+}
+
+static bool in_use(struct pager *pager)
+{
+    bool used = false;
+
+    pager_lock(pager);
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        used = used || (pager->regions[i].in_use && !pager->regions[i].leaving);
+    pager_unlock(pager);
+    return used;
+}
+
+/* Until something tells us to end. SIGUSR1 is our own wake-up. */
+static void wait_for_end(struct pager *pager, const sigset_t *signals)
+{
+    while (!atomic_load(&pager->stopping)) {
+        struct timespec second = {.tv_sec = 1};
+        int signal = sigtimedwait(signals, NULL, &second);
+
+        if (signal != SIGTERM && signal != SIGINT)
+            continue;
+        if (!in_use(pager))
+            break;
+        log_warning("asked to end, but a process uses this memory and would freeze: end it first");
+    }
+}
+
+static int run_threads(struct pager *pager, const sigset_t *signals)
+{
+    pthread_t fault, evict;
+    int rc = pthread_create(&fault, NULL, fault_thread, pager);
+
+    if (rc) {
+        log_error("cannot start a thread: %s", strerror(rc));
+        return EXIT_FAILURE;
+    }
+    rc = pthread_create(&evict, NULL, evict_thread, pager);
+    if (rc) {
+        log_error("cannot start a thread: %s", strerror(rc));
+        atomic_store(&pager->stopping, true);
+        pager_wake_fault(pager);
+        pthread_join(fault, NULL);
+        return EXIT_FAILURE;
+    }
+    puts("ready");
+    fflush(stdout);
+    wait_for_end(pager, signals);
+    atomic_store(&pager->stopping, true);
+    pager_wake_fault(pager);
+    wake(pager->evict_wake_fd);
+    pthread_join(evict, NULL);
+    pthread_join(fault, NULL);
+    return EXIT_SUCCESS;
+}
+
+static int serve(struct pager *pager)
+{
+    struct control *control = NULL;
+    sigset_t signals;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* in every thread: main waits for them */
+    if (prepare(pager) < 0)
+        return EXIT_FAILURE;
+    int rc = control_start(&control, pager->options->control, pager_commands, pager);
+
+    if (rc < 0) {
+        log_error("cannot open the control socket %s: %s", pager->options->control, strerror(-rc));
+        unlink(pager->options->listen);
+        return EXIT_FAILURE;
+    }
+    stay_in_memory();
+    int status = run_threads(pager, &signals);
+
+    unlink(pager->options->listen);
+    control_stop(control);
+    return status;
+}
+
+static void destroy(struct pager *pager)
+{
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        if (pager->regions[i].in_use)
+            region_close_fds(&pager->regions[i]);
+    pool_close(&pager->pool);
+    page_table_destroy(&pager->table);
+    pthread_mutex_destroy(&pager->lock);
+    free(pager);
+}
+
+static struct pager *create(const struct options *options)
+{
+    struct pager *pager = calloc(1, sizeof(*pager));
+    pthread_mutexattr_t attr;
+
+    if (!pager)
+        return NULL;
+    pager->options = options;
+    pager->device_fd = pager->listen_fd = -1;
+    pager->started_ns = clock_ns();
+    pager->fault_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pager->evict_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+    pthread_mutex_init(&pager->lock, &attr);
+    pthread_mutexattr_destroy(&attr);
+    return pager;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    char text[256];
+
+    if (options_parse(&options, argc, argv, text, sizeof(text)) < 0) {
+        fprintf(stderr, "ghostbox-pager: %s\ntry: ghostbox-pager --help\n", text);
+        return EXIT_USAGE;
+    }
+    if (options.help) {
+        options_usage();
+        return EXIT_SUCCESS;
+    }
+    if (options.version) {
+        puts("ghostbox-pager " GHOSTBOX_VERSION);
+        return EXIT_SUCCESS;
+    }
+    if (options.probe)
+        return print_probe(&options);
+    int rc = log_open("ghostbox-pager", options.log_file, options.log_level);
+
+    if (rc < 0) {
+        fprintf(stderr, "ghostbox-pager: cannot open %s: %s\n", options.log_file, strerror(-rc));
+        return EXIT_FAILURE;
+    }
+    struct pager *pager = create(&options);
+
+    if (!pager) {
+        log_error("no memory");
+        return EXIT_FAILURE;
+    }
+    int status = serve(pager);
+
+    destroy(pager);
+    return status;
+}

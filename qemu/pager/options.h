@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef GHOSTBOX_PAGER_OPTIONS_H
+#define GHOSTBOX_PAGER_OPTIONS_H
+
+#include "donor.h"
+#include "kernel_features.h"
+#include "log.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define PEER_UIDS_MAX 8
+
+struct options {
+    const char *listen, *control, *log_file;
+    uint64_t cache_bytes, extent_bytes, readahead_bytes;
+    char *donors[DONORS_MAX];
+    uint32_t n_donors;
+    bool keep, exit_with_client, fifo, probe, help, version;
+    uint32_t poll_us;
+    uid_t peer_uids[PEER_UIDS_MAX];
+    uint32_t n_peer_uids;
+    bool hidden[FEATURES];
+    enum log_level log_level;
+};
+
+/* Returns 0, or -EINVAL with a message for the user in text. */
+int options_parse(struct options *options, int argc, char **argv, char *text, size_t text_bytes);
+void options_usage(void);
+
+#endif

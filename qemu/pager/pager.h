@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/* What the pager's threads share. See main.c for who does what. */
+#ifndef GHOSTBOX_PAGER_H
+#define GHOSTBOX_PAGER_H
+
+#include "control.h"
+#include "donor.h"
+#include "kernel_features.h"
+#include "histogram.h"
+#include "options.h"
+#include "pages.h"
+#include "region.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct pager_counters {
+    _Atomic uint64_t missing_fetch, missing_zero, minor, wp, deferred, zero_filled, fault_around;
+    _Atomic uint64_t readahead_issued, readahead_used, readahead_wasted;
+    _Atomic uint64_t evicted_clean, evicted_dirty, evicted_zero, zapped, second_chance;
+    _Atomic uint64_t discard_requests, discard_pages;
+    _Atomic uint64_t foreign_pages, vanished_pages, poisoned;
+};
+
+/* When eviction starts and where it stops, in pages that are free of cache_pages. */
+struct watermarks {
+    int64_t low, high;
+    int64_t inactive; /* how many inactive pages to keep while under pressure */
+};
+
+struct pager {
+    const struct options *options;
+    struct features features;
+    int device_fd; /* /dev/userfaultfd, handed to every shim */
+    uint64_t started_ns;
+
+    /*
+     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages and watermarks.
+     * It is held for list work only, never over a system call that moves a page.
+     */
+    pthread_mutex_t lock;
+    struct page_table table;
+    struct region regions[REGIONS_MAX];
+    int64_t cache_pages;
+    struct watermarks watermarks;
+
+    struct pool pool;
+    int fault_wake_fd; /* eventfd: frames are free, a region came or goes, stop */
+    int listen_fd;     /* where shims connect */
+    int evict_wake_fd; /* eventfd: below the low watermark, a region was let go, stop */
+    _Atomic bool evict_asked;
+    _Atomic bool stopping;
+    _Atomic bool client_seen;
+
+    struct pager_counters counters;
+    struct histogram fetch_latency, minor_latency, zero_latency;
+};
+
+static inline void pager_lock(struct pager *pager)
+{
+    pthread_mutex_lock(&pager->lock);
+}
+
+static inline void pager_unlock(struct pager *pager)
+{
+    pthread_mutex_unlock(&pager->lock);
+}
+
+#define COUNT(counter, n) atomic_fetch_add_explicit(&(counter), (uint64_t)(n), memory_order_relaxed)
+
+/* Locked: the region that holds a pool page. There is one for every page on a list. */
+struct region *pager_region_of(struct pager *pager, uint32_t page);
+/* Locked: recomputes the watermarks. */
+void pager_set_cache(struct pager *pager, uint64_t cache_bytes);
+/* Locked: pages that may still come in before the cache is full. */
+static inline int64_t pager_free_pages(const struct pager *pager)
+{
+    return pager->cache_pages - pager->table.counts.present;
+}
+void pager_wake_fault(struct pager *pager);
+/* Cheap when the evictor has been asked already. */
+void pager_wake_evict(struct pager *pager);
+
+/* Makes and opens the socket for shims: link.c. Returns 0 or -errno. */
+int link_listen(struct pager *pager);
+/* The fault thread: fault.c. */
+void *fault_thread(void *pager);
+/* The evict thread: evict.c. */
+void *evict_thread(void *pager);
+/* Control socket commands: status.c. */
+extern const struct control_command pager_commands[];
+
+#endif

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The state of every page of remote memory.
+ *
+ * A page is known by its number in the pool (the donors' exports laid end to end in extents); a region of guest
+ * memory is a run of pool pages. 12 bytes a page; memory of never-touched pages is not populated, because the state
+ * of an untouched page is all zero bits.
+ *
+ *   state       in the memfd?  mapped in QEMU?  who may change it     on list
+ *   ABSENT      no             no               fault, discard        –
+ *   WAITING     no             no               fault, discard        waiting
+ *   FETCHING    no             no               fault                 –
+ *   MAPPING     maybe          maybe            fault                 –        an ioctl is under way
+ *   RESIDENT    yes            maybe            fault, evict, discard resident
+ *   ZAPPING     yes            maybe            evict; fault may win  –        in the zap batch
+ *   INACTIVE    yes            no               fault, evict, discard inactive
+ *   WRITEBACK   yes            no               evict; fault may win  –        its bytes are on the way to the donor
+ *   DROPPING    maybe          no               evict                 –        the hole is being punched
+ *   DISCARDING  maybe          maybe            discard               –        QEMU is punching the hole
+ *   POISONED    no             –                –                     –        its bytes are lost; access is SIGBUS
+ *
+ * "fault may win": a fault takes the page back to RESIDENT and the evictor, when it returns to it, sees that.
+ */
+#ifndef GHOSTBOX_PAGES_H
+#define GHOSTBOX_PAGES_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PAGE_BYTES 4096u
+#define PAGE_SHIFT 12
+#define PAGE_NONE UINT32_MAX
+
+enum page_state {
+    PAGE_ABSENT = 0, /* the value of untouched memory */
+    PAGE_WAITING,
+    PAGE_FETCHING,
+    PAGE_MAPPING,
+    PAGE_RESIDENT,
+    PAGE_ZAPPING,
+    PAGE_INACTIVE,
+    PAGE_WRITEBACK,
+    PAGE_DROPPING,
+    PAGE_DISCARDING,
+    PAGE_POISONED,
+    PAGE_STATES /* count */
+};
+
+enum page_flags {
+    PAGE_F_DIRTY = 1 << 0,     /* differs, or may differ, from what the donor holds */
+    PAGE_F_ON_DONOR = 1 << 1,  /* the donor holds bytes of this page (perhaps old ones) */
+    PAGE_F_FORGOTTEN = 1 << 2, /* --contents keep: what the export held at start no longer counts */
+    PAGE_F_WANTED = 1 << 3,    /* a fault waits for the end of the current state */
+    PAGE_F_READAHEAD = 1 << 4, /* fetched unasked, not used so far */
+    PAGE_F_IO = 1 << 5,        /* a write or trim is under way: no other may start, no discard may finish */
+    PAGE_F_HELD = 1 << 6,      /* DISCARDING: it was in the memfd and counts as present */
+};
+
+struct page {
+    uint32_t prev, next; /* list links, PAGE_NONE at the ends */
+    uint8_t state;       /* enum page_state */
+    uint8_t flags;       /* enum page_flags */
+    uint16_t reserved;
+};
+static_assert(sizeof(struct page) == 12, "memory per page is a promise (README)");
+
+struct page_list {
+    uint32_t head, tail;
+    uint32_t count;
+};
+
+struct page_counts {
+    int64_t present;   /* pages in the memfds, or on the way there: never above the cache size */
+    int64_t dirty;     /* PAGE_F_DIRTY */
+    int64_t on_donor;  /* PAGE_F_ON_DONOR (or kept contents) */
+    int64_t fetching;
+    int64_t writeback;
+    int64_t poisoned;
+};
+
+/* All fields are guarded by the pager's lock. */
+struct page_table {
+    struct page *pages;
+    uint32_t n_pages;
+    bool keep; /* --contents keep */
+    struct page_list resident, inactive, waiting;
+    struct page_counts counts;
+};
+
+/* Returns 0 or -errno. */
+int page_table_create(struct page_table *table, uint32_t n_pages, bool keep);
+void page_table_destroy(struct page_table *table);
+/* Back to untouched, for a run of pages that are on no list and in state ABSENT or POISONED. */
+void page_table_forget(struct page_table *table, uint32_t first, uint32_t n_pages);
+
+void page_list_push(struct page_table *table, struct page_list *list, uint32_t page);
+void page_list_remove(struct page_table *table, struct page_list *list, uint32_t page);
+
+bool page_on_donor(const struct page_table *table, uint32_t page);
+void page_set_on_donor(struct page_table *table, uint32_t page, bool on_donor);
+void page_set_dirty(struct page_table *table, uint32_t page, bool dirty);
+/* Changes the state, keeping the counts; lists are the caller's business. */
+void page_set_state(struct page_table *table, uint32_t page, enum page_state state);
+const char *page_state_name(enum page_state state);
+
+#endif

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+#include "evict.h"
+#include "log.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* The first pool page of a free run, or PAGE_NONE. With the lock. */
+static uint32_t find_room(const struct pager *pager, uint32_t n_pages)
+{
+    uint32_t first = 0;
+
+    for (;;) {
+        const struct region *in_the_way = NULL;
+
+        for (uint32_t i = 0; i < REGIONS_MAX; i++) {
+            const struct region *r = &pager->regions[i];
+
+            if (r->in_use && r->first_page < first + n_pages && first < r->first_page + r->n_pages)
+                in_the_way = r;
+        }
+        if (first + (uint64_t)n_pages > pager->table.n_pages)
+            return PAGE_NONE;
+        if (!in_the_way)
+            return first;
+        first = in_the_way->first_page + in_the_way->n_pages;
+    }
+}
+
+static struct region *find_slot(struct pager *pager)
+{
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        if (!pager->regions[i].in_use)
+            return &pager->regions[i];
+    return NULL;
+}
+
+static bool shape_valid(const struct gb_region *message, int memfd)
+{
+    struct stat st;
+
+    return message->page_bytes == PAGE_BYTES && message->length > 0 && message->length % PAGE_BYTES == 0 &&
+           message->base % PAGE_BYTES == 0 && message->base + message->length > message->base &&
+           message->memfd_offset % PAGE_BYTES == 0 && fstat(memfd, &st) == 0 && st.st_size >= 0 &&
+           message->length <= (uint64_t)st.st_size &&
+           message->memfd_offset <= (uint64_t)st.st_size - message->length;
+}
+
+struct region *region_admit(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
+                            const int fds[3], char *text, size_t text_bytes)
+{
+    struct pager *pager = loop->pager;
+    uint64_t n_pages = message->length / PAGE_BYTES;
+
+    if (!shape_valid(message, fds[1])) {
+        snprintf(text, text_bytes, "the region's address, length or memfd is not valid");
+        errno = EINVAL;
+        return NULL;
+    }
+    pager_lock(pager);
+    struct region *region = find_slot(pager);
+    uint32_t first = n_pages < PAGE_NONE ? find_room(pager, (uint32_t)n_pages) : PAGE_NONE;
+
+    if (!region || first == PAGE_NONE) {
+        pager_unlock(pager);
+        snprintf(text, text_bytes, "the region has %llu MiB, the donors together offer %llu MiB%s",
+                 (unsigned long long)(message->length >> 20), (unsigned long long)(pool_bytes(&pager->pool) >> 20),
+                 region ? "" : " and too many regions are in use");
+        errno = ENOSPC;
+        return NULL;
+    }
+    *region = (struct region){
+        .id = (uint32_t)(region - pager->regions),
+        .in_use = true,
+        .connected = true,
+        .uffd = fds[0],
+        .memfd = fds[1],
+        .pagemap = fds[2],
+        .pidfd = link->pidfd,
+        .pid = link->pid,
+        .base = message->base,
+        .length = message->length,
+        .memfd_offset = message->memfd_offset,
+        .first_page = first,
+        .n_pages = (uint32_t)n_pages,
+    };
+    memcpy(region->comm, link->comm, sizeof(region->comm));
+    pager_unlock(pager);
+    atomic_store(&pager->client_seen, true);
+    pager_wake_fault(pager);
+    log_info("process %d (%s): %llu MiB of its memory are now served", region->pid, region->comm,
+             (unsigned long long)(region->length >> 20));
+    return region;
+}
+
+struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message)
+{
+    struct pager *pager = loop->pager;
+    struct region *found = NULL;
+
+    pager_lock(pager);
+    for (uint32_t i = 0; i < REGIONS_MAX && !found; i++) {
+        struct region *r = &pager->regions[i];
+
+        if (r->in_use && !r->leaving && !r->connected && r->pid == link->pid && r->base == message->base &&
+            r->length == message->length)
+            found = r;
+    }
+    if (found)
+        found->connected = true;
+    pager_unlock(pager);
+    return found;
+}
+
+static bool process_ended(const struct region *region)
+{
+    struct pollfd fd = {.fd = region->pidfd, .events = POLLIN};
+
+    return poll(&fd, 1, 0) == 1;
+}
+
+/* With the lock. Takes the page off its list; false while another part of the pager holds it. */
+static bool release_page(struct pager *pager, uint32_t page)
+{
+    struct page_table *table = &pager->table;
+    struct page *p = &table->pages[page];
+
+    if (p->flags & PAGE_F_IO)
+        return false;
+    switch ((enum page_state)p->state) {
+    case PAGE_RESIDENT:
+        page_list_remove(table, &table->resident, page);
+        table->counts.present--;
+        break;
+    case PAGE_INACTIVE:
+        page_list_remove(table, &table->inactive, page);
+        table->counts.present--;
+        break;
+    case PAGE_WAITING:
+        page_list_remove(table, &table->waiting, page);
+        break;
+    case PAGE_ABSENT:
+    case PAGE_POISONED:
+        break;
+    default:
+        return false;
+    }
+    page_set_dirty(table, page, false);
+    page_set_state(table, page, PAGE_ABSENT);
+    return true;
+}
+
+/* Returns whether no page of the region is here any more. Its process has ended and the fault thread has let go of it. */
+static bool dissolve(struct pager *pager, struct region *region)
+{
+    uint32_t end = region->first_page + region->n_pages;
+    bool done = true;
+
+    for (uint32_t page = region->first_page; page < end; page++) {
+        /* In slices, so that faults of other regions get their turn. */
+        if ((page - region->first_page) % 1024 == 0) {
+            if (page > region->first_page)
+                pager_unlock(pager);
+            pager_lock(pager);
+        }
+        const struct page *p = &pager->table.pages[page];
+
+        if (p->state == PAGE_ABSENT && p->flags == 0)
+            continue;
+        done = release_page(pager, page) && done;
+    }
+    pager_unlock(pager);
+    return done;
+}
+
+/* The donors need not keep what nobody reads again, unless their contents were there before us. */
+static bool tell_donors(struct evict_loop *loop, struct region *region)
+{
+    uint32_t left = region->n_pages - region->n_told;
+
+    if (!loop->pager->table.keep)
+        left -= writeback_forget(loop, region->first_page + region->n_told, left);
+    else
+        left = 0;
+    region->n_told = region->n_pages - left;
+    return left == 0;
+}
+
+static bool forgotten(struct pager *pager, const struct region *region)
+{
+    bool clear = true;
+
+    pager_lock(pager);
+    for (uint32_t page = region->first_page; page < region->first_page + region->n_pages && clear; page++)
+        clear = !(pager->table.pages[page].flags & PAGE_F_IO);
+    if (clear)
+        page_table_forget(&pager->table, region->first_page, region->n_pages);
+    pager_unlock(pager);
+    return clear;
+}
+
+void region_end(struct evict_loop *loop, struct region *region)
+{
+    struct pager *pager = loop->pager;
+    struct link *link = link_of(loop, region);
+
+    log_info("process %d (%s): its memory is given up", region->pid, region->comm);
+    if (link)
+        link_close(loop, link);
+    pager_lock(pager);
+    region->leaving = true;
+    pager_unlock(pager);
+    pager_wake_fault(pager);
+}
+
+static void reap(struct evict_loop *loop, struct region *region)
+{
+    struct pager *pager = loop->pager;
+
+    pager_lock(pager);
+    bool watched = region->watched;
+
+    pager_unlock(pager);
+    if (watched)
+        return;
+    region->dissolved = region->dissolved || dissolve(pager, region);
+    if (!region->dissolved || !tell_donors(loop, region) || !forgotten(pager, region))
+        return;
+    pager_lock(pager);
+    region_close_fds(region);
+    region->in_use = false;
+    pager_unlock(pager);
+}
+
+bool regions_reap(struct evict_loop *loop)
+{
+    struct pager *pager = loop->pager;
+    bool leaving = false;
+
+    for (uint32_t i = 0; i < REGIONS_MAX; i++) {
+        struct region *region = &pager->regions[i];
+
+        if (!region->in_use)
+            continue;
+        /* A process that ends closes its connection, so the others need no look. */
+        if (!region->leaving && !region->connected && process_ended(region))
+            region_end(loop, region);
+        if (region->leaving)
+            reap(loop, region);
+        leaving = leaving || (region->in_use && region->leaving);
+    }
+    return leaving;
+}

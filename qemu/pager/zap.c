@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Zapping: the shim's thread unmaps a batch of pages in QEMU (MADV_DONTNEED). They stay in the memfd; from then on
+ * nobody can touch them without a MINOR fault, which the pager answers. The page tables keep a mark on each page
+ * that was not written since it was mapped (pagemap bit 57): so the zap also tells clean from dirty.
+ */
+#include "evict.h"
+#include "log.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* With the lock. The head of the resident list and those behind it that are of the same region. */
+static uint32_t pick(struct evict_loop *loop, struct link *link, uint32_t n)
+{
+    struct page_table *table = &loop->pager->table;
+
+    n = n < BATCH_PAGES ? n : BATCH_PAGES;
+    while (link->n_zapping < n && table->resident.head != PAGE_NONE) {
+        uint32_t page = table->resident.head;
+
+        if (!region_holds(link->region, page))
+            break;
+        page_list_remove(table, &table->resident, page);
+        page_set_state(table, page, PAGE_ZAPPING);
+        link->zapping[link->n_zapping++] = page;
+    }
+    return link->n_zapping;
+}
+
+/* A region without a connection cannot be zapped: its pages must not block the others at the head. */
+static struct link *link_at_head(struct evict_loop *loop)
+{
+    struct page_table *table = &loop->pager->table;
+
+    for (uint32_t tries = 0; tries < BATCH_PAGES && table->resident.head != PAGE_NONE; tries++) {
+        uint32_t page = table->resident.head;
+        struct link *link = link_of(loop, pager_region_of(loop->pager, page));
+
+        if (link)
+            return link;
+        page_list_remove(table, &table->resident, page);
+        page_list_push(table, &table->resident, page);
+    }
+    return NULL;
+}
+
+static void fill_ranges(struct gb_zap *zap, const struct link *link)
+{
+    const struct region *region = link->region;
+
+    zap->n_ranges = 0;
+    zap->reserved = 0;
+    for (uint32_t i = 0; i < link->n_zapping;) {
+        uint32_t run = run_length(link->zapping + i, link->n_zapping - i, BATCH_PAGES);
+
+        zap->ranges[zap->n_ranges++] = (struct gb_range){
+            .offset = (uint64_t)(link->zapping[i] - region->first_page) * PAGE_BYTES,
+            .length = (uint64_t)run * PAGE_BYTES,
+        };
+        i += run;
+    }
+}
+
+uint32_t zap_start(struct evict_loop *loop, uint32_t n)
+{
+    struct pager *pager = loop->pager;
+    struct gb_zap zap;
+
+    pager_lock(pager);
+    struct link *link = link_at_head(loop);
+    uint32_t picked = link && link->n_zapping == 0 ? pick(loop, link, n) : 0;
+
+    pager_unlock(pager);
+    if (picked == 0)
+        return 0;
+    sort_pages(link->zapping, picked);
+    fill_ranges(&zap, link);
+    zap.h = link_header(GB_MSG_ZAP, ++link->zap_seq, GB_ZAP_BYTES(zap.n_ranges));
+    if (link_send(loop, link, &zap, zap.h.bytes) < 0)
+        return 0; /* the link is closed, the batch abandoned */
+    COUNT(pager->counters.zapped, picked);
+    return picked;
+}
+
+/* With the lock. */
+static void make_inactive(struct pager *pager, uint32_t page, bool written)
+{
+    if (pager->table.pages[page].state != PAGE_ZAPPING)
+        return; /* a fault took it back */
+    if (written)
+        page_set_dirty(&pager->table, page, true);
+    page_set_state(&pager->table, page, PAGE_INACTIVE);
+    page_list_push(&pager->table, &pager->table.inactive, page);
+}
+
+/* With the lock. On the resident list a page may be unmapped: the next fault maps it. */
+static void make_resident(struct pager *pager, uint32_t page)
+{
+    if (pager->table.pages[page].state != PAGE_ZAPPING)
+        return;
+    page_set_dirty(&pager->table, page, true);
+    page_set_state(&pager->table, page, PAGE_RESIDENT);
+    page_list_push(&pager->table, &pager->table.resident, page);
+}
+
+void zap_abandon(struct evict_loop *loop, struct link *link)
+{
+    pager_lock(loop->pager);
+    for (uint32_t i = 0; i < link->n_zapping; i++)
+        make_resident(loop->pager, link->zapping[i]);
+    pager_unlock(loop->pager);
+    link->n_zapping = 0;
+}
+
+void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message)
+{
+    struct pager *pager = loop->pager;
+    bool written[BATCH_PAGES];
+
+    if (link->n_zapping == 0 || message->h.seq != link->zap_seq) {
+        log_warning("process %d answered a zap that was not asked for", link->pid);
+        return;
+    }
+    if (message->error) {
+        log_error("process %d cannot zap: %s", link->pid, strerror(message->error));
+        zap_abandon(loop, link);
+        return;
+    }
+    for (uint32_t i = 0; i < link->n_zapping;) {
+        uint32_t run = run_length(link->zapping + i, link->n_zapping - i, BATCH_PAGES);
+
+        if (region_written(link->region, link->zapping[i], run, written + i) < 0)
+            memset(written + i, true, run);
+        i += run;
+    }
+    pager_lock(pager);
+    for (uint32_t i = 0; i < link->n_zapping; i++)
+        make_inactive(pager, link->zapping[i], written[i]);
+    pager_unlock(pager);
+    link->n_zapping = 0;
+}
