@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox doctor``: what is wrong with this machine, and the command that mends it."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from ghostbox.cli.context import Context
+from ghostbox.cli.output import emit, output_options
+from ghostbox.doctor import Check, Machine, Result, Role, run
+from ghostbox.errors import Refused
+
+_COLORS = {Result.OK: "green", Result.WARN: "yellow", Result.FAIL: "red"}
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox doctor
+  ghostbox doctor --role donor
+  ghostbox doctor --json
+
+Exit code 5 when a check fails; a warning is no failure. Nothing is changed.
+"""
+)
+@click.option("--role", type=click.Choice([role.value for role in Role]), help="Only what this role needs.")
+@output_options
+@click.pass_obj
+def doctor(context: Context, role: str | None, output: str) -> None:
+    """Check this machine: what was found, why it matters, what mends it."""
+    checks = run(Machine(context.config(), context.paths), Role if role is None else [Role(role)])
+    failed = [check.name for check in checks if check.result is Result.FAIL]
+    emit({"ok": not failed, "checks": checks}, output, lambda: Group(*(_lines(check) for check in checks)))
+    if failed:
+        raise Refused(f"{len(failed)} checks failed: {', '.join(failed)}", hint="the lines above say what mends each")
+
+
+def _lines(check: Check) -> Text:
+    text = Text()
+    text.append(f"{check.result.value:<4}", style=_COLORS[check.result])
+    text.append(f"  {check.name:<21} {check.found}")
+    for word, line in (("why", check.why), ("fix", check.fix)):
+        if line:
+            text.append(f"\n      {word}: ", style="bold")
+            text.append(line)
+    return text

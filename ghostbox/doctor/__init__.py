@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+"""Checks this machine: what was found, why it matters, the command that mends it. Changes nothing."""
+
+from ghostbox.doctor.checks import CHECKS, Role, run
+from ghostbox.doctor.model import Check, Machine, Result
+
+__all__ = ["CHECKS", "Check", "Machine", "Result", "Role", "run"]

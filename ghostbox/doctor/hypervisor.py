@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Can libvirt and QEMU run the VM, and with hardware help."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ghostbox import hypervisor, processes
+from ghostbox.doctor.model import Check, Machine, fail, ok, warn
+from ghostbox.errors import GhostboxError
+from ghostbox.hypervisor import accounts, kvm
+
+_QEMU = "qemu-system-x86_64"
+_OLDEST_QEMU = (7, 2)
+_SYSTEMD = Path("/run/systemd/system")
+
+
+def qemu(name: str, machine: Machine) -> Check:
+    """QEMU is there and not older than what was tried."""
+    if shutil.which(_QEMU) is None:
+        return fail(name, f"{_QEMU} is not installed", why="it runs the VM", fix="sudo apt install qemu-system-x86")
+    text = processes.run([_QEMU, "--version"], timeout_s=20)
+    match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", text)
+    if match is None:
+        return warn(name, text.partition("\n")[0], why="its version cannot be read")
+    if (int(match[1]), int(match[2])) < _OLDEST_QEMU:
+        return warn(name, f"QEMU {match[0]}", why="GhostBox is tried with 7.2 and later", fix="install a newer QEMU")
+    return ok(name, f"QEMU {match[0].removeprefix('version ')}")
+
+
+def libvirt(name: str, machine: Machine) -> Check:
+    """The daemon answers, or `ghostbox up` can start it."""
+    uri = machine.config.libvirt.uri
+    try:
+        with hypervisor.connect(uri, start_daemon=False):
+            return ok(name, f"{uri} answers")
+    except GhostboxError as err:
+        return _no_libvirt(name, uri, err)
+
+
+def _no_libvirt(name: str, uri: str, err: GhostboxError) -> Check:
+    why = err.why or err.message
+    if not uri.endswith(":///system"):
+        return fail(name, f"no answer at {uri}", why=why, fix=err.hint)
+    if shutil.which("libvirtd") is None and shutil.which("virtqemud") is None:
+        return fail(name, "libvirt is not installed", why=why, fix="sudo apt install libvirt-daemon-system")
+    if os.geteuid() == 0:
+        return ok(name, f"installed, does not run; `ghostbox up` starts it ({uri})")
+    fix = "sudo usermod -aG libvirt $USER, then log in again"
+    if not _SYSTEMD.is_dir():
+        fix = "sudo virtlogd -d; sudo libvirtd -d; " + fix
+    return fail(name, f"no answer at {uri}", why=why, fix=fix)
+
+
+def kvm_access(name: str, machine: Machine) -> Check:
+    """/dev/kvm opens for us and for the user that QEMU runs as (if not, libvirt takes 76 s to start a domain)."""
+    if not machine.kvm.exists():
+        why = "no hardware virtualisation, or the kvm module is not loaded: the VM is emulated, about ten times slower"
+        return warn(name, f"{machine.kvm} does not exist", why=why, fix="turn on VT-x or AMD-V in the firmware")
+    account = hypervisor.qemu_user(machine.config.libvirt.uri)
+    problem = kvm.access_problem(account, machine.kvm)
+    if problem is None:
+        return ok(name, f"{machine.kvm} can be opened, by user {account.name} too")
+    why = "without it the VM is emulated, about ten times slower, and libvirt needs minutes to start it"
+    return fail(name, problem, why=why, fix=kvm.problem_hint(problem))
+
+
+def kvm_guest(name: str, machine: Machine) -> Check:
+    """A probe guest really runs under KVM."""
+    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri)
+    if usable:
+        return ok(name, reason)
+    why = "the VM is emulated (TCG): everything works, about ten times slower"
+    return warn(name, reason, why=why, fix=kvm.problem_hint(reason))
+
+
+def storage(name: str, machine: Machine) -> Check:
+    """The user that QEMU runs as can reach the directories of disks, images and sockets."""
+    account = hypervisor.qemu_user(machine.config.libvirt.uri)
+    for place in (machine.paths.state, machine.paths.images, machine.paths.runtime, machine.paths.native):
+        blocked = accounts.unreachable_part(place / "file", account)
+        if blocked is not None:
+            why = f"QEMU runs as user {account.name}, which may not pass {blocked}"
+            fix = f"setfacl -m u:{account.name}:x {blocked}, or set GHOSTBOX_STATE_DIR to a place such as /var/lib"
+            return fail(name, f"QEMU cannot reach {place}", why=why, fix=fix)
+    return ok(name, f"user {account.name} can reach {machine.paths.state}")
+
+
+def security(name: str, machine: Machine) -> Check:
+    """AppArmor and SELinux confine QEMU so that the shim is not loaded; `up` then runs this domain unconfined."""
+    active = []
+    if _read(machine.sys / "module/apparmor/parameters/enabled") == "Y":
+        active.append("AppArmor")
+    if _read(machine.sys / "fs/selinux/enforce") == "1":
+        active.append("SELinux")
+    if active:
+        return ok(name, f"{' and '.join(active)} on; the VM's domain is exempt from its profile, for the shim")
+    return ok(name, "neither AppArmor nor SELinux confines QEMU")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""The machine itself: Python, kernel, our programs, memory, swap, ports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from pathlib import Path
+
+import ghostbox
+from ghostbox import processes
+from ghostbox.doctor.model import Check, Machine, fail, ok, warn
+from ghostbox.errors import GhostboxError
+from ghostbox.memserver import memory
+from ghostbox.units import format_bytes, parse_bytes
+
+_REINSTALL = "./bootstrap install"
+
+
+def python_version(name: str, machine: Machine) -> Check:
+    """For information: pip refuses to install into a Python that is too old."""
+    return ok(name, f"Python {platform.python_version()}, ghostbox {ghostbox.__version__}")
+
+
+def kernel(name: str, machine: Machine) -> Check:
+    """For information: what matters of the kernel is probed, not read from its version."""
+    system = platform.uname()
+    if system.system != "Linux" or system.machine != "x86_64":
+        found = f"{system.system} on {system.machine}"
+        return fail(name, found, why="GhostBox runs on Linux on x86_64", fix="use such a machine")
+    return ok(name, f"Linux {system.release}")
+
+
+def programs(name: str, machine: Machine) -> Check:
+    """The C programs are installed, run, and are of the same build as this command."""
+    found = machine.paths
+    for path in (found.memserver_program, found.pager_program, found.shim_library):
+        if not path.is_file():
+            why = "the C programs are installed beside the Python package"
+            return fail(name, f"{path.name} is not there ({path.parent})", why=why, fix=_REINSTALL)
+    for path in (found.memserver_program, found.pager_program):
+        try:
+            answer = processes.run([path, "--version"], timeout_s=20).strip()
+        except GhostboxError as err:
+            return fail(name, f"{path.name} does not run", why=err.why or err.message, fix=_REINSTALL)
+        if ghostbox.__version__ not in answer.split():
+            why = f"this command is version {ghostbox.__version__}"
+            return fail(name, f"{path.name} is another version: {answer}", why=why, fix=_REINSTALL)
+    return ok(name, f"memserver, pager and shim in {found.native}")
+
+
+def memory_for_vm(name: str, machine: Machine) -> Check:
+    """The VM's local RAM and the cache fit into what is available now."""
+    settings = machine.config
+    needed_bytes = settings.vm.memory_bytes + settings.pool.cache_bytes
+    available_bytes = memory.read_facts(machine.proc).available_bytes
+    found = f"{format_bytes(available_bytes)} available"
+    if available_bytes < needed_bytes:
+        why = (
+            f"the VM needs {format_bytes(needed_bytes)} here: {format_bytes(settings.vm.memory_bytes)} (vm.memory)"
+            f" and {format_bytes(settings.pool.cache_bytes)} (pool.cache)"
+        )
+        return warn(name, found, why=why, fix="ghostbox up --memory 1G --cache 256M, or set both in ghostbox.yaml")
+    return ok(name, f"{found}, the VM needs {format_bytes(needed_bytes)}")
+
+
+def memory_to_lend(name: str, machine: Machine) -> Check:
+    """`ghostbox memserver` would find as much as it is told to lend."""
+    settings = machine.config.memserver
+    facts = memory.read_facts(machine.proc)
+    found = f"{format_bytes(facts.available_bytes)} of {format_bytes(facts.total_bytes)} available"
+    try:
+        lent_bytes = memory.size_to_lend(settings.size, settings.reserve_bytes, facts)
+    except GhostboxError as err:
+        return fail(name, found, why=err.message, fix=err.hint)
+    return ok(name, f"{found}, {format_bytes(lent_bytes)} could be lent")
+
+
+def hugepages(name: str, machine: Machine) -> Check:
+    """Reserved huge pages are memory that neither the VM nor the cache can use."""
+    values = _meminfo(machine.proc)
+    reserved_bytes = values.get("HugePages_Free", 0) * values.get("Hugepagesize", 0)
+    if reserved_bytes:
+        why = "GhostBox uses 4 KiB pages for remote memory; reserved huge pages lie idle"
+        found = f"{format_bytes(reserved_bytes)} reserved as huge pages"
+        return warn(name, found, why=why, fix="sudo sysctl vm.nr_hugepages=0, unless something else needs them")
+    return ok(name, "none reserved")
+
+
+def swap(name: str, machine: Machine) -> Check:
+    """Swap on a host or donor moves RAM that somebody counts on to a disk."""
+    total_bytes = _meminfo(machine.proc).get("SwapTotal", 0)
+    if total_bytes:
+        why = "memory that is lent, or that caches what is lent, may be swapped to disk: slower than the network"
+        return warn(name, f"{format_bytes(total_bytes)} of swap", why=why, fix="sudo swapoff -a, or vm.swappiness=1")
+    return ok(name, "none")
+
+
+def nbd_port(name: str, machine: Machine) -> Check:
+    """The data plane's port is free."""
+    return _port(name, machine.config.memserver.bind, machine.config.memserver.port, "memserver.port")
+
+
+def control_port(name: str, machine: Machine) -> Check:
+    """The control API's port is free."""
+    return _port(name, machine.config.memserver.bind, machine.config.memserver.control_port, "memserver.control_port")
+
+
+def _port(name: str, bind: str, port: int, key: str) -> Check:
+    where = f"{bind} port {port}"
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((bind.strip("[]"), port))
+    except PermissionError:
+        return fail(
+            name, f"{where}: permission denied", why="ports below 1024 are for root", fix=f"set {key} above 1023"
+        )
+    except OSError as err:
+        why = f"{os.strerror(err.errno or 0)}; a memserver that runs here already is one reason"
+        fix = f"ss -ltnp 'sport = :{port}' shows who listens; or choose another {key}"
+        return fail(name, f"{where} cannot be listened on", why=why, fix=fix)
+    return ok(name, f"{where} is free")
+
+
+def _meminfo(proc: Path) -> dict[str, int]:
+    """Return /proc/meminfo in bytes; counters without a unit as they are."""
+    values = {}
+    for line in (proc / "meminfo").read_text().splitlines():
+        key, _, rest = line.partition(":")
+        words = rest.split()
+        values[key] = parse_bytes(words[0] + "K") if words[1:] == ["kB"] else int(words[0])
+    return values
