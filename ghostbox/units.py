@@ -65,8 +65,9 @@ def parse_duration(text: str | float) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return ``seconds`` for people: ``3.2 s``, ``2 min 5 s``, ``1 h 3 min``."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
+    seconds = round(seconds)
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""config.yaml and the schema are one list; every key can be set, and reaches the program as a typed value."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ghostbox import config, paths
+from ghostbox.config import PortForward, document
+from ghostbox.units import GIB, KIB, MIB
+
+# Another value than the default for every key: as written, as the program sees it.
+OTHER_VALUES: dict[str, tuple[str, object]] = {
+    "vm.name": ("big-1", "big-1"),
+    "vm.memory": ("3GiB", 3 * GIB),
+    "vm.remote_memory": ("16G", 16 * GIB),
+    "vm.cpus": ("8", 8),
+    "vm.disk": ("40GiB", 40 * GIB),
+    "vm.image": ("mine", "mine"),
+    "vm.user": ("ana", "ana"),
+    "vm.ssh_key": ("/k.pub", Path("/k.pub")),
+    "vm.ports": ("[8080:80]", (PortForward(8080, 80),)),
+    "vm.cloud_init": ("/c.yaml", Path("/c.yaml")),
+    "vm.boot_timeout": ("90s", 90.0),
+    "pool.donors": ("[tower, 10.0.0.2:7]", ("tower", "10.0.0.2:7")),
+    "pool.cache": ("256MiB", 256 * MIB),
+    "pool.extent": ("4MiB", 4 * MIB),
+    "pager.poll_us": ("0", 0),
+    "pager.readahead": ("64KiB", 64 * KIB),
+    "pager.log_level": ("debug", "debug"),
+    "guest.tiering": ("false", False),
+    "libvirt.uri": ("qemu:///session", "qemu:///session"),
+    "memserver.name": ("tower", "tower"),
+    "memserver.size": ("50%", "50%"),
+    "memserver.reserve": ("1GiB", GIB),
+    "memserver.bind": ("0.0.0.0", "0.0.0.0"),
+    "memserver.port": ("0", 0),
+    "memserver.control_port": ("7000", 7000),
+    "memserver.drain_timeout": ("10s", 10.0),
+    "memserver.insecure": ("true", True),
+    "image.suite": ("forky", "forky"),
+    "image.packages": ("[htop]", ("htop",)),
+}
+
+
+def test_the_reference_file_names_every_key_with_its_default_in_order() -> None:
+    entries = document.read(paths.data_file("config.yaml"))
+    assert [(entry.name, entry.value) for entry in entries] == [
+        (key.name, key.default) for key in config.keys().values()
+    ]
+
+
+def test_every_key_of_the_reference_file_has_a_comment_of_its_own() -> None:
+    lines = paths.data_file("config.yaml").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"  \w+:", line):
+            assert lines[number - 1].startswith("  # "), f"no comment above line {number + 1}: {line}"
+
+
+def test_this_file_tries_every_key() -> None:
+    assert set(OTHER_VALUES) == set(config.keys())
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VALUES))
+def test_every_key_can_be_set_in_a_file(name: str, tmp_path: Path) -> None:
+    written, typed = OTHER_VALUES[name]
+    section, _, key = name.partition(".")
+    given = tmp_path / "one.yaml"
+    given.write_text(f"{section}:\n  {key}: {written}\n", encoding="utf-8")
+    loaded = config.load({}, given)
+    assert loaded.value(name) == typed != config.load().value(name)
+    assert loaded.origin(name) == f"{given}:2"
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VALUES))
+def test_every_key_can_be_set_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, typed = OTHER_VALUES[name]
+    monkeypatch.setenv("GHOSTBOX_" + name.replace(".", "_").upper(), written.strip("[]"))
+    assert config.load().value(name) == typed
+
+
+def test_the_extent_of_64_kib_is_the_least() -> None:
+    assert config.load({"pool.extent": "64KiB"}).pool.extent_bytes == 64 * KIB
