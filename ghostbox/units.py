@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from ghostbox.errors import UsageError
 
@@ -32,7 +33,7 @@ def parse_bytes(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text).strip())
     if match is None:
         raise UsageError(f"'{text}' is not a size", hint="write a size such as 512M or 4GiB")
-    return int(float(match["number"]) * _FACTORS[match["unit"].upper()])
+    return int(Decimal(match["number"]) * _FACTORS[match["unit"].upper()])
 
 
 def format_bytes(n_bytes: int) -> str:
