@@ -200,6 +200,7 @@ class DataPlane:
         except GhostboxError as err:
             _log.warning("%s: it is killed", err)
             processes.terminate(self.record.pid)
+        self._control_socket.unlink(missing_ok=True)  # left behind if it was killed
 
     def _request(self, cmd: str, **args: Any) -> Any:
         return processes.control_request(self._control_socket, cmd, timeout_s=_REQUEST_TIMEOUT_S, **args)

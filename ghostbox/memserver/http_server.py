@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,9 +15,9 @@ _GRACE_S = 3
 
 
 class HttpServer(uvicorn.Server):
-    """Serves ``app`` on sockets that are given to ``serve``; ``ready`` is set when it accepts."""
+    """Serves ``app`` on sockets that are given to ``serve``; ``on_ready`` is called once it accepts."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, on_ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -31,12 +30,12 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
-        self.ready = asyncio.Event()
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
-        self.ready.set()
+        self._on_ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

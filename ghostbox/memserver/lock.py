@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def name_lock(name: str, directory: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # still locked, so it is ours
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # a data plane that lives on has its socket there
+            directory.rmdir()
 
 
 def _lock_file(path: Path) -> int:

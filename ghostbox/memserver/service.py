@@ -88,8 +88,6 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
                 size_bytes=0,
             )
             asyncio.run(_Service(options, settings, listener, on_ready).run(state / "leases.json"))
-    with contextlib.suppress(OSError):
-        runtime.rmdir()
 
 
 class _Service:
@@ -133,11 +131,17 @@ class _Service:
             book.plane.close()
 
     async def _serve(self, book: LeaseBook, adopted: bool) -> None:
-        server = HttpServer(make_app(self._options.name, book))
+        accepting = asyncio.Event()
+
+        def accepts() -> None:
+            accepting.set()
+            self._wake.set()
+
+        server = HttpServer(make_app(self._options.name, book), accepts)
         serving = self._task(server.serve([self._listener]))
         watching = self._task(self._watch(book))
         try:
-            await self._wait_for(server.ready.is_set)
+            await self._wait_for(accepting.is_set)
             self._on_ready(await asyncio.to_thread(self._ready, book, adopted))
             await self._wait_for(lambda: self._n_signals > 0)
             failure = await self._drain(book)
@@ -227,24 +231,35 @@ class _Service:
 
     async def _watch(self, book: LeaseBook) -> None:
         """Restart the data plane whenever it dies."""
+        seen_pid = 0
         while True:
             await _readable(book.plane.pidfd)
-            _log.error("the data plane (pid %d) died: %s", book.plane.record.pid, _how_it_ended(book.plane))
-            if len(self._restarts) == _MAX_RESTARTS and time.monotonic() - self._restarts[0] < _RESTART_WINDOW_S:
-                raise ProgramError(
-                    f"the data plane died {_MAX_RESTARTS + 1} times within {format_duration(_RESTART_WINDOW_S)}",
-                    hint=f"its log is {self._settings.log_path}",
-                )
-            self._restarts.append(time.monotonic())
+            if book.plane.record.pid != seen_pid:
+                seen_pid = book.plane.record.pid
+                _log.error("the data plane (pid %d) died: %s", seen_pid, _how_it_ended(book.plane))
+            self._count_restart()
             try:
                 start_again = partial(DataPlane.start, book.plane.settings)
                 n_lost = await asyncio.to_thread(book.replace_plane, start_again)
-            except ControlError as err:
-                if err.code != "gone":
+            except ProgramError as err:
+                if book.plane.alive():
                     raise
-                _log.error("the new data plane does not answer: %s", err)
-                continue  # it is dead already: its pidfd says so
+                _log.error("the data plane could not be restarted: %s: %s", err, err.why)
+                continue  # the pidfd of a dead one says so at once
             _log.warning("the data plane was restarted with empty memory; %d leases lost their content", n_lost)
+
+    def _count_restart(self) -> None:
+        """Note a restart.
+
+        Raises:
+            ProgramError: there were too many of late.
+        """
+        if len(self._restarts) == _MAX_RESTARTS and time.monotonic() - self._restarts[0] < _RESTART_WINDOW_S:
+            raise ProgramError(
+                f"the data plane died {_MAX_RESTARTS + 1} times within {format_duration(_RESTART_WINDOW_S)}",
+                hint=f"its log is {self._settings.log_path}",
+            )
+        self._restarts.append(time.monotonic())
 
 
 async def _readable(descriptor: int) -> None:

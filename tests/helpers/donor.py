@@ -73,9 +73,11 @@ class RunningDonor:
         """All that the control plane (and those before it, if it was restarted) wrote on stderr, on one line."""
         return " ".join(self.stderr_path.read_text().split())
 
-    def wait_for_log(self, text: str, *, timeout_s: float = 20.0) -> None:
-        """Wait until ``text`` was logged."""
-        processes.wait_until(lambda: text in self.stderr(), timeout_s=timeout_s, what=f"'{text}' in the log")
+    def wait_for_log(self, text: str, *, times: int = 1, timeout_s: float = 20.0) -> None:
+        """Wait until ``text`` was logged ``times``."""
+        processes.wait_until(
+            lambda: self.stderr().count(text) >= times, timeout_s=timeout_s, what=f"'{text}' in the log"
+        )
 
     def kill_control_plane(self) -> None:
         """SIGKILL the Python process alone."""
@@ -127,8 +129,9 @@ def running_donor(
             {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0", **options}
         )
         stderr_path = tmp_path / f"{name}.stderr"
-        process, ready = _start(argv, full_env, stderr_path)
         sockets = runtime / "memservers" / name / "control.sock"
+        stack.callback(_end_data_plane, sockets)
+        process, ready = _start(argv, full_env, stderr_path)
         state = Path(full_env["GHOSTBOX_STATE_DIR"]) / "memservers" / name
         donor = RunningDonor(argv, full_env, process, stderr_path, sockets, state, ready)
         donor.data_plane_pids.add(int(ready["data_plane_pid"]))
@@ -182,9 +185,7 @@ def _start(argv: list[str], env: dict[str, str], stderr_path: Path) -> tuple[sub
 
 
 def _end(donor: RunningDonor) -> None:
-    """End the donor whatever it still holds, and the data planes that it left."""
-    with contextlib.suppress(processes.ControlError):
-        donor.data_plane_pids.add(donor.data_plane_pid)
+    """End the donor whatever it still holds, and what is left of the data planes that it had."""
     if donor.process.poll() is None:
         donor.process.kill()
     donor.process.wait(10)
@@ -193,6 +194,12 @@ def _end(donor: RunningDonor) -> None:
     for pid in donor.data_plane_pids:
         if _is_memserver(pid):
             processes.terminate(pid)
+
+
+def _end_data_plane(control_socket: Path) -> None:
+    """End the data plane that a killed control plane left."""
+    with contextlib.suppress(processes.ControlError):
+        processes.control_request(control_socket, "shutdown")
 
 
 def _is_memserver(pid: int) -> bool:
