@@ -16,7 +16,7 @@
 #include <jansson.h>
 
 #define CONTROL_MAX_CLIENTS 32
-#define CONTROL_MAX_LINE (1u << 20)
+#define CONTROL_MAX_LINE    (1u << 20)
 
 /* What went wrong with one command. Filled by a handler that returns NULL. */
 struct control_error {

@@ -19,7 +19,8 @@ struct histogram {
 void histogram_add(struct histogram *histogram, uint64_t ns);
 /* q in [0, 1]; 0 when empty. */
 uint64_t histogram_quantile_ns(const struct histogram *histogram, double q);
-/* {"count", "mean_us", "p50_us", "p99_us", "p999_us", "max_us", "buckets": [[upper_bound_us, n], …]} (non-empty only) */
+/* {"count", "mean_us", "p50_us", "p99_us", "p999_us", "max_us", "buckets": [[upper_bound_us, n], …]} (non-empty only)
+ */
 json_t *histogram_to_json(const struct histogram *histogram);
 
 #endif

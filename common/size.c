@@ -3,6 +3,8 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,6 +56,23 @@ int size_parse(const char *text, uint64_t *bytes)
     }
     *bytes = value << shift;
     return 0;
+}
+
+const char *size_format(char text[SIZE_TEXT_BYTES], uint64_t bytes)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    unsigned unit = 0;
+    double value = (double)bytes;
+    while (value >= 1024.0 && unit + 1 < sizeof(units) / sizeof(units[0])) {
+        value /= 1024.0;
+        unit++;
+    }
+    if (value == (double)(uint64_t)value) {
+        snprintf(text, SIZE_TEXT_BYTES, "%" PRIu64 " %s", (uint64_t)value, units[unit]);
+    } else {
+        snprintf(text, SIZE_TEXT_BYTES, "%.1f %s", value, units[unit]);
+    }
+    return text;
 }
 
 int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *value)

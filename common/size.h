@@ -10,6 +10,10 @@
  */
 int size_parse(const char *text, uint64_t *bytes);
 
+#define SIZE_TEXT_BYTES 24
+/* 1610612736 → "1.5 GiB"; for people. Returns text. */
+const char *size_format(char text[SIZE_TEXT_BYTES], uint64_t bytes);
+
 /* Whole decimal numbers in [min, max]. Returns 0, -EINVAL or -ERANGE. */
 int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *value);
 

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT */
+#include "memserver/commands.h"
+
+#include "common/size.h"
+#include "memserver/server.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+static json_t *export_to_json(const struct export *export)
+{
+    int64_t idle_ms = clock_coarse_ms() - atomic_load(&export->active_at_ms);
+    return json_pack("{s:s, s:I, s:I, s:s, s:i, s:f}", "name", export->name, "size_bytes",
+                     (json_int_t) export->store.size_bytes, "resident_bytes",
+                     (json_int_t)store_resident_bytes(&export->store), "incarnation", export->incarnation,
+                     "connections", (int)export->n_clients, "idle_s", (double)idle_ms / 1000.0);
+}
+
+struct listing {
+    json_t *array;
+    uint64_t resident_bytes;
+};
+
+static void listing_add(void *ctx, const struct export *export)
+{
+    struct listing *listing = ctx;
+    listing->resident_bytes += store_resident_bytes(&export->store);
+    json_array_append_new(listing->array, export_to_json(export));
+}
+
+static void export_read(void *ctx, const struct export *export)
+{
+    json_t **result = ctx;
+    *result = export_to_json(export);
+}
+
+/* The sum over the workers, each of which counts for itself. */
+static json_t *counters_to_json(const struct server *server)
+{
+    struct {
+        const char *name;
+        size_t offset;
+    } fields[] = {
+        {"reads", offsetof(struct counters, reads)},
+        {"writes", offsetof(struct counters, writes)},
+        {"trims", offsetof(struct counters, trims)},
+        {"zeroes", offsetof(struct counters, zeroes)},
+        {"flushes", offsetof(struct counters, flushes)},
+        {"block_status", offsetof(struct counters, block_status)},
+        {"read_bytes", offsetof(struct counters, read_bytes)},
+        {"written_bytes", offsetof(struct counters, written_bytes)},
+        {"errors", offsetof(struct counters, errors)},
+    };
+    json_t *counters = json_object();
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        uint64_t sum = 0;
+        for (unsigned w = 0; w < server->options->n_threads; w++) {
+            const char *base = (const char *)&server->workers[w].counters;
+            sum += atomic_load((const _Atomic uint64_t *)(const void *)(base + fields[i].offset));
+        }
+        json_object_set_new(counters, fields[i].name, json_integer((json_int_t)sum));
+    }
+    return counters;
+}
+
+static json_t *status_command(void *ctx, const json_t *args, struct control_error *err)
+{
+    (void)args;
+    (void)err;
+    struct server *server = ctx;
+    struct listing listing = {.array = json_array()};
+    exports_visit(&server->exports, listing_add, &listing);
+    double uptime_s = (double)(clock_coarse_ms() - server->started_at_ms) / 1000.0;
+    return json_pack("{s:s, s:i, s:s, s:i, s:I, s:I, s:I, s:i, s:f, s:o, s:o}", "version", GHOSTBOX_VERSION, "pid",
+                     (int)getpid(), "host", server->host, "port", (int)server->port, "size_bytes",
+                     (json_int_t)server->options->size_bytes, "exported_bytes",
+                     (json_int_t)exports_total_bytes(&server->exports), "resident_bytes",
+                     (json_int_t)listing.resident_bytes, "connections", (int)server_connections(server), "uptime_s",
+                     uptime_s, "exports", listing.array, "counters", counters_to_json(server));
+}
+
+static const char *name_argument(const json_t *args, struct control_error *err)
+{
+    const char *name = json_string_value(json_object_get(args, "name"));
+    if (name == NULL) {
+        control_fail(err, "invalid", "\"name\" must be a string");
+    }
+    return name;
+}
+
+static json_t *add_failed(const struct server *server, const char *name, uint64_t size_bytes, uint64_t free_bytes,
+                          int rc, struct control_error *err)
+{
+    char asked[SIZE_TEXT_BYTES];
+    char left[SIZE_TEXT_BYTES];
+    char total[SIZE_TEXT_BYTES];
+    switch (rc) {
+    case -EEXIST:
+        return control_fail(err, "exists", "there is an export named '%s' already", name);
+    case -ENOSPC:
+        return control_fail(err, "too-small", "export '%s': %s asked, %s of %s are free", name,
+                            size_format(asked, size_bytes), size_format(left, free_bytes),
+                            size_format(total, server->options->size_bytes));
+    case -EINVAL:
+        return control_fail(err, "invalid", "an export's name has 1 to %u bytes and no control characters",
+                            EXPORT_NAME_MAX);
+    case -E2BIG:
+        return control_fail(err, "too-small", "there are %u exports already, more are not possible", EXPORTS_MAX);
+    default:
+        return control_fail(err, "too-small", "export '%s': %s", name, strerror(-rc));
+    }
+}
+
+static json_t *export_add_command(void *ctx, const json_t *args, struct control_error *err)
+{
+    struct server *server = ctx;
+    const char *name = name_argument(args, err);
+    if (name == NULL) {
+        return NULL;
+    }
+    json_int_t size_bytes = json_integer_value(json_object_get(args, "size_bytes"));
+    if (size_bytes <= 0) {
+        return control_fail(err, "invalid", "\"size_bytes\" must be a whole number above 0");
+    }
+    uint64_t free_bytes = 0;
+    int rc = export_add(&server->exports, name, (uint64_t)size_bytes, &free_bytes);
+    if (rc < 0) {
+        return add_failed(server, name, (uint64_t)size_bytes, free_bytes, rc, err);
+    }
+    log_info("export '%s' added, %lld bytes", name, (long long)size_bytes);
+    json_t *result = NULL;
+    export_visit(&server->exports, (const uint8_t *)name, strlen(name), export_read, &result);
+    return result;
+}
+
+static json_t *export_remove_command(void *ctx, const json_t *args, struct control_error *err)
+{
+    struct server *server = ctx;
+    const char *name = name_argument(args, err);
+    if (name == NULL) {
+        return NULL;
+    }
+    const json_t *force = json_object_get(args, "force");
+    if (force != NULL && !json_is_boolean(force)) {
+        return control_fail(err, "invalid", "\"force\" must be true or false");
+    }
+    int rc = export_remove(&server->exports, name, json_is_true(force));
+    if (rc == -ENOENT) {
+        return control_fail(err, "not-found", "no export named '%s'", name);
+    }
+    if (rc == -EBUSY) {
+        return control_fail(err, "busy", "export '%s' has connections open; \"force\" closes them", name);
+    }
+    log_info("export '%s' removed", name);
+    return json_null();
+}
+
+static json_t *shutdown_command(void *ctx, const json_t *args, struct control_error *err)
+{
+    (void)args;
+    (void)err;
+    server_quit(ctx);
+    return json_null();
+}
+
+const struct control_command memserver_commands[] = {
+    {"status", status_command},
+    {"export-add", export_add_command},
+    {"export-remove", export_remove_command},
+    {"shutdown", shutdown_command},
+    {NULL, NULL},
+};

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ghostbox-memserver: lends this machine's memory over NBD.
+ *
+ * Theory of operation
+ *
+ * Threads. The main thread accepts connections, waits for signals and ends the program. Each worker serves, by epoll,
+ * the connections that it was given when they were accepted; a connection never changes its worker, so that its state
+ * needs no lock. The control thread runs the commands of the control socket. Nothing else runs.
+ *
+ * Memory. An export is promised memory: an address range that the kernel fills when it is written to (store.h). The
+ * sum of the exports never exceeds --size. A bitmap says which pages hold data; TRIM and zeroes give pages back, and
+ * holes are answered as holes. Besides that there are fixed buffers a connection (connection.h), at most
+ * --max-connections.
+ *
+ * A turn of a connection (connection_run): receive once, as much as there is; answer all that was asked in it; send
+ * once. Reads are sent from the export's memory and the payloads of large writes are received into it, so that the
+ * kernel's copy is the only one. With n requests in flight this costs 2/n system calls a request, plus one epoll_wait
+ * when the worker had to sleep; with --poll-us it tries the socket again first (worker.h).
+ *
+ * Slow readers. What does not fit into a socket stays queued as pointers, and no more requests of that connection are
+ * read until it is sent. One turn does a bounded amount of work, so that others of the same worker get theirs.
+ *
+ * Locks. exports.lock guards the list of exports and who is attached; worker.lock guards the worker's list of
+ * connections. Neither is held while taking the other, nor on the path of a request.
+ *
+ * What dies when. A malformed handshake or request ends its connection. Removing an export by force shuts down its
+ * connections, which the workers then close. SIGTERM, SIGINT and the command `shutdown` end the process, and with it
+ * all memory lent: who holds leases is for the control plane to care about. Running out of memory is prevented by
+ * --size; an export or connection that cannot be created is refused, and the rest goes on.
+ */
+#include "common/control.h"
+#include "common/log.h"
+#include "memserver/commands.h"
+#include "memserver/options.h"
+#include "memserver/server.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define PROGRAM "ghostbox-memserver"
+
+/* SIGTERM and SIGINT become readable instead of interrupting. Returns a descriptor or -errno. */
+static int signals_open(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
+        return -errno;
+    }
+    int fd = signalfd(-1, &set, SFD_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+/* Those who start us wait for this line. */
+static void address_print(const struct server *server)
+{
+    const char *format = strchr(server->host, ':') != NULL ? "listening on [%s]:%u\n" : "listening on %s:%u\n";
+    printf(format, server->host, server->port);
+    fflush(stdout);
+}
+
+static int control_open(struct control **control, const char *path, struct server *server)
+{
+    if (path == NULL) {
+        return 0;
+    }
+    int rc = control_start(control, path, memserver_commands, server);
+    if (rc < 0) {
+        log_error("cannot make the control socket %s: %s", path, strerror(-rc));
+    }
+    return rc;
+}
+
+static int serve(const struct options *options, int signal_fd)
+{
+    struct server server;
+    int rc = server_open(&server, options);
+    if (rc < 0) {
+        return EXIT_FAILURE;
+    }
+    struct control *control = NULL;
+    rc = control_open(&control, options->control_path, &server);
+    if (rc == 0) {
+        address_print(&server);
+        log_info("serving on %s port %u, %llu bytes, %u threads", server.host, server.port,
+                 (unsigned long long)options->size_bytes, options->n_threads);
+        server_run(&server, signal_fd);
+        log_info("ending");
+    }
+    control_stop(control);
+    server_close(&server);
+    return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    enum options_result parsed = options_parse(&options, argc, argv);
+    if (parsed != OPTIONS_OK) {
+        options_free(&options);
+        return parsed == OPTIONS_DONE ? EXIT_SUCCESS : 2;
+    }
+    int status = EXIT_FAILURE;
+    int rc = log_open(PROGRAM, options.log_path, options.log_level);
+    if (rc < 0) {
+        fprintf(stderr, PROGRAM ": cannot open the log file %s: %s\n", options.log_path, strerror(-rc));
+    } else {
+        int signal_fd = signals_open();
+        if (signal_fd < 0) {
+            log_error("cannot wait for signals: %s", strerror(-signal_fd));
+        } else {
+            status = serve(&options, signal_fd);
+            close(signal_fd);
+        }
+    }
+    options_free(&options);
+    return status;
+}

@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: MIT */
+#include "memserver/negotiate.h"
+
+#include "common/log.h"
+#include "memserver/nbd/protocol.h"
+#include "memserver/transmit.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALLOCATION_CONTEXT    "base:allocation"
+#define ALLOCATION_CONTEXT_ID 1u
+#define DESCRIPTION           "GhostBox memory"
+#define PREFERRED_BLOCK_BYTES 4096u
+
+/* The data of one option, taken from the front. A read beyond the end sets `bad` and gives zeroes. */
+struct option {
+    uint32_t type;
+    const uint8_t *data;
+    uint32_t left;
+    bool bad;
+};
+
+static const uint8_t *option_bytes(struct option *option, uint32_t bytes)
+{
+    if (option->bad || bytes > option->left) {
+        option->bad = true;
+        return NULL;
+    }
+    const uint8_t *data = option->data;
+    option->data += bytes;
+    option->left -= bytes;
+    return data;
+}
+
+static uint16_t option_u16(struct option *option)
+{
+    uint16_t value = 0;
+    const uint8_t *data = option_bytes(option, sizeof(value));
+    if (data != NULL) {
+        memcpy(&value, data, sizeof(value));
+    }
+    return be16toh(value);
+}
+
+static uint32_t option_u32(struct option *option)
+{
+    uint32_t value = 0;
+    const uint8_t *data = option_bytes(option, sizeof(value));
+    if (data != NULL) {
+        memcpy(&value, data, sizeof(value));
+    }
+    return be32toh(value);
+}
+
+/* --- replies --- */
+
+static void reply_head(void *at, uint32_t option, uint32_t type, uint32_t length)
+{
+    struct nbd_option_reply head = {.magic = htobe64(NBD_OPT_REPLY_MAGIC),
+                                    .option = htobe32(option),
+                                    .type = htobe32(type),
+                                    .length = htobe32(length)};
+    memcpy(at, &head, sizeof(head));
+}
+
+/* Queues a reply with room for `length` bytes of data and returns where they go. */
+static uint8_t *reply_add(struct connection *connection, uint32_t option, uint32_t type, uint32_t length)
+{
+    uint8_t *at = replies_header(&connection->replies, (uint32_t)sizeof(struct nbd_option_reply) + length);
+    reply_head(at, option, type, length);
+    return at + sizeof(struct nbd_option_reply);
+}
+
+static void reply_ack(struct connection *connection, uint32_t option)
+{
+    reply_add(connection, option, NBD_REP_ACK, 0);
+}
+
+/* The message is for people; clients show it. */
+static void reply_refuse(struct connection *connection, uint32_t option, uint32_t type, const char *message)
+{
+    uint32_t length = (uint32_t)strlen(message);
+    memcpy(reply_add(connection, option, type, length), message, length);
+    log_debug("%s: option %u refused: %s", connection->peer, option, message);
+}
+
+/* --- NBD_OPT_LIST --- */
+
+struct list_reply {
+    uint8_t *data;
+    size_t used;
+};
+
+static void list_add(void *ctx, const struct export *export)
+{
+    struct list_reply *list = ctx;
+    uint32_t name_bytes = (uint32_t)strlen(export->name);
+    uint32_t name_bytes_wire = htobe32(name_bytes);
+    uint8_t *at = list->data + list->used;
+    reply_head(at, NBD_OPT_LIST, NBD_REP_SERVER, (uint32_t)sizeof(name_bytes_wire) + name_bytes);
+    at += sizeof(struct nbd_option_reply);
+    memcpy(at, &name_bytes_wire, sizeof(name_bytes_wire));
+    memcpy(at + sizeof(name_bytes_wire), export->name, name_bytes);
+    list->used += sizeof(struct nbd_option_reply) + sizeof(name_bytes_wire) + name_bytes;
+}
+
+static enum connection_parse option_list(struct connection *connection, struct option *option)
+{
+    if (option->left != 0) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data");
+        return PARSE_AGAIN;
+    }
+    /* As long as it can get: the number of exports may change until the lock is held. Untouched pages cost nothing.
+     */
+    struct list_reply list = {
+        .data = malloc(EXPORTS_MAX * (sizeof(struct nbd_option_reply) + sizeof(uint32_t) + EXPORT_NAME_MAX))};
+    if (list.data == NULL) {
+        return PARSE_CLOSE;
+    }
+    exports_visit(connection->exports, list_add, &list);
+    replies_blob(&connection->replies, list.data, list.used);
+    reply_ack(connection, option->type);
+    return PARSE_AGAIN;
+}
+
+/* --- NBD_OPT_INFO, NBD_OPT_GO, NBD_OPT_EXPORT_NAME --- */
+
+static void export_size_read(void *ctx, const struct export *export)
+{
+    uint64_t *size_bytes = ctx;
+    *size_bytes = export->store.size_bytes;
+}
+
+static void info_export_add(struct connection *connection, uint32_t option, uint64_t size_bytes)
+{
+    struct nbd_info_export info = {.type = htobe16(NBD_INFO_EXPORT),
+                                   .size_bytes = htobe64(size_bytes),
+                                   .transmission_flags = htobe16(transmit_flags(connection))};
+    memcpy(reply_add(connection, option, NBD_REP_INFO, sizeof(info)), &info, sizeof(info));
+}
+
+static void info_block_size_add(struct connection *connection, uint32_t option)
+{
+    struct nbd_info_block_size info = {.type = htobe16(NBD_INFO_BLOCK_SIZE),
+                                       .minimum_bytes = htobe32(1),
+                                       .preferred_bytes = htobe32(PREFERRED_BLOCK_BYTES),
+                                       .maximum_bytes = htobe32(TRANSMIT_PAYLOAD_MAX_BYTES)};
+    memcpy(reply_add(connection, option, NBD_REP_INFO, sizeof(info)), &info, sizeof(info));
+}
+
+static void info_text_add(struct connection *connection, uint32_t option, uint16_t type, const void *text,
+                          uint32_t length)
+{
+    uint16_t type_wire = htobe16(type);
+    uint8_t *at = reply_add(connection, option, NBD_REP_INFO, (uint32_t)sizeof(type_wire) + length);
+    memcpy(at, &type_wire, sizeof(type_wire));
+    memcpy(at + sizeof(type_wire), text, length);
+}
+
+/* What INFO and GO ask for. */
+struct info_query {
+    const uint8_t *name;
+    uint32_t name_bytes;
+    bool wants_name, wants_description, wants_block_size;
+};
+
+/* Returns false if the data are malformed. Unknown information requests are ignored, as the specification says. */
+static bool info_query_parse(struct option *option, struct info_query *query)
+{
+    query->name_bytes = option_u32(option);
+    query->name = option_bytes(option, query->name_bytes);
+    uint16_t n_infos = option_u16(option);
+    for (unsigned i = 0; i < n_infos && !option->bad; i++) {
+        uint16_t type = option_u16(option);
+        query->wants_name |= type == NBD_INFO_NAME;
+        query->wants_description |= type == NBD_INFO_DESCRIPTION;
+        query->wants_block_size |= type == NBD_INFO_BLOCK_SIZE;
+    }
+    return !option->bad && option->left == 0;
+}
+
+/* The export is attached: the next byte from the client is a request. */
+static void transmission_enter(struct connection *connection)
+{
+    const char *name = connection->client.export->name;
+    connection->allocation_context = connection->allocation_context && strcmp(connection->context_export, name) == 0;
+    connection->phase = PHASE_TRANSMISSION;
+    log_debug("%s: export '%s'", connection->peer, name);
+}
+
+static void info_reply(struct connection *connection, uint32_t option, const struct info_query *query,
+                       uint64_t size_bytes)
+{
+    info_export_add(connection, option, size_bytes);
+    if (query->wants_name) {
+        info_text_add(connection, option, NBD_INFO_NAME, query->name, query->name_bytes);
+    }
+    if (query->wants_description) {
+        info_text_add(connection, option, NBD_INFO_DESCRIPTION, DESCRIPTION, (uint32_t)strlen(DESCRIPTION));
+    }
+    if (query->wants_block_size) {
+        info_block_size_add(connection, option);
+    }
+    reply_ack(connection, option);
+}
+
+static enum connection_parse option_info(struct connection *connection, struct option *option)
+{
+    struct info_query query = {0};
+    if (!info_query_parse(option, &query)) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_INVALID, "malformed option data");
+        return PARSE_AGAIN;
+    }
+    if (query.name_bytes > NBD_MAX_STRING) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_TOO_BIG, "an export name has at most 4096 bytes");
+        return PARSE_AGAIN;
+    }
+    uint64_t size_bytes = 0;
+    bool found;
+    if (option->type == NBD_OPT_GO) {
+        found = export_attach(connection->exports, query.name, query.name_bytes, &connection->client);
+        size_bytes = found ? connection->client.export->store.size_bytes : 0;
+    } else {
+        found = export_visit(connection->exports, query.name, query.name_bytes, export_size_read, &size_bytes) == 0;
+    }
+    if (!found) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
+        return PARSE_AGAIN;
+    }
+    info_reply(connection, option->type, &query, size_bytes);
+    if (option->type == NBD_OPT_GO) {
+        transmission_enter(connection);
+    }
+    return PARSE_AGAIN;
+}
+
+/* The only option that cannot be refused in words. */
+static enum connection_parse option_export_name(struct connection *connection, struct option *option)
+{
+    if (!export_attach(connection->exports, option->data, option->left, &connection->client)) {
+        log_info("%s: asked for an export that is not there: connection closed", connection->peer);
+        return PARSE_CLOSE;
+    }
+    struct nbd_export_name_reply reply = {.size_bytes = htobe64(connection->client.export->store.size_bytes),
+                                          .transmission_flags = htobe16(transmit_flags(connection))};
+    uint32_t reply_bytes = (uint32_t)(sizeof(reply) - (connection->no_zeroes ? sizeof(reply.zeroes) : 0));
+    memcpy(replies_header(&connection->replies, reply_bytes), &reply, reply_bytes);
+    transmission_enter(connection);
+    return PARSE_AGAIN;
+}
+
+/* --- NBD_OPT_STRUCTURED_REPLY and metadata contexts --- */
+
+static enum connection_parse option_structured_reply(struct connection *connection, struct option *option)
+{
+    if (option->left != 0) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_INVALID, "NBD_OPT_STRUCTURED_REPLY takes no data");
+        return PARSE_AGAIN;
+    }
+    connection->structured = true;
+    reply_ack(connection, option->type);
+    return PARSE_AGAIN;
+}
+
+struct context_query {
+    const uint8_t *name;
+    uint32_t name_bytes;
+    bool wants_allocation;
+    bool too_big;
+};
+
+static bool bytes_equal(const uint8_t *bytes, uint32_t length, const char *text)
+{
+    return length == strlen(text) && memcmp(bytes, text, length) == 0;
+}
+
+/* Without queries, LIST asks for everything and SET for nothing. "base:" lists a namespace and cannot be set. */
+static bool context_query_parse(struct option *option, struct context_query *query)
+{
+    bool lists = option->type == NBD_OPT_LIST_META_CONTEXT;
+    query->name_bytes = option_u32(option);
+    query->name = option_bytes(option, query->name_bytes);
+    query->too_big = query->name_bytes > NBD_MAX_STRING;
+    uint32_t n_queries = option_u32(option);
+    query->wants_allocation = lists && n_queries == 0;
+    for (uint32_t i = 0; i < n_queries && !option->bad; i++) {
+        uint32_t length = option_u32(option);
+        const uint8_t *text = option_bytes(option, length);
+        if (text == NULL) {
+            break;
+        }
+        query->too_big |= length > NBD_MAX_STRING;
+        query->wants_allocation |=
+            bytes_equal(text, length, ALLOCATION_CONTEXT) || (lists && bytes_equal(text, length, "base:"));
+    }
+    return !option->bad && option->left == 0;
+}
+
+static const char *context_query_fault(const struct connection *connection, bool well_formed)
+{
+    if (!connection->structured) {
+        return "structured replies must be negotiated first";
+    }
+    return well_formed ? NULL : "malformed option data";
+}
+
+static void context_reply(struct connection *connection, uint32_t option, uint32_t id)
+{
+    uint32_t length = (uint32_t)strlen(ALLOCATION_CONTEXT);
+    uint32_t id_wire = htobe32(id);
+    uint8_t *at = reply_add(connection, option, NBD_REP_META_CONTEXT, (uint32_t)sizeof(id_wire) + length);
+    memcpy(at, &id_wire, sizeof(id_wire));
+    memcpy(at + sizeof(id_wire), ALLOCATION_CONTEXT, length);
+}
+
+static enum connection_parse option_meta_context(struct connection *connection, struct option *option)
+{
+    bool sets = option->type == NBD_OPT_SET_META_CONTEXT;
+    if (sets) {
+        /* A SET undoes the one before, even if it fails. */
+        connection->allocation_context = false;
+    }
+    struct context_query query = {0};
+    const char *fault = context_query_fault(connection, context_query_parse(option, &query));
+    if (fault != NULL) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_INVALID, fault);
+        return PARSE_AGAIN;
+    }
+    if (query.too_big) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_TOO_BIG, "a string has at most 4096 bytes");
+        return PARSE_AGAIN;
+    }
+    uint64_t size_bytes;
+    if (export_visit(connection->exports, query.name, query.name_bytes, export_size_read, &size_bytes) < 0) {
+        reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
+        return PARSE_AGAIN;
+    }
+    if (query.wants_allocation) {
+        context_reply(connection, option->type, sets ? ALLOCATION_CONTEXT_ID : 0);
+    }
+    if (sets && query.wants_allocation) {
+        connection->allocation_context = true;
+        /* An export was found under it, so it fits. */
+        memcpy(connection->context_export, query.name, query.name_bytes);
+        connection->context_export[query.name_bytes] = '\0';
+    }
+    reply_ack(connection, option->type);
+    return PARSE_AGAIN;
+}
+
+/* --- the handshake --- */
+
+void negotiate_greet(struct connection *connection)
+{
+    struct nbd_greeting greeting = {.magic = htobe64(NBD_MAGIC),
+                                    .option_magic = htobe64(NBD_OPTION_MAGIC),
+                                    .handshake_flags = htobe16(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)};
+    memcpy(replies_header(&connection->replies, sizeof(greeting)), &greeting, sizeof(greeting));
+}
+
+static enum connection_parse option_dispatch(struct connection *connection, struct option *option)
+{
+    switch ((enum nbd_option)option->type) {
+    case NBD_OPT_EXPORT_NAME:
+        return option_export_name(connection, option);
+    case NBD_OPT_ABORT:
+        reply_ack(connection, option->type);
+        return PARSE_CLOSE;
+    case NBD_OPT_LIST:
+        return option_list(connection, option);
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+        return option_info(connection, option);
+    case NBD_OPT_STRUCTURED_REPLY:
+        return option_structured_reply(connection, option);
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        return option_meta_context(connection, option);
+    case NBD_OPT_STARTTLS:
+        reply_refuse(connection, option->type, NBD_REP_ERR_UNSUP, "this server does not speak TLS");
+        return PARSE_AGAIN;
+    }
+    reply_refuse(connection, option->type, NBD_REP_ERR_UNSUP, "unknown option");
+    return PARSE_AGAIN;
+}
+
+static enum connection_parse client_flags_take(struct connection *connection)
+{
+    uint32_t wire;
+    if (connection_available(connection) < sizeof(wire)) {
+        return PARSE_STARVED;
+    }
+    memcpy(&wire, connection->in + connection->in_start, sizeof(wire));
+    connection->in_start += (uint32_t)sizeof(wire);
+    uint32_t flags = be32toh(wire);
+    if ((flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) != 0) {
+        log_info("%s: unknown client flags %#x: connection closed", connection->peer, flags);
+        return PARSE_CLOSE;
+    }
+    connection->fixed_newstyle = (flags & NBD_FLAG_C_FIXED_NEWSTYLE) != 0;
+    connection->no_zeroes = (flags & NBD_FLAG_C_NO_ZEROES) != 0;
+    connection->phase = PHASE_OPTIONS;
+    return PARSE_AGAIN;
+}
+
+/* The header is one of ours and the option may be answered. Returns false if the connection has to end. */
+static bool option_header_check(const struct connection *connection, const struct nbd_option_header *header)
+{
+    if (be64toh(header->magic) != NBD_OPTION_MAGIC) {
+        log_info("%s: an option without the magic number: connection closed", connection->peer);
+        return false;
+    }
+    if (connection->n_options > NEGOTIATE_OPTIONS_MAX) {
+        log_info("%s: more than %u options: connection closed", connection->peer, NEGOTIATE_OPTIONS_MAX);
+        return false;
+    }
+    /* Plain newstyle knows no replies to options, hence no other option. */
+    return connection->fixed_newstyle || be32toh(header->option) == NBD_OPT_EXPORT_NAME;
+}
+
+static enum connection_parse option_take(struct connection *connection)
+{
+    struct nbd_option_header header;
+    if (connection_available(connection) < sizeof(header)) {
+        return PARSE_STARVED;
+    }
+    memcpy(&header, connection->in + connection->in_start, sizeof(header));
+    uint32_t length = be32toh(header.length);
+    struct option option = {.type = be32toh(header.option), .left = length};
+    if (length > NEGOTIATE_OPTION_MAX_BYTES) {
+        connection->n_options++;
+        if (!option_header_check(connection, &header) || option.type == NBD_OPT_EXPORT_NAME) {
+            return PARSE_CLOSE;
+        }
+        connection->in_start += (uint32_t)sizeof(header);
+        connection->phase = PHASE_OPTION_SKIP;
+        connection->skip_bytes = length;
+        connection->skipped_option = option.type;
+        return PARSE_AGAIN;
+    }
+    if (!option_header_check(connection, &header)) {
+        return PARSE_CLOSE;
+    }
+    if (connection_available(connection) - sizeof(header) < length) {
+        return PARSE_STARVED;
+    }
+    connection->n_options++;
+    option.data = connection->in + connection->in_start + sizeof(header);
+    connection->in_start += (uint32_t)sizeof(header) + length;
+    return option_dispatch(connection, &option);
+}
+
+static enum connection_parse option_skip(struct connection *connection)
+{
+    uint32_t available = connection_available(connection);
+    uint32_t bytes = available < connection->skip_bytes ? available : connection->skip_bytes;
+    connection->in_start += bytes;
+    connection->skip_bytes -= bytes;
+    if (connection->skip_bytes > 0) {
+        return PARSE_STARVED;
+    }
+    connection->phase = PHASE_OPTIONS;
+    reply_refuse(connection, connection->skipped_option, NBD_REP_ERR_TOO_BIG, "option data too long");
+    return PARSE_AGAIN;
+}
+
+/* One option a turn: its replies are sent before the next is looked at, so that they always fit. */
+enum connection_parse negotiate_parse(struct connection *connection)
+{
+    switch (connection->phase) {
+    case PHASE_CLIENT_FLAGS:
+        return client_flags_take(connection);
+    case PHASE_OPTIONS:
+        return option_take(connection);
+    case PHASE_OPTION_SKIP:
+        return option_skip(connection);
+    case PHASE_TRANSMISSION:
+        break;
+    }
+    return PARSE_CLOSE;
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef GHOSTBOX_MEMSERVER_OPTIONS_H
+#define GHOSTBOX_MEMSERVER_OPTIONS_H
+
+#include "common/log.h"
+#include "memserver/exports.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* --export NAME=SIZE */
+struct export_option {
+    char name[EXPORT_NAME_MAX + 1];
+    uint64_t size_bytes;
+};
+
+struct options {
+    const char *bind;
+    const char *port;
+    uint64_t size_bytes;
+    struct export_option *exports; /* malloc'd */
+    unsigned n_exports;
+    const char *control_path; /* NULL: none */
+    unsigned n_threads;
+    unsigned poll_us;
+    unsigned max_connections;
+    unsigned handshake_limit_s;
+    const char *log_path; /* NULL: stderr */
+    enum log_level log_level;
+};
+
+enum options_result {
+    OPTIONS_OK,
+    OPTIONS_DONE,  /* --help or --version: printed */
+    OPTIONS_WRONG, /* said why on stderr */
+};
+
+/* Strings point into argv. */
+enum options_result options_parse(struct options *options, int argc, char **argv);
+void options_free(struct options *options);
+
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT */
+#include "memserver/server.h"
+
+#include "common/log.h"
+#include "common/size.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Besides connections: listening and control sockets, an epoll and an eventfd a worker, the log. */
+#define FDS_RESERVED 256u
+/* How long accepting pauses when there is no descriptor left for it. */
+#define ACCEPT_PAUSE_MS 100
+#define REFUSED_SAY_MS  1000
+#define BACKLOG         512
+/* A peer that has vanished without a word is noticed after about a minute. */
+#define KEEPALIVE_IDLE_S     30
+#define KEEPALIVE_INTERVAL_S 10
+#define KEEPALIVE_COUNT      3
+
+unsigned server_connections(const struct server *server)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < server->options->n_threads; i++) {
+        n += atomic_load(&server->workers[i].n_connections);
+    }
+    return n;
+}
+
+static void fd_limit_raise(unsigned max_connections)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) {
+        return;
+    }
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < max_connections + FDS_RESERVED) {
+        log_warning("open files are limited to %llu: fewer than %u connections may fit (ulimit -n)",
+                    (unsigned long long)limit.rlim_cur, max_connections);
+    }
+}
+
+static void address_format(const struct sockaddr *address, socklen_t length, char *host, size_t host_bytes,
+                           unsigned *port)
+{
+    char port_text[8] = "0";
+    if (getnameinfo(address, length, host, (socklen_t)host_bytes, port_text, sizeof(port_text),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        snprintf(host, host_bytes, "unknown");
+    }
+    *port = (unsigned)strtoul(port_text, NULL, 10);
+}
+
+static int socket_listen(const struct addrinfo *address)
+{
+    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP);
+    if (fd < 0) {
+        return -errno;
+    }
+    const int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, address->ai_addr, address->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+static int server_listen(struct server *server)
+{
+    const struct options *options = server->options;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    struct addrinfo *address;
+    int rc = getaddrinfo(options->bind, options->port, &hints, &address);
+    if (rc != 0) {
+        log_error("cannot listen on %s: %s", options->bind, gai_strerror(rc));
+        return -EADDRNOTAVAIL;
+    }
+    server->listen_fd = socket_listen(address);
+    freeaddrinfo(address);
+    if (server->listen_fd < 0) {
+        log_error("cannot listen on %s port %s: %s", options->bind, options->port, strerror(-server->listen_fd));
+        return server->listen_fd;
+    }
+    struct sockaddr_storage bound;
+    socklen_t length = sizeof(bound);
+    if (getsockname(server->listen_fd, (struct sockaddr *)&bound, &length) < 0) {
+        return -errno;
+    }
+    address_format((struct sockaddr *)&bound, length, server->host, sizeof(server->host), &server->port);
+    return 0;
+}
+
+static int export_create(struct server *server, const struct export_option *option)
+{
+    char asked[SIZE_TEXT_BYTES];
+    char left[SIZE_TEXT_BYTES];
+    uint64_t free_bytes = 0;
+    int rc = export_add(&server->exports, option->name, option->size_bytes, &free_bytes);
+    if (rc == -ENOSPC) {
+        log_error("export '%s': %s asked, but only %s of --size are left", option->name,
+                  size_format(asked, option->size_bytes), size_format(left, free_bytes));
+    } else if (rc == -EEXIST) {
+        log_error("export '%s' is given twice", option->name);
+    } else if (rc < 0) {
+        log_error("export '%s': %s", option->name, strerror(-rc));
+    }
+    return rc;
+}
+
+static int workers_start(struct server *server)
+{
+    const struct options *options = server->options;
+    for (unsigned i = 0; i < options->n_threads; i++) {
+        int rc = worker_start(&server->workers[i], options->poll_us, options->handshake_limit_s);
+        if (rc < 0) {
+            log_error("cannot start worker %u: %s", i, strerror(-rc));
+            return rc;
+        }
+    }
+    return 0;
+}
+
+int server_open(struct server *server, const struct options *options)
+{
+    *server = (struct server){.options = options, .listen_fd = -1, .quit_fd = -1, .started_at_ms = clock_coarse_ms()};
+    exports_open(&server->exports, options->size_bytes);
+    int rc = -ENOMEM;
+    /* Counters have cache lines of their own. */
+    server->workers = aligned_alloc(_Alignof(struct worker), options->n_threads * sizeof(struct worker));
+    if (server->workers == NULL) {
+        goto fail;
+    }
+    memset(server->workers, 0, options->n_threads * sizeof(struct worker));
+    for (unsigned i = 0; i < options->n_exports; i++) {
+        rc = export_create(server, &options->exports[i]);
+        if (rc < 0) {
+            goto fail;
+        }
+    }
+    fd_limit_raise(options->max_connections);
+    server->quit_fd = eventfd(0, EFD_CLOEXEC);
+    if (server->quit_fd < 0) {
+        rc = -errno;
+        goto fail;
+    }
+    rc = server_listen(server);
+    if (rc == 0) {
+        rc = workers_start(server);
+    }
+    if (rc == 0) {
+        return 0;
+    }
+fail:
+    server_close(server);
+    return rc;
+}
+
+void server_quit(struct server *server)
+{
+    if (eventfd_write(server->quit_fd, 1) < 0) {
+        log_error("cannot stop: %s", strerror(errno));
+    }
+}
+
+static void socket_tune(int fd)
+{
+    const int on = 1;
+    const int idle_s = KEEPALIVE_IDLE_S;
+    const int interval_s = KEEPALIVE_INTERVAL_S;
+    const int count = KEEPALIVE_COUNT;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+}
+
+/* The one with the fewest connections; of equals, each in turn. */
+static struct worker *worker_choose(struct server *server)
+{
+    unsigned n = server->options->n_threads;
+    unsigned start = server->next_worker++;
+    struct worker *best = &server->workers[start % n];
+    for (unsigned i = 1; i < n; i++) {
+        struct worker *other = &server->workers[(start + i) % n];
+        if (atomic_load(&other->n_connections) < atomic_load(&best->n_connections)) {
+            best = other;
+        }
+    }
+    return best;
+}
+
+static void connection_refuse(struct server *server, int fd, const char *peer)
+{
+    close(fd);
+    int64_t now_ms = clock_coarse_ms();
+    if (now_ms - server->refused_said_at_ms >= REFUSED_SAY_MS) {
+        server->refused_said_at_ms = now_ms;
+        log_warning("%s: refused: %u connections are open (--max-connections)", peer,
+                    server->options->max_connections);
+    }
+}
+
+/* Returns 0 or the errno of accept. */
+static int server_accept(struct server *server)
+{
+    struct sockaddr_storage address;
+    socklen_t length = sizeof(address);
+    int fd = accept4(server->listen_fd, (struct sockaddr *)&address, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) {
+        return errno;
+    }
+    char host[SERVER_HOST_BYTES];
+    char peer[CONNECTION_PEER_BYTES];
+    unsigned port;
+    address_format((struct sockaddr *)&address, length, host, sizeof(host), &port);
+    snprintf(peer, sizeof(peer), "%.50s port %u", host, port);
+    if (server_connections(server) >= server->options->max_connections) {
+        connection_refuse(server, fd, peer);
+        return 0;
+    }
+    socket_tune(fd);
+    int rc = worker_adopt(worker_choose(server), fd, peer, &server->exports);
+    if (rc < 0) {
+        log_error("%s: cannot serve: %s", peer, strerror(-rc));
+    }
+    return 0;
+}
+
+void server_run(struct server *server, int signal_fd)
+{
+    struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
+                           {.fd = server->quit_fd, .events = POLLIN},
+                           {.fd = server->listen_fd, .events = POLLIN}};
+    for (;;) {
+        if (poll(fds, 3, -1) < 0) {
+            continue;
+        }
+        if (fds[0].revents != 0 || fds[1].revents != 0) {
+            return;
+        }
+        int rc = server_accept(server);
+        if (rc == EMFILE || rc == ENFILE || rc == ENOBUFS || rc == ENOMEM) {
+            log_error("cannot accept a connection: %s", strerror(rc));
+            /* It stays readable: without a pause this would be a busy loop. */
+            poll(fds, 2, ACCEPT_PAUSE_MS);
+        }
+    }
+}
+
+void server_close(struct server *server)
+{
+    for (unsigned i = 0; server->workers != NULL && i < server->options->n_threads; i++) {
+        worker_stop(&server->workers[i]);
+    }
+    free(server->workers);
+    if (server->listen_fd >= 0) {
+        close(server->listen_fd);
+    }
+    if (server->quit_fd >= 0) {
+        close(server->quit_fd);
+    }
+    exports_close(&server->exports);
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A worker: one thread, one epoll, the connections that were given to it for life.
+ *
+ * Waiting is adaptive: a connection that was just served is likely to send again soon, and to be woken costs 20–30 µs
+ * on virtual machines. So the worker tries its last served ("hot") connections again for poll_ns before it sleeps.
+ * poll_ns grows while sleeps turn out shorter than the limit and falls to nothing when one is longer, as
+ * KVM's halt polling does (Documentation/virt/kvm/halt-polling.rst): an idle worker uses no CPU.
+ */
+#ifndef GHOSTBOX_MEMSERVER_WORKER_H
+#define GHOSTBOX_MEMSERVER_WORKER_H
+
+#include "memserver/connection.h"
+
+#include <pthread.h>
+
+#define WORKER_HOT_MAX 8u
+
+struct worker {
+    pthread_t thread;
+    int epoll_fd;
+    int stop_fd;
+    bool stopping;
+    bool started;
+    uint64_t poll_limit_ns;
+    uint64_t poll_ns;
+    uint64_t worked_at_ns; /* when anything was last received or sent */
+    int64_t handshake_limit_ms;
+    int64_t scanned_at_ms;
+    struct connection *hot[WORKER_HOT_MAX];
+    unsigned n_hot;
+    unsigned n_again; /* connections that can go on without an event */
+
+    _Atomic unsigned n_connections;
+    _Atomic unsigned n_handshaking;
+    pthread_mutex_t lock; /* the list: the acceptor adds, the worker removes */
+    struct connection *connections;
+
+    _Alignas(64) struct counters counters;
+};
+
+/* Returns 0 or -errno. */
+int worker_start(struct worker *worker, unsigned poll_us, unsigned handshake_limit_s);
+/* Closes all its connections. Allowed for a worker that was not started (all zero). */
+void worker_stop(struct worker *worker);
+/* Called by the acceptor. Takes fd over. Returns 0 or -errno (fd is closed). */
+int worker_adopt(struct worker *worker, int fd, const char *peer, struct exports *exports);
+
+#endif
