@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -115,23 +115,29 @@ def _create(assignment: Assignment) -> Lease:
 
 
 def _undo(assignments: Sequence[Assignment], futures: Sequence[Future[Lease]]) -> None:
-    """Release what was made, and what may have been made although no answer came."""
-    wait(futures, timeout=_UNDO_WAIT_S)  # an interrupt may have come while they were at work
-    for assignment, future in zip(assignments, futures, strict=False):
-        if not future.done() or future.cancelled():
-            continue
-        error = _failure(future)
-        if error is not None and not isinstance(error, NoAnswer):
-            continue
-        try:
-            with DonorClient(assignment.donor_address) as client:
-                if error is None or client.lease(assignment.lease_name).holder == assignment.holder:
-                    client.release_lease(assignment.lease_name)
-        except NotFound:
-            continue
-        except GhostboxError as err:
-            level = logging.WARNING if error is None else logging.DEBUG
-            _log.log(level, "lease %s could not be released: %s", assignment.lease_name, err)
+    """Release what was made; an interrupt may have come while some were still at work."""
+    asked = dict(zip(futures, assignments, strict=False))
+    try:
+        for future in as_completed(asked, timeout=_UNDO_WAIT_S):
+            _undo_one(asked[future], future.exception())
+    except TimeoutError:
+        slow = [asked[future].lease_name for future in asked if not future.done()]
+        _log.warning("no answer about leases %s: they may have been made", ", ".join(slow))
+
+
+def _undo_one(assignment: Assignment, error: BaseException | None) -> None:
+    """Release a lease that was made (no error), or that may have been made although no answer came."""
+    if error is not None and not isinstance(error, NoAnswer):
+        return
+    try:
+        with DonorClient(assignment.donor_address) as client:
+            if error is None or client.lease(assignment.lease_name).holder == assignment.holder:
+                client.release_lease(assignment.lease_name)
+    except NotFound:
+        return
+    except GhostboxError as err:
+        level = logging.WARNING if error is None else logging.DEBUG
+        _log.log(level, "lease %s could not be released: %s", assignment.lease_name, err)
 
 
 def _in_parallel(work: Callable[[T], R], items: Sequence[T], *, into: list[Future[R]] | None = None) -> list[Future[R]]:

@@ -31,6 +31,7 @@ plane keeps the score that it was started with, survives, and reports the loss."
 
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 30.0
+_ADOPT_TIMEOUT_S = 5.0
 _REQUEST_TIMEOUT_S = 30.0  # a forced removal waits for the clients to be gone, and for their requests before that
 _MAX_SOCKET_PATH = 107  # sun_path less its final zero, unix(7)
 
@@ -126,7 +127,7 @@ class DataPlane:
         control_socket = settings.control_socket
         _check_socket_path(control_socket)
         try:
-            pid = int(processes.control_request(control_socket, "status")["pid"])
+            pid = int(processes.control_request(control_socket, "status", timeout_s=_ADOPT_TIMEOUT_S)["pid"])
         except ControlError as err:
             if isinstance(err.__cause__, (FileNotFoundError, ConnectionRefusedError)):
                 return None

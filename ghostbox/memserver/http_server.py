@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
-_MAX_REQUESTS = 64
 _GRACE_S = 3
 
 
@@ -26,7 +25,6 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=_MAX_REQUESTS,
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )

@@ -20,6 +20,10 @@ _log = logging.getLogger(__name__)
 
 NBD_PORT = 10809
 CONTROL_PORT = 10810
+_INSECURE = (
+    "anyone who reaches the ports can read and overwrite the memory that VMs keep here,"
+    " and lease all that this machine lends"
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -65,10 +69,11 @@ def check_options(options: ServiceOptions) -> ServiceOptions:
     if not address.is_loopback and not options.insecure:
         raise Refused(
             f"refusing to listen on {bind}: there is no encryption and no authentication yet",
-            why="anyone who reaches the ports can read and overwrite the memory that VMs keep here,"
-            " and lease all that this machine lends",
+            why=_INSECURE,
             hint="on a network that you trust wholly, add --insecure",
         )
+    if not address.is_loopback:
+        _log.warning("listening on %s without encryption or authentication: %s", bind, _INSECURE)
     return replace(options, bind=bind)
 
 

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +21,7 @@ from ghostbox import donors
 from ghostbox.donor_client import DonorClient, Holder, NoAnswer
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, DonorTooSmall, LeaseExists, NotFound
+from ghostbox.processes import wait_until
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import held_connection, read_export, write_export
@@ -220,6 +225,27 @@ def test_acquire_with_a_donor_that_is_not_there_leaves_nothing(donor: RunningDon
     with pytest.raises(NoAnswer, match=r"cannot reach donor 127\.0\.0\.1:1"):
         donors.acquire(wanted)
     assert client.leases() == []
+
+
+_ACQUIRE = """
+import sys
+from ghostbox import donors
+from ghostbox.donor_client import Holder
+donors.acquire([donors.Assignment(address, "vm", 1 << 20, Holder("h", "v")) for address in sys.argv[1:]])
+"""
+
+
+def test_acquire_interrupted_releases_what_it_made(donor: RunningDonor, client: DonorClient) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+        addresses = [donor.address, f"127.0.0.1:{silent.getsockname()[1]}"]
+        host = subprocess.Popen([sys.executable, "-c", _ACQUIRE, *addresses], env=donor.env, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: len(client.leases()) == 1, timeout_s=20, what="the lease")
+            host.send_signal(signal.SIGINT)
+            wait_until(lambda: client.leases() == [], timeout_s=20, what="the lease's release")
+        finally:
+            host.kill()
+            host.wait(10)
 
 
 def test_query_answers_in_order(donor: RunningDonor, tmp_path: Path) -> None:

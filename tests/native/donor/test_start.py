@@ -65,6 +65,7 @@ def test_insecure_lets_it_listen_everywhere(tmp_path: Path) -> None:
         port = donor.address.rpartition(":")[2]
         with DonorClient(f"127.0.0.1:{port}") as client:
             assert client.status().name == "donor"
+        assert "listening on 0.0.0.0 without encryption or authentication: anyone who reaches" in donor.stderr()
 
 
 def test_an_interface_is_no_address(tmp_path: Path, runtime: Path) -> None:
