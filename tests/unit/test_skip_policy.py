@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""In CI a test may be skipped only for what the machine itself cannot do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ghostbox
+from helpers import project
+
+TESTS = """
+import pytest
+
+def test_tool():
+    pytest.skip("fio is not installed")
+
+@pytest.mark.skipif(True, reason="nbdkit is not installed")
+def test_mark():
+    pass
+
+def test_machine():
+    pytest.skip("cannot run here: no /dev/kvm")
+"""
+
+
+def outcome(tmp_path: Path, ci: dict[str, str]) -> tuple[int, str]:
+    shutil.copy(project.ROOT / "tests/conftest.py", tmp_path / "conftest.py")
+    (tmp_path / "test_some.py").write_text(TESTS)
+    env = {name: value for name, value in os.environ.items() if name not in {"CI", "GHOSTBOX_CI"}}
+    env["PYTHONPATH"] = str(Path(ghostbox.__file__).resolve().parent.parent)
+    argv = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env={**env, **ci}, capture_output=True, text=True, check=False, timeout=60
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_skip_is_a_skip_on_a_developers_machine(tmp_path: Path) -> None:
+    code, text = outcome(tmp_path, {})
+    assert (code, "3 skipped" in text) == (0, True), text
+
+
+@pytest.mark.parametrize("variable", ["CI", "GHOSTBOX_CI"])
+def test_a_missing_tool_is_a_failure_in_ci(tmp_path: Path, variable: str) -> None:
+    code, text = outcome(tmp_path, {variable: "true"})
+    assert code == 1
+    assert "1 failed, 1 skipped, 1 error" in text
+    assert "skipped in CI: Skipped: fio is not installed" in text
+
+
+def test_a_module_that_skips_itself_is_a_failure_in_ci(tmp_path: Path) -> None:
+    (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
+    code, text = outcome(tmp_path, {"CI": "true"})
+    assert code != 0
+    assert "no_such_module" in text
