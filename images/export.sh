@@ -11,15 +11,6 @@ shift 3
 version=$(ls "$root/lib/modules" | sort -V | tail -n 1)
 kernel=$root/boot/vmlinuz-$version
 
-# An uncompressed ELF kernel starts by PVH: under emulation it saves the seconds that unpacking costs.
-# It lies in the bzImage as a zstd stream, followed by other data (so the exit status of zstd says nothing).
-unpack_kernel() {
-    offset=$(grep -abo -m 1 "$(printf '\050\265\057\375')" "$kernel" | head -n 1 | cut -d : -f 1)
-    [ -n "$offset" ] || return 1
-    tail -c "+$((offset + 1))" "$kernel" | zstd -dcq > "$out/vmlinux" 2> /dev/null || true
-    [ "$(head -c 4 "$out/vmlinux" | tail -c 3)" = ELF ]
-}
-
 make_initrd() {
     tree=$root/tmp/initrd
     mkdir -p "$tree/bin" "$tree/modules" "$tree/proc" "$tree/sys" "$tree/dev" "$tree/root"
@@ -71,10 +62,7 @@ exec $b switch_root /root /sbin/init
 INIT
 }
 
-if ! unpack_kernel; then
-    rm -f "$out/vmlinux"
-    cp "$kernel" "$out/vmlinux"
-fi
+cp "$kernel" "$out/vmlinuz"
 make_initrd "$@"
 rm -f "$root"/boot/initrd.img-* "$root"/boot/vmlinuz-*
 
@@ -83,4 +71,4 @@ mkdir "$out/below"
 mount --bind "$root" "$out/below"
 mke2fs -q -F -t ext4 -L ghostbox-root -m 1 -d "$out/below" "$out/disk.raw" "$((disk_bytes / 1024))k"
 umount "$out/below"
-chmod 644 "$out/vmlinux" "$out/initrd.img" "$out/disk.raw"
+chmod 644 "$out/vmlinuz" "$out/initrd.img" "$out/disk.raw"

@@ -35,7 +35,6 @@ _TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
-    "zstd": "zstd",
     "xz": "xz-utils",
 }
 _STEP = re.compile(r"^I: (?P<step>(?:running|downloading|extracting|installing|cleaning) .*?)\.*$", re.MULTILINE)
@@ -74,7 +73,7 @@ def build_files(recipe: Recipe, out: Path, progress: Progress, mirror: str | Non
         argv = _mmdebstrap_argv(recipe, scratch, mirrors.sources_list(recipe.suite, recipe.components, mirror))
         _run_logged(argv, scratch, recipe.build_space_bytes, progress)
         progress("making the qcow2 disk")
-        built = BuiltFiles(out / "disk.qcow2", out / "vmlinux", out / "initrd.img")
+        built = BuiltFiles(out / "disk.qcow2", out / "vmlinuz", out / "initrd.img")
         try:
             qemu_img.convert(exported / "disk.raw", built.disk)
             for made in (built.kernel, built.initrd):
