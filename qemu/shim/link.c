@@ -138,11 +138,13 @@ static int receive(int sock, void *buf, size_t buf_bytes, int *fd, struct text *
     struct iovec part = {.iov_base = buf, .iov_len = buf_bytes};
     struct msghdr header = {
         .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    bool was_reset = false;
     ssize_t got;
 
+    /* A peer that closes with our message unread resets the connection: its last words come after the error. */
     do
         got = recvmsg(sock, &header, MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+    while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !was_reset && (was_reset = true))));
     if (got < 0) {
         int error = errno;
 
