@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: MIT
+"""SSH: keys, and our own look into the guest (the only importer of paramiko; people get the system's ssh).
+
+The guest's host key was made by us and put into its seed, so a connection is trusted by our pin or not at all: there
+is no first use to trust. SSH and cloud-init are waited for apart, because they fail apart.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import paramiko
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ghostbox.errors import ConfigError, DeadlineExceeded, GuestError
+
+_PUBLIC_KEY_KINDS = ("ssh-", "ecdsa-", "sk-")
+_CONSOLE_LINES = 12
+_POLL_S = 0.01
+_QUIET_CHANNEL = "ghostbox.ssh.paramiko"
+
+# Written by cloud-init at its end (docs: reference/cli, "result.json"); disabled by its generator on boot. Asking the
+# cloud-init command instead would start a Python in the guest each time, which takes seconds under emulation.
+_CLOUD_INIT_RESULT = (
+    "while :; do "
+    "[ -e /run/cloud-init/result.json ] && exec cat /run/cloud-init/result.json; "
+    "[ -e /run/cloud-init/disabled ] && exec echo '{}'; "
+    "sleep 0.2; done"
+)
+
+Say = Callable[[str], None]
+ConsoleTail = Callable[[], str]
+
+
+def _say_nothing(_text: str) -> None:
+    pass
+
+
+def _no_console() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """An ed25519 key in OpenSSH's text formats; ``public`` is one line without its end."""
+
+    private: str
+    public: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command in the guest returned; a signal counts as 128 and more, as in a shell."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def generate_key(comment: str) -> KeyPair:
+    """Return a new ed25519 key."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return KeyPair(private.decode(), f"{public.decode()} {comment}")
+
+
+def write_key(pair: KeyPair, path: Path) -> None:
+    """Write the private key to ``path``, readable by its owner alone, and the public one beside it as ``.pub``."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(pair.private)
+    path.with_name(path.name + ".pub").write_text(pair.public + "\n")
+
+
+def read_key(path: Path) -> KeyPair:
+    """Return the key that ``write_key`` wrote.
+
+    Raises:
+        GuestError: a file is missing or unreadable.
+    """
+    try:
+        return KeyPair(path.read_text(), path.with_name(path.name + ".pub").read_text().strip())
+    except OSError as err:
+        raise GuestError(f"cannot read the key {err.filename}: {err.strerror}") from err
+
+
+def user_public_keys(home: Path) -> tuple[str, ...]:
+    """Return the public keys of the user whose home directory this is (``~/.ssh/id_*.pub``)."""
+    found = []
+    for path in sorted((home / ".ssh").glob("id_*.pub")):
+        try:
+            found.append(read_public_key(path))
+        except ConfigError:
+            continue
+    return tuple(found)
+
+
+def read_public_key(path: Path) -> str:
+    """Return the first public key in a file, as one line.
+
+    Raises:
+        ConfigError: unreadable, or it holds none (a private key, most often).
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"cannot read the SSH key {path}: {getattr(err, 'strerror', None) or err}") from err
+    for line in lines:
+        if line.startswith(_PUBLIC_KEY_KINDS) and len(line.split()) >= 2:
+            return line.strip()
+    raise ConfigError(f"{path} holds no SSH public key", hint=f"did you mean {path}.pub?")
+
+
+class GuestSsh:
+    """A connection to the guest, made when it is needed and kept until ``close``.
+
+    Args:
+        host: where the guest's port 22 is reached.
+        port: on ``host``.
+        user: whose account in the guest.
+        key: private key file.
+        known_hosts: file that pins the guest's key for ``[host]:port``; no other key is accepted.
+        console: returns the end of the guest's console, for error messages.
+    """
+
+    def __init__(
+        self, host: str, port: int, user: str, key: Path, known_hosts: Path, *, console: ConsoleTail = _no_console
+    ) -> None:
+        self._host, self._port, self._user = host, port, user
+        self._key, self._known_hosts = key, known_hosts
+        self._console = console
+        self._client: paramiko.SSHClient | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def wait_ready(
+        self, timeout_s: float, on_progress: Say = _say_nothing, *, alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Wait until the guest lets us in.
+
+        Args:
+            timeout_s: how long at most.
+            on_progress: is told why it is not there yet, whenever that changes.
+            alive: tells whether the VM still runs.
+
+        Raises:
+            GuestError: not within ``timeout_s``, the VM ended, or another host key than ours.
+        """
+        deadline = time.monotonic() + timeout_s
+        patience_s = 2.0
+        reason = ""
+        while True:
+            try:
+                self._connect(min(patience_s, max(1.0, deadline - time.monotonic())))
+            except _NotYet as err:
+                if reason != str(err):
+                    reason = str(err)
+                    on_progress(reason)
+            else:
+                return
+            if not alive():
+                raise self._error("the VM ended while it booted", reason)
+            if time.monotonic() > deadline:
+                raise self._error(f"the guest gave no SSH login at {self._where} within {timeout_s:.0f} s", reason)
+            # QEMU's user network takes the connection long before the guest is up and tries again ever more rarely,
+            # so a fresh attempt finds the guest sooner; but a busy guest may need long for one handshake.
+            patience_s = min(patience_s * 1.25, 20.0)
+            time.sleep(0.2)
+
+    def wait_cloud_init(self, timeout_s: float, on_progress: Say = _say_nothing) -> None:
+        """Wait until cloud-init in the guest has done all.
+
+        Raises:
+            GuestError: not within ``timeout_s``, or it reports errors.
+        """
+        on_progress("waiting for cloud-init")
+        try:
+            text = self.run(_CLOUD_INIT_RESULT, timeout_s).stdout
+        except DeadlineExceeded as err:
+            raise self._error(
+                f"cloud-init in the guest was not done within {timeout_s:.0f} s",
+                "SSH works, cloud-init is still busy",
+                hint="look inside: cloud-init status --long, /var/log/cloud-init-output.log",
+            ) from err
+        try:
+            errors = json.loads(text).get("v1", {}).get("errors", [])
+        except (ValueError, AttributeError) as err:
+            raise GuestError("cloud-init in the guest left no readable result", why=text[:200] or None) from err
+        if errors:
+            raise GuestError(
+                "cloud-init in the guest reports errors",
+                why="\n".join(str(line) for line in errors),
+                hint="look inside: cloud-init status --long, /var/log/cloud-init-output.log",
+            )
+
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
+        """Run a shell command in the guest; its exit status is no error.
+
+        Raises:
+            GuestError: the connection failed.
+            DeadlineExceeded: it ran longer than ``timeout_s``.
+        """
+        try:
+            if self._client is None:
+                self._connect(min(timeout_s, 30.0))
+            return self._run(command, timeout_s, stdin)
+        except _NotYet as err:
+            raise self._error(f"no SSH connection to the guest at {self._where}", str(err)) from err
+        except (paramiko.SSHException, OSError, EOFError) as err:
+            self.close()
+            raise self._error(f"the SSH connection to the guest at {self._where} broke", str(err)) from err
+
+    def put_text(self, path: str, text: str, mode: int = 0o644, timeout_s: float = 30.0) -> None:
+        """Write a file in the guest as the login user.
+
+        Raises:
+            GuestError: it cannot be written.
+        """
+        quoted = shlex.quote(path)
+        done = self.run(f"cat > {quoted} && chmod {mode:o} {quoted}", timeout_s, stdin=text)
+        if done.status != 0:
+            raise GuestError(f"cannot write {path} in the guest", why=done.stderr.strip() or None)
+
+    @property
+    def _where(self) -> str:
+        return f"{self._host}:{self._port}"
+
+    def _error(self, message: str, reason: str, hint: str | None = None) -> GuestError:
+        tail = "\n".join(line.rstrip() for line in self._console().splitlines()[-_CONSOLE_LINES:])
+        why = [reason] if reason else []
+        if tail:
+            why.append(f"the guest's console ends with:\n{tail}")
+        return GuestError(message, why="\n".join(why) or None, hint=hint)
+
+    def _connect(self, patience_s: float) -> None:
+        """Log in.
+
+        Raises:
+            _NotYet: it may work later.
+            GuestError: it never will.
+        """
+        self.close()
+        client = self._pinned_client()
+        try:
+            client.connect(
+                self._host,
+                self._port,
+                self._user,
+                key_filename=str(self._key),
+                look_for_keys=False,
+                allow_agent=False,
+                timeout=patience_s,
+                banner_timeout=patience_s,
+                auth_timeout=max(patience_s, 20.0),
+            )
+        except paramiko.BadHostKeyException as err:
+            client.close()
+            raise GuestError(
+                f"{self._where} shows another SSH host key than the one we gave to the guest",
+                why="something else answers there, or the guest's key was replaced",
+            ) from err
+        except Exception as err:
+            client.close()
+            raise _not_yet(err) from err
+        except BaseException:
+            client.close()
+            raise
+        self._client = client
+
+    def _pinned_client(self) -> paramiko.SSHClient:
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        client.set_log_channel(_QUIET_CHANNEL)
+        logging.getLogger(_QUIET_CHANNEL).setLevel(logging.CRITICAL)  # a guest that boots refuses us many times
+        try:
+            client.load_host_keys(str(self._known_hosts))
+        except OSError as err:
+            raise GuestError(f"cannot read the pinned host key {self._known_hosts}: {err.strerror}") from err
+        return client
+
+    def _run(self, command: str, timeout_s: float, stdin: str) -> Result:
+        assert self._client is not None
+        transport = self._client.get_transport()
+        if transport is None or not transport.is_active():
+            raise EOFError("the guest closed it")
+        deadline = time.monotonic() + timeout_s
+        with transport.open_session(timeout=min(timeout_s, 30.0)) as channel:
+            channel.settimeout(timeout_s)
+            channel.exec_command(command)
+            channel.sendall(stdin.encode())
+            channel.shutdown_write()
+            stdout, stderr = _collect(channel, deadline, command, timeout_s)
+            return Result(channel.recv_exit_status(), stdout, stderr)
+
+
+class _NotYet(Exception):
+    """The guest cannot be reached now; its text says why."""
+
+
+def _not_yet(err: Exception) -> Exception:
+    """Return ``_NotYet`` for what a booting guest does, other errors as they are."""
+    if isinstance(err, paramiko.AuthenticationException):
+        return _NotYet("SSH answers, but refuses our key")
+    if isinstance(err, paramiko.SSHException) and "not found in known_hosts" in str(err):
+        return GuestError("the guest's SSH host key is not pinned", why=str(err))
+    if isinstance(err, (paramiko.SSHException, EOFError, socket.timeout)):
+        return _NotYet("nothing answers as SSH yet")
+    if isinstance(err, OSError):
+        return _NotYet(f"no connection: {err.strerror or err}")
+    return err
+
+
+def _collect(channel: paramiko.Channel, deadline: float, command: str, timeout_s: float) -> tuple[str, str]:
+    """Read both streams to their ends, or until the command has ended and they are quiet."""
+    stdout, stderr = bytearray(), bytearray()
+    ended_at: float | None = None
+    while True:
+        busy = False
+        while channel.recv_ready():
+            stdout += channel.recv(1 << 16)
+            busy = True
+        while channel.recv_stderr_ready():
+            stderr += channel.recv_stderr(1 << 16)
+            busy = True
+        now = time.monotonic()
+        if channel.exit_status_ready() and not busy:
+            ended_at = ended_at or now
+            # A child left in the background keeps the streams open.
+            if channel.eof_received or now - ended_at > 1.0:
+                return stdout.decode(errors="replace"), stderr.decode(errors="replace")
+        if now > deadline:
+            raise DeadlineExceeded(f"'{command[:60]}' in the guest did not end within {timeout_s:.0f} s")
+        if not busy:
+            time.sleep(_POLL_S)
