@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,18 @@ def read_export(uri: str, path: Path) -> bytes:
     return path.read_bytes()
 
 
+def system_python() -> dict[str, str]:
+    """Return an environment in which nbdsh finds the system's Python: no other has the nbd module."""
+    return {**os.environ, "PATH": "/usr/bin:/bin"}
+
+
 @contextlib.contextmanager
 def held_connection(uri: str) -> Iterator[subprocess.Popen[str]]:
     """Hold a connection to an export open until the end of the block."""
     script = f"import sys; h.connect_uri({uri!r}); print('connected', flush=True); sys.stdin.read()"
-    client = subprocess.Popen(["nbdsh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    client = subprocess.Popen(
+        ["nbdsh", "-c", script], env=system_python(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert client.stdin is not None
     assert client.stdout is not None
     try:
