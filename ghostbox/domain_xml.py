@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from pathlib import Path
 
 from ghostbox.config import PortForward
 from ghostbox.errors import Refused
-from ghostbox.paths import VmPaths
 from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
 from ghostbox.units import KIB
 
@@ -29,6 +29,9 @@ _LOCAL_DISTANCE, _REMOTE_DISTANCE = 10, 80
 # node 1 far below DRAM (abstract distance), whatever the network really does between 10 and 200 µs.
 _LOCAL_LATENCY_NS, _REMOTE_LATENCY_NS = 100, 10_000
 _LOCAL_BANDWIDTH_KIB, _REMOTE_BANDWIDTH_KIB = 10 * KIB * KIB, KIB * KIB
+
+# Their profiles know nothing of the shim and would keep it, or its socket, from QEMU.
+_CONFINING = ("apparmor", "selinux")
 
 # Slots of pcie.0 that libvirt hands out start at 1 and stay below this one.
 _NETWORK_SLOT = "0x18"
@@ -50,9 +53,10 @@ def build(plan: VmPlan) -> str:
     _add(root, "clock", offset="utc")
     for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
         _add(root, f"on_{event}", action)
-    _add_devices(root, plan.files)
-    for model in plan.unconfined:
-        _add(root, "seclabel", type="none", model=model)
+    _add_devices(root, plan)
+    for model in _CONFINING:
+        if model in plan.security_models:
+            _add(root, "seclabel", type="none", model=model)
     _add_qemu(root, plan)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode") + "\n"
@@ -122,26 +126,37 @@ def _add_hmat(interconnects: ET.Element) -> None:
         _add(interconnects, "bandwidth", initiator="0", target=target, type="access", value=str(kib), unit="KiB")
 
 
-def _add_devices(root: ET.Element, files: VmPaths) -> None:
+def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     devices = _add(root, "devices")
-    disk = _add(devices, "disk", type="file", device="disk")
     # Buffered: pages pinned for O_DIRECT or io_uring would outlive their eviction.
+    disk = _add(devices, "disk", type="file", device="disk")
     _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap")
-    _add(disk, "source", file=str(files.disk))
+    _add_source(disk, plan.files.disk, plan)
+    base = _add(disk, "backingStore", type="file")
+    _add(base, "format", type="qcow2")
+    _add_source(base, plan.image.disk, plan)
+    _add(base, "backingStore")
     _add(disk, "target", dev="vda", bus="virtio")
     seed = _add(devices, "disk", type="file", device="disk")
     _add(seed, "driver", name="qemu", type="raw", cache="writeback", io="threads")
-    _add(seed, "source", file=str(files.seed))
+    _add_source(seed, plan.files.seed, plan)
     _add(seed, "target", dev="vdb", bus="virtio")
     _add(seed, "readonly")
     _add(devices, "controller", type="usb", model="none")
     serial = _add(devices, "serial", type="pty")
-    _add(serial, "log", file=str(files.console_log), append="off")
+    _add(serial, "log", file=str(plan.files.console_log), append="off")
     _add(serial, "target", port="0")
     _add(_add(devices, "console", type="pty"), "target", type="serial", port="0")
     _add(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
+
+
+def _add_source(parent: ET.Element, file: Path, plan: VmPlan) -> None:
+    """The files' owners are ours to set: libvirt gives a base image to QEMU's user and never gives it back."""
+    source = _add(parent, "source", file=str(file))
+    if "dac" in plan.security_models:
+        _add(source, "seclabel", model="dac", relabel="no")
 
 
 def _add_qemu(root: ET.Element, plan: VmPlan) -> None:

@@ -42,9 +42,7 @@ def split(needed_bytes: int, offers: Sequence[Offer], *, extent_bytes: int) -> t
         raise _too_small(needed_bytes, offers)
     taken = _in_proportion(needed_extents, free_extents)
     return tuple(
-        Share(offer.address, extents * extent_bytes)
-        for offer, extents in zip(offers, taken, strict=True)
-        if extents
+        Share(offer.address, extents * extent_bytes) for offer, extents in zip(offers, taken, strict=True) if extents
     )
 
 
@@ -71,6 +69,4 @@ def _too_small(needed_bytes: int, offers: Sequence[Offer]) -> DonorTooSmall:
         )
     total = format_bytes(sum(offer.free_bytes for offer in offers))
     each = ", ".join(f"{offer.address} {format_bytes(offer.free_bytes)}" for offer in offers)
-    return DonorTooSmall(
-        f"{len(offers)} donors: offer {total} together, the VM needs {needed}", why=each, hint=hint
-    )
+    return DonorTooSmall(f"{len(offers)} donors: offer {total} together, the VM needs {needed}", why=each, hint=hint)

@@ -79,8 +79,7 @@ class GuestPlan:
 class HostFacts:
     """What was found out about this host and this VM before planning.
 
-    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``unconfined`` names the security drivers of
-    libvirt that would keep the shim out of QEMU and are switched off for this domain.
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers.
     """
 
     virt: Virt
@@ -91,7 +90,7 @@ class HostFacts:
     offers: tuple[Offer, ...]
     image: ImagePlan
     shim: Path
-    unconfined: tuple[str, ...] = ()
+    security_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class VmPlan:
     guest: GuestPlan
     shares: tuple[Share, ...]
     shim: Path
-    unconfined: tuple[str, ...]
+    security_models: tuple[str, ...]
     files: VmPaths
     boot_timeout_s: float
 
@@ -157,7 +156,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         guest=GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, config.guest.tiering),
         shares=shares,
         shim=facts.shim,
-        unconfined=facts.unconfined,
+        security_models=facts.security_models,
         files=paths.vm(vm.name),
         boot_timeout_s=vm.boot_timeout_s,
     )

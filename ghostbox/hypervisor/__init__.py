@@ -3,7 +3,7 @@
 
 from ghostbox.hypervisor.accounts import qemu_user
 from ghostbox.hypervisor.connection import DomainInfo, DomainState, Hypervisor, connect
-from ghostbox.hypervisor.kvm import kvm_usable
+from ghostbox.hypervisor.kvm import kvm_usable, problem_hint
 from ghostbox.hypervisor.process import QemuProcess, find_qemu
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "connect",
     "find_qemu",
     "kvm_usable",
+    "problem_hint",
     "qemu_user",
 ]

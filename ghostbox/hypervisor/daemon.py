@@ -36,13 +36,11 @@ def _start_units() -> None:
             failures.append(f"{unit}: {err.why or err.message}")
         else:
             return
-    raise HypervisorError(
-        "cannot start libvirt", why="\n".join(failures), hint="sudo systemctl start libvirtd"
-    )
+    raise HypervisorError("cannot start libvirt", why="\n".join(failures), hint="sudo systemctl start libvirtd")
 
 
 def _start_directly() -> None:
-    """virtlogd first: libvirtd hands it the consoles, and has nobody to start it without systemd."""
+    """Virtlogd first: libvirtd hands it the consoles, and has nobody to start it without systemd."""
     if shutil.which("libvirtd") is None:
         raise HypervisorError(
             "cannot start libvirt: libvirtd is not installed",

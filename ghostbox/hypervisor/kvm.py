@@ -145,7 +145,7 @@ def _rom() -> bytes:
 
 
 def _line_bytes(line: str) -> bytes:
-    words = line.split("  ")[0].split()
+    words = line.split("  ", maxsplit=1)[0].split()
     return bytes(int(word, 16) for word in words)
 
 
@@ -172,5 +172,3 @@ def problem_hint(reason: str) -> str | None:
     if "QEMU runs as" in reason:
         return f"sudo chgrp kvm {KVM_DEVICE} && sudo chmod 660 {KVM_DEVICE}"
     return None
-
-

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""One VM's life: up, down, delete, and looking at it. See ``record`` for the states."""
+
+from ghostbox.session.access import console, shell, wait_ready, wait_stopped
+from ghostbox.session.down import delete, down
+from ghostbox.session.planning import make_plan
+from ghostbox.session.record import Book, Record, VmState, names
+from ghostbox.session.up import UpResult, up
+from ghostbox.session.view import VmInfo, VmStatus, VmSummary, info, status, summaries
+
+__all__ = [
+    "Book",
+    "Record",
+    "UpResult",
+    "VmInfo",
+    "VmState",
+    "VmStatus",
+    "VmSummary",
+    "console",
+    "delete",
+    "down",
+    "info",
+    "make_plan",
+    "names",
+    "shell",
+    "status",
+    "summaries",
+    "up",
+    "wait_ready",
+    "wait_stopped",
+]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Getting into a VM: a login for people, its serial console, and waiting for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ghostbox import hypervisor
+from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
+from ghostbox.hypervisor import DomainState
+from ghostbox.paths import Paths
+from ghostbox.session import observe, readiness
+from ghostbox.session.progress import Progress
+from ghostbox.session.record import Book, Record, VmState
+from ghostbox.units import format_duration
+
+
+def need_running(name: str, paths: Paths) -> tuple[Book, Record]:
+    """Return the record of a VM that runs.
+
+    Raises:
+        NotFound: no such VM.
+        NotRunning: it does not run.
+    """
+    book = Book(paths.vm(name))
+    book.need(name, paths)
+    state = observe.heal_if_idle(book.files)
+    record = book.need(name, paths)
+    if state in (VmState.RUNNING, VmState.STOPPING):
+        return book, record
+    hint = f"ghostbox up {name}"
+    if state is VmState.PAUSED:
+        hint = f"virsh -c {record.libvirt_uri} resume {record.domain}"
+    if state is VmState.BROKEN:
+        hint = f"ghostbox down --force {name}, then ghostbox up {name}"
+    raise NotRunning(f"VM '{name}' is {state}", hint=hint)
+
+
+def shell(name: str, paths: Paths, command: Sequence[str]) -> NoReturn:
+    """Become the system's ssh: a login, or one command whose exit code is ours.
+
+    Raises:
+        NotRunning, NotFound: see `need_running`.
+        ProgramError: there is no ssh.
+    """
+    book, record = need_running(name, paths)
+    _become(["ssh", "-F", str(book.files.ssh_config), record.name, *command], "openssh-client")
+
+
+def console(name: str, paths: Paths) -> NoReturn:
+    """Become ``virsh console``.
+
+    Raises:
+        NotRunning, NotFound: see `need_running`.
+        ProgramError: there is no virsh.
+    """
+    _, record = need_running(name, paths)
+    _become(["virsh", "-c", record.libvirt_uri, "console", record.domain, "--force"], "libvirt-clients")
+
+
+def wait_ready(name: str, paths: Paths, progress: Progress, *, timeout_s: float) -> None:
+    """Wait until SSH lets us in and cloud-init is done.
+
+    Raises:
+        NotRunning, NotFound: see `need_running`.
+        GuestError, DeadlineExceeded: see `readiness.wait_ready`.
+    """
+    book, _ = need_running(name, paths)
+    readiness.wait_ready(book, progress, timeout_s=timeout_s)
+
+
+def wait_stopped(name: str, paths: Paths, *, timeout_s: float) -> None:
+    """Wait until the VM does not run, and clean up behind it.
+
+    Raises:
+        NotFound: no such VM.
+        DeadlineExceeded: it still runs.
+    """
+    book = Book(paths.vm(name))
+    record = book.need(name, paths)
+    deadline = time.monotonic() + timeout_s
+    with hypervisor.connect(record.libvirt_uri) as connection:
+        while connection.state(record.domain) is not DomainState.ABSENT:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"VM '{name}' still runs after {format_duration(timeout_s)}")
+            time.sleep(0.2)
+    observe.heal_if_idle(book.files)
+
+
+def _become(argv: Sequence[str], package: str) -> NoReturn:
+    program = shutil.which(argv[0])
+    if program is None:
+        raise ProgramError(f"{argv[0]} is not installed", hint=f"install {package}")
+    os.execv(Path(program), list(argv))

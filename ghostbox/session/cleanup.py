@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Unmakes what a VM's record names. One path for a failed ``up``, for ``down``, and for healing after a crash.
+
+Every step may find its thing gone already. A step that fails is reported and its thing stays in the record, so that
+the next command tries again; the other steps go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ghostbox import hypervisor, pager
+from ghostbox.donor_client import DonorClient
+from ghostbox.errors import GhostboxError, NotFound
+from ghostbox.paths import VmPaths
+from ghostbox.session.record import Book, Made, Record, VmState
+
+_log = logging.getLogger(__name__)
+_LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
+
+
+def pager_files(files: VmPaths) -> pager.PagerFiles:
+    """Return where the VM's pager listens and writes."""
+    return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log)
+
+
+def qemu_log(record: Record, files: VmPaths) -> Path:
+    """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards."""
+    live = _LIBVIRT_LOGS / f"{record.domain}.log"
+    return live if live.exists() else files.state / "qemu.log"
+
+
+def unmake(book: Book) -> list[GhostboxError]:
+    """Unmake domain, pager, leases and files, in this order; return what could not be unmade.
+
+    The domain goes first: nothing may run without its pager. The leases go after the pager, which has the
+    connections to them.
+    """
+    assert book.record is not None
+    errors: list[GhostboxError] = []
+    if Made.DOMAIN in book.record.made:
+        _attempt(errors, _end_domain, book)
+    if Made.PAGER in book.record.made and Made.DOMAIN not in book.record.made:
+        _attempt(errors, _end_pager, book)
+    if Made.PAGER not in book.record.made:
+        for lease in book.record.leases:
+            try:
+                _release(book, lease.name)
+            except GhostboxError as err:
+                errors.append(err)
+    if Made.FILES in book.record.made and not book.record.made & {Made.DOMAIN, Made.PAGER}:
+        _attempt(errors, _remove_runtime_files, book)
+    return errors
+
+
+def settle(book: Book) -> Record | None:
+    """Record the VM as stopped, or forget one that never ran. Call it after `unmake`."""
+    record = book.record
+    assert record is not None
+    if record.new and not record.made and not record.leases:
+        remove_state(book.files)
+        book.record = None
+        return None
+    return book.save(record.to(VmState.STOPPED))
+
+
+def remove_state(files: VmPaths) -> None:
+    """Remove all that is left of a VM: disk, keys, logs, record. The lock's file goes with them."""
+    shutil.rmtree(files.state, ignore_errors=True)
+    if files.state.exists():
+        raise GhostboxError(f"cannot remove {files.state}", hint=f"sudo rm -r {files.state}")
+
+
+def warn(errors: list[GhostboxError]) -> None:
+    """Log what could not be unmade."""
+    for error in errors:
+        _log.warning("%s%s", error.message, f": {error.why}" if error.why else "")
+
+
+def _attempt(errors: list[GhostboxError], step: Callable[[Book], None], book: Book) -> None:
+    try:
+        step(book)
+    except GhostboxError as err:
+        errors.append(err)
+
+
+def _end_domain(book: Book) -> None:
+    record = book.record
+    assert record is not None
+    with hypervisor.connect(record.libvirt_uri) as connection:
+        info = connection.info(record.domain)
+        if info is not None and info.state_dir == str(book.files.state):
+            connection.destroy(record.domain)
+    log = _LIBVIRT_LOGS / f"{record.domain}.log"
+    if log.exists() and os.access(log, os.W_OK):
+        shutil.copyfile(log, book.files.state / "qemu.log")
+        log.unlink()
+    book.save(record.without_made(Made.DOMAIN))
+
+
+def _end_pager(book: Book) -> None:
+    assert book.record is not None
+    pager.stop(pager_files(book.files))
+    book.save(book.record.without_made(Made.PAGER))
+
+
+def _release(book: Book, name: str) -> None:
+    record = book.record
+    assert record is not None
+    lease = next(lease for lease in record.leases if lease.name == name)
+    with DonorClient(lease.donor) as client:
+        try:
+            client.release_lease(lease.name, force=True)
+        except NotFound:
+            _log.debug("lease %s is gone already", lease.name)
+        except GhostboxError as err:
+            raise type(err)(
+                f"lease {lease.name} could not be released: {err.message}",
+                why=err.why,
+                hint="the next command on this VM tries again",
+            ) from err
+    book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
+
+
+def _remove_runtime_files(book: Book) -> None:
+    """Remove what only a running VM needs: sockets, seed, the copy of the shim. Disk, keys and logs stay."""
+    assert book.record is not None
+    shutil.rmtree(book.files.runtime, ignore_errors=True)
+    book.files.seed.unlink(missing_ok=True)
+    for copy in book.files.state.glob("libghostbox-shim-*.so"):
+        copy.unlink(missing_ok=True)
+    book.save(book.record.without_made(Made.FILES))

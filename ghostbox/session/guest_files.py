@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""The files of a VM: disk, keys, cloud-init seed, SSH configuration, its copy of the shim."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ghostbox import cloudinit, hypervisor, processes, ssh
+from ghostbox.errors import Refused, UsageError
+from ghostbox.images import Image, ImageStore, qemu_img
+from ghostbox.paths import Paths
+from ghostbox.plan import VmPlan
+from ghostbox.session.record import make_directory
+from ghostbox.units import format_bytes
+
+HOST = "127.0.0.1"
+
+
+def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> None:
+    """Make all files that QEMU and ssh need. What is there already (disk, keys) is kept."""
+    files = plan.files
+    make_directory(files.state)
+    make_directory(files.runtime)
+    _prepare_disk(plan, image, paths)
+    prepare_keys(plan)
+    cloudinit.write_seed_iso(cloudinit.render(seed_spec(plan)), files.seed)
+    _write_ssh_files(plan)
+    shutil.copyfile(shim_library, plan.shim)
+    plan.shim.chmod(0o644)
+    for file in (files.disk, files.seed):
+        _hand_to_qemu(file, plan.libvirt_uri)
+
+
+def prepare_keys(plan: VmPlan) -> None:
+    """Make the guest's host key and our own login key, once in a VM's life."""
+    for key in (plan.files.host_key, plan.files.client_key):
+        if not key.exists():
+            ssh.write_key(ssh.generate_key(f"ghostbox-{plan.name}"), key)
+
+
+def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
+    """Return what the VM's cloud-init seed says.
+
+    Raises:
+        UsageError: the user's key or cloud-init file cannot be read.
+    """
+    files = plan.files
+    keys = [_read(files.client_key.with_suffix(".pub"), "our own key"), *_user_keys(plan)]
+    extra = plan.guest.cloud_init
+    return cloudinit.SeedSpec(
+        hostname=plan.name,
+        user=plan.guest.user,
+        ssh_authorized_keys=tuple(key.strip() for key in keys),
+        host_key_private=_read(files.host_key, "the guest's host key"),
+        host_key_public=_read(files.host_key.with_suffix(".pub"), "the guest's host key"),
+        tiering=plan.guest.tiering,
+        extra_user_data=None if extra is None else _read(extra, "vm.cloud_init"),
+        mac=plan.network.mac,
+    )
+
+
+def _user_keys(plan: VmPlan) -> list[str]:
+    if plan.guest.ssh_key is not None:
+        return [ssh.read_public_key(plan.guest.ssh_key)]
+    return list(ssh.user_public_keys(Path.home()))
+
+
+def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
+    if not plan.files.disk.exists():
+        draft = plan.files.disk.with_suffix(".new")
+        ImageStore(paths.images).create_overlay(image, draft, plan.disk_bytes)
+        draft.replace(plan.files.disk)
+        return
+    size_bytes = qemu_img.info(plan.files.disk).virtual_bytes
+    if plan.disk_bytes < size_bytes:
+        raise Refused(
+            f"the disk of VM '{plan.name}' has {format_bytes(size_bytes)} and cannot shrink"
+            f" to {format_bytes(plan.disk_bytes)}",
+            hint=f"--disk {format_bytes(size_bytes).replace(' ', '')}, or: ghostbox delete {plan.name}",
+        )
+    if plan.disk_bytes > size_bytes:
+        processes.run(["qemu-img", "resize", "-q", plan.files.disk, str(plan.disk_bytes)], timeout_s=60)
+
+
+def _write_ssh_files(plan: VmPlan) -> None:
+    files, port = plan.files, plan.network.ssh_port
+    public = _read(files.host_key.with_suffix(".pub"), "the guest's host key")
+    files.known_hosts.write_text(cloudinit.render_known_hosts(HOST, port, public))
+    text = cloudinit.render_ssh_config(plan.name, HOST, port, plan.guest.user, files.known_hosts, files.client_key)
+    files.ssh_config.write_text(text)
+
+
+def _hand_to_qemu(file: Path, uri: str) -> None:
+    """Give a file to QEMU's user and nobody else; a session libvirt's QEMU is us."""
+    file.chmod(0o600)
+    account = hypervisor.qemu_user(uri)
+    if os.geteuid() == 0 and account.uid != 0:
+        os.chown(file, account.uid, -1)
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"cannot read {what} {path}: {err}") from err

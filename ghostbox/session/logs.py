@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""The logs of a VM: the guest's console, QEMU's, the pager's, and those of this machine's memservers."""
+
+from __future__ import annotations
+
+import enum
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ghostbox.errors import NotFound
+from ghostbox.paths import Paths
+from ghostbox.session import cleanup
+from ghostbox.session.record import Book
+
+_FOLLOW_INTERVAL_S = 0.2
+_TAIL_BYTES = 1 << 16
+# ECMA-48 control sequences (colours, cursor) and single escapes: a console log is for reading.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_c])|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Source(enum.StrEnum):
+    """Whose log."""
+
+    BOOT = "boot"
+    QEMU = "qemu"
+    PAGER = "pager"
+    MEMSERVER = "memserver"
+
+
+def find(name: str, source: Source, paths: Paths) -> list[Path]:
+    """Return the files of a log; there are several where several memservers run on this machine.
+
+    Raises:
+        NotFound: no such VM, or nothing was logged yet.
+    """
+    if source is Source.MEMSERVER:
+        found = sorted((paths.state / "memservers").glob("*/*.log"))
+        if not found:
+            raise NotFound("no memserver of this machine has a log", hint="a donor's log is on the donor")
+        return found
+    book = Book(paths.vm(name))
+    record = book.need(name, paths)
+    file = {
+        Source.BOOT: book.files.console_log,
+        Source.PAGER: book.files.pager_log,
+        Source.QEMU: cleanup.qemu_log(record, book.files),
+    }[source]
+    if not file.exists():
+        raise NotFound(f"VM '{name}' has no {source} log yet", hint=f"ghostbox up {name}")
+    return [file]
+
+
+def clean(text: str) -> str:
+    """Return console text without control sequences."""
+    return _ESCAPES.sub("", text.replace("\r\n", "\n"))
+
+
+def tail(file: Path, n_lines: int) -> list[str]:
+    """Return the last lines that are not blank, without control sequences; empty if there is no such file."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            text = clean(stream.read().decode(errors="replace"))
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-n_lines:]
+
+
+def lines(file: Path, n_last: int | None) -> Iterator[str]:
+    """Yield the lines of a log (the last ``n_last``, or all), without control sequences."""
+    everything = clean(file.read_text(errors="replace")).splitlines()
+    yield from everything if n_last is None else everything[max(0, len(everything) - n_last) :]
+
+
+def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
+    """Yield what is added to the files from now on, until ``ended`` says so (asked while nothing comes)."""
+    streams = [file.open(errors="replace") for file in files]
+    try:
+        for stream in streams:
+            stream.seek(0, 2)
+        while True:
+            new = [text for stream in streams if (text := stream.read())]
+            yield from (clean(text) for text in new)
+            if not new and ended():
+                return
+            time.sleep(_FOLLOW_INTERVAL_S)
+    finally:
+        for stream in streams:
+            stream.close()

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""Waiting for a guest that runs: its SSH server, a login, the end of cloud-init. Nothing here ends the VM."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ghostbox import hypervisor
+from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
+from ghostbox.hypervisor import DomainState
+from ghostbox.paths import VmPaths
+from ghostbox.session import logs
+from ghostbox.session.guest_files import HOST
+from ghostbox.session.progress import Progress
+from ghostbox.session.record import Book, Record
+from ghostbox.ssh import GuestSsh
+
+_CONSOLE_LINES = 12
+_STATE_INTERVAL_S = 1.0
+
+
+def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
+    """Wait for boot, ssh and cloud-init; the first two share ``timeout_s``, cloud-init has it again.
+
+    Raises:
+        GuestError: the guest ended, refused us, or cloud-init failed.
+        DeadlineExceeded: it took longer.
+        Interrupted: Ctrl-C. In all three cases the VM is left as it is.
+    """
+    record = book.record
+    assert record is not None
+    deadline = time.monotonic() + timeout_s
+    alive = _Alive(record)
+    with guest(record, book.files) as ssh:
+        with progress.stage("boot") as stage, _explained(record, "boot"):
+            _wait_banner(record, book.files, stage.say, alive, deadline=deadline)
+        with progress.stage("ssh") as stage, _explained(record, "ssh"):
+            ssh.wait_ready(max(5.0, deadline - time.monotonic()), stage.say, alive=alive)
+            stage.say(f"{record.user}@{HOST}:{record.ssh_port}")
+        with progress.stage("cloud-init") as stage, _explained(record, "cloud-init"):
+            ssh.wait_cloud_init(timeout_s, stage.say)
+            stage.say("done")
+
+
+@contextmanager
+def guest(record: Record, files: VmPaths) -> Iterator[GuestSsh]:
+    """Our own connection to the guest, closed at the end of the block."""
+    connection = GuestSsh(
+        HOST,
+        record.ssh_port,
+        record.user,
+        files.client_key,
+        files.known_hosts,
+        console=lambda: "\n".join(logs.tail(files.console_log, _CONSOLE_LINES)),
+    )
+    with connection:
+        yield connection
+
+
+class _Alive:
+    """Tells whether the VM's domain still exists, asking libvirt at most once a second."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._asked_at = 0.0
+        self._alive = True
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._asked_at > _STATE_INTERVAL_S:
+            with hypervisor.connect(self._record.libvirt_uri) as connection:
+                self._alive = connection.state(self._record.domain) is not DomainState.ABSENT
+            self._asked_at = time.monotonic()
+        return self._alive
+
+
+def _wait_banner(record: Record, files: VmPaths, say: Callable[[str], None], alive: _Alive, *, deadline: float) -> None:
+    """Wait until the guest's SSH server says hello: QEMU takes connections long before the guest does."""
+    while not _has_banner(record.ssh_port):
+        last = logs.tail(files.console_log, 1)
+        if last:
+            say(last[0][:100])
+        if not alive():
+            raise GuestError("the VM ended while it booted", why=_console(files))
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("the guest's SSH server does not answer", why=_console(files))
+        time.sleep(0.2)
+    say("the guest's SSH server answers")
+
+
+def _has_banner(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=2.0) as sock:
+            sock.settimeout(3.0)
+            return sock.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _console(files: VmPaths) -> str:
+    lines = logs.tail(files.console_log, _CONSOLE_LINES)
+    return "the guest's console ends with:\n" + "\n".join(lines) if lines else "the guest's console is empty"
+
+
+@contextmanager
+def _explained(record: Record, stage: str) -> Iterator[None]:
+    """Say that the VM is kept, and how to go on."""
+    name = record.name
+    go_on = f"ghostbox logs {name}, ghostbox console {name}; then ghostbox wait {name} or ghostbox down {name}"
+    try:
+        yield
+    except KeyboardInterrupt as err:
+        raise Interrupted(f"interrupted while waiting for {stage}: VM '{name}' keeps running", hint=go_on) from err
+    except GhostboxError as err:
+        late = isinstance(err, DeadlineExceeded) or "within" in err.message
+        kind = DeadlineExceeded if late else GuestError
+        raise kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or go_on) from err

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""What is known of one VM across commands: its record on disk, its states, its lock.
+
+                    up                          all that it makes is written into the record first
+    absent ────────────────► preparing ──► starting ──► running ──────────► stopping ──► stopped
+       ▲                         │             │           │  down                          │
+       │      undone (new VM)    │             │           │ the guest powered off,         │ up
+       └─────────────────────────┴─────────────┘           │ the host rebooted              ▼
+                                                           └──────────► stopped         preparing
+
+``preparing`` and ``starting`` found with nobody holding the lock mean that an ``up`` was killed: the next command
+undoes what its record names. ``made`` and ``leases`` name what may exist; they are written before it is made and
+struck out after it is gone, so nothing is ever forgotten.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from ghostbox.errors import GhostboxError, NotFound, Refused
+from ghostbox.paths import Paths, VmPaths
+
+_FORMAT = 1
+
+
+class VmState(enum.StrEnum):
+    """What is recorded of a VM; ``BROKEN`` and ``PAUSED`` are seen, never recorded."""
+
+    ABSENT = "absent"
+    PREPARING = "preparing"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    BROKEN = "broken"
+
+
+TRANSITIONS: dict[VmState, frozenset[VmState]] = {
+    VmState.ABSENT: frozenset({VmState.PREPARING}),
+    VmState.PREPARING: frozenset({VmState.PREPARING, VmState.STARTING, VmState.STOPPED, VmState.ABSENT}),
+    VmState.STARTING: frozenset({VmState.RUNNING, VmState.STOPPED, VmState.ABSENT}),
+    VmState.RUNNING: frozenset({VmState.STOPPING, VmState.STOPPED}),
+    VmState.STOPPING: frozenset({VmState.STOPPING, VmState.STOPPED}),
+    VmState.STOPPED: frozenset({VmState.PREPARING, VmState.STOPPED, VmState.ABSENT}),
+}
+
+
+class Made(enum.StrEnum):
+    """A thing outside the state directory that an ``up`` makes and a ``down`` unmakes."""
+
+    FILES = "files"
+    PAGER = "pager"
+    DOMAIN = "domain"
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """A lease that was asked for; it may or may not have been made."""
+
+    donor: str
+    name: str
+    size_bytes: int
+    nbd_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One VM. Sizes in bytes, times UTC in ISO 8601; ``new`` means that no ``up`` of it ever came to ``running``."""
+
+    name: str
+    state: VmState
+    uuid: str
+    mac: str
+    ssh_port: int
+    created_at: str
+    domain: str
+    libvirt_uri: str
+    image: str
+    user: str
+    virt: str
+    cpus: int
+    memory_bytes: int
+    remote_memory_bytes: int
+    cache_bytes: int
+    disk_bytes: int
+    forwards: tuple[tuple[int, int], ...] = ()
+    started_at: str | None = None
+    new: bool = True
+    made: frozenset[Made] = frozenset()
+    leases: tuple[LeaseRecord, ...] = ()
+
+    def to(self, state: VmState, **changes: Any) -> Record:
+        """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        return replace(self, state=state, **changes)
+
+    def with_made(self, thing: Made) -> Record:
+        """Return the record with ``thing`` among what may exist."""
+        return replace(self, made=self.made | {thing})
+
+    def without_made(self, thing: Made) -> Record:
+        """Return the record without ``thing``."""
+        return replace(self, made=self.made - {thing})
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the record that `to_json` wrote."""
+        fields = {key: value for key, value in data.items() if key != "format"}
+        fields["state"] = VmState(fields["state"])
+        fields["made"] = frozenset(Made(word) for word in fields["made"])
+        fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
+        fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"format": _FORMAT, **asdict(self), "made": sorted(self.made)}
+
+
+@dataclass
+class Book:
+    """The record of one VM on disk: every change is written before it is acted on."""
+
+    files: VmPaths
+    record: Record | None = field(default=None)
+
+    def save(self, record: Record) -> Record:
+        """Write ``record``, in one step, durably."""
+        make_directory(self.files.state)
+        draft = self.files.record.with_suffix(".new")
+        with draft.open("w") as stream:
+            json.dump(record.to_json(), stream, indent=2)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(self.files.record)
+        self.record = record
+        return record
+
+    def load(self) -> Record | None:
+        """Read the record; None if the VM does not exist.
+
+        Raises:
+            GhostboxError: the file cannot be read or makes no sense.
+        """
+        try:
+            self.record = Record.from_json(json.loads(self.files.record.read_text()))
+        except FileNotFoundError:
+            self.record = None
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise GhostboxError(
+                f"cannot read {self.files.record}: {err}",
+                hint=f"if the VM is of no use any more: rm -r {self.files.state}",
+            ) from err
+        return self.record
+
+    def need(self, name: str, paths: Paths) -> Record:
+        """Return the record.
+
+        Raises:
+            NotFound: there is no such VM.
+        """
+        record = self.load()
+        if record is None:
+            have = ", ".join(names(paths))
+            raise NotFound(f"no VM named '{name}'", hint=f"there are: {have}" if have else "ghostbox up")
+        return record
+
+
+def names(paths: Paths) -> list[str]:
+    """Return the names of all VMs that have a record, sorted."""
+    return sorted(file.parent.name for file in (paths.state / "vms").glob("*/vm.json"))
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents so that QEMU's user may pass through them (not list them)."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o711)
+
+
+@contextmanager
+def locked(files: VmPaths) -> Iterator[None]:
+    """Hold the VM's lock; the kernel drops it when we die.
+
+    Raises:
+        Refused: another command holds it.
+    """
+    descriptor = _lock_descriptor(files)
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_descriptor(files: VmPaths) -> int:
+    """Open and lock the file; again if its last holder removed it (with the VM) between the two."""
+    while True:
+        make_directory(files.state)
+        descriptor = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if files.lock.exists() and files.lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError as err:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise Refused(
+                f"another command is at work on VM '{files.state.name}' (pid {holder})",
+                hint="wait until it is done, or end it",
+            ) from err
+        os.close(descriptor)
+
+
+def lock_is_free(files: VmPaths) -> bool:
+    """Tell whether no command is at work on the VM."""
+    try:
+        descriptor = os.open(files.lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)

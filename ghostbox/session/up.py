@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: MIT
+"""``up``: from a configuration to a VM one can log in to, in stages; a failed one is undone.
+
+image, donors, leases, pager, domain     with the VM's lock held; any failure or signal undoes all of them
+boot, ssh, cloud-init                    the VM runs, the lock is free; a failure is explained, the VM is kept
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import logging
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostbox import domain_xml, donors, hypervisor, pager
+from ghostbox.config import Config
+from ghostbox.donor_client import Holder
+from ghostbox.donors import Assignment
+from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
+from ghostbox.paths import Paths
+from ghostbox.placement import split
+from ghostbox.plan import Virt, VmPlan
+from ghostbox.session import cleanup, guest_files, images, observe, planning, readiness
+from ghostbox.session.progress import Progress
+from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, locked
+from ghostbox.session.signals import Interrupts
+from ghostbox.units import format_bytes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UpResult:
+    """What ``up`` did."""
+
+    name: str
+    state: VmState
+    already_running: bool
+    virt: str
+    ssh_command: str
+    ssh_port: int
+    user: str
+
+
+def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True) -> UpResult:
+    """Bring the VM that ``config`` describes to life.
+
+    Raises:
+        GhostboxError: a stage failed. Up to ``domain`` all is undone; later the VM runs and the message says so.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, with the same two outcomes.
+    """
+    name = config.vm.name
+    interrupts = Interrupts()
+    with interrupts.watched():
+        book = Book(paths.vm(name))
+        with _no_empty_directory(book), locked(book.files):
+            state = observe.heal(book)
+            if state not in (VmState.ABSENT, VmState.STOPPED):
+                return _already_there(book, state)
+            plan = planning.make_plan(config, paths, book.record)
+            _warn(plan, progress)
+            plan = _start(plan, paths, book, progress, interrupts)
+        if wait:
+            readiness.wait_ready(book, progress, timeout_s=plan.boot_timeout_s)
+    return _result(book, already_running=False)
+
+
+@contextmanager
+def _no_empty_directory(book: Book) -> Iterator[None]:
+    """Leave no directory (it holds the lock) of a VM that does not exist."""
+    try:
+        yield
+    finally:
+        if book.record is None and not book.files.record.exists():
+            cleanup.remove_state(book.files)
+
+
+def _already_there(book: Book, state: VmState) -> UpResult:
+    assert book.record is not None
+    name = book.record.name
+    if state is VmState.BROKEN:
+        raise GhostboxError(
+            f"VM '{name}' is broken: its pager is gone, so the guest is frozen",
+            why=f"the pager's log is {book.files.pager_log}",
+            hint=f"ghostbox down {name} --force, then ghostbox up {name}",
+        )
+    return _result(book, already_running=True)
+
+
+def _result(book: Book, *, already_running: bool) -> UpResult:
+    record = book.record
+    assert record is not None
+    return UpResult(
+        name=record.name,
+        state=record.state,
+        already_running=already_running,
+        virt=record.virt,
+        ssh_command=f"ssh -F {book.files.ssh_config} {record.name}",
+        ssh_port=record.ssh_port,
+        user=record.user,
+    )
+
+
+def _warn(plan: VmPlan, progress: Progress) -> None:
+    if plan.virt is Virt.TCG:
+        progress.note(f"warning: no KVM, so the VM is emulated and slow: {plan.virt_reason}")
+        hint = hypervisor.problem_hint(plan.virt_reason)
+        if hint is not None:
+            progress.note(f"         to mend it: {hint}")
+
+
+def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts) -> VmPlan:
+    """Run the stages up to ``domain``; whatever goes wrong in them is undone."""
+    try:
+        book.save(_record(plan, book.record))
+        plan = _image_stage(plan, paths, progress)
+        plan = _donors_stage(plan, progress)
+        uris = _leases_stage(plan, book, progress)
+        _pager_stage(plan, paths, book, progress, uris)
+        _domain_stage(plan, book, progress)
+    except BaseException as err:
+        with interrupts.shielded():
+            if book.record is not None:
+                cleanup.warn(cleanup.unmake(book))
+                cleanup.settle(book)
+        raise _explained(err, plan.name) from err
+    return plan
+
+
+def _explained(err: BaseException, name: str) -> BaseException:
+    if isinstance(err, KeyboardInterrupt):
+        return Interrupted(f"interrupted: VM '{name}' was not started, what was made for it is undone")
+    if isinstance(err, OSError):
+        where = f" {err.filename}" if err.filename else ""
+        return GhostboxError(
+            f"cannot make the files of VM '{name}':{where}: {err.strerror}",
+            hint="free some space, or set GHOSTBOX_STATE_DIR and GHOSTBOX_RUNTIME_DIR to directories that have it",
+        )
+    return err
+
+
+def _record(plan: VmPlan, before: Record | None) -> Record:
+    """Return the record of a VM in preparation."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Record(
+        name=plan.name,
+        state=VmState.PREPARING,
+        uuid=plan.uuid,
+        mac=plan.network.mac,
+        ssh_port=plan.network.ssh_port,
+        created_at=before.created_at if before else now,
+        domain=plan.domain,
+        libvirt_uri=plan.libvirt_uri,
+        image=plan.image.name,
+        user=plan.guest.user,
+        virt=str(plan.virt),
+        cpus=plan.cpus,
+        memory_bytes=plan.memory_bytes,
+        remote_memory_bytes=plan.remote_memory_bytes,
+        cache_bytes=plan.pager.cache_bytes,
+        disk_bytes=plan.disk_bytes,
+        forwards=tuple((forward.host, forward.guest) for forward in plan.network.forwards),
+        new=before.new if before else True,
+        made=frozenset({Made.FILES}),
+        leases=before.leases if before else (),
+    )
+
+
+def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
+    with progress.stage("image") as stage:
+        image = images.ready(plan.image, paths, stage.say)
+        guest_files.prepare(plan, image, paths, paths.shim_library)
+        stage.say(f"{image.name}, disk {format_bytes(plan.disk_bytes)}")
+    return dataclasses.replace(plan, image=planning.image_plan(image))
+
+
+def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
+    """Ask again: building an image takes minutes, and donors have other guests."""
+    with progress.stage("donors") as stage:
+        offers = planning.offers(tuple(share.address for share in plan.shares))
+        shares = split(plan.remote_memory_bytes, offers, extent_bytes=plan.pager.extent_bytes)
+        stage.say(", ".join(f"{share.address} {format_bytes(share.size_bytes)}" for share in shares))
+    return dataclasses.replace(plan, shares=shares)
+
+
+def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
+    """Make the leases; return their NBD URIs."""
+    assert book.record is not None
+    with progress.stage("leases") as stage:
+        holder = Holder(socket.gethostname(), plan.name)
+        assignments = [
+            Assignment(share.address, _lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
+        ]
+        planned = tuple(LeaseRecord(each.donor_address, each.lease_name, each.size_bytes) for each in assignments)
+        book.save(dataclasses.replace(book.record, leases=(*book.record.leases, *planned)))
+        leases = donors.acquire(assignments)
+        stage.say(f"{len(leases)} lease{'s' if len(leases) > 1 else ''}")
+    return [donors.nbd_uri(each.donor_address, lease) for each, lease in zip(assignments, leases, strict=True)]
+
+
+def _lease_name(vm: str) -> str:
+    """Return a name that no other VM, of this host or another one, can have."""
+    try:
+        machine = Path("/etc/machine-id").read_bytes()
+    except OSError:
+        machine = socket.gethostname().encode()
+    return f"{hashlib.sha256(machine).hexdigest()[:8]}-{vm}-{secrets.token_hex(4)}"
+
+
+def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uris: Sequence[str]) -> None:
+    assert book.record is not None
+    with progress.stage("pager") as stage:
+        book.save(book.record.with_made(Made.PAGER))
+        peer = hypervisor.qemu_user(plan.libvirt_uri).uid
+        files = cleanup.pager_files(plan.files)
+        pid = pager.start(paths.pager_program, plan.pager, files, uris, peer_uid=peer)
+        stage.say(f"pid {pid}, cache {format_bytes(plan.pager.cache_bytes)}")
+
+
+def _domain_stage(plan: VmPlan, book: Book, progress: Progress) -> None:
+    with progress.stage("domain") as stage, hypervisor.connect(plan.libvirt_uri) as connection:
+        _check_name_is_free(connection, plan)
+        xml = domain_xml.build(plan)
+        domain_xml.check(xml)
+        assert book.record is not None
+        record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
+        connection.create_paused(xml)
+        pid = _check_memory_is_served(plan)
+        connection.resume(plan.domain)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        book.save(record.to(VmState.RUNNING, new=False, started_at=now))
+        stage.say(f"{plan.domain}, {plan.virt.upper()}, pid {pid}")
+
+
+def _check_name_is_free(connection: hypervisor.Hypervisor, plan: VmPlan) -> None:
+    if connection.state(plan.domain) is not hypervisor.DomainState.ABSENT:
+        raise HypervisorError(
+            f"libvirt has a domain named {plan.domain} already, and it is not this VM's",
+            hint=f"choose another name, or: virsh -c {plan.libvirt_uri} destroy {plan.domain}",
+        )
+
+
+def _check_memory_is_served(plan: VmPlan) -> int:
+    """Look at the process itself before its CPUs run; return its id. What the XML says proves nothing."""
+    qemu = hypervisor.find_qemu(plan.uuid)
+    if qemu is None:
+        raise HypervisorError(
+            "QEMU ended right after its start", hint=f"its log: /var/log/libvirt/qemu/{plan.domain}.log"
+        )
+    if not qemu.maps(plan.shim):
+        raise HypervisorError(
+            f"QEMU (pid {qemu.pid}) runs without {plan.shim.name}",
+            why="LD_PRELOAD was dropped: AppArmor, SELinux or libvirt's settings keep the shim out",
+            hint='set security_driver = "none" in /etc/libvirt/qemu.conf, then restart libvirtd',
+        )
+    if not pager.serves(plan.files.pager_control, qemu.pid):
+        raise HypervisorError(
+            f"the pager does not serve the memory of QEMU (pid {qemu.pid})",
+            why=f"the pager's log is {plan.files.pager_log}",
+        )
+    return qemu.pid

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""What ``list``, ``info`` and ``status`` show. They heal what a crash left, and change nothing else."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from ghostbox import hypervisor, pager
+from ghostbox.paths import Paths
+from ghostbox.session import observe
+from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
+
+
+@dataclass(frozen=True)
+class VmSummary:
+    """One line of ``list``."""
+
+    name: str
+    state: VmState
+    virt: str
+    cpus: int
+    memory_bytes: int
+    remote_memory_bytes: int
+    ssh_port: int | None
+    image: str
+
+
+@dataclass(frozen=True)
+class VmInfo:
+    """What a VM is made of."""
+
+    name: str
+    state: VmState
+    uuid: str
+    domain: str
+    libvirt_uri: str
+    virt: str
+    cpus: int
+    memory_bytes: int
+    remote_memory_bytes: int
+    cache_bytes: int
+    disk_bytes: int
+    image: str
+    user: str
+    ssh_command: str
+    ssh_config: str
+    ssh_port: int
+    forwards: tuple[str, ...]
+    mac: str
+    created_at: str
+    started_at: str | None
+    leases: tuple[LeaseRecord, ...]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class VmStatus:
+    """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers."""
+
+    name: str
+    state: VmState
+    virt: str
+    uptime_s: float | None
+    qemu_pid: int | None
+    ssh_command: str
+    pager: dict[str, Any] | None
+
+
+def summaries(paths: Paths) -> list[VmSummary]:
+    """Return all VMs."""
+    found = []
+    for name in names(paths):
+        book = Book(paths.vm(name))
+        state = observe.heal_if_idle(book.files)
+        record = book.load()
+        if record is not None:
+            found.append(_summary(record, state))
+    return found
+
+
+def info(name: str, paths: Paths) -> VmInfo:
+    """Return what a VM is made of.
+
+    Raises:
+        NotFound: no such VM.
+    """
+    book, record, state = _look(name, paths)
+    files = book.files
+    return VmInfo(
+        name=record.name,
+        state=state,
+        uuid=record.uuid,
+        domain=record.domain,
+        libvirt_uri=record.libvirt_uri,
+        virt=record.virt,
+        cpus=record.cpus,
+        memory_bytes=record.memory_bytes,
+        remote_memory_bytes=record.remote_memory_bytes,
+        cache_bytes=record.cache_bytes,
+        disk_bytes=record.disk_bytes,
+        image=record.image,
+        user=record.user,
+        ssh_command=_ssh_command(book),
+        ssh_config=str(files.ssh_config),
+        ssh_port=record.ssh_port,
+        forwards=tuple(f"127.0.0.1:{host} -> {guest}" for host, guest in record.forwards),
+        mac=record.mac,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        leases=record.leases,
+        files={
+            "disk": str(files.disk),
+            "console_log": str(files.console_log),
+            "pager_log": str(files.pager_log),
+            "known_hosts": str(files.known_hosts),
+        },
+    )
+
+
+def status(name: str, paths: Paths) -> VmStatus:
+    """Return how a VM does.
+
+    Raises:
+        NotFound: no such VM.
+    """
+    book, record, state = _look(name, paths)
+    running = state in (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
+    qemu = hypervisor.find_qemu(record.uuid) if running else None
+    return VmStatus(
+        name=record.name,
+        state=state,
+        virt=record.virt,
+        uptime_s=_seconds_since(record.started_at) if running else None,
+        qemu_pid=None if qemu is None else qemu.pid,
+        ssh_command=_ssh_command(book),
+        pager=pager.status(book.files.pager_control) if running else None,
+    )
+
+
+def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
+    book = Book(paths.vm(name))
+    book.need(name, paths)
+    state = observe.heal_if_idle(book.files)
+    return book, book.need(name, paths), state
+
+
+def _summary(record: Record, state: VmState) -> VmSummary:
+    return VmSummary(
+        name=record.name,
+        state=state,
+        virt=record.virt,
+        cpus=record.cpus,
+        memory_bytes=record.memory_bytes,
+        remote_memory_bytes=record.remote_memory_bytes,
+        ssh_port=record.ssh_port if state is not VmState.STOPPED else None,
+        image=record.image,
+    )
+
+
+def _ssh_command(book: Book) -> str:
+    assert book.record is not None
+    return f"ssh -F {book.files.ssh_config} {book.record.name}"
+
+
+def _seconds_since(started_at: str | None) -> float | None:
+    if started_at is None:
+        return None
+    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(started_at)).total_seconds()
