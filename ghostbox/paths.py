@@ -133,7 +133,10 @@ def find() -> Paths:
         config = Path("/etc/ghostbox/config.yaml")
     else:
         dirs = platformdirs.PlatformDirs("ghostbox")
-        defaults = [Path(dirs.user_state_dir), Path(dirs.user_runtime_dir), Path(dirs.user_cache_dir)]
+        state_dir = Path(dirs.user_state_dir)
+        # Without a login session there is no runtime directory; platformdirs would take one in /tmp.
+        runtime_dir = Path(dirs.user_runtime_dir) if "XDG_RUNTIME_DIR" in os.environ else state_dir / "run"
+        defaults = [state_dir, runtime_dir, Path(dirs.user_cache_dir)]
         config = Path(dirs.user_config_dir) / "config.yaml"
     state, runtime, cache = (
         Path(os.environ.get(f"GHOSTBOX_{kind}_DIR", default))
