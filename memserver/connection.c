@@ -23,6 +23,7 @@ struct connection *connection_new(int fd, const char *peer, struct exports *expo
         return NULL;
     }
     connection->fd = fd;
+    connection->client.fd = fd;
     connection->exports = exports;
     connection->counters = counters;
     connection->window_bytes = CONNECTION_IN_BYTES;
