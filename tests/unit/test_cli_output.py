@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ghostbox.cli import options, output
+from ghostbox.cli.context import Context
 from ghostbox.errors import UsageError
 
 
@@ -66,6 +67,18 @@ def test_output_options_choose_the_format() -> None:
     assert run(show, ["--output", "json"]).output == "json\n"
     assert run(show, ["--json"]).output == "json\n"
     assert run(show, ["-o", "xml"]).exit_code == 2
+
+
+def test_a_flag_from_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(context_settings={"auto_envvar_prefix": "GHOSTBOX"})
+    @click.option("--memory")
+    @click.option("--cpus")
+    def up(memory: str | None, cpus: str | None) -> None:
+        loaded = Context().config({"vm.memory": memory, "vm.cpus": cpus})
+        click.echo(f"{loaded.vm.cpus} {loaded.origin('vm.memory')}, {loaded.origin('vm.cpus')}")
+
+    monkeypatch.setenv("GHOSTBOX_MEMORY", "3G")
+    assert CliRunner().invoke(up, ["--cpus", "7"]).output == "7 environment GHOSTBOX_MEMORY, flag\n"
 
 
 def stages_on(stream: io.StringIO, **kwargs: bool) -> output.Stages:
