@@ -48,7 +48,6 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
     """
     files = plan.files
     keys = [_read(files.client_key.with_suffix(".pub"), "our own key"), *_user_keys(plan)]
-    extra = plan.guest.cloud_init
     return cloudinit.SeedSpec(
         hostname=plan.name,
         user=plan.guest.user,
@@ -56,9 +55,29 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
         host_key_private=_read(files.host_key, "the guest's host key"),
         host_key_public=_read(files.host_key.with_suffix(".pub"), "the guest's host key"),
         tiering=plan.guest.tiering,
-        extra_user_data=None if extra is None else _read(extra, "vm.cloud_init"),
+        extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
     )
+
+
+def preview_user_data(plan: VmPlan) -> str:
+    """Return the user-data that ``up`` would give the guest, with our own keys left out."""
+    hidden = "(made by up)"
+    spec = cloudinit.SeedSpec(
+        hostname=plan.name,
+        user=plan.guest.user,
+        ssh_authorized_keys=(f"ssh-ed25519 {hidden}", *_user_keys(plan)),
+        host_key_private=hidden,
+        host_key_public=f"ssh-ed25519 {hidden}",
+        tiering=plan.guest.tiering,
+        extra_user_data=_extra_user_data(plan),
+        mac=plan.network.mac,
+    )
+    return cloudinit.render(spec).user_data
+
+
+def _extra_user_data(plan: VmPlan) -> str | None:
+    return None if plan.guest.cloud_init is None else _read(plan.guest.cloud_init, "vm.cloud_init")
 
 
 def _user_keys(plan: VmPlan) -> list[str]:

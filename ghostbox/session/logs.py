@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ghostbox.errors import NotFound
 from ghostbox.paths import Paths
-from ghostbox.session import cleanup
-from ghostbox.session.record import Book
+from ghostbox.session import cleanup, observe
+from ghostbox.session.record import Book, VmState
 
-_FOLLOW_INTERVAL_S = 0.2
+_FOLLOW_INTERVAL_S = 0.5
 _TAIL_BYTES = 1 << 16
 # ECMA-48 control sequences (colours, cursor) and single escapes: a console log is for reading.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_c])|[\x00-\x08\x0b-\x1f\x7f]")
@@ -89,3 +89,14 @@ def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
     finally:
         for stream in streams:
             stream.close()
+
+
+def ended(name: str, paths: Paths) -> Callable[[], bool]:
+    """Return a function that tells whether the VM has ended; for `follow`."""
+    files = paths.vm(name)
+
+    def gone() -> bool:
+        record = Book(files).load()
+        return record is None or observe.observe(record, files) is VmState.STOPPED
+
+    return gone

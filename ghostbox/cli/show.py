@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""Tables for people: VMs, plans, status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ghostbox.plan import VmPlan
+from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
+from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
+
+_COLORS = {VmState.RUNNING: "green", VmState.BROKEN: "red", VmState.PAUSED: "yellow", VmState.STOPPING: "yellow"}
+
+
+def pairs(rows: Iterable[tuple[str, object]]) -> Table:
+    """Return a table of names and values."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for key, value in rows:
+        table.add_row(key, value if isinstance(value, str) else escape(str(value)))
+    return table
+
+
+def up_result(result: UpResult) -> RenderableType:
+    """Show how to get into the VM."""
+    verb = "runs already" if result.already_running else "runs"
+    return f"VM '{result.name}' {verb}. Log in: [bold]ghostbox shell {result.name}[/], or: {result.ssh_command}"
+
+
+def plan(found: VmPlan) -> RenderableType:
+    """Show what ``up`` would do."""
+    image = f"{found.image.name}{' (to be built)' if found.image.to_build else ''}"
+    return pairs(
+        [
+            ("VM", f"{found.name} (domain {found.domain})"),
+            ("runs on", f"{found.virt.upper()}: {found.virt_reason}"),
+            ("CPUs", found.cpus),
+            ("local memory", format_bytes(found.memory_bytes)),
+            ("remote memory", format_bytes(found.remote_memory_bytes)),
+            *(("  from", f"{share.address}: {format_bytes(share.size_bytes)}") for share in found.shares),
+            ("cache", format_bytes(found.pager.cache_bytes)),
+            ("disk", f"{format_bytes(found.disk_bytes)} on image {image}"),
+            ("SSH", f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"),
+            *(("port", f"127.0.0.1:{each.host} -> {each.guest}") for each in found.network.forwards),
+            ("tiering", "on" if found.guest.tiering else "off"),
+        ]
+    )
+
+
+def summaries(found: Sequence[VmSummary]) -> RenderableType:
+    """Show one line a VM."""
+    table = Table("NAME", "STATE", "CPUS", "LOCAL", "REMOTE", "RUNS ON", "SSH PORT", "IMAGE", box=None, pad_edge=False)
+    for each in found:
+        port = "-" if each.ssh_port is None else str(each.ssh_port)
+        local, remote = format_bytes(each.memory_bytes), format_bytes(each.remote_memory_bytes)
+        state = _colored(each.state)
+        table.add_row(each.name, state, str(each.cpus), local, remote, each.virt.upper(), port, each.image)
+    return table
+
+
+def info(found: VmInfo) -> RenderableType:
+    """Show what a VM is made of."""
+    return pairs(
+        [
+            ("name", found.name),
+            ("state", _colored(found.state)),
+            ("runs on", found.virt.upper()),
+            ("CPUs", found.cpus),
+            ("local memory", format_bytes(found.memory_bytes)),
+            ("remote memory", format_bytes(found.remote_memory_bytes)),
+            ("cache", format_bytes(found.cache_bytes)),
+            ("disk", f"{format_bytes(found.disk_bytes)}, {found.files['disk']}"),
+            ("image", found.image),
+            ("SSH", found.ssh_command),
+            *(("port", forward) for forward in found.forwards),
+            *(("lease", f"{each.name} on {each.donor}, {format_bytes(each.size_bytes)}") for each in found.leases),
+            ("domain", f"{found.domain} ({found.libvirt_uri})"),
+            ("created", found.created_at),
+            ("started", found.started_at or "-"),
+        ]
+    )
+
+
+def status(found: VmStatus) -> RenderableType:
+    """Show how a VM does."""
+    up_for = "-" if found.uptime_s is None else format_duration(found.uptime_s)
+    head = pairs([("VM", found.name), ("state", _colored(found.state)), ("up for", up_for)])
+    if found.pager is None:
+        return head
+    return Group(head, pairs(_memory_rows(found.pager)), _donor_table(found.pager["donors"]))
+
+
+def _memory_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
+    pages, faults, evictions = pager["pages"], pager["faults"], pager["evictions"]
+    fetch = pager["latency"]["fetch"]
+
+    def size(key: str) -> str:
+        return format_bytes(pages[key] * PAGE_BYTES)
+
+    return [
+        ("cache", f"{size('resident')} resident, {size('inactive')} inactive of {format_bytes(pager['cache_bytes'])}"),
+        ("on donors", f"{size('on_donor')}; {size('dirty')} not written yet"),
+        ("faults", f"{faults['missing_fetch']} fetched, {faults['missing_zero']} new, {faults['minor']} found again"),
+        ("fetch time", f"p50 {_us(fetch, 'p50_ns')}, p99 {_us(fetch, 'p99_ns')}"),
+        ("evicted", f"{evictions['clean']} clean, {evictions['dirty']} dirty, {evictions['zero']} zero pages"),
+    ]
+
+
+def _us(histogram: Mapping[str, Any], key: str) -> str:
+    value = histogram.get(key)
+    return "-" if not value else f"{value / 1000:.0f} µs"
+
+
+def _donor_table(donors: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS", box=None, pad_edge=False)
+    for each in donors:
+        color = "green" if each["state"] == "up" else "red"
+        sizes = [format_bytes(each[key]) for key in ("export_bytes", "read_bytes", "written_bytes")]
+        table.add_row(escape(each["uri"]), f"[{color}]{each['state']}[/]", *sizes, str(each["errors"]))
+    return table
+
+
+def _colored(state: VmState) -> str:
+    color = _COLORS.get(state)
+    return str(state) if color is None else f"[{color}]{state}[/]"

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: MIT
+"""The commands for VMs: up, down, shell, list, info, status, logs, console, wait, delete."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ghostbox import domain_xml, session
+from ghostbox.cli import show
+from ghostbox.cli.context import Context
+from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.config import Config
+from ghostbox.errors import NotRunning, UsageError
+from ghostbox.session import VmState, guest_files, logs
+from ghostbox.units import parse_duration
+
+_name = click.argument("name", required=False)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox up --donor tower --remote-memory 16G          borrow 16 GiB from 'tower'
+  ghostbox up work --memory 4G --cache 2G -p 8080:80     a second VM, port 8080 leads to its port 80
+  ghostbox up -c lab.yaml --dry-run                      what would be done
+  ghostbox up --print xml                                the libvirt domain, and nothing is done
+"""
+)
+@_name
+@click.option("--memory", metavar="SIZE", help="RAM on this machine (node 0).")
+@click.option("--remote-memory", metavar="SIZE", help="RAM on the donors (node 1).")
+@click.option("--cache", metavar="SIZE", help="Local memory for the warm part of the remote memory.")
+@click.option("--cpus", type=int, metavar="N", help="Virtual processors.")
+@click.option("--disk", metavar="SIZE", help="Size of the disk.")
+@click.option("--image", metavar="NAME", help="Guest image; ours is built if it is missing.")
+@click.option("--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="A donor; may be given again.")
+@click.option("--cloud-init", metavar="FILE", help="cloud-init user-data to merge with ours.")
+@click.option("-p", "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Forward a port of 127.0.0.1.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option(
+    "--print", "printed", type=click.Choice(["plan", "xml", "cloud-init"]), help="Print one thing and do nothing."
+)
+@click.option("--timeout", metavar="TIME", help="How long to wait for SSH, then for cloud-init.")
+@click.option("--no-wait", is_flag=True, help="Return as soon as the VM runs.")
+@output_options
+@click.pass_obj
+def up(
+    context: Context,
+    /,
+    *,
+    name: str | None,
+    donors: tuple[str, ...],
+    dry_run: bool,
+    printed: str | None,
+    timeout: str | None,
+    no_wait: bool,
+    output: str,
+    **flags: object,
+) -> None:
+    """Create and start a VM with the RAM of the donors; a VM that runs already is left alone."""
+    keys = {f"vm.{key}": value for key, value in flags.items() if key != "cache"}
+    config = context.config(
+        {
+            **keys,
+            "vm.name": name,
+            "vm.boot_timeout": timeout,
+            "pool.cache": flags["cache"],
+            "pool.donors": donors,
+        }
+    )
+    if dry_run or printed:
+        _print_plan(context, config, printed or "plan", output)
+        return
+    result = session.up(config, context.paths, Stages(), wait=not no_wait)
+    emit(result, output, lambda: show.up_result(result))
+
+
+def _print_plan(context: Context, config: Config, what: str, output: str) -> None:
+    record = session.Book(context.paths.vm(config.vm.name)).load()
+    plan = session.make_plan(config, context.paths, record, start_daemon=False)
+    if what == "xml":
+        click.echo(domain_xml.build(plan), nl=False)
+    elif what == "cloud-init":
+        click.echo(guest_files.preview_user_data(plan), nl=False)
+    else:
+        emit(plan, output, lambda: show.plan(plan))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox down                shut the VM down in order
+  ghostbox down work --force   pull the plug
+"""
+)
+@_name
+@click.option("--force", is_flag=True, help="Pull the plug; what the guest has not written is lost.")
+@click.option("--timeout", default="2m", show_default=True, metavar="TIME", help="How long the guest may take.")
+@click.pass_obj
+def down(context: Context, /, name: str | None, force: bool, timeout: str) -> None:
+    """Shut a VM down and give its memory back. The disk stays."""
+    name = _chosen(context, name)
+    stages = Stages()
+    ran = session.down(name, context.paths, stages, force=force, timeout_s=parse_duration(timeout))
+    stages.note(f"VM '{name}' is stopped" if ran else f"VM '{name}' does not run")
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  ghostbox shell                       log in
+  ghostbox shell work -- free -m       run one command; its exit code is ours
+  ghostbox shell -- numactl --hardware
+""",
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] [-- COMMAND…]")
+@click.pass_obj
+def shell(context: Context, /, words: tuple[str, ...]) -> None:
+    """Log in by SSH, or run one command."""
+    name, command = _split_command(words, sys.argv)
+    session.shell(_chosen(context, name), context.paths, command)
+
+
+def _split_command(words: tuple[str, ...], argv: list[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Tell the name from the command; click swallows the ``--`` between them, so it is looked up in ``argv``."""
+    if "--" not in argv:
+        if len(words) > 1:
+            raise UsageError("a command goes behind --", hint=f"ghostbox shell {words[0]} -- {' '.join(words[1:])}")
+        return (words[0] if words else None), ()
+    n_command = len(argv) - argv.index("--") - 1
+    names, command = words[: len(words) - n_command], words[len(words) - n_command :]
+    if len(names) > 1:
+        raise UsageError(f"one VM at a time, not {' '.join(names)}")
+    return (names[0] if names else None), command
+
+
+@click.command(
+    "list",
+    epilog="""\b
+Examples:
+  ghostbox list
+  ghostbox list --json
+""",
+)
+@output_options
+@click.pass_obj
+def list_(context: Context, /, output: str) -> None:
+    """List the VMs."""
+    found = session.summaries(context.paths)
+    emit(found, output, lambda: show.summaries(found))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox info
+  ghostbox info work -o yaml
+"""
+)
+@_name
+@output_options
+@click.pass_obj
+def info(context: Context, /, name: str | None, output: str) -> None:
+    """Show what a VM is made of."""
+    found = session.info(_chosen(context, name), context.paths)
+    emit(found, output, lambda: show.info(found))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox status            exit code 0 if it runs, 3 if not
+  ghostbox status --json     with all counters of the pager
+"""
+)
+@_name
+@output_options
+@click.pass_obj
+def status(context: Context, /, name: str | None, output: str) -> int:
+    """Show whether a VM runs and how its memory does; exit code 3 if it does not run."""
+    found = session.status(_chosen(context, name), context.paths)
+    emit(found, output, lambda: show.status(found))
+    return 0 if found.state in (VmState.RUNNING, VmState.STOPPING) else NotRunning.exit_code
+
+
+@click.command(
+    "logs",
+    epilog="""\b
+Examples:
+  ghostbox logs                         the guest's console
+  ghostbox logs work --source pager -f  what the pager says, as it comes
+  ghostbox logs --source qemu -n 20
+""",
+)
+@_name
+@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C or the end of the VM.")
+@click.option(
+    "--source", type=click.Choice([str(each) for each in logs.Source]), default="boot", show_default=True,
+    help="boot: the guest's console; memserver: the donors on this machine.",
+)  # fmt: skip
+@click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.pass_obj
+def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None) -> None:
+    """Show the logs of a VM, its pager and its donors."""
+    name = _chosen(context, name)
+    files = logs.find(name, logs.Source(source), context.paths)
+    for file in files:
+        if len(files) > 1:
+            click.echo(f"==> {file} <==")
+        for line in logs.lines(file, lines):
+            click.echo(line)
+    if follow:
+        for text in logs.follow(files, logs.ended(name, context.paths)):
+            click.echo(text, nl=False)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox console           leave it with Ctrl-]
+"""
+)
+@_name
+@click.pass_obj
+def console(context: Context, /, name: str | None) -> None:
+    """Attach to the serial console."""
+    session.console(_chosen(context, name), context.paths)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox wait                               until SSH works and cloud-init is done
+  ghostbox wait work --for stopped --timeout 1h
+"""
+)
+@_name
+@click.option(
+    "--for", "event", type=click.Choice(["ready", "stopped"]), default="ready", show_default=True, help="For what."
+)
+@click.option("--timeout", metavar="TIME", help="How long to wait; the default is vm.boot_timeout.")
+@click.pass_obj
+def wait(context: Context, /, name: str | None, event: str, timeout: str | None) -> None:
+    """Wait until a VM is ready, or stopped."""
+    config = context.config({"vm.name": name, "vm.boot_timeout": timeout})
+    if event == "stopped":
+        session.wait_stopped(config.vm.name, context.paths, timeout_s=config.vm.boot_timeout_s)
+    else:
+        session.wait_ready(config.vm.name, context.paths, Stages(), timeout_s=config.vm.boot_timeout_s)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox delete work       asks first
+  ghostbox delete work -y --force
+"""
+)
+@_name
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also if it runs: the plug is pulled.")
+@click.pass_obj
+def delete(context: Context, /, name: str | None, yes: bool, force: bool) -> None:
+    """Delete a VM and its disk."""
+    name = _chosen(context, name)
+    session.Book(context.paths.vm(name)).need(name, context.paths)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"deleting VM '{name}' needs a confirmation", hint=f"ghostbox delete {name} -y")
+        click.confirm(f"Delete VM '{name}' and all that is on its disk?", abort=True, err=True)
+    stages = Stages()
+    session.delete(name, context.paths, stages, force=force)
+    stages.note(f"VM '{name}' is deleted")
+
+
+def _chosen(context: Context, name: str | None) -> str:
+    """Return the VM's name: given, or the configuration's; checked, since it becomes a path."""
+    return context.config({"vm.name": name}).vm.name
