@@ -124,6 +124,7 @@ def test_a_lease_in_use_is_released_only_by_force(donor: RunningDonor, client: D
         assert caught.value.hint == "stop the VM that uses it, or force the release: its memory is lost then"
         client.release_lease("one", force=True)
         assert client.leases() == []
+        assert client.status().free_bytes == 64 * MIB  # its memory is free, so its connection is closed
 
 
 def test_a_lease_that_is_not_there_is_not_found(client: DonorClient) -> None:
