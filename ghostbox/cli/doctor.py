@@ -34,7 +34,8 @@ def doctor(context: Context, role: str | None, output: str) -> None:
     failed = [check.name for check in checks if check.result is Result.FAIL]
     emit({"ok": not failed, "checks": checks}, output, lambda: Group(*(_lines(check) for check in checks)))
     if failed:
-        raise Refused(f"{len(failed)} checks failed: {', '.join(failed)}", hint="the lines above say what mends each")
+        what = "check" if len(failed) == 1 else "checks"
+        raise Refused(f"{len(failed)} {what} failed: {', '.join(failed)}", hint="the lines above say what mends each")
 
 
 def _lines(check: Check) -> Text:
