@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from ghostbox.cli.context import Context
+from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.images import Image, ImageStore, backing_file, load_recipe
 from ghostbox.units import format_bytes
@@ -123,14 +124,13 @@ Examples:
 """
 )
 @click.argument("name")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @output_options
 @click.pass_obj
 def delete(context: Context, name: str, yes: bool, output: str) -> None:
     """Delete an image that no VM uses."""
     store = _store(context)
     found = store.get(name)
-    if not yes:
-        click.confirm(f"Delete image '{name}' ({found.disk})?", abort=True, err=True)
+    confirm(f"Delete image '{name}' ({found.disk})?", yes=yes)
     store.delete(name, _bases_in_use(context))
     emit({"deleted": name}, output, lambda: f"deleted image '{name}'")

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""A Debian guest for tests: the shared image, and a plain QEMU (no libvirt, no pager) that boots it under TCG."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostbox import cloudinit, paths, processes, ssh
+from ghostbox.images import Image, ImageStore, load_recipe
+from ghostbox.units import MIB
+
+BOOT_TIMEOUT_S = 280.0
+NODE0_BYTES = 768 * MIB
+NODE1_BYTES = 512 * MIB
+DISK_BYTES = 6 * 1024 * MIB
+USER = "ghost"
+
+
+def shared_image() -> Image:
+    """Return this machine's own image, building it (40 s, once) if it is not there or its recipe has changed."""
+    return ImageStore(paths.find().images).build(load_recipe())
+
+
+def share_images(cache_dir: Path) -> None:
+    """Let a test with a cache directory of its own find the shared image there; call before it sets the directory."""
+    (cache_dir / "images").symlink_to(shared_image().directory.parent)
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that was free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A booted guest; ``ssh`` is logged in."""
+
+    directory: Path
+    image: Image
+    host_key: ssh.KeyPair
+    port: int
+    ssh: ssh.GuestSsh
+
+    def run(self, command: str, timeout_s: float = 60.0) -> str:
+        """Return a command's stdout; a failure of it fails the test."""
+        done = self.ssh.run(command, timeout_s)
+        assert done.status == 0, f"{command}: status {done.status}: {done.stderr}"
+        return done.stdout
+
+    def console(self) -> str:
+        """Return what the guest wrote to its console so far."""
+        return (self.directory / "console.log").read_text(errors="replace")
+
+
+@contextmanager
+def booted(directory: Path, image: Image, *, user_data: str | None = None, tiering: bool = True) -> Iterator[Guest]:
+    """Boot ``image`` with two NUMA nodes, the second one without processors and far; end it afterwards."""
+    host, client, port = ssh.generate_key("guest"), ssh.generate_key("test"), free_port()
+    ssh.write_key(client, directory / "id_ed25519")
+    (directory / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", port, host.public))
+    spec = cloudinit.SeedSpec(
+        hostname="testbox",
+        user=USER,
+        ssh_authorized_keys=(client.public,),
+        host_key_private=host.private,
+        host_key_public=host.public,
+        tiering=tiering,
+        extra_user_data=user_data,
+    )
+    cloudinit.write_seed_iso(cloudinit.render(spec), directory / "seed.iso")
+    ImageStore(image.directory.parent).create_overlay(image, directory / "disk.qcow2", DISK_BYTES)
+    process = subprocess.Popen(_qemu_argv(directory, image, port), stderr=subprocess.PIPE)
+    try:
+        connection = ssh.GuestSsh("127.0.0.1", port, USER, directory / "id_ed25519", directory / "known_hosts")
+        guest = Guest(directory, image, host, port, connection)
+        with connection:
+            connection.wait_ready(BOOT_TIMEOUT_S, alive=lambda: process.poll() is None)
+            yield guest
+    finally:
+        if process.poll() is None:
+            processes.terminate(process.pid)
+        process.communicate()
+
+
+def _qemu_argv(directory: Path, image: Image, port: int) -> list[str]:
+    boot = [] if image.kernel is None else ["-kernel", str(image.kernel), "-append", image.kernel_args]
+    boot += [] if image.initrd is None else ["-initrd", str(image.initrd)]
+    return [
+        "qemu-system-x86_64",
+        "-nodefaults",
+        *("-display", "none"),
+        *("-machine", "q35,hmat=on"),
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", "max,la57=off"),
+        *("-smp", str(min(2, os.cpu_count() or 1))),
+        *numa_options(),
+        *boot,
+        *("-drive", f"if=none,id=disk,file={directory / 'disk.qcow2'},format=qcow2"),
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-drive", f"if=none,id=seed,file={directory / 'seed.iso'},format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=seed"),
+        *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", "virtio-rng-pci"),
+        *("-serial", f"file:{directory / 'console.log'}"),
+    ]
+
+
+def numa_options() -> list[str]:
+    """Return QEMU's options for the two nodes: SLIT by ``-numa dist``, HMAT by ``-numa hmat-lb`` (ns, bytes/s)."""
+    options = ["-m", f"{(NODE0_BYTES + NODE1_BYTES) // MIB}M"]
+    for node, size_bytes in ((0, NODE0_BYTES), (1, NODE1_BYTES)):
+        share = "on" if node else "off"
+        options += ["-object", f"memory-backend-memfd,id=node{node},size={size_bytes},share={share}"]
+        cpus = "" if node else ",cpus=0-1"
+        options += ["-numa", f"node,nodeid={node},memdev=node{node}{cpus},initiator=0"]
+    options += ["-numa", "dist,src=0,dst=1,val=40", "-numa", "dist,src=1,dst=0,val=40"]
+    for target, ns, bandwidth in ((0, 100, "20G"), (1, 50000, "1G")):
+        common = f"hmat-lb,initiator=0,target={target},hierarchy=memory"
+        options += ["-numa", f"{common},data-type=access-latency,latency={ns}"]
+        options += ["-numa", f"{common},data-type=access-bandwidth,bandwidth={bandwidth}"]
+    return options

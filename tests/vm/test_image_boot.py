@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""The built image boots, lets us in by the pinned key, and its kernel treats node 1 as a slower tier."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ghostbox import cloudinit, ssh
+from ghostbox.errors import GuestError
+from helpers import guest as guests
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+USER_DATA = """#cloud-config
+bootcmd:
+  - [sh, -c, "echo theirs > /run/their-bootcmd"]
+write_files:
+  - {path: /etc/their-file, content: "hello\\n"}
+runcmd:
+  - [sh, -c, "echo ran > /run/their-runcmd"]
+"""
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guests.Guest]:
+    directory = tmp_path_factory.mktemp("guest")
+    with guests.booted(directory, guests.shared_image(), user_data=USER_DATA) as booted:
+        booted.ssh.wait_cloud_init(guests.BOOT_TIMEOUT_S)
+        yield booted
+
+
+def test_guest_is_the_one_that_the_seed_describes(guest: guests.Guest) -> None:
+    assert guest.run("hostname").strip() == "testbox"
+    assert guest.run("whoami").strip() == guests.USER
+    assert guest.run("sudo -n whoami").strip() == "root"
+    public = guest.run("cat /etc/ssh/ssh_host_ed25519_key.pub")
+    assert public.split()[:2] == guest.host_key.public.split()[:2]
+
+
+def test_cloud_init_finished_without_any_complaint(guest: guests.Guest) -> None:
+    status = guest.run("cloud-init status --long")
+    assert "status: done" in status
+    assert "extended_status: done" in status
+    assert "WARNING" not in status
+
+
+def test_users_own_cloud_init_is_merged_with_ours(guest: guests.Guest) -> None:
+    assert guest.run("cat /etc/their-file").strip() == "hello"
+    assert guest.run("cat /run/their-bootcmd").strip() == "theirs"
+    assert guest.run("cat /run/their-runcmd").strip() == "ran"
+
+
+def test_memory_is_both_nodes(guest: guests.Guest) -> None:
+    total_kib = int(re.search(r"MemTotal: *(\d+)", guest.run("cat /proc/meminfo"))[1])  # type: ignore[index]
+    given_kib = (guests.NODE0_BYTES + guests.NODE1_BYTES) // 1024
+    assert 0.85 * given_kib < total_kib < given_kib
+    table = guest.run("numactl -H")
+    assert "available: 2 nodes (0-1)" in table
+    assert re.search(r"^node 1 cpus:\s*$", table, re.MULTILINE)
+
+
+def test_node_1_is_a_lower_memory_tier(guest: guests.Guest) -> None:
+    lines = guest.run("grep -r . /sys/devices/virtual/memory_tiering/*/nodelist").split()
+    tier_of = {
+        int(nodes): int(tier) for tier, nodes in (re.search(r"tier(\d+)/nodelist:(.*)", x).groups() for x in lines)
+    }  # type: ignore[union-attr]
+    assert tier_of[1] > tier_of[0], "a higher number is a slower tier"
+
+
+def test_tiering_is_on(guest: guests.Guest) -> None:
+    assert guest.run("cat /proc/sys/kernel/numa_balancing").strip() == "2"
+    assert guest.run("cat /sys/kernel/mm/numa/demotion_enabled").strip() == "true"
+
+
+def test_root_file_system_has_grown_to_the_disk(guest: guests.Guest) -> None:
+    size_bytes = int(guest.run("df --output=size -B1 / | tail -n 1"))
+    assert size_bytes > 0.9 * guests.DISK_BYTES
+
+
+def test_no_unit_has_failed(guest: guests.Guest) -> None:
+    assert guest.run("systemctl list-units --failed --no-legend --plain").strip() == ""
+
+
+def test_a_file_can_be_put_into_the_guest(guest: guests.Guest) -> None:
+    guest.ssh.put_text("/tmp/with space", "ä\n", 0o600)
+    assert guest.run("stat -c %a '/tmp/with space'; cat '/tmp/with space'") == "600\nä\n"
+    with pytest.raises(GuestError, match="cannot write /nowhere/file in the guest"):
+        guest.ssh.put_text("/nowhere/file", "")
+
+
+def test_status_and_both_streams_of_a_command_come_back(guest: guests.Guest) -> None:
+    done = guest.ssh.run("echo out; echo err >&2; exit 7", 30)
+    assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
+
+
+def test_password_login_is_refused(guest: guests.Guest) -> None:
+    assert "passwordauthentication no" in guest.run("sudo sshd -T").lower()
+
+
+def test_another_host_key_is_refused(guest: guests.Guest, tmp_path: Path) -> None:
+    other = ssh.generate_key("other")
+    (tmp_path / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", guest.port, other.public))
+    client = ssh.GuestSsh(
+        "127.0.0.1", guest.port, guests.USER, guest.directory / "id_ed25519", tmp_path / "known_hosts"
+    )
+    with pytest.raises(GuestError, match="shows another SSH host key than the one we gave to the guest"):
+        client.wait_ready(30)
+
+
+def test_another_client_key_is_refused_and_the_message_says_so(guest: guests.Guest, tmp_path: Path) -> None:
+    ssh.write_key(ssh.generate_key("other"), tmp_path / "key")
+    client = ssh.GuestSsh(
+        "127.0.0.1", guest.port, guests.USER, tmp_path / "key", guest.directory / "known_hosts", console=guest.console
+    )
+    with pytest.raises(GuestError, match="gave no SSH login") as caught:
+        client.wait_ready(1)
+    assert caught.value.why is not None
+    assert "SSH answers, but refuses our key" in caught.value.why
+    assert "the guest's console ends with:" in caught.value.why
+
+
+def test_the_users_own_ssh_logs_in_with_the_written_config(guest: guests.Guest, tmp_path: Path) -> None:
+    from ghostbox import processes
+
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        cloudinit.render_ssh_config(
+            "testbox",
+            "127.0.0.1",
+            guest.port,
+            guests.USER,
+            guest.directory / "known_hosts",
+            guest.directory / "id_ed25519",
+        )
+    )
+    assert (
+        processes.run(["ssh", "-F", config, "-o", "BatchMode=yes", "testbox", "hostname"], timeout_s=60) == "testbox\n"
+    )
