@@ -19,7 +19,13 @@ from ghostbox.errors import PoolDegraded, UsageError
 from ghostbox.units import format_bytes, format_duration
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  ghostbox donor list
+  ghostbox donor leases tower
+"""
+)
 def donor() -> None:
     """Look at donors and their leases."""
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ghostbox.donor_client import DonorClient
+from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.units import GIB, MIB
 from helpers.donor import donor_environment, memserver_argv, running_donor
 
@@ -148,15 +150,18 @@ def test_auto_lends_what_is_available_less_the_reserve(tmp_path: Path) -> None:
 
 
 def test_the_ready_line_is_for_people_too(tmp_path: Path, runtime: Path) -> None:
-    argv = memserver_argv({"name": "x", "size": "32M", "reserve": "0", "port": "0", "control-port": "0"})
-    argv.remove("--json")
+    words = ["memserver", "--name", "x", "--size", "32M", "--reserve", "0", "--bind", "127.0.0.1", "--port", "0"]
+    words += ["--control-port", "0", "--drain-timeout", "200ms"]
+    argv = [sys.executable, "-m", "ghostbox.cli.main", *words]
     process = subprocess.Popen(argv, env=donor_environment(tmp_path, runtime), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        assert line.startswith("x lends 32 MiB: control API http://127.0.0.1:")
-        assert ", NBD nbd://127.0.0.1:" in line
+        found = re.match(r"x lends 32 MiB: control API http://(127\.0\.0\.1:\d+), NBD nbd://127\.0\.0\.1:\d+ ", line)
+        assert found is not None, line
+        with DonorClient(found[1]) as client:
+            client.create_lease("kept", MIB, Holder("tower", "ana"))
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(20) == 124  # the lease was not released within --drain-timeout
         process.stdout.close()
