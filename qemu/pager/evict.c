@@ -185,9 +185,10 @@ static void serve_event(struct evict_loop *loop, const struct epoll_event *event
     uint64_t n;
 
     if (source == (char *)pager) {
-        atomic_store(&pager->evict_asked, false);
         if (read(pager->evict_wake_fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
             log_error("wake descriptor: %s", strerror(errno));
+        /* After the read: what is asked between the two is seen by the round that follows. */
+        atomic_store(&pager->evict_asked, false);
     } else if (source == (char *)loop) {
         link_accept(loop);
     } else if (source >= (char *)loop->links && source < (char *)loop->links + sizeof(loop->links)) {

@@ -239,6 +239,8 @@ static void fault_on_resident(struct fault_loop *loop, struct region *region, ui
     struct pager *pager = loop->pager;
 
     page_list_remove(&pager->table, &pager->table.resident, page);
+    /* Whoever unmapped it took the trace of a write along. */
+    page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_MAPPING);
     remap(loop, region, page, 1);
 }

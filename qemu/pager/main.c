@@ -175,15 +175,18 @@ static bool in_use(struct pager *pager)
 /* Until something tells us to end. SIGUSR1 is our own wake-up. */
 static void wait_for_end(struct pager *pager, const sigset_t *signals)
 {
-    while (!atomic_load(&pager->stopping)) {
-        struct timespec second = {.tv_sec = 1};
-        int signal = sigtimedwait(signals, NULL, &second);
+    bool asked = false;
 
-        if (signal != SIGTERM && signal != SIGINT)
-            continue;
-        if (!in_use(pager))
+    while (!atomic_load(&pager->stopping)) {
+        struct timespec pause = {.tv_sec = asked ? 0 : 1, .tv_nsec = asked ? 50000000 : 0};
+        int signal = sigtimedwait(signals, NULL, &pause);
+        bool now = signal == SIGTERM || signal == SIGINT;
+
+        asked = asked || now;
+        if (asked && !in_use(pager))
             break;
-        log_warning("asked to end, but a process uses this memory and would freeze: end it first");
+        if (now)
+            log_warning("asked to end, but a process uses this memory and would freeze: ending when it has ended");
     }
 }
 
