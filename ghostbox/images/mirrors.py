@@ -30,7 +30,7 @@ def sources_list(suite: str, components: tuple[str, ...], mirror: str | None = N
     """
     if mirror is not None:
         return [_line(mirror, suite, components)]
-    archive, security = _known_archives(_index_targets())
+    archive, security = known_archives(_index_targets())
     lines = [_line(archive, release, components) for release in (suite, f"{suite}-updates")]
     if security is not None:
         lines.append(_line(security, f"{suite}-security", components))
@@ -39,7 +39,11 @@ def sources_list(suite: str, components: tuple[str, ...], mirror: str | None = N
 
 def apt_options() -> list[str]:
     """Return this machine's apt settings about proxies, retries and dates, as ``Name "value";``."""
-    dump = processes.run(["apt-config", "dump"], timeout_s=30)
+    return passed_on(processes.run(["apt-config", "dump"], timeout_s=30))
+
+
+def passed_on(dump: str) -> list[str]:
+    """Return those lines of ``apt-config dump`` that the guest's packages are to be fetched with."""
     return [line for line in dump.splitlines() if _PASSED_ON.match(line) and '""' not in line]
 
 
@@ -52,8 +56,16 @@ def _index_targets() -> str:
         ) from err
 
 
-def _known_archives(targets: str) -> tuple[str, str | None]:
-    """Return the URIs of the Debian archive and of its security updates, from ``apt-get indextargets``."""
+def known_archives(targets: str) -> tuple[str, str | None]:
+    """Return the URIs of the Debian archive and of its security updates.
+
+    Args:
+        targets: lines of ``apt-get indextargets``: URI, release, origin, label; the last two are empty where apt has
+            not fetched the lists yet.
+
+    Raises:
+        ImageError: no Debian archive is among them.
+    """
     archive = security = None
     for line in targets.splitlines():
         uri, _release, origin, label = [*line.split("|"), "", "", ""][:4]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The recipe that comes with GhostBox, broken recipes, and where packages come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ghostbox import paths
+from ghostbox.errors import ImageError
+from ghostbox.images import load_recipe, mirrors
+
+SHIPPED = paths.data_file("images/debian.yaml")
+
+
+def changed(tmp_path: Path, old: str, new: str) -> Path:
+    text = SHIPPED.read_text()
+    assert old in text
+    (tmp_path / "recipe.yaml").write_text(text.replace(old, new, 1))
+    return tmp_path / "recipe.yaml"
+
+
+def test_shipped_recipe_loads_and_names_no_host() -> None:
+    recipe = load_recipe()
+    assert recipe.name == "debian"
+    assert {"cloud-init", "openssh-server", "numactl", "python3"} <= set(recipe.packages)
+    assert "://" not in SHIPPED.read_text()
+
+
+def test_any_change_is_another_image(tmp_path: Path) -> None:
+    other = load_recipe(changed(tmp_path, "  - nano\n", ""))
+    assert other.hash != load_recipe().hash
+    assert load_recipe().hash == load_recipe(SHIPPED).hash
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("suite:", "siute:", "unknown key 'siute'"),
+        ("suite: trixie", "", "key 'suite' is missing"),
+        ("disk_size: 4G", "disk_size: big", "is wrong"),
+        ("name: debian", "name: [", "is not YAML"),
+        ("name: debian", "---\n- list\n---\n", "is not YAML"),
+    ],
+)
+def test_broken_recipe_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ImageError, match=rf"image recipe .*recipe\.yaml.*{message}"):
+        load_recipe(changed(tmp_path, old, new))
+
+
+def test_recipe_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("- list\n")
+    with pytest.raises(ImageError, match=r"recipe\.yaml is not a mapping"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"cannot read the image recipe .*none\.yaml: No such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_archives_are_found_by_their_release_files_or_by_their_paths() -> None:
+    by_origin = "http://a.test/x/|bookworm|Debian|Debian\nhttp://b.test/y/|bookworm-security|Debian|Debian-Security\n"
+    assert mirrors.known_archives(by_origin) == ("http://a.test/x/", "http://b.test/y/")
+    by_path = "http://a.test/debian/|bookworm||\nhttp://a.test/debian-security/|bookworm-security||\n"
+    assert mirrors.known_archives(by_path) == ("http://a.test/debian/", "http://a.test/debian-security/")
+    others_too = "http://c.test/apt/|stable|Vendor|Vendor\n" + by_path
+    assert mirrors.known_archives(others_too)[0] == "http://a.test/debian/"
+
+
+def test_machine_without_a_debian_archive_is_told_to_name_one() -> None:
+    with pytest.raises(ImageError, match="apt on this machine knows no Debian archive") as caught:
+        mirrors.known_archives("http://c.test/ubuntu/|noble|Ubuntu|Ubuntu\n")
+    assert caught.value.hint == "name one: ghostbox image build --mirror URI"
+
+
+def test_sources_are_archive_updates_and_security() -> None:
+    lines = mirrors.sources_list("trixie", ("main", "contrib"), "http://a.test/debian")
+    assert len(lines) == 1
+    assert lines[0].endswith("http://a.test/debian trixie main contrib")
+
+
+def test_only_settings_about_reaching_mirrors_are_passed_on() -> None:
+    dump = (
+        'Acquire::http::Proxy "http://p.test:3142";\nAcquire::Languages "none";\nDPkg::Post-Invoke:: "rm";\n'
+        'Acquire::Check-Date "false";\nAcquire::https "";\n'
+    )
+    assert mirrors.passed_on(dump) == ['Acquire::http::Proxy "http://p.test:3142";', 'Acquire::Check-Date "false";']
