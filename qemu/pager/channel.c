@@ -164,8 +164,8 @@ static bool same_memory(struct channel *channel)
     struct donor *donor = channel->donor;
     char *identity = nbd_get_export_description(channel->nbd);
     int64_t bytes = nbd_get_size(channel->nbd);
-    bool same = identity && *donor->identity && strcmp(identity, donor->identity) == 0 &&
-                bytes >= 0 && (uint64_t)bytes == donor->export_bytes;
+    bool same = identity && *donor->identity && strcmp(identity, donor->identity) == 0 && bytes >= 0 &&
+                (uint64_t)bytes == donor->export_bytes;
 
     if (!same)
         log_error("donor %s: it is back, but cannot show that it still holds our pages (identity '%s', was '%s'): "

@@ -161,7 +161,7 @@ static bool settle(struct pager *pager, uint32_t page)
     struct page *p = &pager->table.pages[page];
     bool wanted = p->flags & PAGE_F_WANTED;
 
-    p->flags &= (uint8_t)~(PAGE_F_WANTED | PAGE_F_HELD | PAGE_F_READAHEAD);
+    p->flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_HELD | PAGE_F_READAHEAD);
     return wanted;
 }
 

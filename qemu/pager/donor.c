@@ -69,8 +69,8 @@ static int donor_open(struct donor *donor, const char *uri, char *text, size_t t
     donor->uri = strdup(uri);
     if (!donor->uri)
         return -ENOMEM;
-    for (int class = 0; class < CHANNEL_CLASSES; class++) {
-        int rc = channel_open(&donor->channels[class], donor, (enum channel_class)class, text, text_bytes);
+    for (int class = 0; class < CHANNEL_CLASSES; class ++) {
+        int rc = channel_open(&donor->channels[class], donor, (enum channel_class) class, text, text_bytes);
 
         if (rc < 0)
             return rc;
@@ -152,7 +152,7 @@ void pool_close(struct pool *pool)
     for (uint32_t i = 0; i < pool->n_donors; i++) {
         struct donor *donor = &pool->donors[i];
 
-        for (int class = 0; class < CHANNEL_CLASSES; class++)
+        for (int class = 0; class < CHANNEL_CLASSES; class ++)
             if (donor->channels[class].nbd)
                 nbd_close(donor->channels[class].nbd);
         free(donor->identity);
@@ -184,7 +184,7 @@ static const char *donor_state_name(struct donor *donor)
 {
     if (atomic_load(&donor->lost))
         return "lost";
-    for (int class = 0; class < CHANNEL_CLASSES; class++)
+    for (int class = 0; class < CHANNEL_CLASSES; class ++)
         if (atomic_load(&donor->states[class]) != CHANNEL_UP)
             return "down";
     return "up";
@@ -194,13 +194,12 @@ json_t *donor_to_json(struct donor *donor)
 {
     struct donor_counters *c = &donor->counters;
 
-    return json_pack("{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri,
-                     "state", donor_state_name(donor), "identity", donor->identity, "export_bytes",
-                     (json_int_t)donor->export_bytes, "extents", (int)donor->n_extents, "read_bytes",
-                     (json_int_t)atomic_load(&c->read_bytes), "written_bytes",
-                     (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes",
-                     (json_int_t)atomic_load(&c->trimmed_bytes), "reads", (json_int_t)atomic_load(&c->reads),
-                     "writes", (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims),
-                     "errors", (json_int_t)atomic_load(&c->errors), "reconnects",
-                     (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
+    return json_pack(
+        "{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri, "state",
+        donor_state_name(donor), "identity", donor->identity, "export_bytes", (json_int_t)donor->export_bytes,
+        "extents", (int)donor->n_extents, "read_bytes", (json_int_t)atomic_load(&c->read_bytes), "written_bytes",
+        (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes", (json_int_t)atomic_load(&c->trimmed_bytes),
+        "reads", (json_int_t)atomic_load(&c->reads), "writes", (json_int_t)atomic_load(&c->writes), "trims",
+        (json_int_t)atomic_load(&c->trims), "errors", (json_int_t)atomic_load(&c->errors), "reconnects",
+        (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
 }

@@ -46,8 +46,8 @@ struct channel {
     enum channel_class class;
     enum channel_state state;
     struct nbd_handle *nbd;
-    int fd;            /* registered with the loop, -1 if none */
-    uint32_t polled;   /* EPOLL* now registered */
+    int fd;          /* registered with the loop, -1 if none */
+    uint32_t polled; /* EPOLL* now registered */
     uint32_t in_flight;
     uint64_t retry_ns; /* DOWN: when to try again */
     struct request *done_head, **done_tail;

@@ -18,10 +18,10 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#define EVENTS_MAX 64
+#define EVENTS_MAX      64
 #define DISCARD_POLL_MS 1
-#define REAP_POLL_MS 20
-#define DONOR_POLL_MS 50
+#define REAP_POLL_MS    20
+#define DONOR_POLL_MS   50
 
 static int compare_pages(const void *a, const void *b)
 {
@@ -164,10 +164,10 @@ static bool evict_round(struct evict_loop *loop)
     }
     pager_unlock(pager);
     COUNT(pager->counters.evicted_clean, victims.n_clean);
-    uint32_t zapped = short_of_inactive > 0 ? zap_start(loop, (uint32_t)(short_of_inactive < BATCH_PAGES
-                                                                              ? short_of_inactive
-                                                                              : BATCH_PAGES))
-                                            : 0;
+    uint32_t zapped =
+        short_of_inactive > 0
+            ? zap_start(loop, (uint32_t)(short_of_inactive < BATCH_PAGES ? short_of_inactive : BATCH_PAGES))
+            : 0;
     drop_flush(loop);
     if (victims.n_dirty > 0) {
         sort_pages(victims.dirty, victims.n_dirty);

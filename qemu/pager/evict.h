@@ -6,10 +6,10 @@
 #include "pager.h"
 #include "proto.h"
 
-#define BATCH_PAGES 256u
-#define STAGES 32u
-#define STAGE_PAGES 64u
-#define WRITES 256u
+#define BATCH_PAGES  256u
+#define STAGES       32u
+#define STAGE_PAGES  64u
+#define WRITES       256u
 #define DISCARDS_MAX 64u
 
 /* Bytes on their way to a donor: a stable copy, so that a fault may take the page back meanwhile. */
@@ -20,9 +20,9 @@ struct stage {
 };
 
 enum write_kind {
-    WRITE_DATA,    /* write-back of pages in state WRITEBACK */
-    WRITE_ZERO,    /* the same for pages that are all zero: a trim */
-    WRITE_FORGET,  /* a trim after a discard; the pages are in any state */
+    WRITE_DATA,   /* write-back of pages in state WRITEBACK */
+    WRITE_ZERO,   /* the same for pages that are all zero: a trim */
+    WRITE_FORGET, /* a trim after a discard; the pages are in any state */
 };
 
 struct write_op {
@@ -97,7 +97,8 @@ void writeback_start(struct evict_loop *loop, const uint32_t *pages, uint32_t n)
 void writeback_finish(struct evict_loop *loop, struct channel *channel);
 /*
  * Tells the donors that they need not keep these pages; PAGE_F_IO is on them until they have answered. Returns how
- * many of the pages, from the first, this covers: fewer than n while too many requests are under way. Without the lock.
+ * many of the pages, from the first, this covers: fewer than n while too many requests are under way. Without the
+ * lock.
  */
 uint32_t writeback_forget(struct evict_loop *loop, uint32_t page, uint32_t n);
 /* Without the lock. */

@@ -17,11 +17,11 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#define EVENTS_MAX 64
-#define MESSAGES_MAX 64
+#define EVENTS_MAX       64
+#define MESSAGES_MAX     64
 #define FAULT_AROUND_MAX 64u
-#define ZERO_AROUND_MAX 64u
-#define RETRY_NS 1000000ull
+#define ZERO_AROUND_MAX  64u
+#define RETRY_NS         1000000ull
 
 void fault_make_wait(struct fault_loop *loop, uint32_t page, uint64_t retry_after_ns)
 {
@@ -38,7 +38,7 @@ void fault_installed(struct fault_loop *loop, uint32_t page)
 {
     struct page_table *table = &loop->pager->table;
 
-    table->pages[page].flags &= (uint8_t)~(PAGE_F_WANTED | PAGE_F_READAHEAD);
+    table->pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
     page_set_state(table, page, PAGE_RESIDENT);
     page_list_push(table, &table->resident, page);
 }
@@ -169,7 +169,8 @@ static void remap_failed(struct fault_loop *loop, const struct region *region, u
         page_set_on_donor(table, page, false);
         table->pages[page].flags &= (uint8_t)~PAGE_F_READAHEAD;
         page_set_state(table, page, PAGE_ABSENT);
-    } else { /* EEXIST: mapped already. Others: on the resident list a page may be unmapped, the next fault tries again */
+    } else { /* EEXIST: mapped already. Others: on the resident list a page may be unmapped, the next fault tries
+                again */
         fault_installed(loop, page);
     }
     region_wake(region, page, 1);
@@ -441,7 +442,7 @@ static bool mind_channels(struct fault_loop *loop)
     bool down = false;
 
     for (uint32_t d = 0; d < pool->n_donors; d++)
-        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class++) {
+        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
             struct channel *channel = &pool->donors[d].channels[class];
 
             if (channel->done_head)

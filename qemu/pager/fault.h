@@ -5,10 +5,11 @@
 
 #include "pager.h"
 
-#define DEMAND_SLOTS 128u
+#define DEMAND_SLOTS    128u
 #define READAHEAD_SLOTS 16u
-#define STREAMS 16u
-#define FETCH_ATTEMPTS 5u /* a donor that answers with an error is asked this often before the page counts as lost */
+#define STREAMS         16u
+#define FETCH_ATTEMPTS  5u /* a donor that answers with an error is asked this often before the page counts as lost  \
+                            */
 
 /* A read from a donor under way: one page for a fault, a run for readahead. */
 struct fetch {
@@ -47,9 +48,11 @@ struct fault_loop {
 /* fetch.c: all with the pager's lock held; they drop and take it again around system calls. */
 int fetch_init(struct fault_loop *loop);
 void fetch_destroy(struct fault_loop *loop);
-/* The page is ABSENT and on a donor, and a fault waits for it. Returns false if it has to wait (no slot, no donor). */
+/* The page is ABSENT and on a donor, and a fault waits for it. Returns false if it has to wait (no slot, no donor).
+ */
 bool fetch_demand(struct fault_loop *loop, uint32_t page);
-/* Reads ahead what of the run is absent and on a donor; stops at a page that is neither. Returns the pages covered. */
+/* Reads ahead what of the run is absent and on a donor; stops at a page that is neither. Returns the pages covered.
+ */
 uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages);
 /* Installs what has arrived on this channel. Without the lock. */
 void fetch_finish(struct fault_loop *loop, struct channel *channel);

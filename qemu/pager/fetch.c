@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define RETRY_NS 10000000ull
+#define RETRY_NS      10000000ull
 #define RETRY_LOST_NS 1000000000ull
 
 static uint8_t *slot_buffers(size_t bytes)
@@ -163,7 +163,7 @@ static void lose_page(struct fault_loop *loop, uint32_t page)
 
     pager->table.counts.present--;
     page_set_state(&pager->table, page, PAGE_POISONED);
-    pager->table.pages[page].flags &= (uint8_t)~(PAGE_F_WANTED | PAGE_F_READAHEAD);
+    pager->table.pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
     COUNT(pager->counters.poisoned, 1);
     struct place place = pool_place(&pager->pool, page);
 
@@ -180,7 +180,7 @@ static void give_up_page(struct fault_loop *loop, uint32_t page)
     bool wanted = table->pages[page].flags & PAGE_F_WANTED;
 
     table->counts.present--;
-    table->pages[page].flags &= (uint8_t)~(PAGE_F_WANTED | PAGE_F_READAHEAD);
+    table->pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
     page_set_state(table, page, PAGE_ABSENT);
     if (wanted)
         fault_make_wait(loop, page, RETRY_NS);

@@ -97,7 +97,8 @@ static int device_open(int *fd, char *text, size_t text_bytes)
     int error = errno;
 
     if (error == ENOENT)
-        snprintf(text, text_bytes, "cannot open " USERFAULTFD_DEVICE ": it is not there; Linux 6.1 or later is needed");
+        snprintf(text, text_bytes,
+                 "cannot open " USERFAULTFD_DEVICE ": it is not there; Linux 6.1 or later is needed");
     else
         snprintf(text, text_bytes,
                  "cannot open " USERFAULTFD_DEVICE ": %s; allow it with: sudo chgrp kvm " USERFAULTFD_DEVICE
@@ -106,7 +107,8 @@ static int device_open(int *fd, char *text, size_t text_bytes)
     return -error;
 }
 
-/* What the kernel says it has. The first UFFDIO_API on a userfaultfd fixes its features, so this one is thrown away. */
+/* What the kernel says it has. The first UFFDIO_API on a userfaultfd fixes its features, so this one is thrown away.
+ */
 static int kernel_features(int device_fd, uint64_t *mask)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = 0};
@@ -180,8 +182,8 @@ static bool try_pagemap_wp(struct probe *probe)
 /* Page 1 comes into the memfd from outside, so that only CONTINUE can map it. */
 static bool try_continue_wp(struct probe *probe)
 {
-    struct uffdio_continue cont = {
-        .range = {(uintptr_t)probe->base + PAGE_BYTES, PAGE_BYTES}, .mode = UFFDIO_CONTINUE_MODE_WP};
+    struct uffdio_continue cont = {.range = {(uintptr_t)probe->base + PAGE_BYTES, PAGE_BYTES},
+                                   .mode = UFFDIO_CONTINUE_MODE_WP};
 
     return pwrite(probe->memfd, "x", 1, PAGE_BYTES) == 1 && ioctl(probe->uffd, UFFDIO_CONTINUE, &cont) == 0;
 }

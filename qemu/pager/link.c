@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define BACKLOG 16
-#define LINKS (sizeof(((struct evict_loop *)0)->links) / sizeof(struct link))
+#define LINKS   (sizeof(((struct evict_loop *)0)->links) / sizeof(struct link))
 
 union message {
     struct gb_header h;
@@ -183,8 +183,8 @@ static void on_hello(struct evict_loop *loop, struct link *link, const struct gb
     };
     char control[CMSG_SPACE(sizeof(int))] = {0};
     struct iovec iov = {&welcome, sizeof(welcome)};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-                             .msg_controllen = sizeof(control)};
+    struct msghdr message = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
     struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
 
     cmsg->cmsg_level = SOL_SOCKET;
@@ -309,8 +309,8 @@ void link_readable(struct evict_loop *loop, struct link *link)
     union message message;
     char control[CMSG_SPACE(3 * sizeof(int))];
     struct iovec iov = {&message, sizeof(message)};
-    struct msghdr header = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-                            .msg_controllen = sizeof(control)};
+    struct msghdr header = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
     int fds[3] = {-1, -1, -1};
 
     if (link->state == LINK_FREE)

@@ -19,9 +19,9 @@
  *   main      signals; starts and ends the others
  *   fault     userfaultfds, demand and readahead connections; alone maps pages          (fault.c, fetch.c, stream.c)
  *   evict     shims, zaps, write-back connections, punching holes, discards             (evict.c, zap.c, writeback.c,
- *                                                                                        discard.c, link.c, regions.c)
- *   control   the control socket                                                        (status.c)
- * They share the page table under one lock, which is never held while a page moves.
+ *                                                                                        discard.c, link.c,
+ * regions.c) control   the control socket                                                        (status.c) They
+ * share the page table under one lock, which is never held while a page moves.
  *
  * Who dies when: if a donor dies, pages that are there wait for it. If this process dies, the guest waits on its next
  * absent page: the shim holds the userfaultfd open, so nothing ever reads zeroes. If QEMU dies, its region is
@@ -48,7 +48,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#define EXIT_USAGE 2
+#define EXIT_USAGE         2
 #define PR_SET_IO_FLUSHER_ 57 /* linux/prctl.h, Linux 5.6 */
 
 struct region *pager_region_of(struct pager *pager, uint32_t page)

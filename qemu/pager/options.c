@@ -10,12 +10,28 @@
 #include <stdio.h>
 #include <string.h>
 
-#define CACHE_MIN_BYTES (1ull << 20)
+#define CACHE_MIN_BYTES     (1ull << 20)
 #define READAHEAD_MAX_BYTES (1ull << 20)
 
-enum option_id { OPT_LISTEN = 256, OPT_CONTROL, OPT_CACHE, OPT_DONOR, OPT_CONTENTS, OPT_EXTENT, OPT_READAHEAD, OPT_POLL,
-                 OPT_PEER_UID, OPT_EXIT_WITH_CLIENT, OPT_HIDE, OPT_FIFO, OPT_LOG_FILE, OPT_LOG_LEVEL, OPT_PROBE,
-                 OPT_HELP, OPT_VERSION };
+enum option_id {
+    OPT_LISTEN = 256,
+    OPT_CONTROL,
+    OPT_CACHE,
+    OPT_DONOR,
+    OPT_CONTENTS,
+    OPT_EXTENT,
+    OPT_READAHEAD,
+    OPT_POLL,
+    OPT_PEER_UID,
+    OPT_EXIT_WITH_CLIENT,
+    OPT_HIDE,
+    OPT_FIFO,
+    OPT_LOG_FILE,
+    OPT_LOG_LEVEL,
+    OPT_PROBE,
+    OPT_HELP,
+    OPT_VERSION
+};
 
 static const struct option long_options[] = {
     {"listen", required_argument, NULL, OPT_LISTEN},
@@ -40,28 +56,29 @@ static const struct option long_options[] = {
 
 void options_usage(void)
 {
-    puts("usage: ghostbox-pager --listen SOCKET --control SOCKET --cache SIZE --donor URI [--donor URI]… [options]\n"
-         "\n"
-         "Serves the page faults of remote memory: keeps a bounded cache here, the rest on NBD exports.\n"
-         "\n"
-         "  --listen SOCKET        where the shim in QEMU connects\n"
-         "  --control SOCKET       control socket, JSON lines\n"
-         "  --cache SIZE           at most this much remote memory is kept here (1M or more)\n"
-         "  --donor URI            an NBD export: nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH\n"
-         "  --contents fresh|keep  keep: what the exports hold is the memory's first content (default fresh: zeroes)\n"
-         "  --extent SIZE          how the pages are spread over the donors (default: 16M or what fits)\n"
-         "  --readahead SIZE       largest window that is read ahead, 0 turns it off (default 256K)\n"
-         "  --poll-us N            spin this long for the next event before sleeping, 0 to 10000 (default 50)\n"
-         "  --peer-uid UID         who may connect besides root and ourselves (repeatable)\n"
-         "  --exit-with-client     end when the process whose memory this is has ended, and trim the exports\n"
-         "  --hide-features A,B    do as if the kernel lacked these features (for tests)\n"
-         "  --log-file FILE        instead of stderr\n"
-         "  --log-level LEVEL      error, warning, info (default) or debug\n"
-         "  --probe                print what this kernel's userfaultfd can do as JSON, and end\n"
-         "  --version, --help\n"
-         "\n"
-         "Example:\n"
-         "  ghostbox-pager --listen p.sock --control c.sock --cache 256M --donor nbd://127.0.0.1:10809/lease1");
+    puts(
+        "usage: ghostbox-pager --listen SOCKET --control SOCKET --cache SIZE --donor URI [--donor URI]… [options]\n"
+        "\n"
+        "Serves the page faults of remote memory: keeps a bounded cache here, the rest on NBD exports.\n"
+        "\n"
+        "  --listen SOCKET        where the shim in QEMU connects\n"
+        "  --control SOCKET       control socket, JSON lines\n"
+        "  --cache SIZE           at most this much remote memory is kept here (1M or more)\n"
+        "  --donor URI            an NBD export: nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH\n"
+        "  --contents fresh|keep  keep: what the exports hold is the memory's first content (default fresh: zeroes)\n"
+        "  --extent SIZE          how the pages are spread over the donors (default: 16M or what fits)\n"
+        "  --readahead SIZE       largest window that is read ahead, 0 turns it off (default 256K)\n"
+        "  --poll-us N            spin this long for the next event before sleeping, 0 to 10000 (default 50)\n"
+        "  --peer-uid UID         who may connect besides root and ourselves (repeatable)\n"
+        "  --exit-with-client     end when the process whose memory this is has ended, and trim the exports\n"
+        "  --hide-features A,B    do as if the kernel lacked these features (for tests)\n"
+        "  --log-file FILE        instead of stderr\n"
+        "  --log-level LEVEL      error, warning, info (default) or debug\n"
+        "  --probe                print what this kernel's userfaultfd can do as JSON, and end\n"
+        "  --version, --help\n"
+        "\n"
+        "Example:\n"
+        "  ghostbox-pager --listen p.sock --control c.sock --cache 256M --donor nbd://127.0.0.1:10809/lease1");
 }
 
 __attribute__((format(printf, 3, 4))) static int fail(char *text, size_t text_bytes, const char *format, ...)

@@ -5,8 +5,8 @@
 
 #include "control.h"
 #include "donor.h"
-#include "kernel_features.h"
 #include "histogram.h"
+#include "kernel_features.h"
 #include "options.h"
 #include "pages.h"
 #include "region.h"
@@ -37,8 +37,8 @@ struct pager {
     uint64_t started_ns;
 
     /*
-     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages and watermarks.
-     * It is held for list work only, never over a system call that moves a page.
+     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages and
+     * watermarks. It is held for list work only, never over a system call that moves a page.
      */
     pthread_mutex_t lock;
     struct page_table table;

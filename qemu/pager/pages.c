@@ -6,9 +6,9 @@
 #include <sys/mman.h>
 
 static const char *const state_names[] = {
-    [PAGE_ABSENT] = "absent",       [PAGE_WAITING] = "waiting",       [PAGE_FETCHING] = "fetching",
-    [PAGE_MAPPING] = "mapping",     [PAGE_RESIDENT] = "resident",     [PAGE_ZAPPING] = "zapping",
-    [PAGE_INACTIVE] = "inactive",   [PAGE_WRITEBACK] = "writeback",   [PAGE_DROPPING] = "dropping",
+    [PAGE_ABSENT] = "absent",         [PAGE_WAITING] = "waiting",     [PAGE_FETCHING] = "fetching",
+    [PAGE_MAPPING] = "mapping",       [PAGE_RESIDENT] = "resident",   [PAGE_ZAPPING] = "zapping",
+    [PAGE_INACTIVE] = "inactive",     [PAGE_WRITEBACK] = "writeback", [PAGE_DROPPING] = "dropping",
     [PAGE_DISCARDING] = "discarding", [PAGE_POISONED] = "poisoned",
 };
 static_assert(sizeof(state_names) / sizeof(*state_names) == PAGE_STATES, "a name for each state");
@@ -21,7 +21,8 @@ const char *page_state_name(enum page_state state)
 int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
 {
     size_t bytes = (size_t)n_pages * sizeof(struct page);
-    struct page *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    struct page *pages =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (pages == MAP_FAILED)
         return -errno;

@@ -30,7 +30,7 @@
 
 #define PAGE_BYTES 4096u
 #define PAGE_SHIFT 12
-#define PAGE_NONE UINT32_MAX
+#define PAGE_NONE  UINT32_MAX
 
 enum page_state {
     PAGE_ABSENT = 0, /* the value of untouched memory */
@@ -71,9 +71,9 @@ struct page_list {
 };
 
 struct page_counts {
-    int64_t present;   /* pages in the memfds, or on the way there: never above the cache size */
-    int64_t dirty;     /* PAGE_F_DIRTY */
-    int64_t on_donor;  /* PAGE_F_ON_DONOR (or kept contents) */
+    int64_t present;  /* pages in the memfds, or on the way there: never above the cache size */
+    int64_t dirty;    /* PAGE_F_DIRTY */
+    int64_t on_donor; /* PAGE_F_ON_DONOR (or kept contents) */
     int64_t fetching;
     int64_t writeback;
     int64_t poisoned;

@@ -19,10 +19,10 @@
 
 struct region {
     uint32_t id;
-    bool in_use;      /* guarded by the pager's lock, like the next three */
-    bool connected;   /* the shim's thread listens: zaps are possible */
-    bool leaving;     /* the process has ended; the fault thread must let go of it */
-    bool watched;     /* the fault thread has its userfaultfd in its epoll */
+    bool in_use;    /* guarded by the pager's lock, like the next three */
+    bool connected; /* the shim's thread listens: zaps are possible */
+    bool leaving;   /* the process has ended; the fault thread must let go of it */
+    bool watched;   /* the fault thread has its userfaultfd in its epoll */
     int uffd, memfd, pagemap, pidfd;
     pid_t pid;
     char comm[16];

@@ -45,8 +45,7 @@ static bool shape_valid(const struct gb_region *message, int memfd)
     return message->page_bytes == PAGE_BYTES && message->length > 0 && message->length % PAGE_BYTES == 0 &&
            message->base % PAGE_BYTES == 0 && message->base + message->length > message->base &&
            message->memfd_offset % PAGE_BYTES == 0 && fstat(memfd, &st) == 0 && st.st_size >= 0 &&
-           message->length <= (uint64_t)st.st_size &&
-           message->memfd_offset <= (uint64_t)st.st_size - message->length;
+           message->length <= (uint64_t)st.st_size && message->memfd_offset <= (uint64_t)st.st_size - message->length;
 }
 
 struct region *region_admit(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
@@ -153,7 +152,8 @@ static bool release_page(struct pager *pager, uint32_t page)
     return true;
 }
 
-/* Returns whether no page of the region is here any more. Its process has ended and the fault thread has let go of it. */
+/* Returns whether no page of the region is here any more. Its process has ended and the fault thread has let go of
+ * it. */
 static bool dissolve(struct pager *pager, struct region *region)
 {
     uint32_t end = region->first_page + region->n_pages;

@@ -22,10 +22,10 @@ static json_t *regions_to_json(struct pager *pager)
         const struct region *r = &pager->regions[i];
 
         if (r->in_use)
-            json_array_append_new(array, json_pack("{s:i, s:i, s:s, s:I, s:b, s:b}", "id", (int)r->id, "pid",
-                                                   (int)r->pid, "comm", r->comm, "length_bytes",
-                                                   (json_int_t)r->length, "connected", (int)r->connected, "leaving",
-                                                   (int)r->leaving));
+            json_array_append_new(array,
+                                  json_pack("{s:i, s:i, s:s, s:I, s:b, s:b}", "id", (int)r->id, "pid", (int)r->pid,
+                                            "comm", r->comm, "length_bytes", (json_int_t)r->length, "connected",
+                                            (int)r->connected, "leaving", (int)r->leaving));
     }
     pager_unlock(pager);
     return array;
@@ -42,8 +42,8 @@ static json_t *pages_to_json(struct pager *pager)
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "total", (json_int_t)t->n_pages,
                      "present", (json_int_t)c.present, "resident", (json_int_t)resident, "inactive",
                      (json_int_t)inactive, "waiting", (json_int_t)waiting, "dirty", (json_int_t)c.dirty, "fetching",
-                     (json_int_t)c.fetching, "writeback", (json_int_t)c.writeback, "on_donor",
-                     (json_int_t)c.on_donor, "poisoned", (json_int_t)c.poisoned, "pinned", 0);
+                     (json_int_t)c.fetching, "writeback", (json_int_t)c.writeback, "on_donor", (json_int_t)c.on_donor,
+                     "poisoned", (json_int_t)c.poisoned, "pinned", 0);
 }
 
 static json_t *faults_to_json(const struct pager_counters *c)
@@ -69,10 +69,9 @@ static json_t *counters_to_json(struct pager *pager)
                      faults_to_json(c), "readahead", "issued", load(&c->readahead_issued), "used",
                      load(&c->readahead_used), "wasted", load(&c->readahead_wasted), "evictions",
                      evictions_to_json(c), "discards", "requests", load(&c->discard_requests), "pages",
-                     load(&c->discard_pages), "surprises", "foreign_pages", load(&c->foreign_pages),
-                     "vanished_pages", load(&c->vanished_pages), "latency", "fetch",
-                     histogram_to_json(&pager->fetch_latency), "minor", histogram_to_json(&pager->minor_latency),
-                     "zero", histogram_to_json(&pager->zero_latency));
+                     load(&c->discard_pages), "surprises", "foreign_pages", load(&c->foreign_pages), "vanished_pages",
+                     load(&c->vanished_pages), "latency", "fetch", histogram_to_json(&pager->fetch_latency), "minor",
+                     histogram_to_json(&pager->minor_latency), "zero", histogram_to_json(&pager->zero_latency));
 }
 
 static json_t *donors_to_json(struct pager *pager)
@@ -96,14 +95,13 @@ static json_t *cmd_status(void *ctx, const json_t *args, struct control_error *e
     json_int_t cache_bytes = (json_int_t)pager->cache_pages * PAGE_BYTES;
 
     pager_unlock(pager);
-    json_t *head = json_pack("{s:s, s:i, s:I, s:I, s:i, s:I, s:I, s:o, s:o, s:s, s:o, s:o, s:o}", "version",
-                             GHOSTBOX_VERSION, "pid", (int)getpid(), "uptime_s", uptime_s, "cache_bytes",
-                             cache_bytes, "poll_us", (int)pager->options->poll_us, "extent_bytes",
-                             (json_int_t)pager->pool.extent_bytes, "pool_bytes", (json_int_t)pool_bytes(&pager->pool),
-                             "features", features_to_json(&pager->features), "hidden_features",
-                             features_hidden_to_json(&pager->features), "dirty_tracking",
-                             features_dirty_tracking(&pager->features), "regions", regions_to_json(pager), "pages",
-                             pages_to_json(pager), "donors", donors_to_json(pager));
+    json_t *head = json_pack(
+        "{s:s, s:i, s:I, s:I, s:i, s:I, s:I, s:o, s:o, s:s, s:o, s:o, s:o}", "version", GHOSTBOX_VERSION, "pid",
+        (int)getpid(), "uptime_s", uptime_s, "cache_bytes", cache_bytes, "poll_us", (int)pager->options->poll_us,
+        "extent_bytes", (json_int_t)pager->pool.extent_bytes, "pool_bytes", (json_int_t)pool_bytes(&pager->pool),
+        "features", features_to_json(&pager->features), "hidden_features", features_hidden_to_json(&pager->features),
+        "dirty_tracking", features_dirty_tracking(&pager->features), "regions", regions_to_json(pager), "pages",
+        pages_to_json(pager), "donors", donors_to_json(pager));
 
     json_object_update(head, status);
     json_decref(status);

@@ -28,8 +28,8 @@ int writeback_init(struct evict_loop *loop)
         return -errno;
     loop->buffers = buffers;
     for (uint32_t i = 0; i < STAGES; i++) {
-        loop->stages[i] = (struct stage){.next = loop->free_stages,
-                                         .buf = loop->buffers + (size_t)i * STAGE_PAGES * PAGE_BYTES};
+        loop->stages[i] =
+            (struct stage){.next = loop->free_stages, .buf = loop->buffers + (size_t)i * STAGE_PAGES * PAGE_BYTES};
         loop->free_stages = &loop->stages[i];
     }
     for (uint32_t i = 0; i < WRITES; i++) {

@@ -31,12 +31,12 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define GB_PROTO_MAGIC 0x47424f58u /* "GBOX" */
-#define GB_PROTO_VERSION 1u
+#define GB_PROTO_MAGIC      0x47424f58u /* "GBOX" */
+#define GB_PROTO_VERSION    1u
 #define GB_PROTO_MAX_RANGES 256u
 #define GB_PROTO_TEXT_BYTES 240u
-#define GB_SOCKET_ENV "GHOSTBOX_PAGER_SOCKET"
-#define GB_MEMFD_LINK "/memfd:memory-backend-memfd (deleted)"
+#define GB_SOCKET_ENV       "GHOSTBOX_PAGER_SOCKET"
+#define GB_MEMFD_LINK       "/memfd:memory-backend-memfd (deleted)"
 
 enum gb_msg_type {
     GB_MSG_HELLO = 1,
@@ -53,7 +53,7 @@ enum gb_msg_type {
     GB_MSG_PIN_DONE,
     GB_MSG_UNPIN,
     GB_MSG_UNPIN_DONE,
-    GB_MSG_BYE, /* only a header: the region is unmapped (memory unplugged); the process lives on. Then close. */
+    GB_MSG_BYE,  /* only a header: the region is unmapped (memory unplugged); the process lives on. Then close. */
     GB_MSG_TYPES /* count, keep last */
 };
 
@@ -64,8 +64,8 @@ enum gb_hello_flags {
 struct gb_header {
     uint32_t magic;
     uint16_t version;
-    uint16_t type; /* enum gb_msg_type */
-    uint32_t seq;  /* a reply carries the seq of what it answers */
+    uint16_t type;  /* enum gb_msg_type */
+    uint32_t seq;   /* a reply carries the seq of what it answers */
     uint32_t bytes; /* of the whole message, header included */
 };
 static_assert(sizeof(struct gb_header) == 16, "wire layout");
@@ -121,7 +121,7 @@ struct gb_zap {
     uint32_t reserved;
     struct gb_range ranges[GB_PROTO_MAX_RANGES];
 };
-#define GB_ZAP_BYTES(n) (24u + (uint32_t)(n) * 16u)
+#define GB_ZAP_BYTES(n) (24u + (uint32_t)(n)*16u)
 static_assert(sizeof(struct gb_zap) == GB_ZAP_BYTES(GB_PROTO_MAX_RANGES), "wire layout");
 
 /* ZAP_DONE, DISCARD_READY, PIN_DONE, UNPIN_DONE */
