@@ -95,6 +95,16 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
+def _end_pager(process: subprocess.Popen[str]) -> None:
+    """End a pager. It refuses while a process uses its memory, so one that has just been killed is waited for."""
+    deadline = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < deadline:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    _end(process)
+
+
 @dataclass
 class RunningMemserver:
     """A ``ghostbox-memserver`` without its control plane."""
@@ -223,7 +233,7 @@ def running_pager(
             process = subprocess.Popen(
                 argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **build.env}
             )
-        stack.callback(_end, process)
+        stack.callback(_end_pager, process)
         line = _read_line(process, "ghostbox-pager")
         if line != "ready":
             raise RuntimeError(f"the pager said {line!r}, status {process.wait(10)}: {log_path.read_text()}")
