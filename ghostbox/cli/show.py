@@ -107,14 +107,14 @@ def _memory_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("cache", f"{size('resident')} resident, {size('inactive')} inactive of {format_bytes(pager['cache_bytes'])}"),
         ("on donors", f"{size('on_donor')}; {size('dirty')} not written yet"),
         ("faults", f"{faults['missing_fetch']} fetched, {faults['missing_zero']} new, {faults['minor']} found again"),
-        ("fetch time", f"p50 {_us(fetch, 'p50_ns')}, p99 {_us(fetch, 'p99_ns')}"),
+        ("fetch time", f"p50 {_us(fetch, 'p50_us')}, p99 {_us(fetch, 'p99_us')}"),
         ("evicted", f"{evictions['clean']} clean, {evictions['dirty']} dirty, {evictions['zero']} zero pages"),
     ]
 
 
 def _us(histogram: Mapping[str, Any], key: str) -> str:
     value = histogram.get(key)
-    return "-" if not value else f"{value / 1000:.0f} µs"
+    return "-" if not value else f"{value:.0f} µs"
 
 
 def _donor_table(donors: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox demo``: show everything on this machine alone."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+
+from ghostbox import demo as demonstration
+from ghostbox.cli import show
+from ghostbox.cli.context import Context
+from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.demo import DemoResult
+from ghostbox.units import format_bytes
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox demo           two donors and a VM on this machine; the VM stays
+  ghostbox demo --json    the same, the result as JSON
+  ghostbox demo --down    remove all of it
+"""
+)
+@click.option("--down", is_flag=True, help="Remove the demo's VM and its donors.")
+@output_options
+@click.pass_obj
+def demo(context: Context, /, down: bool, output: str) -> int:
+    """Show everything on this machine alone: a VM on the memory of two donors, filled and checked from inside."""
+    stages = Stages()
+    if down:
+        demonstration.tear_down(context.paths, stages)
+        return 0
+    result = demonstration.run(context.config, context.paths, stages)
+    emit(result, output, lambda: _summary(result))
+    return 1 if result.problems else 0
+
+
+def _summary(result: DemoResult) -> RenderableType:
+    good = not result.problems
+    verdict = "[bold green]every byte came back right[/]" if good else "[bold red]this is not right[/]"
+    rows: list[tuple[str, object]] = [
+        (
+            "checked",
+            f"{format_bytes(result.bytes_checked)} on a cache of {format_bytes(result.cache_bytes)}: {verdict}",
+        ),
+        *(("problem", f"[red]{escape(problem)}[/]") for problem in result.problems),
+        ("went out", f"{format_bytes(result.traffic.written_bytes)} to the donors"),
+        ("came back", f"{format_bytes(result.traffic.read_bytes)}, {result.traffic.fetched_pages} pages waited for"),
+        ("rates", _rates(result)),
+        ("donors hold", ", ".join(f"{who} {format_bytes(held)}" for who, held in result.donor_bytes.items())),
+        ("memory tiers", ", ".join(f"node {nodes}: {tier}" for tier, nodes in result.tiers.items())),
+        ("", ""),
+        ("look around", f"[bold]ghostbox shell {result.name}[/]  or  {escape(result.ssh_command)}"),
+        ("clean up", "[bold]ghostbox demo --down[/]"),
+    ]
+    numa = Panel(escape(result.numa), title="the guest's memory (numactl --hardware)", border_style="dim", expand=False)
+    color = "green" if good else "red"
+    return Group(numa, Panel(show.pairs(rows), title="GhostBox", border_style=color, expand=False))
+
+
+def _rates(result: DemoResult) -> str:
+    fill, check = format_bytes(int(result.fill_bytes_per_s)), format_bytes(int(result.check_bytes_per_s))
+    slow = " (emulated CPU)" if result.virt == "tcg" else ""
+    return f"filled at {fill}/s, checked at {check}/s, {result.random_reads_per_s:,.0f} random pages/s{slow}"

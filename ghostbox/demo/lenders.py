@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""The demo's two donors: memservers on this machine's loopback, each a process that outlives the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ghostbox import processes
+from ghostbox.errors import ProgramError
+from ghostbox.paths import Paths
+from ghostbox.units import format_bytes
+
+_READY_TIMEOUT_S = 30.0
+_SHUT_DOWN_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class Lender:
+    """A memserver that the demo started."""
+
+    name: str
+    pid: int
+    address: str
+
+
+def start(names: tuple[str, ...], size_bytes: int, paths: Paths) -> list[Lender]:
+    """Return a memserver for each name, started unless it runs from an earlier demo.
+
+    Raises:
+        ProgramError: one does not start; those that this call started are ended.
+    """
+    known = {lender.name: lender for lender in running(paths)}
+    lenders: list[Lender] = []
+    try:
+        for name in names:
+            lenders.append(known.get(name) or _start_one(name, size_bytes, paths))
+            _write_record(lenders, paths)
+    except BaseException:
+        stop([lender for lender in lenders if lender.name not in known], paths)
+        raise
+    return lenders
+
+
+def running(paths: Paths) -> list[Lender]:
+    """Return the demo's memservers that are alive."""
+    try:
+        entries = json.loads(_record_file(paths).read_text())
+    except (OSError, ValueError):
+        return []
+    return [lender for lender in (Lender(**entry) for entry in entries) if _is_ours(lender)]
+
+
+def stop(lenders: list[Lender], paths: Paths) -> None:
+    """End memservers and remove what they keep. Their leases must be released before."""
+    for lender in lenders:
+        if _is_ours(lender):
+            processes.terminate(lender.pid, timeout_s=_SHUT_DOWN_TIMEOUT_S)
+        shutil.rmtree(paths.memserver_state(lender.name), ignore_errors=True)
+        shutil.rmtree(paths.memserver_runtime(lender.name), ignore_errors=True)
+    _write_record([lender for lender in running(paths) if lender not in lenders], paths)
+
+
+def _start_one(name: str, size_bytes: int, paths: Paths) -> Lender:
+    log = paths.memserver_state(name) / "control.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    options = {"name": name, "size": str(size_bytes), "reserve": "0", "port": "0", "control-port": "0"}
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    child = processes.start_detached([sys.executable, "-m", "ghostbox", "memserver", *words, "--json"], log_path=log)
+    try:
+        processes.wait_until(
+            lambda: child.poll() is not None or _ready_line(log) is not None,
+            timeout_s=_READY_TIMEOUT_S,
+            what=f"memserver {name}",
+        )
+        ready = _ready_line(log)
+        if ready is None:
+            raise ProgramError(
+                f"a memserver of {format_bytes(size_bytes)} does not start",
+                why="\n".join(log.read_text(errors="replace").strip().splitlines()[-5:]) or None,
+            )
+    except BaseException:
+        processes.terminate(child.pid)
+        raise
+    return Lender(name, child.pid, str(ready["control_address"]))
+
+
+def _ready_line(log: Path) -> dict[str, object] | None:
+    for line in log.read_text(errors="replace").splitlines():
+        if line.startswith("{") and line.endswith("}"):
+            found = json.loads(line)
+            if "control_address" in found:
+                return dict(found)
+    return None
+
+
+def _is_ours(lender: Lender) -> bool:
+    """A process id may have been given to another process since."""
+    try:
+        words = Path(f"/proc/{lender.pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"memserver" in words and lender.name.encode() in words and processes.pid_alive(lender.pid)
+
+
+def _record_file(paths: Paths) -> Path:
+    return paths.runtime / "demo.json"
+
+
+def _write_record(lenders: list[Lender], paths: Paths) -> None:
+    file = _record_file(paths)
+    if not lenders:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps([asdict(lender) for lender in lenders]))
+    draft.replace(file)

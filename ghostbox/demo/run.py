@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: MIT
+"""The demo: two donors on loopback, a VM on their memory, a program in it that fills and checks that memory."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostbox import donors, pager, session
+from ghostbox.config import Config
+from ghostbox.demo import lenders
+from ghostbox.errors import GhostboxError, GuestError, NotFound
+from ghostbox.paths import Paths
+from ghostbox.session import Book
+from ghostbox.session.progress import Progress
+from ghostbox.session.readiness import guest
+from ghostbox.ssh import GuestSsh
+from ghostbox.units import GIB, MIB
+
+VM_NAME = "demo"
+MEMORY_BYTES = 1 * GIB
+REMOTE_BYTES = 2 * GIB
+CACHE_BYTES = 256 * MIB
+WORKLOAD_BYTES = 640 * MIB
+LENDERS = ("demo-1", "demo-2")
+SETTINGS: dict[str, object] = {
+    "vm.name": VM_NAME,
+    "vm.memory": MEMORY_BYTES,
+    "vm.remote_memory": REMOTE_BYTES,
+    "pool.cache": CACHE_BYTES,
+}
+
+_WORKLOAD_TIMEOUT_S = 900.0
+_SHORT_TIMEOUT_S = 60.0
+_NUMA_COMMAND = "numactl --hardware"
+_TIERS_COMMAND = "grep -H . /sys/devices/virtual/memory_tiering/memory_tier*/nodelist"
+_REMOTE_NODE = "1"
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What went between the pager and the donors while the program ran; bytes and counts."""
+
+    written_bytes: int
+    read_bytes: int
+    fetched_pages: int
+    evicted_pages: int
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo saw. ``problems`` is empty if all is well."""
+
+    name: str
+    virt: str
+    numa: str
+    tiers: dict[str, str]
+    bytes_checked: int
+    cache_bytes: int
+    wrong_pages: int
+    pages_by_node: dict[str, int]
+    fill_bytes_per_s: float
+    check_bytes_per_s: float
+    random_reads_per_s: float
+    traffic: Traffic
+    donor_bytes: dict[str, int]
+    stage_seconds: dict[str, float]
+    ssh_command: str
+    problems: tuple[str, ...]
+
+
+def run(load_config: Callable[[dict[str, object]], Config], paths: Paths, progress: Progress) -> DemoResult:
+    """Run the demo; the VM and its donors stay for looking around.
+
+    Args:
+        load_config: returns the configuration with these settings on top.
+        paths: where everything lives.
+        progress: is told the stages.
+
+    Raises:
+        GhostboxError: something failed before the result was there.
+    """
+    before = lenders.running(paths)
+    with progress.stage("memservers") as stage:
+        lent = lenders.start(LENDERS, REMOTE_BYTES // len(LENDERS), paths)
+        stage.say(", ".join(f"{each.name} at {each.address}" for each in lent))
+    try:
+        config = load_config({**SETTINGS, "pool.donors": [each.address for each in lent]})
+        session.up(config, paths, progress)
+    except BaseException:
+        if Book(paths.vm(VM_NAME)).load() is None:
+            lenders.stop([each for each in lent if each not in before], paths)
+        raise
+    return _prove(paths, progress)
+
+
+def tear_down(paths: Paths, progress: Progress) -> None:
+    """Remove the demo's VM and end its donors. What is gone already is no error."""
+    try:
+        session.delete(VM_NAME, paths, progress, force=True)
+    except NotFound:
+        progress.note(f"VM '{VM_NAME}' is gone already")
+    with progress.stage("memservers") as stage:
+        found = lenders.running(paths)
+        lenders.stop(found, paths)
+        stage.say(f"{len(found)} ended")
+
+
+def _prove(paths: Paths, progress: Progress) -> DemoResult:
+    """Look at the guest's memory, run the program, compare the pager's counters before and after."""
+    book = Book(paths.vm(VM_NAME))
+    record = book.need(VM_NAME, paths)
+    with guest(record, book.files) as ssh:
+        with progress.stage("look inside"):
+            numa = _output(ssh, _NUMA_COMMAND)
+            tiers = _tiers(_output(ssh, _TIERS_COMMAND))
+        with progress.stage("workload") as stage:
+            stage.say(f"fill and check {WORKLOAD_BYTES // MIB} MiB of node {_REMOTE_NODE}")
+            counters = _counters(book)
+            report = _run_workload(ssh)
+            traffic = _traffic(counters, _counters(book))
+    donor_bytes = {each.address: each.resident_bytes for each in donors.query([each.donor for each in record.leases])}
+    n_bytes = report["bytes"]
+    return DemoResult(
+        name=VM_NAME,
+        virt=record.virt,
+        numa=numa,
+        tiers=tiers,
+        bytes_checked=n_bytes,
+        cache_bytes=record.cache_bytes,
+        wrong_pages=report["wrong_pages"],
+        pages_by_node=report["pages_by_node"],
+        fill_bytes_per_s=n_bytes / report["fill_s"],
+        check_bytes_per_s=n_bytes / report["check_s"],
+        random_reads_per_s=report["random_pages"] / report["random_s"],
+        traffic=traffic,
+        donor_bytes=donor_bytes,
+        stage_seconds=dict(getattr(progress, "seconds", {})),
+        ssh_command=session.info(VM_NAME, paths).ssh_command,
+        problems=problems(report, tiers, traffic),
+    )
+
+
+def problems(report: dict[str, Any], tiers: dict[str, str], traffic: Traffic) -> tuple[str, ...]:
+    """Return what is not as promised: a wrong byte, memory that was not remote, nodes in one tier."""
+    found = []
+    if report["wrong_pages"]:
+        found.append(f"{report['wrong_pages']} pages came back wrong, the first is {report['first_wrong_page']}")
+    if report["pages_by_node"].get(_REMOTE_NODE, 0) < report["pages"]:
+        found.append(f"the program's memory was not all on node {_REMOTE_NODE}: {report['pages_by_node']}")
+    if not traffic.written_bytes or not traffic.read_bytes:
+        found.append("no page was remote: nothing went to the donors and came back")
+    if len(tiers) < 2:
+        found.append(f"the guest sees one memory tier only: {tiers}")
+    return tuple(found)
+
+
+def _run_workload(ssh: GuestSsh) -> dict[str, Any]:
+    program = Path(__file__).with_name("workload.py").read_text()
+    ssh.put_text("/tmp/ghostbox-workload.py", program)
+    seed = secrets.randbits(32)
+    command = f"numactl --membind={_REMOTE_NODE} python3 /tmp/ghostbox-workload.py {WORKLOAD_BYTES} {seed}"
+    done = ssh.run(command, _WORKLOAD_TIMEOUT_S)
+    try:
+        return dict(json.loads(done.stdout))
+    except ValueError as err:
+        raise GuestError(f"the program in the guest failed (status {done.status})", why=done.stderr.strip()) from err
+
+
+def _output(ssh: GuestSsh, command: str) -> str:
+    done = ssh.run(command, _SHORT_TIMEOUT_S)
+    if done.status != 0:
+        raise GuestError(f"'{command}' failed in the guest (status {done.status})", why=done.stderr.strip())
+    return done.stdout.strip()
+
+
+def _tiers(listing: str) -> dict[str, str]:
+    """Return tier to nodes from ``…/memory_tier4/nodelist:0`` lines; tiers without nodes are left out."""
+    found = {}
+    for line in listing.splitlines():
+        path, _, nodes = line.partition(":")
+        if nodes.strip():
+            found[Path(path).parent.name] = nodes.strip()
+    return dict(sorted(found.items(), key=lambda item: int(item[0].removeprefix("memory_tier"))))
+
+
+def _counters(book: Book) -> dict[str, Any]:
+    found = pager.status(book.files.pager_control)
+    if found is None:
+        raise GhostboxError(
+            f"the pager of VM '{VM_NAME}' does not answer", hint=f"ghostbox logs {VM_NAME} --source pager"
+        )
+    return found
+
+
+def _traffic(before: dict[str, Any], after: dict[str, Any]) -> Traffic:
+    def of_donors(status: dict[str, Any], key: str) -> int:
+        return sum(donor[key] for donor in status["donors"])
+
+    def evicted(status: dict[str, Any]) -> int:
+        return sum(status["evictions"][key] for key in ("clean", "dirty", "zero"))
+
+    return Traffic(
+        written_bytes=of_donors(after, "written_bytes") - of_donors(before, "written_bytes"),
+        read_bytes=of_donors(after, "read_bytes") - of_donors(before, "read_bytes"),
+        fetched_pages=after["faults"]["missing_fetch"] - before["faults"]["missing_fetch"],
+        evicted_pages=evicted(after) - evicted(before),
+    )
