@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""The seed's three files and its ISO image; ssh's configuration, as ssh itself reads it."""
+
+from __future__ import annotations
+
+import email
+import io
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pycdlib
+import pytest
+import yaml
+
+from ghostbox import cloudinit
+from ghostbox.cloudinit import SeedSpec
+from ghostbox.errors import ConfigError
+
+SPEC = SeedSpec(
+    hostname="box",
+    user="ana",
+    ssh_authorized_keys=("ssh-ed25519 AAAA ana@desk",),
+    host_key_private="-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n",
+    host_key_public="ssh-ed25519 BBBB guest\n",
+)
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    text = cloudinit.render(SeedSpec(**{**vars(SPEC), **changes})).user_data
+    assert text.startswith("#cloud-config\n")
+    loaded = yaml.safe_load(text)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def parts_of(theirs: str) -> list[tuple[str, str]]:
+    text = cloudinit.render(SeedSpec(**{**vars(SPEC), "extra_user_data": theirs})).user_data
+    message = email.message_from_string(text)
+    assert message.is_multipart()
+    return [
+        (part.get_content_type(), part.get_payload(decode=True).decode())  # type: ignore[union-attr]
+        for part in message.walk()
+        if not part.is_multipart()
+    ]
+
+
+def test_user_gets_the_key_and_no_password() -> None:
+    (user,) = config_of()["users"]
+    assert (user["name"], user["lock_passwd"]) == ("ana", True)
+    assert user["ssh_authorized_keys"] == ["ssh-ed25519 AAAA ana@desk"]
+
+
+def test_guest_gets_our_host_key_alone() -> None:
+    config = config_of()
+    assert config["ssh_deletekeys"] is True
+    assert config["ssh_keys"] == {
+        "ed25519_private": SPEC.host_key_private,
+        "ed25519_public": "ssh-ed25519 BBBB guest",
+    }
+
+
+def test_tiering_is_switched_on_at_each_boot_unless_it_is_not_wanted() -> None:
+    (command,) = config_of()["bootcmd"]
+    assert "echo 2 > /proc/sys/kernel/numa_balancing" in command[-1]
+    assert "demotion_enabled" in command[-1]
+    assert "bootcmd" not in config_of(tiering=False)
+
+
+def test_instance_is_named_after_the_vm() -> None:
+    meta = yaml.safe_load(cloudinit.render(SPEC).meta_data)
+    assert meta == {"instance-id": "ghostbox-box", "local-hostname": "box"}
+
+
+@pytest.mark.parametrize(
+    ("mac", "match"),
+    [(None, {"driver": "virtio_net"}), ("52:54:00:AB:CD:EF", {"macaddress": "52:54:00:ab:cd:ef"})],
+)
+def test_network_is_matched_by_driver_or_mac_never_by_name(mac: str | None, match: dict[str, str]) -> None:
+    seed = cloudinit.render(SeedSpec(**{**vars(SPEC), "mac": mac}))
+    (interface,) = yaml.safe_load(seed.network_config)["ethernets"].values()
+    assert interface["match"] == match
+    assert "set-name" not in interface
+
+
+def test_users_cloud_config_is_a_second_part_that_is_merged() -> None:
+    theirs = "#cloud-config\npackages: [htop]\n"
+    (ours, ours_text), (kind, text) = parts_of(theirs)
+    assert (ours, kind) == ("text/cloud-config", "text/cloud-config")
+    assert yaml.safe_load(ours_text) == config_of()
+    assert text == theirs
+    assert cloudinit.render(SeedSpec(**{**vars(SPEC), "extra_user_data": theirs})).user_data.count("Merge-Type") == 2
+
+
+def test_users_script_is_a_part_of_its_own_kind() -> None:
+    (_, (kind, text)) = parts_of("#!/bin/sh\necho grüße\n")
+    assert (kind, text) == ("text/x-shellscript", "#!/bin/sh\necho grüße\n")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ("packages: [htop]\n", "begins with 'packages: \\[htop\\]', which cloud-init does not know"),
+        ("", "begins with '', which cloud-init does not know"),
+        ("#cloud-config\nkey: [\n", "the cloud-init file is not YAML"),
+        ("#cloud-config\n- list\n", "the cloud-init file is not a mapping"),
+    ],
+)
+def test_data_that_cloud_init_would_silently_ignore_is_refused(theirs: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parts_of(theirs)
+
+
+def test_seed_iso_has_the_label_and_files_that_cloud_init_looks_for(tmp_path: Path) -> None:
+    seed = cloudinit.render(SPEC)
+    cloudinit.write_seed_iso(seed, tmp_path / "seed.iso")
+    label = subprocess.check_output(["blkid", "-o", "value", "-s", "LABEL", tmp_path / "seed.iso"], text=True)
+    assert label.strip() == "cidata"
+    iso = pycdlib.PyCdlib()
+    iso.open(str(tmp_path / "seed.iso"))
+    for name, text in (
+        ("user-data", seed.user_data),
+        ("meta-data", seed.meta_data),
+        ("network-config", seed.network_config),
+    ):
+        for facade in ("rr_path", "joliet_path"):
+            out = io.BytesIO()
+            iso.get_file_from_iso_fp(out, **{facade: f"/{name}"})
+            assert out.getvalue().decode() == text
+    iso.close()
+
+
+def test_ssh_reads_the_written_configuration(tmp_path: Path) -> None:
+    known_hosts = tmp_path / "with space" / "known_hosts"
+    config = tmp_path / "config"
+    config.write_text(cloudinit.render_ssh_config("box", "127.0.0.1", 2222, "ana", known_hosts, tmp_path / "key"))
+    told = subprocess.check_output(["ssh", "-F", config, "-G", "box"], text=True)
+    options = dict(line.split(" ", 1) for line in told.splitlines())
+    assert (options["hostname"], options["port"], options["user"]) == ("127.0.0.1", "2222", "ana")
+    assert options["stricthostkeychecking"] in ("true", "yes")
+    assert str(known_hosts) in options["userknownhostsfile"]
+
+
+def test_ssh_keygen_finds_the_pinned_key(tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    public = (tmp_path / "key.pub").read_text()
+    (tmp_path / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", 2222, public))
+    subprocess.run(
+        ["ssh-keygen", "-F", "[127.0.0.1]:2222", "-f", tmp_path / "known_hosts"], check=True, stdout=subprocess.DEVNULL
+    )
