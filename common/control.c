@@ -26,8 +26,9 @@
 #include <unistd.h>
 
 /* A client that takes nothing of its answer for so long is dropped. */
-#define STALL_LIMIT_MS 10000
-#define READ_CHUNK     4096
+#define STALL_LIMIT_MS  10000
+#define ACCEPT_PAUSE_MS 100
+#define READ_CHUNK      4096
 
 struct client {
     int fd; /* -1: free slot */
@@ -36,11 +37,13 @@ struct client {
     char *out; /* NULL: nothing to send; made by jansson */
     size_t out_bytes, out_sent;
     int64_t stalled_since_ms;
+    nfds_t poll_index;
 };
 
 struct control {
     int listen_fd;
     int stop_fd;
+    bool accept_paused;
     pthread_t thread;
     struct sockaddr_un address;
     const struct control_command *commands;
@@ -48,12 +51,21 @@ struct control {
     struct client clients[CONTROL_MAX_CLIENTS];
 };
 
-/* A message that was cut may end inside a character, which JSON does not allow. */
+/* A message that was cut may end inside a character, which JSON does not allow: drops that character. */
 static void utf8_tail_trim(char *text)
 {
     size_t length = strlen(text);
-    while (length > 0 && (text[length - 1] & 0x80) != 0) {
-        text[--length] = '\0';
+    size_t start = length;
+    while (start > 0 && ((unsigned char)text[start - 1] & 0xc0) == 0x80) {
+        start--;
+    }
+    if (start == 0 || (text[start - 1] & 0x80) == 0) {
+        return;
+    }
+    unsigned char lead = (unsigned char)text[start - 1];
+    size_t expected = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (length - (start - 1) < expected) {
+        text[start - 1] = '\0';
     }
 }
 
@@ -223,6 +235,8 @@ static void client_accept(struct control *control)
 {
     int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) {
+        /* Out of descriptors, mostly: the socket stays readable, and without a pause this would be a busy loop. */
+        control->accept_paused = true;
         return;
     }
     for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
@@ -254,32 +268,50 @@ static void client_handle(struct control *control, struct client *client, short 
     }
 }
 
+/* The descriptors to wait for: stop, listening socket, clients. Only those in use: poll() refuses more than the limit
+ * of open files, which may be lowered under us. Returns how many. */
+static nfds_t waits_collect(struct control *control, struct pollfd *fds, int *timeout_ms)
+{
+    nfds_t n = 0;
+    *timeout_ms = control->accept_paused ? ACCEPT_PAUSE_MS : -1;
+    fds[n++] = (struct pollfd){.fd = control->stop_fd, .events = POLLIN};
+    /* poll() ignores negative descriptors. */
+    fds[n++] = (struct pollfd){.fd = control->accept_paused ? -1 : control->listen_fd, .events = POLLIN};
+    control->accept_paused = false;
+    for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        struct client *client = &control->clients[i];
+        if (client->fd < 0) {
+            continue;
+        }
+        bool sending = client->out != NULL;
+        client->poll_index = n;
+        fds[n++] = (struct pollfd){.fd = client->fd, .events = sending ? POLLOUT : POLLIN};
+        if (sending && *timeout_ms < 0) {
+            *timeout_ms = STALL_LIMIT_MS / 10;
+        }
+    }
+    return n;
+}
+
 static void *control_thread(void *arg)
 {
     struct control *control = arg;
     struct pollfd fds[CONTROL_MAX_CLIENTS + 2];
     for (;;) {
-        int timeout_ms = -1;
-        for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
-            const struct client *client = &control->clients[i];
-            bool sending = client->out != NULL;
-            fds[i] = (struct pollfd){.fd = client->fd, .events = sending ? POLLOUT : POLLIN};
-            timeout_ms = sending ? STALL_LIMIT_MS / 10 : timeout_ms;
-        }
-        fds[CONTROL_MAX_CLIENTS] = (struct pollfd){.fd = control->listen_fd, .events = POLLIN};
-        fds[CONTROL_MAX_CLIENTS + 1] = (struct pollfd){.fd = control->stop_fd, .events = POLLIN};
-        if (poll(fds, CONTROL_MAX_CLIENTS + 2, timeout_ms) < 0) {
+        int timeout_ms;
+        nfds_t n = waits_collect(control, fds, &timeout_ms);
+        if (poll(fds, n, timeout_ms) < 0) {
             continue;
         }
-        if (fds[CONTROL_MAX_CLIENTS + 1].revents != 0) {
+        if (fds[0].revents != 0) {
             return NULL;
         }
         for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
             if (control->clients[i].fd >= 0) {
-                client_handle(control, &control->clients[i], fds[i].revents);
+                client_handle(control, &control->clients[i], fds[control->clients[i].poll_index].revents);
             }
         }
-        if (fds[CONTROL_MAX_CLIENTS].revents != 0) {
+        if (fds[1].revents != 0) {
             client_accept(control);
         }
     }
