@@ -102,7 +102,7 @@ def test_write_protect_faults_where_the_kernel_cannot_track_writes(hidden: str) 
 
 @pytest.mark.parametrize("hidden", ["poison", FALLBACKS[1]])
 def test_many_threads_race_on_few_pages(hidden: str) -> None:
-    """32 threads on 320 pages with room for 256: the same page is faulted on, discarded, evicted and written at once."""
+    """32 threads on 320 pages with room for 256: one page is faulted on, discarded, evicted and written at once."""
     with (
         donors("memserver") as uris,
         running_pager(uris, cache="1M", readahead="64K", hide_features=hidden) as pager,

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""The pager's start: arguments, donors and peers that it refuses, each with its words."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helpers.pager import (
+    client_env,
+    installed_build,
+    memory_client,
+    nbdkit_memory,
+    run_client,
+    running_memserver,
+    running_pager,
+)
+
+COMPLETE = ["--listen", "/nowhere/p", "--control", "/nowhere/c", "--cache", "8M", "--donor", "nbd://127.0.0.1:1/a"]
+
+
+def run_pager(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run the pager to its end."""
+    return subprocess.run(
+        [str(installed_build().pager), *argv], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (COMPLETE[2:], "--listen SOCKET is missing"),
+        (COMPLETE[:2] + COMPLETE[4:], "--control SOCKET is missing"),
+        (COMPLETE[:4] + COMPLETE[6:], "--cache SIZE is missing"),
+        (COMPLETE[:6], "--donor URI is missing: at least one is needed"),
+        ([*COMPLETE, "--cache", "lots"], "--cache: 'lots' is not a size (examples: 64K, 256M, 4G)"),
+        ([*COMPLETE, "--cache", "4K"], "--cache: 4K is not a multiple of 4096 between"),
+        ([*COMPLETE, "--cache", "1048577"], "--cache: 1048577 is not a multiple of 4096 between"),
+        (
+            [*COMPLETE, "--donor", "http://a/b"],
+            "--donor: 'http://a/b' is not an NBD URI such as nbd://HOST:PORT/EXPORT",
+        ),
+        ([*COMPLETE, *["--donor", "nbd://a/b"] * 100], "--donor: at most"),
+        ([*COMPLETE, "--contents", "stale"], "--contents: 'stale' is neither fresh nor keep"),
+        ([*COMPLETE, "--extent", "96K"], "--extent: 96K is not a power of two"),
+        ([*COMPLETE, "--extent", "4K"], "--extent: 4K is not a multiple of 4096 between"),
+        ([*COMPLETE, "--readahead", "1G"], "--readahead: 1G is not a multiple of 4096 between"),
+        ([*COMPLETE, "--poll-us", "-1"], "--poll-us: '-1' is not a number from 0 to 10000"),
+        ([*COMPLETE, "--poll-us", "10001"], "--poll-us: '10001' is not a number from 0 to 10000"),
+        ([*COMPLETE, "--peer-uid", "root"], "--peer-uid: 'root' is not a number"),
+        ([*COMPLETE, "--hide-features", "poison,magic"], "--hide-features: no feature named 'magic'"),
+        ([*COMPLETE, "--log-level", "loud"], "--log-level: 'loud' is none of error, warning, info, debug"),
+        ([*COMPLETE, "--colour"], "unknown option '--colour'"),
+        ([*COMPLETE, "--cache"], "option '--cache' needs a value"),
+        ([*COMPLETE, "more"], "unexpected argument 'more'"),
+    ],
+)
+def test_a_bad_command_line_is_status_2_with_its_reason(argv: list[str], message: str) -> None:
+    done = run_pager(*argv)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_help_and_version() -> None:
+    assert "--exit-with-client" in run_pager("--help").stdout
+    assert run_pager("--version").stdout.strip().split()[-1][0].isdigit()
+
+
+def test_probe_says_what_the_kernel_can_do() -> None:
+    probe = json.loads(run_pager("--probe").stdout)
+    assert probe["usable"] is True
+    assert probe["dirty_tracking"] in ("wp-async", "wp-fault")
+    hidden = json.loads(run_pager("--probe", "--hide-features", "wp_async").stdout)
+    assert hidden["dirty_tracking"] == "wp-fault"
+
+
+def test_a_kernel_without_what_is_needed_is_refused(place: Path) -> None:
+    done = run_pager(*arguments(place, "nbd://127.0.0.1:1/a"), "--hide-features", "minor_shmem")
+    assert done.returncode == 1
+    assert "this kernel's userfaultfd lacks 'minor_shmem', which GhostBox needs" in done.stderr
+
+
+def test_no_permission_on_the_device_is_said_with_its_cure(place: Path) -> None:
+    done = subprocess.run(
+        [str(installed_build().pager), *arguments(place, "nbd://127.0.0.1:1/a")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+    )
+    assert done.returncode == 1
+    assert "cannot open /dev/userfaultfd: Permission denied; allow it with: sudo chgrp kvm" in done.stderr
+
+
+def arguments(place: Path, uri: str) -> list[str]:
+    """Return a complete command line."""
+    return ["--listen", str(place / "p"), "--control", str(place / "c"), "--cache", "1M", "--donor", uri]
+
+
+def test_a_donor_that_is_not_there_is_named(place: Path) -> None:
+    done = run_pager(*arguments(place, "nbd://127.0.0.1:1/a"))
+    assert done.returncode == 1
+    assert "nbd://127.0.0.1:1/a" in done.stderr
+    assert "Connection refused" in done.stderr
+
+
+def test_an_export_that_is_not_there_is_named(place: Path) -> None:
+    with running_memserver(a="1M") as donor:
+        done = run_pager(*arguments(place, donor.uri("b")))
+    assert done.returncode == 1
+    assert donor.uri("b") in done.stderr
+
+
+def test_something_else_on_the_port_is_no_donor(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"nbd://127.0.0.1:{server.getsockname()[1]}/a"
+        process = subprocess.Popen(
+            [str(installed_build().pager), *arguments(place, uri)], stderr=subprocess.PIPE, text=True
+        )
+        server.settimeout(20)
+        connection, _ = server.accept()
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n" * 8)
+        _, stderr = process.communicate(timeout=60)
+        connection.close()
+    assert process.returncode == 1
+    assert uri in stderr
+
+
+def test_a_read_only_donor_is_refused(place: Path) -> None:
+    with nbdkit_memory("1M", "-r") as uri:
+        done = run_pager(*arguments(place, uri))
+    assert done.returncode == 1
+    assert "read-only" in done.stderr
+
+
+def test_a_socket_that_another_pager_uses_is_refused() -> None:
+    with nbdkit_memory("1M") as uri, running_pager([uri], cache="1M") as pager:
+        done = run_pager(*arguments(pager.listen.parent, uri))
+        assert done.returncode == 1
+        assert f"cannot listen on {pager.listen}: Address already in use" in done.stderr
+        assert pager.status()["pid"] == pager.process.pid
+
+
+def test_a_stale_socket_is_no_obstacle(place: Path) -> None:
+    with nbdkit_memory("1M") as uri:
+        with running_pager([uri], cache="1M", place=place) as pager:
+            pager.kill()
+        with running_pager([uri], cache="1M", place=place) as pager, memory_client("1M", pager) as client:
+            client.command("fill")
+
+
+def test_memory_larger_than_the_donors_is_refused() -> None:
+    with nbdkit_memory("16M") as uri, running_pager([uri], cache="1M") as pager:
+        done = run_client("32M", "read", listen=pager.listen)
+        assert done.returncode == 1
+        assert done.stderr == (
+            "ghostbox-shim: the pager refuses: the region has 32 MiB, the donors together offer 16 MiB\n"
+        )
+        with memory_client("16M", pager) as client:
+            client.command("fill")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root")
+def test_another_user_is_refused_unless_named(place: Path) -> None:
+    def read_as_nobody(listen: Path) -> subprocess.CompletedProcess[str]:
+        build = installed_build()
+        return subprocess.run(
+            [str(build.client), "--bytes", "1M", "read"],
+            env=client_env(build, listen),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+        )
+
+    place.chmod(0o755)
+    with nbdkit_memory("1M") as uri:
+        with running_pager([uri], cache="1M", place=place) as pager:
+            done = read_as_nobody(pager.listen)
+            assert done.returncode == 1
+            assert done.stderr == (
+                "ghostbox-shim: the pager refuses: user id 65534 may not use this pager (see --peer-uid)\n"
+            )
+        with running_pager([uri], cache="1M", place=place, peer_uid="65534") as pager:
+            done = read_as_nobody(pager.listen)
+            assert done.returncode == 0, done.stderr
