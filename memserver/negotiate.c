@@ -7,12 +7,14 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define ALLOCATION_CONTEXT    "base:allocation"
 #define ALLOCATION_CONTEXT_ID 1u
-#define DESCRIPTION           "GhostBox memory"
+/* Ends in the incarnation: by it a client that connects again knows whether this is still the memory it filled. */
+#define DESCRIPTION           "GhostBox memory "
 #define PREFERRED_BLOCK_BYTES 4096u
 
 /* The data of one option, taken from the front. A read beyond the end sets `bad` and gives zeroes. */
@@ -128,10 +130,16 @@ static enum connection_parse option_list(struct connection *connection, struct o
 
 /* --- NBD_OPT_INFO, NBD_OPT_GO, NBD_OPT_EXPORT_NAME --- */
 
-static void export_size_read(void *ctx, const struct export *export)
+struct export_facts {
+    uint64_t size_bytes;
+    char description[sizeof(DESCRIPTION) + UUID_TEXT_BYTES];
+};
+
+static void export_facts_read(void *ctx, const struct export *export)
 {
-    uint64_t *size_bytes = ctx;
-    *size_bytes = export->store.size_bytes;
+    struct export_facts *facts = ctx;
+    facts->size_bytes = export->store.size_bytes;
+    snprintf(facts->description, sizeof(facts->description), DESCRIPTION "%s", export->incarnation);
 }
 
 static void info_export_add(struct connection *connection, uint32_t option, uint64_t size_bytes)
@@ -192,14 +200,15 @@ static void transmission_enter(struct connection *connection)
 }
 
 static void info_reply(struct connection *connection, uint32_t option, const struct info_query *query,
-                       uint64_t size_bytes)
+                       const struct export_facts *facts)
 {
-    info_export_add(connection, option, size_bytes);
+    info_export_add(connection, option, facts->size_bytes);
     if (query->wants_name) {
         info_text_add(connection, option, NBD_INFO_NAME, query->name, query->name_bytes);
     }
     if (query->wants_description) {
-        info_text_add(connection, option, NBD_INFO_DESCRIPTION, DESCRIPTION, (uint32_t)strlen(DESCRIPTION));
+        info_text_add(connection, option, NBD_INFO_DESCRIPTION, facts->description,
+                      (uint32_t)strlen(facts->description));
     }
     if (query->wants_block_size) {
         info_block_size_add(connection, option);
@@ -218,19 +227,21 @@ static enum connection_parse option_info(struct connection *connection, struct o
         reply_refuse(connection, option->type, NBD_REP_ERR_TOO_BIG, "an export name has at most 4096 bytes");
         return PARSE_AGAIN;
     }
-    uint64_t size_bytes = 0;
+    struct export_facts facts = {0};
     bool found;
     if (option->type == NBD_OPT_GO) {
         found = export_attach(connection->exports, query.name, query.name_bytes, &connection->client);
-        size_bytes = found ? connection->client.export->store.size_bytes : 0;
+        if (found) {
+            export_facts_read(&facts, connection->client.export);
+        }
     } else {
-        found = export_visit(connection->exports, query.name, query.name_bytes, export_size_read, &size_bytes) == 0;
+        found = export_visit(connection->exports, query.name, query.name_bytes, export_facts_read, &facts) == 0;
     }
     if (!found) {
         reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
         return PARSE_AGAIN;
     }
-    info_reply(connection, option->type, &query, size_bytes);
+    info_reply(connection, option->type, &query, &facts);
     if (option->type == NBD_OPT_GO) {
         transmission_enter(connection);
     }
@@ -333,8 +344,8 @@ static enum connection_parse option_meta_context(struct connection *connection, 
         reply_refuse(connection, option->type, NBD_REP_ERR_TOO_BIG, "a string has at most 4096 bytes");
         return PARSE_AGAIN;
     }
-    uint64_t size_bytes;
-    if (export_visit(connection->exports, query.name, query.name_bytes, export_size_read, &size_bytes) < 0) {
+    struct export_facts facts;
+    if (export_visit(connection->exports, query.name, query.name_bytes, export_facts_read, &facts) < 0) {
         reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
         return PARSE_AGAIN;
     }

@@ -52,12 +52,13 @@ def test_info_and_go_refuse_an_unknown_name(fresh: RawClient, option: int) -> No
     assert fresh.option(option, info_data("b")) == [(nbd.ERR_UNKNOWN, b"no export of this name")]
 
 
-def test_info_gives_all_that_is_asked_for_and_stays_in_negotiation(fresh: RawClient) -> None:
+def test_info_gives_all_that_is_asked_for_and_stays_in_negotiation(fresh: RawClient, server: Server) -> None:
+    description = f"GhostBox memory {server.export('a')['incarnation']}".encode()
     replies = fresh.option(nbd.INFO, info_data("a", 1, 2, 3, 999))
     assert replies == [
         (nbd.REP_INFO, struct.pack(">HQH", 0, SIZE, FLAGS_SIMPLE)),
         (nbd.REP_INFO, b"\0\1a"),
-        (nbd.REP_INFO, b"\0\2GhostBox memory"),
+        (nbd.REP_INFO, b"\0\2" + description),
         (nbd.REP_INFO, struct.pack(">HIII", 3, 1, 4096, 32 << 20)),
         (nbd.ACK, b""),
     ]
