@@ -8,6 +8,7 @@ system; then qemu-img makes the qcow2. All in one scratch directory, which is re
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import re
@@ -63,6 +64,7 @@ def build_files(recipe: Recipe, out: Path, progress: Progress, mirror: str | Non
         ImageError: a tool is missing, the disk is or becomes full, or the build fails.
     """
     _check_tools()
+    check_user(getpass.getuser(), os.geteuid(), _subordinate_ids())
     with _scratch_directory(out) as scratch:
         check_space(scratch, recipe.build_space_bytes)
         _write_tree(recipe, scratch / "tree")
@@ -102,12 +104,39 @@ def _disk_full(directory: Path, needed_bytes: int, free_bytes: int) -> ImageErro
 
 
 def _check_tools() -> None:
-    missing = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool, path=_search_path()) is None}
+    tools = _TOOLS if os.geteuid() == 0 else {**_TOOLS, "newuidmap": "uidmap"}
+    missing = {tool: package for tool, package in tools.items() if shutil.which(tool, path=_search_path()) is None}
     if missing:
         raise ImageError(
             f"cannot build an image without {', '.join(sorted(missing))}",
             hint=f"sudo apt install {' '.join(sorted(missing.values()))}",
         )
+
+
+def check_user(user: str, uid: int, subordinate_ids: str) -> None:
+    """Check that a user who is not root may have a namespace of their own with more than one id in it.
+
+    Args:
+        user: login name.
+        uid: its number.
+        subordinate_ids: content of /etc/subuid, lines of ``name-or-uid:first:count`` (subuid(5)).
+
+    Raises:
+        ImageError: no line is theirs.
+    """
+    if uid == 0 or any(line.split(":")[0] in (user, str(uid)) for line in subordinate_ids.splitlines()):
+        return
+    raise ImageError(
+        f"user '{user}' cannot build an image: no subordinate user ids in /etc/subuid",
+        hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}, or build it as root",
+    )
+
+
+def _subordinate_ids() -> str:
+    try:
+        return Path("/etc/subuid").read_text()
+    except OSError:
+        return ""
 
 
 def _search_path() -> str:

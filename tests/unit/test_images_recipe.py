@@ -10,6 +10,7 @@ import pytest
 from ghostbox import paths
 from ghostbox.errors import ImageError
 from ghostbox.images import load_recipe, mirrors
+from ghostbox.images.build import check_user
 
 SHIPPED = paths.data_file("images/debian.yaml")
 
@@ -87,3 +88,13 @@ def test_only_settings_about_reaching_mirrors_are_passed_on() -> None:
         'Acquire::Check-Date "false";\nAcquire::https "";\n'
     )
     assert mirrors.passed_on(dump) == ['Acquire::http::Proxy "http://p.test:3142";', 'Acquire::Check-Date "false";']
+
+
+def test_user_without_subordinate_ids_is_told_how_to_get_them() -> None:
+    check_user("root", 0, "")
+    check_user("ana", 1000, "ben:100000:65536\nana:165536:65536\n")
+    check_user("ana", 1000, "1000:165536:65536\n")
+    with pytest.raises(ImageError, match="user 'ana' cannot build an image: no subordinate user ids") as caught:
+        check_user("ana", 1000, "anabel:100000:65536\n")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("sudo usermod --add-subuids 100000-165535")

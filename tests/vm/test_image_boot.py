@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import cloudinit, ssh
-from ghostbox.errors import GuestError
+from ghostbox import cloudinit, processes, ssh
+from ghostbox.errors import DeadlineExceeded, GuestError
 from helpers import guest as guests
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -97,6 +97,16 @@ def test_status_and_both_streams_of_a_command_come_back(guest: guests.Guest) -> 
     assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
+def test_command_that_takes_too_long_is_given_up(guest: guests.Guest) -> None:
+    with pytest.raises(DeadlineExceeded, match="'sleep 600' in the guest did not end within 1 s"):
+        guest.ssh.run("sleep 600", 1)
+    assert guest.run("echo still here") == "still here\n"
+
+
+def test_command_that_leaves_a_child_behind_does_not_hold_us_up(guest: guests.Guest) -> None:
+    assert guest.run("sleep 600 & echo done", 30) == "done\n"
+
+
 def test_password_login_is_refused(guest: guests.Guest) -> None:
     assert "passwordauthentication no" in guest.run("sudo sshd -T").lower()
 
@@ -124,8 +134,6 @@ def test_another_client_key_is_refused_and_the_message_says_so(guest: guests.Gue
 
 
 def test_the_users_own_ssh_logs_in_with_the_written_config(guest: guests.Guest, tmp_path: Path) -> None:
-    from ghostbox import processes
-
     config = tmp_path / "ssh_config"
     config.write_text(
         cloudinit.render_ssh_config(
