@@ -8,11 +8,11 @@
 #define DEMAND_SLOTS    128u
 #define READAHEAD_SLOTS 16u
 #define STREAMS         16u
-#define FETCH_ATTEMPTS  5u /* a donor that answers with an error is asked this often before the page counts as lost  \
-                            */
+#define FETCH_ATTEMPTS  5u /* reads of a page that a donor answers with an error before the page counts as lost */
+* /
 
-/* A read from a donor under way: one page for a fault, a run for readahead. */
-struct fetch {
+    /* A read from a donor under way: one page for a fault, a run for readahead. */
+    struct fetch {
     struct request request; /* first */
     struct fetch *next;     /* free list or retry list */
     uint8_t *buf;

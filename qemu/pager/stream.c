@@ -36,11 +36,14 @@ static struct stream *replace_oldest(struct fault_loop *loop)
     return oldest;
 }
 
+/* What is read ahead must not age out of a small cache's inactive list (a fifth of it) before the reader comes. */
 static uint32_t grow(const struct fault_loop *loop, uint32_t window)
 {
+    int64_t fits = loop->pager->cache_pages / (5 * (WINDOWS_AHEAD + 1));
+    uint32_t max = fits < loop->readahead_pages ? (uint32_t)fits : loop->readahead_pages;
     uint32_t next = window ? window * 2 : WINDOW_START;
 
-    return next < loop->readahead_pages ? next : loop->readahead_pages;
+    return next < max ? next : max;
 }
 
 uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **stream)
