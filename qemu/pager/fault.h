@@ -9,10 +9,9 @@
 #define READAHEAD_SLOTS 16u
 #define STREAMS         16u
 #define FETCH_ATTEMPTS  5u /* reads of a page that a donor answers with an error before the page counts as lost */
-* /
 
-    /* A read from a donor under way: one page for a fault, a run for readahead. */
-    struct fetch {
+/* A read from a donor under way: one page for a fault, a run for readahead. */
+struct fetch {
     struct request request; /* first */
     struct fetch *next;     /* free list or retry list */
     uint8_t *buf;
