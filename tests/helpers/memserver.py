@@ -69,13 +69,34 @@ class Server:
 
     def cpu_s(self) -> float:
         """CPU time that it has used, user and system."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
+        return process_cpu_s(self.process.pid)
 
     def memory_bytes(self) -> int:
         """Resident memory of the process."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * int(os.sysconf("SC_PAGESIZE"))
+
+
+def process_cpu_s(pid: int) -> float:
+    """CPU time that a process has used, user and system, in the kernel's ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
+
+
+def built_program(name: str, directory: str) -> str:
+    """Path of a C program that is built but not installed: from the build tree, or from beside the installed ones.
+
+    Args:
+        name: its name.
+        directory: where its meson.build is (``tests/helpers``).
+    """
+    places = [paths.find().native / name]
+    if "GHOSTBOX_BUILD_DIR" in os.environ:
+        places.insert(0, Path(os.environ["GHOSTBOX_BUILD_DIR"]) / directory / name)
+    for place in places:
+        if place.exists():
+            return str(place)
+    raise FileNotFoundError(f"{name} is not in {', '.join(map(str, places))}; set GHOSTBOX_BUILD_DIR")
 
 
 def program() -> str:

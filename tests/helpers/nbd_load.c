@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A lean NBD load generator: nothing but the requests, so that the server is the limit.
+ *
+ *   nbd-load HOST PORT EXPORT DEPTH BYTES read|write random|sequential CONNECTIONS SECONDS
+ *
+ * Each connection has a thread that keeps DEPTH requests of BYTES in flight: it receives as much as there is, and
+ * sends one request for each reply that was complete in it, all at once. Replies are simple ones. Prints one JSON
+ * object:
+ * {"requests", "seconds", "iops", "mb_s", "latency": histogram, "receives", "sends"}.
+ */
+#include "common/histogram.h"
+#include "common/size.h"
+#include "memserver/nbd/protocol.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DEPTH_MAX       256u
+#define BYTES_MAX       (32u << 20)
+#define CONNECTIONS_MAX 64u
+#define IN_BYTES        (256u << 10)
+
+struct plan {
+    const char *host, *port, *export;
+    uint64_t depth, request_bytes, n_connections, seconds;
+    bool writes, sequential;
+    uint64_t stop_at_ns;
+    const uint8_t *payload;
+};
+
+struct load {
+    const struct plan *plan;
+    pthread_t thread;
+    int fd;
+    const char *failure; /* what failed; NULL: nothing */
+    uint64_t export_bytes;
+    uint64_t random;
+    uint64_t position;
+    uint64_t n_done, n_in_flight, n_receives, n_sends;
+    uint64_t started_ns[DEPTH_MAX];
+    struct nbd_request requests[DEPTH_MAX];
+    uint32_t n_queued; /* requests[0, n_queued) are to be sent */
+    uint8_t *in;
+    uint32_t in_used;
+    uint64_t skip_bytes; /* data of the current reply still to come */
+    struct histogram latency;
+};
+
+static uint64_t clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int fail(struct load *load, const char *what)
+{
+    load->failure = what;
+    return -1;
+}
+
+static int all_receive(int fd, void *buffer, size_t bytes)
+{
+    return recv(fd, buffer, bytes, MSG_WAITALL) == (ssize_t)bytes ? 0 : -1;
+}
+
+static int all_send(int fd, struct iovec *iov, int n)
+{
+    while (n > 0) {
+        int batch = n < 1024 ? n : 1024;
+        ssize_t sent = writev(fd, iov, batch);
+        if (sent < 0) {
+            return -1;
+        }
+        while (n > 0 && (size_t)sent >= iov->iov_len) {
+            sent -= (ssize_t)iov->iov_len;
+            iov++;
+            n--;
+        }
+        if (n > 0) {
+            iov->iov_base = (uint8_t *)iov->iov_base + sent;
+            iov->iov_len -= (size_t)sent;
+        }
+    }
+    return 0;
+}
+
+static int load_connect(struct load *load)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    struct addrinfo *address;
+    if (getaddrinfo(load->plan->host, load->plan->port, &hints, &address) != 0) {
+        return fail(load, "no such address");
+    }
+    load->fd = socket(address->ai_family, SOCK_STREAM, 0);
+    int rc = load->fd < 0 ? -1 : connect(load->fd, address->ai_addr, address->ai_addrlen);
+    freeaddrinfo(address);
+    if (rc < 0) {
+        return fail(load, "cannot connect");
+    }
+    const int on = 1;
+    setsockopt(load->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    return 0;
+}
+
+static int load_negotiate(struct load *load)
+{
+    struct nbd_greeting greeting;
+    const uint32_t flags = htobe32(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES);
+    uint32_t name_bytes = (uint32_t)strlen(load->plan->export);
+    struct nbd_option_header option = {
+        .magic = htobe64(NBD_OPTION_MAGIC), .option = htobe32(NBD_OPT_EXPORT_NAME), .length = htobe32(name_bytes)};
+    struct iovec iov[] = {{(void *)(uintptr_t)&flags, sizeof(flags)},
+                          {&option, sizeof(option)},
+                          {(void *)(uintptr_t)load->plan->export, name_bytes}};
+    struct {
+        uint64_t size_bytes;
+        uint16_t flags;
+    } NBD_PACKED reply;
+    if (all_receive(load->fd, &greeting, sizeof(greeting)) < 0 || be64toh(greeting.magic) != NBD_MAGIC ||
+        all_send(load->fd, iov, 3) < 0 || all_receive(load->fd, &reply, sizeof(reply)) < 0) {
+        return fail(load, "the handshake failed");
+    }
+    load->export_bytes = be64toh(reply.size_bytes);
+    return load->export_bytes >= load->plan->request_bytes ? 0 : fail(load, "the export is smaller than a request");
+}
+
+/* xorshift64: no library call, no lock. */
+static uint64_t random_next(struct load *load)
+{
+    load->random ^= load->random << 13;
+    load->random ^= load->random >> 7;
+    load->random ^= load->random << 17;
+    return load->random;
+}
+
+static uint64_t offset_next(struct load *load)
+{
+    uint64_t n_places = load->export_bytes / load->plan->request_bytes;
+    uint64_t place = load->plan->sequential ? load->position++ : random_next(load);
+    return place % n_places * load->plan->request_bytes;
+}
+
+static void request_queue(struct load *load, uint64_t slot, uint64_t now_ns)
+{
+    load->requests[load->n_queued++] =
+        (struct nbd_request){.magic = htobe32(NBD_REQUEST_MAGIC),
+                             .command = htobe16(load->plan->writes ? NBD_CMD_WRITE : NBD_CMD_READ),
+                             .cookie = slot,
+                             .offset = htobe64(offset_next(load)),
+                             .length = htobe32((uint32_t)load->plan->request_bytes)};
+    load->started_ns[slot] = now_ns;
+    load->n_in_flight++;
+}
+
+static int requests_send(struct load *load)
+{
+    if (load->n_queued == 0) {
+        return 0;
+    }
+    struct iovec iov[2 * DEPTH_MAX];
+    int n = 0;
+    if (load->plan->writes) {
+        for (uint32_t i = 0; i < load->n_queued; i++) {
+            iov[n++] = (struct iovec){&load->requests[i], sizeof(load->requests[i])};
+            iov[n++] = (struct iovec){(void *)(uintptr_t)load->plan->payload, load->plan->request_bytes};
+        }
+    } else {
+        iov[n++] = (struct iovec){load->requests, load->n_queued * sizeof(load->requests[0])};
+    }
+    load->n_queued = 0;
+    load->n_sends++;
+    return all_send(load->fd, iov, n) < 0 ? fail(load, "cannot send") : 0;
+}
+
+static void reply_done(struct load *load, uint64_t slot, uint64_t now_ns)
+{
+    histogram_add(&load->latency, now_ns - load->started_ns[slot]);
+    load->n_done++;
+    load->n_in_flight--;
+    if (now_ns < load->plan->stop_at_ns) {
+        request_queue(load, slot, now_ns);
+    }
+}
+
+/* A reply counts as done when its header is here: its data are behind it in the same stream. */
+static int replies_parse(struct load *load)
+{
+    uint32_t at = 0;
+    uint64_t now_ns = clock_ns();
+    for (;;) {
+        uint64_t left = load->in_used - at;
+        uint64_t skipped = left < load->skip_bytes ? left : load->skip_bytes;
+        load->skip_bytes -= skipped;
+        at += (uint32_t)skipped;
+        struct nbd_simple_reply reply;
+        if (load->skip_bytes > 0 || load->in_used - at < sizeof(reply)) {
+            break;
+        }
+        memcpy(&reply, load->in + at, sizeof(reply));
+        at += (uint32_t)sizeof(reply);
+        if (be32toh(reply.magic) != NBD_SIMPLE_REPLY_MAGIC || reply.error != 0 || reply.cookie >= DEPTH_MAX) {
+            return fail(load, "a reply that is wrong, or an error");
+        }
+        load->skip_bytes = load->plan->writes ? 0 : load->plan->request_bytes;
+        reply_done(load, reply.cookie, now_ns);
+    }
+    memmove(load->in, load->in + at, load->in_used - at);
+    load->in_used -= at;
+    return 0;
+}
+
+static int replies_receive(struct load *load)
+{
+    ssize_t n = recv(load->fd, load->in + load->in_used, IN_BYTES - load->in_used, 0);
+    if (n <= 0) {
+        return fail(load, "the server closed the connection");
+    }
+    load->n_receives++;
+    load->in_used += (uint32_t)n;
+    return replies_parse(load);
+}
+
+static void *load_thread(void *arg)
+{
+    struct load *load = arg;
+    load->in = malloc(IN_BYTES);
+    if (load->in == NULL) {
+        fail(load, "out of memory");
+        return NULL;
+    }
+    uint64_t now_ns = clock_ns();
+    for (uint64_t slot = 0; slot < load->plan->depth; slot++) {
+        request_queue(load, slot, now_ns);
+    }
+    while (load->n_in_flight > 0 || load->skip_bytes > 0) {
+        if (requests_send(load) < 0 || replies_receive(load) < 0) {
+            break;
+        }
+    }
+    free(load->in);
+    return NULL;
+}
+
+static void histograms_merge(struct histogram *into, const struct histogram *from)
+{
+    into->count += from->count;
+    into->sum_ns += from->sum_ns;
+    into->max_ns = from->max_ns > into->max_ns ? from->max_ns : into->max_ns;
+    for (unsigned i = 0; i < HISTOGRAM_BUCKETS; i++) {
+        into->buckets[i] += from->buckets[i];
+    }
+}
+
+static int results_print(const struct plan *plan, struct load *loads, uint64_t elapsed_ns)
+{
+    static struct histogram latency;
+    uint64_t n_done = 0;
+    uint64_t n_receives = 0;
+    uint64_t n_sends = 0;
+    for (uint64_t i = 0; i < plan->n_connections; i++) {
+        if (loads[i].failure != NULL) {
+            fprintf(stderr, "nbd-load: %s\n", loads[i].failure);
+            return EXIT_FAILURE;
+        }
+        histograms_merge(&latency, &loads[i].latency);
+        n_done += loads[i].n_done;
+        n_receives += loads[i].n_receives;
+        n_sends += loads[i].n_sends;
+    }
+    double seconds = (double)elapsed_ns / 1e9;
+    double mb_s = (double)(n_done * plan->request_bytes) / 1e6 / seconds;
+    json_t *result =
+        json_pack("{s:I, s:f, s:f, s:f, s:o, s:I, s:I}", "requests", (json_int_t)n_done, "seconds", seconds, "iops",
+                  (double)n_done / seconds, "mb_s", mb_s, "latency", histogram_to_json(&latency), "receives",
+                  (json_int_t)n_receives, "sends", (json_int_t)n_sends);
+    json_dumpf(result, stdout, JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(result);
+    return EXIT_SUCCESS;
+}
+
+static int plan_run(struct plan *plan)
+{
+    uint8_t *payload = malloc(plan->request_bytes);
+    struct load *loads = calloc(plan->n_connections, sizeof(*loads));
+    if (payload == NULL || loads == NULL) {
+        fputs("nbd-load: out of memory\n", stderr);
+        return EXIT_FAILURE;
+    }
+    memset(payload, 0x5a, plan->request_bytes);
+    plan->payload = payload;
+    for (uint64_t i = 0; i < plan->n_connections; i++) {
+        loads[i].plan = plan;
+        loads[i].random = 88172645463325252u + i;
+        if (load_connect(&loads[i]) < 0 || load_negotiate(&loads[i]) < 0) {
+            fprintf(stderr, "nbd-load: %s\n", loads[i].failure);
+            return EXIT_FAILURE;
+        }
+    }
+    uint64_t started_ns = clock_ns();
+    plan->stop_at_ns = started_ns + plan->seconds * 1000000000u;
+    for (uint64_t i = 0; i < plan->n_connections; i++) {
+        if (pthread_create(&loads[i].thread, NULL, load_thread, &loads[i]) != 0) {
+            fputs("nbd-load: cannot start a thread\n", stderr);
+            return EXIT_FAILURE;
+        }
+    }
+    for (uint64_t i = 0; i < plan->n_connections; i++) {
+        pthread_join(loads[i].thread, NULL);
+        close(loads[i].fd);
+    }
+    int status = results_print(plan, loads, clock_ns() - started_ns);
+    free(loads);
+    free(payload);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 10) {
+        fputs("usage: nbd-load HOST PORT EXPORT DEPTH BYTES read|write random|sequential CONNECTIONS SECONDS\n",
+              stderr);
+        return 2;
+    }
+    struct plan plan = {.host = argv[1],
+                        .port = argv[2],
+                        .export = argv[3],
+                        .writes = strcmp(argv[6], "write") == 0,
+                        .sequential = strcmp(argv[7], "sequential") == 0};
+    if (number_parse(argv[4], 1, DEPTH_MAX, &plan.depth) < 0 ||
+        number_parse(argv[5], 1, BYTES_MAX, &plan.request_bytes) < 0 ||
+        number_parse(argv[8], 1, CONNECTIONS_MAX, &plan.n_connections) < 0 ||
+        number_parse(argv[9], 1, 3600, &plan.seconds) < 0) {
+        fputs("nbd-load: a number is missing or out of range\n", stderr);
+        return 2;
+    }
+    return plan_run(&plan);
+}
