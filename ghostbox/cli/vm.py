@@ -10,6 +10,7 @@ import click
 from ghostbox import domain_xml, session
 from ghostbox.cli import show
 from ghostbox.cli.context import Context
+from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.config import Config
 from ghostbox.errors import NotRunning, UsageError
@@ -260,17 +261,14 @@ Examples:
 """
 )
 @_name
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @click.option("--force", is_flag=True, help="Also if it runs: the plug is pulled.")
 @click.pass_obj
 def delete(context: Context, /, name: str | None, yes: bool, force: bool) -> None:
     """Delete a VM and its disk."""
     name = _chosen(context, name)
     session.Book(context.paths.vm(name)).need(name, context.paths)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(f"deleting VM '{name}' needs a confirmation", hint=f"ghostbox delete {name} -y")
-        click.confirm(f"Delete VM '{name}' and all that is on its disk?", abort=True, err=True)
+    confirm(f"Delete VM '{name}' and all that is on its disk?", yes=yes)
     stages = Stages()
     session.delete(name, context.paths, stages, force=force)
     stages.note(f"VM '{name}' is deleted")

@@ -139,7 +139,7 @@ def _prove(paths: Paths, progress: Progress) -> DemoResult:
         random_reads_per_s=report["random_pages"] / report["random_s"],
         traffic=traffic,
         donor_bytes=donor_bytes,
-        stage_seconds=dict(getattr(progress, "seconds", {})),
+        stage_seconds=dict(progress.seconds),
         ssh_command=session.info(VM_NAME, paths).ssh_command,
         problems=problems(report, tiers, traffic),
     )

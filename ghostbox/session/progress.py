@@ -15,7 +15,9 @@ class Stage(Protocol):
 
 
 class Progress(Protocol):
-    """A sink for named stages."""
+    """A sink for named stages; ``seconds`` is how long each took."""
+
+    seconds: dict[str, float]
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
         """Run a stage."""

@@ -106,14 +106,21 @@ def _console(files: VmPaths) -> str:
 
 @contextmanager
 def _explained(record: Record, stage: str) -> Iterator[None]:
-    """Say that the VM is kept, and how to go on."""
-    name = record.name
-    go_on = f"ghostbox logs {name}, ghostbox console {name}; then ghostbox wait {name} or ghostbox down {name}"
+    """Say of any failure that the VM is kept, and how to go on."""
     try:
         yield
-    except KeyboardInterrupt as err:
-        raise Interrupted(f"interrupted while waiting for {stage}: VM '{name}' keeps running", hint=go_on) from err
-    except GhostboxError as err:
-        late = isinstance(err, DeadlineExceeded) or "within" in err.message
-        kind = DeadlineExceeded if late else GuestError
-        raise kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or go_on) from err
+    except (KeyboardInterrupt, GhostboxError) as err:
+        raise kept(record, stage, err) from err
+
+
+def kept(record: Record, stage: str, err: BaseException) -> BaseException:
+    """Return the error for a failure or an interrupt behind which the VM keeps running."""
+    name = record.name
+    go_on = f"ghostbox logs {name}, ghostbox console {name}; then ghostbox wait {name} or ghostbox down {name}"
+    if isinstance(err, KeyboardInterrupt):
+        return Interrupted(f"interrupted while waiting for {stage}: VM '{name}' keeps running", hint=go_on)
+    if not isinstance(err, GhostboxError):
+        return err
+    late = isinstance(err, DeadlineExceeded) or " within " in err.message
+    kind = DeadlineExceeded if late else GuestError
+    return kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or go_on)

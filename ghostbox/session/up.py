@@ -126,11 +126,17 @@ def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupt
         _domain_stage(plan, book, progress)
     except BaseException as err:
         with interrupts.shielded():
-            if book.record is not None:
-                cleanup.warn(cleanup.unmake(book))
-                cleanup.settle(book)
+            if book.record is not None and book.record.state is VmState.RUNNING:
+                raise readiness.kept(book.record, "boot", err) from err
+            _undo(book)
         raise _explained(err, plan.name) from err
     return plan
+
+
+def _undo(book: Book) -> None:
+    if book.record is not None:
+        cleanup.warn(cleanup.unmake(book))
+        cleanup.settle(book)
 
 
 def _explained(err: BaseException, name: str) -> BaseException:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ def running_donor(
     name: str = "donor",
     reserve: str = "0",
     env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
     **options: str,
 ) -> Iterator[RunningDonor]:
     """Run ``ghostbox memserver`` until the end of the block.
@@ -118,6 +119,7 @@ def running_donor(
         name: its name.
         reserve: what it leaves free.
         env: further environment.
+        prefix: words before the command, such as those that enter a network namespace.
         options: any other option, ``drain_timeout="1s"`` for ``--drain-timeout 1s``, ``insecure=""`` for a flag.
     """
     with contextlib.ExitStack() as stack:
@@ -125,9 +127,8 @@ def running_donor(
         runtime = Path(tempfile.mkdtemp(prefix="gb-"))
         stack.callback(shutil.rmtree, runtime, ignore_errors=True)
         full_env = donor_environment(tmp_path, runtime, env)
-        argv = memserver_argv(
-            {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0", **options}
-        )
+        own = {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0", **options}
+        argv = [*prefix, *memserver_argv(own)]
         stderr_path = tmp_path / f"{name}.stderr"
         sockets = runtime / "memservers" / name / "control.sock"
         stack.callback(_end_data_plane, sockets)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Machines for tests: network namespaces, each with an address of its own, joined to this one by a cable (veth)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+# TEST-NET-2 (RFC 5737): no real network uses it. Each cable has a /30.
+_NETWORK = "198.51.100"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A namespace. ``address`` is its end of the cable, ``cable`` the name of ours."""
+
+    namespace: str
+    address: str
+    cable: str
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Words that run a command there."""
+        return ("ip", "netns", "exec", self.namespace)
+
+    def pull_cable(self) -> None:
+        """Cut the link."""
+        _ip("link", "set", self.cable, "down")
+
+    def plug_cable(self) -> None:
+        """Mend the link."""
+        _ip("link", "set", self.cable, "up")
+
+
+@contextlib.contextmanager
+def machines(count: int) -> Iterator[list[Machine]]:
+    """Make namespaces and remove them at the end of the block, with all that listens in them."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("cannot run here: network namespaces need root and the tool ip")
+    with contextlib.ExitStack() as stack:
+        yield [_make(stack, number) for number in range(count)]
+
+
+def _make(stack: contextlib.ExitStack, number: int) -> Machine:
+    # Two runs on one machine must not meet: names and addresses carry the process id.
+    tag = f"{os.getpid() % 10000:04d}{number}"
+    base = (os.getpid() * 2 + number) % 63 * 4
+    machine = Machine(f"gbtest{tag}", f"{_NETWORK}.{base + 2}", f"gbv{tag}")
+    _ip("netns", "add", machine.namespace)
+    stack.callback(_ip, "netns", "del", machine.namespace)
+    _ip("link", "add", machine.cable, "type", "veth", "peer", "name", "eth0", "netns", machine.namespace)
+    stack.callback(_ip, "link", "del", machine.cable)
+    _ip("addr", "add", f"{_NETWORK}.{base + 1}/30", "dev", machine.cable)
+    _ip("link", "set", machine.cable, "up")
+    inside = ("-n", machine.namespace)
+    _ip(*inside, "addr", "add", f"{machine.address}/30", "dev", "eth0")
+    for device in ("lo", "eth0"):
+        _ip(*inside, "link", "set", device, "up")
+    return machine
+
+
+def _ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"

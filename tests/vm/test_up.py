@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: MIT
+"""The main job, for real: one Debian guest on the memory of two donors, each a machine (namespace) of its own.
+
+One boot serves all tests of this file; the last ones take the VM down, start it again, and break it on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghostbox import demo, processes
+from ghostbox.donor_client import DonorClient
+from helpers import netns
+from helpers.donor import RunningDonor, running_donor
+from helpers.guest import free_port
+from helpers.lab import Belongings, Host, Run, lab
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+VM = "gbt-main"
+CACHE_MIB = 96
+WORKLOAD_MIB = 288
+CLOUD_INIT = """#cloud-config
+write_files:
+  - {path: /etc/theirs, content: "merged\\n"}
+"""
+
+
+@dataclass
+class Machine:
+    """The VM under test, what there was before it, and what ``up`` said."""
+
+    host: Host
+    donors: list[RunningDonor]
+    before: Belongings
+    web_port: int
+    up: Run
+    options: list[str | Path] = field(default_factory=list)
+
+    def cli(self, command: str, *words: str, check: bool = True) -> Run:
+        return self.host.cli(command, VM, *words, check=check)
+
+    def guest(self, command: str) -> str:
+        return self.host.cli("shell", VM, "--", command, check=True).stdout
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.cli("status", "--json", check=False).stdout))
+
+    def pager_pid(self) -> int:
+        return int(self.status()["pager"]["pid"])
+
+    def outside(self) -> Belongings:
+        """What the VM has outside its state directory, which stays until it is deleted."""
+        return self.host.belongings(self.donors)
+
+
+def same_but_for_state(now: Belongings, before: Belongings) -> bool:
+    kept = (now.processes, now.domains, now.files, now.leases)
+    return kept == (before.processes, before.domains, before.files, before.leases)
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningDonor]]:
+    with netns.machines(2) as machines, contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                running_donor(
+                    tmp_path_factory.mktemp("donor"), size="448M", name=f"gbt-{number}", bind=machine.address,
+                    insecure="", prefix=machine.prefix,
+                )
+            )
+            for number, machine in enumerate(machines)
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
+    with lab() as host:
+        extra = host.root / "extra.yaml"
+        extra.write_text(CLOUD_INIT)
+        port = free_port()
+        options: list[str | Path] = ["--memory", "768M", "--remote-memory", "512M", "--cache", f"{CACHE_MIB}M"]
+        options += ["--cpus", "2", "--disk", "6G", "--image", "debian", "--cloud-init", extra, "-p", f"{port}:8000"]
+        for donor in donors:
+            options += ["--donor", donor.address]
+        before = host.belongings(donors)
+        done = host.cli("up", VM, *options, "--timeout", "4m", "--json", check=True)
+        yield Machine(host, donors, before, port, done, options)
+
+
+def test_up_names_its_stages_with_the_time_each_took(machine: Machine) -> None:
+    ended = re.findall(r"^(\S+) +done +(\d[\d.]* (?:s|min \d+ s))", machine.up.stderr, re.MULTILINE)
+    stages = ["image", "donors", "leases", "pager", "domain", "boot", "ssh", "cloud-init"]
+    assert [name for name, _ in ended] == stages
+
+
+def test_up_says_when_there_is_no_kvm(machine: Machine) -> None:
+    virt = json.loads(machine.up.stdout)["virt"]
+    assert ("warning: no KVM, so the VM is emulated and slow: " in machine.up.stderr) == (virt == "tcg")
+
+
+def test_up_again_says_that_it_runs_and_returns_0(machine: Machine) -> None:
+    done = machine.cli("up")
+    assert f"VM '{VM}' runs already" in done.stdout
+    assert done.returncode == 0
+
+
+def test_free_shows_local_plus_remote_memory(machine: Machine) -> None:
+    total_kib = int(machine.guest("free -k").splitlines()[1].split()[1])
+    assert 0.88 * (768 + 512) < total_kib / 1024 < 768 + 512
+
+
+def test_guest_sees_two_nodes_and_the_remote_one_in_a_lower_tier(machine: Machine) -> None:
+    table = machine.guest("numactl --hardware")
+    assert "available: 2 nodes (0-1)" in table
+    assert re.search(r"^node 1 cpus:\s*$", table, re.MULTILINE)
+    tiers = machine.guest("grep . /sys/devices/virtual/memory_tiering/memory_tier*/nodelist")
+    tier_of_node = {node: int(tier) for tier, node in re.findall(r"tier(\d+)/nodelist:(\d)", tiers)}
+    assert tier_of_node["1"] > tier_of_node["0"]
+
+
+def test_guest_kernel_demotes_and_promotes(machine: Machine) -> None:
+    assert machine.guest("cat /proc/sys/kernel/numa_balancing /sys/kernel/mm/numa/demotion_enabled").split() == [
+        "2",
+        "true",
+    ]
+
+
+def test_users_cloud_init_is_merged(machine: Machine) -> None:
+    assert machine.guest("cat /etc/theirs").strip() == "merged"
+
+
+def test_workload_over_the_cache_verifies_and_went_through_both_donors(machine: Machine) -> None:
+    program = Path(demo.__file__).with_name("workload.py").read_text()
+    machine.host.cli("shell", VM, "--", "cat > w.py", stdin=program, check=True)
+    before = {donor["uri"]: donor for donor in machine.status()["pager"]["donors"]}
+    report = json.loads(machine.guest(f"numactl --membind=1 python3 w.py {WORKLOAD_MIB << 20} 7"))
+    assert report["wrong_pages"] == 0
+    assert report["pages_by_node"] == {"1": report["pages"]}
+    status = machine.status()["pager"]
+    for donor in status["donors"]:
+        for way in ("read_bytes", "written_bytes"):
+            assert donor[way] - before[donor["uri"]][way] > 20 << 20, f"{way} of {donor['uri']}"
+    assert len(status["donors"]) == 2
+    assert status["pages"]["resident"] + status["pages"]["inactive"] <= (CACHE_MIB << 20) / 4096
+
+
+def test_memory_that_the_guest_frees_goes_back_to_the_donors(machine: Machine) -> None:
+    """Free page reporting: what the workload used is trimmed some seconds after its end."""
+
+    def kept_by_donors() -> int:
+        found = 0
+        for donor in machine.donors:
+            with DonorClient(donor.address) as client:
+                found += client.status().resident_bytes
+        return found
+
+    processes.wait_until(
+        lambda: kept_by_donors() < WORKLOAD_MIB << 19,
+        timeout_s=60,
+        what="memory given back to the donors",
+        interval_s=0.5,
+    )
+
+
+def test_shell_returns_the_exit_code_of_the_guests_command(machine: Machine) -> None:
+    done = machine.cli("shell", "--", "echo out; echo err >&2; exit 42", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (42, "out\n", "err\n")
+
+
+def test_shell_without_dashes_explains_itself(machine: Machine) -> None:
+    done = machine.cli("shell", "uname", check=False)
+    assert done.returncode == 2
+    assert f"error: a command goes behind --\nfix: ghostbox shell {VM} -- uname" in done.stderr
+
+
+def test_ssh_config_lets_the_systems_ssh_in_without_a_question(machine: Machine) -> None:
+    command = json.loads(machine.up.stdout)["ssh_command"].split()
+    done = subprocess.run([*command, "-o", "BatchMode=yes", "hostname"], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == VM, done.stderr
+
+
+def test_forwarded_port_leads_into_the_guest_from_loopback_only(machine: Machine) -> None:
+    machine.guest("echo hello > index.html; nohup python3 -m http.server 8000 >/dev/null 2>&1 &")
+    url = f"http://127.0.0.1:{machine.web_port}/index.html"
+
+    def answer() -> bytes:
+        with contextlib.suppress(OSError):
+            return bytes(urllib.request.urlopen(url, timeout=5).read())
+        return b""
+
+    processes.wait_until(lambda: answer() == b"hello\n", timeout_s=60, what="the guest's web server", interval_s=0.2)
+    listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
+    assert re.findall(rf"\s(\S+):{machine.web_port}\s", listening) == ["127.0.0.1"]
+
+
+def test_status_shows_the_vm_and_its_memory(machine: Machine) -> None:
+    done = machine.cli("status")
+    for pattern in (
+        r"state +running",
+        r"cache +[\d.]+ [KM]iB resident",
+        r"fetch time +p50 \d+ µs",
+        r"nbd://198\.51\.100\.",
+    ):
+        assert re.search(pattern, done.stdout), pattern
+    assert machine.status()["qemu_pid"] == machine.status()["pager"]["regions"][0]["pid"]
+
+
+def test_list_and_info_know_the_vm(machine: Machine) -> None:
+    assert re.search(rf"^{VM} +running +2 +768 MiB +512 MiB", machine.host.cli("list", check=True).stdout, re.MULTILINE)
+    assert json.loads(machine.host.cli("list", "--json", check=True).stdout)[0]["state"] == "running"
+    info = json.loads(machine.cli("info", "-o", "json").stdout)
+    assert info["remote_memory_bytes"] == 512 << 20
+    assert [lease["size_bytes"] for lease in info["leases"]] == [256 << 20] * 2
+    assert info["forwards"] == [f"127.0.0.1:{machine.web_port} -> 8000"]
+    assert re.search(r"image +debian", machine.cli("info").stdout)
+
+
+def test_logs_of_each_source(machine: Machine) -> None:
+    assert "login:" in machine.cli("logs").stdout
+    assert "of its memory are now served" in machine.cli("logs", "--source", "pager").stdout
+    assert "-uuid" in machine.cli("logs", "--source", "qemu").stdout
+    assert len(machine.cli("logs", "--source", "qemu", "-n", "2").stdout.splitlines()) == 2
+    missing = machine.cli("logs", "--source", "memserver", check=False)
+    assert missing.returncode == 4
+    assert "error: no memserver of this machine has a log" in missing.stderr
+
+
+def test_logs_can_be_followed(machine: Machine) -> None:
+    follower = machine.host.start("logs", VM, "-f", "-n", "0")
+    assert follower.stdout is not None
+    try:
+        time_up = time.monotonic() + 60
+        seen = ""
+        while "followed-by-a-test" not in seen and time.monotonic() < time_up:
+            machine.guest("echo followed-by-a-test | sudo tee /dev/ttyS0 >/dev/null")
+            while select.select([follower.stdout], [], [], 1.0)[0]:
+                seen += os.read(follower.stdout.fileno(), 4096).decode()
+                if "followed-by-a-test" in seen:
+                    break
+        assert "followed-by-a-test" in seen
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
+    finally:
+        follower.kill()
+        follower.communicate()
+
+
+def test_wait_returns_when_the_vm_is_ready(machine: Machine) -> None:
+    done = machine.cli("wait", "--timeout", "1m", "--for", "ready")
+    assert re.search(r"^cloud-init +done", done.stderr, re.MULTILINE)
+
+
+def test_console_is_the_guests_serial_line(machine: Machine) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe("env", ["env", *machine.host.argv("console", VM)], dict(machine.host.env))
+    try:
+        seen, deadline = "", time.monotonic() + 60
+        while "login:" not in seen and time.monotonic() < deadline:
+            if "Escape character" in seen:
+                os.write(terminal, b"\r")
+            if select.select([terminal], [], [], 1.0)[0]:
+                seen += os.read(terminal, 4096).decode(errors="replace")
+        assert "login:" in seen
+    finally:
+        os.write(terminal, b"\x1d")
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def test_second_command_on_the_same_vm_is_refused(machine: Machine) -> None:
+    with (machine.host.paths.vm(VM).lock).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = machine.cli("down", check=False)
+    assert done.returncode == 5
+    assert f"error: another command is at work on VM '{VM}' (pid " in done.stderr
+
+
+def test_delete_of_a_running_vm_is_refused(machine: Machine) -> None:
+    done = machine.cli("delete", "-y", check=False)
+    assert done.returncode == 5
+    assert f"error: VM '{VM}' is running\nfix: ghostbox down {VM}, or: ghostbox delete --force {VM}" in done.stderr
+
+
+def test_delete_asks_first(machine: Machine) -> None:
+    done = machine.cli("delete", check=False)
+    assert done.returncode == 2
+    assert "cannot be asked without a terminal" in done.stderr
+
+
+def test_domain_name_that_another_installation_uses_is_refused(machine: Machine) -> None:
+    with lab() as other:
+        sizes = ["--memory", "256M", "--remote-memory", "128M", "--cache", "16M"]
+        done = other.cli("up", VM, *sizes, "--donor", machine.donors[0].address, "--no-wait")
+        assert done.returncode == 1
+        assert f"error: libvirt has a domain named ghostbox-{VM} already, and it is not this VM's" in done.stderr
+    assert machine.status()["state"] == "running"
+
+
+def test_down_leaves_nothing_behind_but_the_state_directory(machine: Machine) -> None:
+    done = machine.cli("down", "--timeout", "2m")
+    assert f"VM '{VM}' is stopped" in done.stderr
+    assert same_but_for_state(machine.outside(), machine.before)
+    assert machine.cli("status", check=False).returncode == 3
+    assert re.search(rf"^{VM} +stopped", machine.host.cli("list", check=True).stdout, re.MULTILINE)
+    assert "login:" in machine.cli("logs").stdout
+
+
+def test_down_of_a_stopped_vm_says_so_and_returns_0(machine: Machine) -> None:
+    assert f"VM '{VM}' does not run" in machine.cli("down").stderr
+
+
+def test_shell_into_a_stopped_vm_is_refused(machine: Machine) -> None:
+    done = machine.cli("shell", "--", "true", check=False)
+    assert done.returncode == 3
+    assert f"error: VM '{VM}' is stopped\nfix: ghostbox up {VM}" in done.stderr
+
+
+def test_other_image_for_a_vm_that_has_a_disk_is_refused(machine: Machine) -> None:
+    done = machine.host.cli("up", VM, *machine.options, "--image", "other")
+    assert done.returncode == 5
+    assert f"error: VM '{VM}' was made from image 'debian', not 'other'" in done.stderr
+
+
+def test_smaller_disk_for_a_vm_that_has_one_is_refused_and_undone(machine: Machine) -> None:
+    done = machine.host.cli("up", VM, *machine.options, "--disk", "5G")
+    assert done.returncode == 5
+    assert f"error: the disk of VM '{VM}' has 6 GiB and cannot shrink to 5 GiB" in done.stderr
+    assert same_but_for_state(machine.outside(), machine.before)
+
+
+def start_again(machine: Machine) -> None:
+    done = machine.host.cli("up", VM, *machine.options, "--no-wait", check=True)
+    assert "boot" not in done.stderr
+    assert machine.status()["state"] == "running"
+
+
+def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Machine) -> None:
+    command = machine.host.start("up", VM, *machine.options, "--disk", "7G")
+    assert command.stderr is not None
+    said = ""
+    while "boot" not in said:
+        line = command.stderr.readline()
+        assert line, said
+        said += line
+    command.send_signal(signal.SIGINT)
+    _, rest = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert f"error: interrupted while waiting for boot: VM '{VM}' keeps running" in rest
+    assert f"ghostbox wait {VM} or ghostbox down {VM}" in rest
+    assert machine.status()["state"] == "running"
+
+
+def test_wait_that_takes_too_long_says_why(machine: Machine) -> None:
+    done = machine.cli("wait", "--timeout", "1s", check=False)
+    assert done.returncode == 124
+    assert re.search(rf"error: VM '{VM}', stage boot: the guest's SSH server does not answer", done.stderr)
+    assert "why: the guest's console" in done.stderr
+
+
+def test_forced_down_is_immediate_and_leaves_nothing_behind(machine: Machine) -> None:
+    machine.cli("down", "--force")
+    assert same_but_for_state(machine.outside(), machine.before)
+
+
+def test_paused_vm_is_shown_as_such(machine: Machine) -> None:
+    start_again(machine)
+    subprocess.run(["virsh", "-q", "suspend", f"ghostbox-{VM}"], check=True, capture_output=True)
+    assert machine.cli("status", check=False).returncode == 3
+    assert "virsh -c qemu:///system resume" in machine.cli("shell", "--", "true", check=False).stderr
+    subprocess.run(["virsh", "-q", "resume", f"ghostbox-{VM}"], check=True, capture_output=True)
+
+
+def test_down_of_a_guest_that_does_not_listen_gives_up_and_keeps_it(machine: Machine) -> None:
+    """It was started a moment ago, so nobody in it hears the power button."""
+    done = machine.cli("down", "--timeout", "1s", check=False)
+    assert done.returncode == 124
+    assert (
+        f"error: VM '{VM}' did not shut down within 1.0 s; it still runs\nfix: ghostbox down --force {VM}"
+        in done.stderr
+    )
+
+
+def test_guest_that_ended_by_itself_is_cleaned_up_by_the_next_command(machine: Machine) -> None:
+    waiting = machine.host.start("wait", VM, "--for", "stopped", "--timeout", "1m")
+    subprocess.run(["virsh", "-q", "destroy", f"ghostbox-{VM}"], check=True, capture_output=True)
+    assert waiting.wait(60) == 0
+    waiting.communicate()
+    assert re.search(rf"^{VM} +stopped", machine.host.cli("list", check=True).stdout, re.MULTILINE)
+    assert same_but_for_state(machine.outside(), machine.before)
+
+
+def test_vm_whose_pager_died_is_broken_and_can_be_taken_down(machine: Machine) -> None:
+    start_again(machine)
+    os.kill(machine.pager_pid(), signal.SIGKILL)
+    processes.wait_until(lambda: machine.status()["state"] == "broken", timeout_s=20, what="the VM shown as broken")
+    done = machine.cli("up", check=False)
+    assert f"error: VM '{VM}' is broken: its pager is gone, so the guest is frozen" in done.stderr
+    assert f"fix: ghostbox down {VM} --force, then ghostbox up {VM}" in done.stderr
+    machine.cli("down", "--force")
+    assert same_but_for_state(machine.outside(), machine.before)
+
+
+def test_reboot_of_the_host_is_healed(machine: Machine) -> None:
+    """After a reboot the record says running, and domain, pager and /run are gone; the donors still have the leases."""
+    start_again(machine)
+    pager = machine.pager_pid()
+    subprocess.run(["virsh", "-q", "destroy", f"ghostbox-{VM}"], check=True, capture_output=True)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pager, signal.SIGKILL)
+    for file in machine.host.paths.vm(VM).runtime.glob("*"):
+        file.unlink()
+    assert machine.outside().leases, "the leases are still there"
+    assert machine.cli("status", check=False).returncode == 3
+    assert same_but_for_state(machine.outside(), machine.before)
+
+
+def test_delete_removes_the_vm_with_its_disk(machine: Machine) -> None:
+    machine.cli("delete", "-y")
+    assert machine.outside() == machine.before
+    assert VM not in machine.host.cli("list", check=True).stdout
