@@ -71,7 +71,9 @@ def _start_one(name: str, size_bytes: int, paths: Paths) -> Lender:
     log.unlink(missing_ok=True)
     options = {"name": name, "size": str(size_bytes), "reserve": "0", "port": "0", "control-port": "0"}
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    child = processes.start_detached([sys.executable, "-m", "ghostbox", "memserver", *words, "--json"], log_path=log)
+    child = processes.start_detached(
+        [sys.executable, "-P", "-m", "ghostbox", "memserver", *words, "--json"], log_path=log
+    )
     try:
         processes.wait_until(
             lambda: child.poll() is not None or _ready_line(log) is not None,
