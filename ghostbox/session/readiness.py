@@ -35,12 +35,12 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     alive = _Alive(record)
     with guest(record, book.files) as ssh:
-        with progress.stage("boot") as stage, _explained(record, "boot"):
+        with _explained(record, "boot"), progress.stage("boot") as stage:
             _wait_banner(record, book.files, stage.say, alive, deadline=deadline)
-        with progress.stage("ssh") as stage, _explained(record, "ssh"):
+        with _explained(record, "ssh"), progress.stage("ssh") as stage:
             ssh.wait_ready(max(5.0, deadline - time.monotonic()), stage.say, alive=alive)
             stage.say(f"{record.user}@{HOST}:{record.ssh_port}")
-        with progress.stage("cloud-init") as stage, _explained(record, "cloud-init"):
+        with _explained(record, "cloud-init"), progress.stage("cloud-init") as stage:
             ssh.wait_cloud_init(timeout_s, stage.say)
             stage.say("done")
 

@@ -155,7 +155,7 @@ class Book:
             self.record = Record.from_json(json.loads(self.files.record.read_text()))
         except FileNotFoundError:
             self.record = None
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise GhostboxError(
                 f"cannot read {self.files.record}: {err}",
                 hint=f"if the VM is of no use any more: rm -r {self.files.state}",

@@ -67,8 +67,16 @@ def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True) -
             _warn(plan, progress)
             plan = _start(plan, paths, book, progress, interrupts)
         if wait:
-            readiness.wait_ready(book, progress, timeout_s=plan.boot_timeout_s)
+            _wait(book, plan, progress)
     return _result(book, already_running=False)
+
+
+def _wait(book: Book, plan: VmPlan, progress: Progress) -> None:
+    assert book.record is not None
+    try:
+        readiness.wait_ready(book, progress, timeout_s=plan.boot_timeout_s)
+    except KeyboardInterrupt as err:
+        raise readiness.kept(book.record, "the guest", err) from err
 
 
 @contextmanager

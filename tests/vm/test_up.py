@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 VM = "gbt-main"
 CACHE_MIB = 96
 WORKLOAD_MIB = 288
+GROWN_DISK = "7G"
 CLOUD_INIT = """#cloud-config
 write_files:
   - {path: /etc/theirs, content: "merged\\n"}
@@ -348,13 +349,14 @@ def test_smaller_disk_for_a_vm_that_has_one_is_refused_and_undone(machine: Machi
 
 
 def start_again(machine: Machine) -> None:
-    done = machine.host.cli("up", VM, *machine.options, "--no-wait", check=True)
+    done = machine.host.cli("up", VM, *machine.options, "--disk", GROWN_DISK, "--no-wait", check=True)
     assert "boot" not in done.stderr
     assert machine.status()["state"] == "running"
 
 
 def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Machine) -> None:
-    command = machine.host.start("up", VM, *machine.options, "--disk", "7G")
+    machine.cli("down", "--force")
+    command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK)
     assert command.stderr is not None
     said = ""
     while "boot" not in said:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The record of a VM: written whole, read back equal, its states in order, its lock exclusive."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from ghostbox.errors import GhostboxError, NotFound, Refused
+from ghostbox.paths import Paths, VmPaths
+from ghostbox.session.record import (
+    TRANSITIONS,
+    Book,
+    LeaseRecord,
+    Made,
+    Record,
+    VmState,
+    lock_is_free,
+    locked,
+    names,
+)
+
+RECORD = Record(
+    name="box",
+    state=VmState.STARTING,
+    uuid="u",
+    mac="m",
+    ssh_port=2222,
+    created_at="2026-01-01T00:00:00+00:00",
+    domain="ghostbox-box",
+    libvirt_uri="qemu:///system",
+    image="debian",
+    user="ghost",
+    virt="kvm",
+    cpus=2,
+    memory_bytes=1,
+    remote_memory_bytes=2,
+    cache_bytes=3,
+    disk_bytes=4,
+    forwards=((8080, 80),),
+    made=frozenset({Made.PAGER, Made.FILES}),
+    leases=(LeaseRecord("a:1", "x", 5),),
+)
+
+
+def book(tmp_path: Path) -> Book:
+    return Book(VmPaths(tmp_path / "s" / "vms" / "box", tmp_path / "r"))
+
+
+def test_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    book(tmp_path).save(RECORD)
+    assert book(tmp_path).load() == RECORD
+    assert not list((tmp_path / "s" / "vms" / "box").glob("*.new"))
+
+
+def test_vm_without_a_record_does_not_exist(tmp_path: Path) -> None:
+    assert book(tmp_path).load() is None
+
+
+def test_missing_vm_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "s", tmp_path / "r", tmp_path, tmp_path, tmp_path)
+    book(tmp_path).save(RECORD)
+    assert names(paths) == ["box"]
+    with pytest.raises(NotFound, match="no VM named 'other'") as caught:
+        Book(paths.vm("other")).need("other", paths)
+    assert caught.value.hint == "there are: box"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "state": "nonsense"}', "[1]"])
+def test_damaged_record_is_an_error_that_says_where(tmp_path: Path, text: str) -> None:
+    made = book(tmp_path)
+    made.save(RECORD)
+    made.files.record.write_text(text)
+    with pytest.raises(GhostboxError, match=re.escape(f"cannot read {made.files.record}")):
+        made.load()
+
+
+def test_transition_that_the_drawing_lacks_is_a_mistake() -> None:
+    with pytest.raises(AssertionError):
+        RECORD.to(VmState.PREPARING)
+    assert RECORD.to(VmState.RUNNING).state is VmState.RUNNING
+
+
+def test_every_recorded_state_leads_to_stopped_or_absent() -> None:
+    for state, following in TRANSITIONS.items():
+        if state is not VmState.ABSENT:
+            assert following & {VmState.STOPPED, VmState.ABSENT}
+
+
+def test_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
+    files = book(tmp_path).files
+    with locked(files):
+        assert not lock_is_free(files)
+        with pytest.raises(Refused, match=r"another command is at work on VM 'box' \(pid \d+\)"), locked(files):
+            pass
+    assert lock_is_free(files)
+
+
+def test_state_directory_lets_qemu_pass_and_not_look(tmp_path: Path) -> None:
+    made = book(tmp_path)
+    made.save(RECORD)
+    assert made.files.state.stat().st_mode & 0o777 == 0o711
+
+
+def test_records_fields_are_all_in_its_json() -> None:
+    assert {field.name for field in dataclasses.fields(Record)} < RECORD.to_json().keys()
