@@ -3,6 +3,7 @@
 
     images/NAME.json              what the image is, and which directory is its own; replaced in one step
     images/NAME@HASH-TIME/        its files; never written again once NAME.json points at it
+    images/NAME@HASH-TIME/overlays  the VM disks that were made on it, a path a line; those gone since do not count
     images/.NAME.new-XXXX/        a build or import at work; renamed at its end, removed if it fails
     images/.NAME.lock             held (flock) while the image is built, imported or deleted
 
@@ -17,15 +18,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ghostbox.errors import ImageError, NotFound, Refused
 from ghostbox.images import imports, qemu_img
 from ghostbox.images.build import Progress, build_files, check_space
+from ghostbox.images.imports import backing_file
 from ghostbox.images.model import Image, check_name, image_from_json
 from ghostbox.images.recipe import Recipe
 from ghostbox.units import format_bytes
+
+_OVERLAYS = "overlays"
 
 
 def _say_nothing(_step: str) -> None:
@@ -85,7 +89,8 @@ class ImageStore:
             name: of the image; None takes the recipe's.
             force: build even if an equal image is there.
             mirror: a Debian archive to use instead of those that apt knows.
-            in_use: disks that overlays stand on; what else is superseded is removed. None removes nothing.
+            in_use: disks that overlays stand on, besides those that this store made; what else is superseded is
+                removed. None removes nothing.
 
         Raises:
             ImageError: no space, no mirror, a tool is missing or failed.
@@ -175,7 +180,7 @@ class ImageStore:
             raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name))
         with self._locked(name, _say_nothing):
             directories = self._directories(name)
-            if any(directory in disk.parents for disk in in_use for directory in directories):
+            if any(_is_used(directory, in_use) for directory in directories):
                 raise Refused(f"image '{name}' is the base of a VM's disk", hint="delete the VM first: ghostbox list")
             self._record(name).unlink(missing_ok=True)
             for directory in directories:
@@ -193,6 +198,9 @@ class ImageStore:
                 f"which has {format_bytes(image.virtual_bytes)}",
                 hint=f"give vm.disk at least {format_bytes(image.virtual_bytes)}",
             )
+        # Noted first, so that no other command, whose VMs may be others, takes the image for unused.
+        with suppress(PermissionError), (image.directory / _OVERLAYS).open("a") as file:
+            file.write(f"{target.absolute()}\n")
         qemu_img.create_overlay(image.disk, target, size_bytes)
 
     def _record(self, name: str) -> Path:
@@ -265,8 +273,18 @@ class ImageStore:
         if in_use is None:
             return
         for directory in self._directories(current.name):
-            if directory != current.directory and not any(directory in disk.parents for disk in in_use):
+            if directory != current.directory and not _is_used(directory, in_use):
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_used(directory: Path, in_use: Collection[Path]) -> bool:
+    """Tell whether a disk stands on an image: one the caller knows, or one that we made and that is still there."""
+    try:
+        made = (directory / _OVERLAYS).read_text().splitlines()
+    except OSError:
+        made = []
+    bases = [*in_use, *(base for base in map(backing_file, map(Path, made)) if base is not None)]
+    return any(directory.resolve() in base.resolve().parents for base in bases)
 
 
 def _make_traversable(directory: Path) -> None:

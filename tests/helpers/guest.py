@@ -98,7 +98,7 @@ def _qemu_argv(directory: Path, image: Image, port: int) -> list[str]:
         *("-display", "none"),
         *("-machine", "q35,hmat=on"),
         *("-accel", "tcg,thread=multi"),
-        *("-cpu", "max,la57=off"),
+        *("-cpu", "max,la57=off,svm=off"),  # svm: the guest would load all of KVM, seconds under emulation
         *("-smp", str(min(2, os.cpu_count() or 1))),
         *numa_options(),
         *boot,

@@ -205,6 +205,16 @@ def test_image_in_use_is_not_deleted(store: ImageStore, tmp_path: Path) -> None:
         store.delete("disk", set())
 
 
+def test_image_is_in_use_while_an_overlay_that_we_made_is_there(store: ImageStore, tmp_path: Path) -> None:
+    image = store.import_file(raw_disk(tmp_path / "disk.raw"))
+    overlay = tmp_path / "overlay.qcow2"
+    store.create_overlay(image, overlay, 8 * MIB)
+    with pytest.raises(Refused, match="image 'disk' is the base of a VM's disk"):
+        store.delete("disk", set())
+    overlay.unlink()
+    store.delete("disk", set())
+
+
 def test_second_command_on_an_image_waits_for_the_first(store: ImageStore, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     said: list[str] = []

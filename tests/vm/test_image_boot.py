@@ -65,9 +65,11 @@ def test_memory_is_both_nodes(guest: guests.Guest) -> None:
 
 def test_node_1_is_a_lower_memory_tier(guest: guests.Guest) -> None:
     lines = guest.run("grep -r . /sys/devices/virtual/memory_tiering/*/nodelist").split()
-    tier_of = {
-        int(nodes): int(tier) for tier, nodes in (re.search(r"tier(\d+)/nodelist:(.*)", x).groups() for x in lines)
-    }  # type: ignore[union-attr]
+    tier_of = {}
+    for line in lines:
+        match = re.search(r"tier(\d+)/nodelist:(\d+)", line)
+        assert match is not None, line
+        tier_of[int(match[2])] = int(match[1])
     assert tier_of[1] > tier_of[0], "a higher number is a slower tier"
 
 
