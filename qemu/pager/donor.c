@@ -195,11 +195,12 @@ json_t *donor_to_json(struct donor *donor)
     struct donor_counters *c = &donor->counters;
 
     return json_pack(
-        "{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri, "state",
+        "{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri, "state",
         donor_state_name(donor), "identity", donor->identity, "export_bytes", (json_int_t)donor->export_bytes,
         "extents", (int)donor->n_extents, "read_bytes", (json_int_t)atomic_load(&c->read_bytes), "written_bytes",
         (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes", (json_int_t)atomic_load(&c->trimmed_bytes),
         "reads", (json_int_t)atomic_load(&c->reads), "writes", (json_int_t)atomic_load(&c->writes), "trims",
-        (json_int_t)atomic_load(&c->trims), "errors", (json_int_t)atomic_load(&c->errors), "reconnects",
-        (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
+        (json_int_t)atomic_load(&c->trims), "errors", (json_int_t)atomic_load(&c->errors), "checksum_errors",
+        (json_int_t)atomic_load(&c->checksum_errors), "reconnects", (json_int_t)atomic_load(&c->reconnects),
+        "latency", histogram_to_json(&donor->latency));
 }

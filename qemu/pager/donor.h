@@ -54,7 +54,8 @@ struct channel {
 };
 
 struct donor_counters {
-    _Atomic uint64_t read_bytes, written_bytes, trimmed_bytes, reads, writes, trims, errors, reconnects;
+    _Atomic uint64_t read_bytes, written_bytes, trimmed_bytes, reads, writes, trims, errors, reconnects,
+        checksum_errors;
 };
 
 struct donor {

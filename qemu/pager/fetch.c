@@ -2,6 +2,7 @@
 /* Reads from donors, for faults and ahead of them. */
 #include "fault.h"
 
+#include "checksum.h"
 #include "clock.h"
 #include "log.h"
 
@@ -325,10 +326,30 @@ static void install(struct fault_loop *loop, struct fetch *fetch)
     pager_unlock(pager);
 }
 
+/* Whether each page is what was sent. Nobody else touches the entry of a page that is being fetched. */
+static bool verify(struct fault_loop *loop, const struct fetch *fetch)
+{
+    for (uint32_t i = 0; i < fetch->n_pages; i++) {
+        const struct page *p = &loop->pager->table.pages[fetch->page + i];
+
+        if ((p->flags & PAGE_F_SUM) && checksum_page(fetch->buf + (size_t)i * PAGE_BYTES) != p->checksum) {
+            struct place place = pool_place(&loop->pager->pool, fetch->page + i);
+
+            COUNT(place.donor->counters.checksum_errors, 1);
+            log_error("donor %s: the page at offset %llu is not what was written there (checksum)", place.donor->uri,
+                      (unsigned long long)place.offset);
+            return false;
+        }
+    }
+    return true;
+}
+
 static void finish_one(struct fault_loop *loop, struct fetch *fetch)
 {
     struct donor *donor = fetch->request.channel->donor;
 
+    if (!fetch->request.error && !verify(loop, fetch))
+        fetch->request.error = EBADMSG;
     if (fetch->request.error) {
         finish_failed(loop, fetch);
         return;

@@ -27,7 +27,7 @@
  * absent page: the shim holds the userfaultfd open, so nothing ever reads zeroes. If QEMU dies, its region is
  * dissolved, and with --exit-with-client so are we. SIGTERM and SIGINT do not end us while a VM needs us.
  *
- * Memory: 12 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back. Locked, and not to be reclaimed while
+ * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back. Locked, and not to be reclaimed while
  * reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block per request; the
  * allocator is told to keep what it has.
  */

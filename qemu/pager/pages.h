@@ -3,7 +3,7 @@
  * The state of every page of remote memory.
  *
  * A page is known by its number in the pool (the donors' exports laid end to end in extents); a region of guest
- * memory is a run of pool pages. 12 bytes a page; memory of never-touched pages is not populated, because the state
+ * memory is a run of pool pages. 16 bytes a page; memory of never-touched pages is not populated, because the state
  * of an untouched page is all zero bits.
  *
  *   state       in the memfd?  mapped in QEMU?  who may change it     on list
@@ -55,6 +55,7 @@ enum page_flags {
     PAGE_F_READAHEAD = 1 << 4, /* fetched unasked, not used so far */
     PAGE_F_IO = 1 << 5,        /* a write or trim is under way: no other may start, no discard may finish */
     PAGE_F_HELD = 1 << 6,      /* DISCARDING: it was in the memfd and counts as present */
+    PAGE_F_SUM = 1 << 7,       /* checksum is that of what the donor holds, unless the page is here and dirty */
 };
 
 struct page {
@@ -62,8 +63,9 @@ struct page {
     uint8_t state;       /* enum page_state */
     uint8_t flags;       /* enum page_flags */
     uint16_t reserved;
+    uint32_t checksum; /* of what was last sent to the donor; PAGE_F_SUM says whether there is one */
 };
-static_assert(sizeof(struct page) == 12, "memory per page is a promise (README)");
+static_assert(sizeof(struct page) == 16, "memory per page is a promise (README)");
 
 struct page_list {
     uint32_t head, tail;

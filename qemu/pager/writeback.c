@@ -4,6 +4,7 @@
  *
  * Neighbours go in one request. A page of zeroes is not sent: the donor is told to trim it if it holds anything.
  */
+#include "checksum.h"
 #include "clock.h"
 #include "evict.h"
 #include "log.h"
@@ -189,6 +190,22 @@ static int op_send(struct evict_loop *loop, struct write_op *op, const uint8_t *
     return channel_trim(channel, &op->request, length, place.offset);
 }
 
+/*
+ * Of what is about to be sent. Until the donor has acked it the page stays here, so that the checksum is not asked
+ * for; if the write fails, the page stays dirty and is sent anew.
+ */
+static void set_checksums(struct pager *pager, uint32_t page, uint32_t n, const uint8_t *bytes)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t checksum = checksum_page(bytes + (size_t)i * PAGE_BYTES);
+
+        pager_lock(pager);
+        pager->table.pages[page + i].checksum = checksum;
+        pager->table.pages[page + i].flags |= PAGE_F_SUM;
+        pager_unlock(pager);
+    }
+}
+
 /* Pages [page, page + n), all zero or all not, from a stage. */
 static void send_run(struct evict_loop *loop, struct stage *stage, uint32_t page, uint32_t n, const uint8_t *bytes,
                      bool zero)
@@ -200,6 +217,7 @@ static void send_run(struct evict_loop *loop, struct stage *stage, uint32_t page
     if (op && !zero) {
         op->stage = stage;
         stage->users++;
+        set_checksums(pager, page, n, bytes);
     }
     if (op)
         rc = op_send(loop, op, bytes);

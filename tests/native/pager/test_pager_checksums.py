@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""Every page that comes back is what was sent, or its reader is told: a flipped bit never reaches the guest."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Mapping
+
+from helpers.nbd import system_python
+from helpers.pager import memory_client, running_memserver, running_pager
+
+PAGES = 16 << 8  # 16 MiB
+CACHE_PAGES = 2 << 8
+
+_FLIP = """
+h.connect_uri({uri!r})
+for offset, mask in {masks!r}.items():
+    h.pwrite(bytes([h.pread(1, offset)[0] ^ mask]), offset)
+h.shutdown()
+"""
+
+
+def flip(uri: str, masks: Mapping[int, int]) -> None:
+    """Change bits of an export: offset in bytes to the bits of that byte."""
+    script = _FLIP.format(uri=uri, masks=dict(masks))
+    subprocess.run(["nbdsh", "-c", script], env=system_python(), check=True, timeout=60)
+
+
+def test_every_flipped_bit_on_a_donor_is_found_and_only_its_page_is_lost() -> None:
+    flips = random.Random(9).sample(range(PAGES - 2 * CACHE_PAGES), 40)
+    with (
+        running_memserver(a="16M") as donor,
+        running_pager([donor.uri("a")], cache="2M", readahead="0") as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=9)
+        flip(donor.uri("a"), {page * 4096 + n * 101 % 4096: 1 << n % 8 for n, page in enumerate(flips)})
+        for page in range(0, PAGES - 2 * CACHE_PAGES, 64):
+            if page not in flips:
+                client.command("verify", seed=9, first=page, n=1)
+        assert [client.attempt("read", first=page).get("error") for page in flips] == ["SIGBUS"] * len(flips)
+        status = pager.status()
+        assert status["pages"]["poisoned"] == len(flips)
+        assert status["donors"][0]["checksum_errors"] >= len(flips)
+        assert f"donor {donor.uri('a')}: the page at offset {flips[0] * 4096} is not what was written" in pager.log()
+
+
+def test_readahead_brings_in_no_flipped_bit() -> None:
+    with (
+        running_memserver(a="16M") as donor,
+        running_pager([donor.uri("a")], cache="4M") as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=10)
+        flip(donor.uri("a"), {500 * 4096 + 17: 0x10})
+        client.command("verify", seed=10, first=0, n=500)
+        assert client.attempt("verify", seed=10, first=500, n=1)["error"] == "SIGBUS"
+        client.command("verify", seed=10, first=501, n=1000)
+        assert pager.status()["readahead"]["used"] > 0
