@@ -20,6 +20,7 @@
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct region table[REGIONS_MAX];
 static _Atomic int n_mapped;
+static _Atomic bool had_region; /* one was handed over, now or before */
 static bool is_child; /* set in a child of fork, which has one thread */
 static char socket_path[256];
 
@@ -372,14 +373,15 @@ static void slot_publish(struct region *region)
     pthread_mutex_lock(&table_lock);
     region->mapped = true;
     atomic_fetch_add(&n_mapped, 1);
+    atomic_store(&had_region, true);
     pthread_mutex_unlock(&table_lock);
 }
 
-/* Without a pager the first region ends the process; later ones only fail, for a guest is running. */
+/* Without a pager the first region ends the process; later ones only fail, for a guest may be running. */
 static void *refuse(const struct text *text, int error)
 {
     say("%s", text->s);
-    if (!regions_any() && !is_child)
+    if (!atomic_load(&had_region) && !is_child)
         _exit(1);
     errno = error;
     return MAP_FAILED;

@@ -200,6 +200,8 @@ def test_memory_added_later_without_a_pager_fails_and_the_process_lives(fake: Fa
         assert client.attempt("map")["error"] == "mmap: ECONNREFUSED"
         assert "cannot connect to the pager" in (place / "err").read_text()
         assert client.command("allocated")["bytes"] == 0
+        client.command("unmap")  # with no region left it is still a running guest
+        assert client.attempt("map")["error"] == "mmap: ECONNREFUSED"
 
 
 def test_stdout_stays_the_programs_own(fake: FakePager) -> None:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""The C programs built with sanitizers: once, in a directory that stays, again only where the sources changed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from helpers.pager import Build, installed_build
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = {
+    "pager": "qemu/pager/ghostbox-pager",
+    "shim": "qemu/shim/libghostbox-shim.so",
+    "memserver": "memserver/ghostbox-memserver",
+    "client": "tests/helpers/memory-client",
+}
+# Meson's name for each, the runtime that must come first in a process, and how it is to report.
+SANITIZERS = {
+    "asan": ("address,undefined", "libasan.so", {"ASAN_OPTIONS": "exitcode=99", "UBSAN_OPTIONS": "halt_on_error=1"}),
+    "tsan": ("thread", "libtsan.so", {"TSAN_OPTIONS": "exitcode=99"}),
+}
+COMPLAINTS = ("Sanitizer", "runtime error")
+
+
+def _tool(name: str) -> str:
+    """Return a build tool: of this Python's environment, or of the system."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is needed to build the sanitized programs")
+    return found
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(argv: list[str]) -> None:
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)}:\n{done.stdout[-3000:]}\n{done.stderr[-1000:]}")
+
+
+def _runtime(library: str) -> str:
+    """Return where the compiler keeps a sanitizer's runtime."""
+    done = subprocess.run(["gcc", f"-print-file-name={library}"], capture_output=True, text=True, check=True)
+    return str(Path(done.stdout.strip()).resolve())
+
+
+def sanitized_build(kind: str) -> Build:
+    """Build everything with ``asan`` (with UBSan) or ``tsan``."""
+    sanitize, library, env = SANITIZERS[kind]
+    directory = Path(tempfile.gettempdir()) / f"ghostbox-tests-{os.getuid()}" / kind
+    with _locked(directory):
+        if not (directory / "build.ninja").exists():
+            options = [f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbuildtype=debugoptimized"]
+            shutil.rmtree(directory, ignore_errors=True)  # one that was cut off
+            _run([_tool("meson"), "setup", *options, str(directory)])
+        _run([_tool("ninja"), "-C", str(directory), *TARGETS.values()])
+    paths = {name: directory / target for name, target in TARGETS.items()}
+    if kind == "tsan":
+        # It sees no order between a reply on one connection and a request on another, so a block that is written,
+        # then read, then written again is a race to it.
+        paths["memserver"] = installed_build().memserver
+    return Build(**paths, preload_first=(_runtime(library),), env=env)

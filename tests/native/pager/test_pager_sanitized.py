@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""The same under AddressSanitizer with UBSan, and under ThreadSanitizer: pager, shim, memserver and client."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ghostbox.processes import wait_until
+from helpers.pager import (
+    Build,
+    MemoryClient,
+    RunningPager,
+    memory_client,
+    nbdkit_memory,
+    run_client,
+    running_memserver,
+    running_pager,
+)
+from helpers.sanitized import COMPLAINTS, sanitized_build
+
+
+@pytest.fixture(params=["asan", "tsan"], scope="module")
+def build(request: pytest.FixtureRequest) -> Build:
+    """The programs with a sanitizer in them."""
+    return sanitized_build(str(request.param))
+
+
+@contextlib.contextmanager
+def watched(build: Build, tmp_path: Path, **options: str) -> Iterator[tuple[RunningPager, MemoryClient]]:
+    """A pager, two donors and a client; afterwards nothing may have complained."""
+    with (
+        running_memserver(a="16M", build=build) as donor,
+        nbdkit_memory("16M") as other,
+        running_pager([donor.uri("a"), other], cache="4M", build=build, place=tmp_path, **options) as pager,
+        memory_client("32M", pager, stderr=tmp_path / "client") as client,
+    ):
+        yield pager, client
+    assert pager.process.returncode == 0, pager.log()
+    assert donor.process.returncode == 0
+    said = pager.log() + (tmp_path / "client").read_text()
+    assert not [word for word in COMPLAINTS if word in said], said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("hidden", ["poison", "wp_async,wp_unpopulated,continue_wp"])
+def test_stress_with_discards(build: Build, hidden: str, place: Path) -> None:
+    with watched(build, place, hide_features=hidden) as (pager, client):
+        answer = client.command("stress", threads=8, seconds=6, discards=100, seed=1, timeout_s=120)
+        assert answer["words_verified"] > 100_000
+        pager.command("set-cache", cache_bytes=2 << 20)
+        client.command("stress", threads=16, seconds=3, discards=300, seed=2, n=700, fresh=0, timeout_s=120)
+        assert pager.status()["evictions"]["dirty"] > 100
+
+
+@pytest.mark.slow
+def test_regions_come_and_go(build: Build, place: Path) -> None:
+    with watched(build, place) as (pager, client):
+        client.command("fill", n=2048)
+        client.command("unmap")
+        for _ in range(5):
+            wait_until(lambda: not pager.status()["regions"], timeout_s=20, what="end of the region")
+            index = client.command("map", bytes="8M")["index"]
+            client.command("fill", region=index)
+            client.command("verify", region=index)
+            client.command("discard", region=index, n=100)
+            client.command("unmap", region=index)
+        wait_until(lambda: not pager.status()["regions"], timeout_s=20, what="end of the region")
+        with memory_client("8M", pager) as other:
+            other.command("fill")
+
+
+@pytest.mark.slow
+def test_refusals(build: Build, place: Path) -> None:
+    with watched(build, place) as (pager, _):
+        done = run_client("64M", "read", listen=pager.listen, build=build)
+        assert done.returncode == 1
+        assert "the pager refuses: the region has 64 MiB" in done.stderr
