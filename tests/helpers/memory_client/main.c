@@ -4,6 +4,7 @@
 #include "size.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -65,6 +66,18 @@ struct memory *memory_map(uint64_t bytes, int share_flag, uint64_t *index)
     memories[i] = (struct memory){base, bytes, fd};
     *index = i;
     return &memories[i];
+}
+
+/* A file in place of the memfd, for comparison. */
+static bool map_file(const char *path, uint64_t bytes)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    void *base = fd < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    if (base == MAP_FAILED)
+        return false;
+    memories[0] = (struct memory){base, bytes, fd};
+    return true;
 }
 
 uint64_t call_number(const struct call *call, const char *key, uint64_t otherwise)
@@ -258,14 +271,18 @@ int main(int argc, char **argv)
     struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
     uint64_t bytes = 0, index;
     bool is_private = argc > 3 && strcmp(argv[3], "--private") == 0;
-    int first = is_private ? 4 : 3;
+    bool is_file = argc > 4 && strcmp(argv[3], "--file") == 0;
+    int first = is_private ? 4 : is_file ? 5 : 3;
 
     if (argc <= first || strcmp(argv[1], "--bytes") != 0 || size_parse(argv[2], &bytes) < 0) {
-        fputs("usage: memory-client --bytes SIZE [--private] hold | COMMAND [key=value]…\n", stderr);
+        fputs("usage: memory-client --bytes SIZE [--private | --file FILE] hold | COMMAND [key=value]…\n", stderr);
         return 2;
     }
     sigaction(SIGBUS, &action, NULL);
-    if (!memory_map(bytes, is_private ? MAP_PRIVATE : MAP_SHARED, &index)) {
+    bool mapped =
+        is_file ? map_file(argv[4], bytes) : memory_map(bytes, is_private ? MAP_PRIVATE : MAP_SHARED, &index) != NULL;
+
+    if (!mapped) {
         fprintf(stderr, "memory-client: cannot map: %s\n", strerror(errno));
         return 3;
     }

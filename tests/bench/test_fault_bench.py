@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""The fault benchmark runs and has its ratios. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "fault_bench.py"
+
+
+def skip_without(device: str) -> None:
+    """Skip where a device cannot be opened."""
+    try:
+        os.close(os.open(device, os.O_RDWR))
+    except OSError as err:
+        pytest.skip(f"cannot run here: {device}: {err.strerror}")
+
+
+def test_benchmark_gives_a_ratio_for_each_figure(tmp_path: Path) -> None:
+    skip_without("/dev/fuse")
+    skip_without("/dev/userfaultfd")
+    result = tmp_path / "result.json"
+    root = SCRIPT.parents[2]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--rounds", "1", "--count", "200", "--size", "8M", "--json", str(result)],
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    entries = json.loads(result.read_text())
+    assert [entry["metric"] for entry in entries] == [
+        "random 4 KiB fault, p50",
+        "random 4 KiB fault, p99",
+        "random 4 KiB fault, mean",
+        "sequential read",
+    ]
+    for entry in entries:
+        assert entry["ratio"]["min"] > 0
+        assert entry["metric"] in done.stdout
