@@ -35,7 +35,7 @@ REFERENCES = ("nbdkit", "qemu-nbd")
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a server. ``tool`` is ``fio`` (its nbd engine) or ``lean`` (tests/helpers/nbd_load.c)."""
+    """What is asked of a server. ``tool`` is ``fio`` (its nbd engine) or ``lean`` (qemu/bench/nbd_load.c)."""
 
     tool: str
     mode: str
@@ -143,13 +143,14 @@ def fio_run(load: Load, target: Target, seconds: int) -> tuple[int, float]:
 
 def lean_run(load: Load, target: Target, seconds: int) -> tuple[int, float]:
     """Return requests done and requests a second."""
-    words = ["127.0.0.1", target.port, "a", load.depth, load.request_bytes, load.mode, load.pattern]
-    argv = [built_program("nbd-load", "tests/helpers"), *words, load.connections, seconds]
+    words = [f"port={target.port}", "export=a", f"depth={load.depth}", f"bytes={load.request_bytes}"]
+    words += [f"mode={load.mode}", f"pattern={load.pattern}", f"connections={load.connections}", f"ms={seconds * 1000}"]
+    argv = [built_program("ghostbox-bench-client", "qemu/bench"), "load", *words]
     done = subprocess.run(
         [str(word) for word in argv], capture_output=True, text=True, check=True, timeout=seconds + 60
     )
     result = json.loads(done.stdout)
-    return int(result["requests"]), float(result["iops"])
+    return int(result["count"]), float(result["per_s"])
 
 
 def measure(load: Load, target: Target, seconds: int) -> Figure:

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A lean NBD load generator: nothing but the requests, so that the server is the limit.
+ * A lean NBD load: nothing but the requests, so that the server is the limit.
  *
- *   nbd-load HOST PORT EXPORT DEPTH BYTES read|write random|sequential CONNECTIONS SECONDS
- *
- * Each connection has a thread that keeps DEPTH requests of BYTES in flight: it receives as much as there is, and
- * sends one request for each reply that was complete in it, all at once. Replies are simple ones. Prints one JSON
- * object:
- * {"requests", "seconds", "iops", "mb_s", "latency": histogram, "receives", "sends"}.
+ * Each connection has a thread that keeps `depth` requests of `bytes` in flight: it receives as much as there is, and
+ * sends one request for each reply that was complete in it, all at once. Replies are simple ones.
  */
+#include "bench.h"
+
 #include "common/histogram.h"
-#include "common/size.h"
 #include "memserver/nbd/protocol.h"
 
 #include <endian.h>
@@ -19,13 +16,10 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define DEPTH_MAX       256u
@@ -35,7 +29,7 @@
 
 struct plan {
     const char *host, *port, *export;
-    uint64_t depth, request_bytes, n_connections, seconds;
+    uint64_t depth, request_bytes, n_connections, ms;
     bool writes, sequential;
     uint64_t stop_at_ns;
     const uint8_t *payload;
@@ -59,14 +53,7 @@ struct load {
     struct histogram latency;
 };
 
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static int fail(struct load *load, const char *what)
+static int load_fail(struct load *load, const char *what)
 {
     load->failure = what;
     return -1;
@@ -103,13 +90,13 @@ static int load_connect(struct load *load)
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     struct addrinfo *address;
     if (getaddrinfo(load->plan->host, load->plan->port, &hints, &address) != 0) {
-        return fail(load, "no such address");
+        return load_fail(load, "no such address");
     }
     load->fd = socket(address->ai_family, SOCK_STREAM, 0);
     int rc = load->fd < 0 ? -1 : connect(load->fd, address->ai_addr, address->ai_addrlen);
     freeaddrinfo(address);
     if (rc < 0) {
-        return fail(load, "cannot connect");
+        return load_fail(load, "cannot connect");
     }
     const int on = 1;
     setsockopt(load->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -132,25 +119,17 @@ static int load_negotiate(struct load *load)
     } NBD_PACKED reply;
     if (all_receive(load->fd, &greeting, sizeof(greeting)) < 0 || be64toh(greeting.magic) != NBD_MAGIC ||
         all_send(load->fd, iov, 3) < 0 || all_receive(load->fd, &reply, sizeof(reply)) < 0) {
-        return fail(load, "the handshake failed");
+        return load_fail(load, "the handshake failed");
     }
     load->export_bytes = be64toh(reply.size_bytes);
-    return load->export_bytes >= load->plan->request_bytes ? 0 : fail(load, "the export is smaller than a request");
-}
-
-/* xorshift64: no library call, no lock. */
-static uint64_t random_next(struct load *load)
-{
-    load->random ^= load->random << 13;
-    load->random ^= load->random >> 7;
-    load->random ^= load->random << 17;
-    return load->random;
+    return load->export_bytes >= load->plan->request_bytes ? 0
+                                                           : load_fail(load, "the export is smaller than a request");
 }
 
 static uint64_t offset_next(struct load *load)
 {
     uint64_t n_places = load->export_bytes / load->plan->request_bytes;
-    uint64_t place = load->plan->sequential ? load->position++ : random_next(load);
+    uint64_t place = load->plan->sequential ? load->position++ : random_next(&load->random);
     return place % n_places * load->plan->request_bytes;
 }
 
@@ -183,7 +162,7 @@ static int requests_send(struct load *load)
     }
     load->n_queued = 0;
     load->n_sends++;
-    return all_send(load->fd, iov, n) < 0 ? fail(load, "cannot send") : 0;
+    return all_send(load->fd, iov, n) < 0 ? load_fail(load, "cannot send") : 0;
 }
 
 static void reply_done(struct load *load, uint64_t slot, uint64_t now_ns)
@@ -213,7 +192,7 @@ static int replies_parse(struct load *load)
         memcpy(&reply, load->in + at, sizeof(reply));
         at += (uint32_t)sizeof(reply);
         if (be32toh(reply.magic) != NBD_SIMPLE_REPLY_MAGIC || reply.error != 0 || reply.cookie >= DEPTH_MAX) {
-            return fail(load, "a reply that is wrong, or an error");
+            return load_fail(load, "a reply that is wrong, or an error");
         }
         load->skip_bytes = load->plan->writes ? 0 : load->plan->request_bytes;
         reply_done(load, reply.cookie, now_ns);
@@ -227,7 +206,7 @@ static int replies_receive(struct load *load)
 {
     ssize_t n = recv(load->fd, load->in + load->in_used, IN_BYTES - load->in_used, 0);
     if (n <= 0) {
-        return fail(load, "the server closed the connection");
+        return load_fail(load, "the server closed the connection");
     }
     load->n_receives++;
     load->in_used += (uint32_t)n;
@@ -239,7 +218,7 @@ static void *load_thread(void *arg)
     struct load *load = arg;
     load->in = malloc(IN_BYTES);
     if (load->in == NULL) {
-        fail(load, "out of memory");
+        load_fail(load, "out of memory");
         return NULL;
     }
     uint64_t now_ns = clock_ns();
@@ -265,7 +244,7 @@ static void histograms_merge(struct histogram *into, const struct histogram *fro
     }
 }
 
-static int results_print(const struct plan *plan, struct load *loads, uint64_t elapsed_ns)
+static json_t *result_make(const struct plan *plan, struct load *loads, uint64_t elapsed_ns)
 {
     static struct histogram latency;
     uint64_t n_done = 0;
@@ -273,80 +252,71 @@ static int results_print(const struct plan *plan, struct load *loads, uint64_t e
     uint64_t n_sends = 0;
     for (uint64_t i = 0; i < plan->n_connections; i++) {
         if (loads[i].failure != NULL) {
-            fprintf(stderr, "nbd-load: %s\n", loads[i].failure);
-            return EXIT_FAILURE;
+            fail("NBD server %s:%s: %s", plan->host, plan->port, loads[i].failure);
         }
         histograms_merge(&latency, &loads[i].latency);
         n_done += loads[i].n_done;
         n_receives += loads[i].n_receives;
         n_sends += loads[i].n_sends;
     }
-    double seconds = (double)elapsed_ns / 1e9;
-    double mb_s = (double)(n_done * plan->request_bytes) / 1e6 / seconds;
-    json_t *result =
-        json_pack("{s:I, s:f, s:f, s:f, s:o, s:I, s:I}", "requests", (json_int_t)n_done, "seconds", seconds, "iops",
-                  (double)n_done / seconds, "mb_s", mb_s, "latency", histogram_to_json(&latency), "receives",
-                  (json_int_t)n_receives, "sends", (json_int_t)n_sends);
-    json_dumpf(result, stdout, JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(result);
-    return EXIT_SUCCESS;
+    double seconds = (double)elapsed_ns / NS_PER_S;
+    double bytes_per_s = (double)(n_done * plan->request_bytes) / seconds;
+    return json_pack("{s:I, s:f, s:f, s:f, s:o, s:I, s:I}", "count", (json_int_t)n_done, "seconds", seconds, "per_s",
+                     (double)n_done / seconds, "bytes_per_s", bytes_per_s, "latency", histogram_to_json(&latency),
+                     "receives", (json_int_t)n_receives, "sends", (json_int_t)n_sends);
 }
 
-static int plan_run(struct plan *plan)
+static json_t *plan_run(struct plan *plan)
 {
     uint8_t *payload = malloc(plan->request_bytes);
     struct load *loads = calloc(plan->n_connections, sizeof(*loads));
     if (payload == NULL || loads == NULL) {
-        fputs("nbd-load: out of memory\n", stderr);
-        return EXIT_FAILURE;
+        fail("out of memory");
     }
     memset(payload, 0x5a, plan->request_bytes);
     plan->payload = payload;
     for (uint64_t i = 0; i < plan->n_connections; i++) {
         loads[i].plan = plan;
-        loads[i].random = 88172645463325252u + i;
+        loads[i].random = random_start(i + 1);
         if (load_connect(&loads[i]) < 0 || load_negotiate(&loads[i]) < 0) {
-            fprintf(stderr, "nbd-load: %s\n", loads[i].failure);
-            return EXIT_FAILURE;
+            fail("NBD server %s:%s: %s", plan->host, plan->port, loads[i].failure);
         }
     }
     uint64_t started_ns = clock_ns();
-    plan->stop_at_ns = started_ns + plan->seconds * 1000000000u;
+    plan->stop_at_ns = started_ns + plan->ms * NS_PER_MS;
     for (uint64_t i = 0; i < plan->n_connections; i++) {
         if (pthread_create(&loads[i].thread, NULL, load_thread, &loads[i]) != 0) {
-            fputs("nbd-load: cannot start a thread\n", stderr);
-            return EXIT_FAILURE;
+            fail("cannot start a thread");
         }
     }
     for (uint64_t i = 0; i < plan->n_connections; i++) {
         pthread_join(loads[i].thread, NULL);
         close(loads[i].fd);
     }
-    int status = results_print(plan, loads, clock_ns() - started_ns);
+    json_t *result = result_make(plan, loads, clock_ns() - started_ns);
     free(loads);
     free(payload);
-    return status;
+    return result;
 }
 
-int main(int argc, char **argv)
+json_t *nbd_load(struct arguments *args)
 {
-    if (argc != 10) {
-        fputs("usage: nbd-load HOST PORT EXPORT DEPTH BYTES read|write random|sequential CONNECTIONS SECONDS\n",
-              stderr);
-        return 2;
-    }
-    struct plan plan = {.host = argv[1],
-                        .port = argv[2],
-                        .export = argv[3],
-                        .writes = strcmp(argv[6], "write") == 0,
-                        .sequential = strcmp(argv[7], "sequential") == 0};
-    if (number_parse(argv[4], 1, DEPTH_MAX, &plan.depth) < 0 ||
-        number_parse(argv[5], 1, BYTES_MAX, &plan.request_bytes) < 0 ||
-        number_parse(argv[8], 1, CONNECTIONS_MAX, &plan.n_connections) < 0 ||
-        number_parse(argv[9], 1, 3600, &plan.seconds) < 0) {
-        fputs("nbd-load: a number is missing or out of range\n", stderr);
-        return 2;
+    const char *mode = argument_text(args, "mode", "read");
+    const char *pattern = argument_text(args, "pattern", "random");
+    struct plan plan = {
+        .host = argument_text(args, "host", "127.0.0.1"),
+        .port = argument_text(args, "port", "10809"),
+        .export = argument_text(args, "export", ""),
+        .depth = argument_number(args, "depth", 1, DEPTH_MAX),
+        .request_bytes = argument_size(args, "bytes", PAGE_BYTES),
+        .n_connections = argument_number(args, "connections", 1, CONNECTIONS_MAX),
+        .ms = argument_number(args, "ms", 1000, MS_MAX),
+        .writes = strcmp(mode, "write") == 0,
+        .sequential = strcmp(pattern, "sequential") == 0,
+    };
+    arguments_check(args);
+    if (plan.depth == 0 || plan.n_connections == 0 || plan.request_bytes == 0 || plan.request_bytes > BYTES_MAX) {
+        fail("depth, connections and bytes must be from 1, bytes at most 32M");
     }
     return plan_run(&plan);
 }
