@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ghostbox-bench-client: what `ghostbox bench` runs. One command a process, one JSON object on stdout.
+ *
+ *   ghostbox-bench-client COMMAND [KEY=VALUE]…
+ *
+ * Three kinds of commands:
+ *
+ * - random, sequential, zipf, write: a process in place of QEMU. It maps memory (remote memory through the shim, a
+ * file, or plain local memory: see memory_map in bench.h), touches it in a pattern and takes the time. Nothing but
+ * the touch is inside the clock; what decides which page comes next is made before.
+ * - ping-pong, userfault, wire: the floor, that is what the machine needs at least for the same thing without any of
+ *   GhostBox. Both ends wait as the pager does: they try again for poll_us, then sleep.
+ * - load: an NBD client that is only a load (nbd_load.c).
+ *
+ * `follow CMD…` becomes CMD, which the kernel ends (SIGTERM) when the process that started it is gone. So a benchmark
+ * that is killed leaves no server behind.
+ *
+ * Exit status: 0, 1 failed (why is on stderr), 2 usage.
+ */
+#include "bench.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define WORDS_MAX 63
+
+static const struct command {
+    const char *name;
+    command_run *run;
+    const char *help;
+} commands[] = {
+    {"random", touch_random, "touch count= pages in random order with threads=, seed="},
+    {"sequential", touch_sequential, "touch every page in order"},
+    {"zipf", mix_zipf, "zipf=CENTI reads over array=SIZE, write_percent=, for ms= after warm_ms=, scan=0|1"},
+    {"write", mix_write, "count= writes to random pages with threads="},
+    {"ping-pong", floor_ping_pong, "count= times 16 bytes out and 4096 back over TCP, client_us=, server_us="},
+    {"userfault", floor_userfault, "count= empty round trips of a userfaultfd between processes, poll_us="},
+    {"wire", wire_throughput, "send over TCP for ms="},
+    {"load", nbd_load, "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= ms="},
+};
+
+static void print_failure(const char *format, va_list args, int error)
+{
+    fputs("ghostbox-bench-client: ", stderr);
+    vfprintf(stderr, format, args);
+    if (error)
+        fprintf(stderr, ": %s", strerror(error));
+    fputc('\n', stderr);
+}
+
+void fail(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    print_failure(format, args, 0);
+    va_end(args);
+    exit(EXIT_FAILURE);
+}
+
+void fail_errno(const char *format, ...)
+{
+    int error = errno;
+    va_list args;
+
+    va_start(args, format);
+    print_failure(format, args, error);
+    va_end(args);
+    exit(EXIT_FAILURE);
+}
+
+void child_end(int pid)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
+void child_follow_parent(int parent)
+{
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent)
+        _exit(EXIT_FAILURE);
+}
+
+static void usage(void)
+{
+    fputs("usage: ghostbox-bench-client COMMAND [KEY=VALUE]…\n\n", stderr);
+    for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+        fprintf(stderr, "  %-12s%s\n", commands[i].name, commands[i].help);
+    fputs("  follow CMD… run CMD and end it with the caller\n", stderr);
+}
+
+static int follow(char **argv)
+{
+    child_follow_parent(getppid());
+    execvp(argv[0], argv);
+    fprintf(stderr, "ghostbox-bench-client: cannot run %s: %s\n", argv[0], strerror(errno));
+    return 127;
+}
+
+static int run(const struct command *command, struct arguments *args)
+{
+    json_t *result = command->run(args);
+
+    json_dumpf(result, stdout, JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(result);
+    return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments args = {argv + 2, argc - 2, 0};
+
+    if (argc > 2 && strcmp(argv[1], "follow") == 0)
+        return follow(argv + 2);
+    for (size_t i = 0; argc > 1 && argc - 2 <= WORDS_MAX && i < sizeof(commands) / sizeof(*commands); i++)
+        if (strcmp(commands[i].name, argv[1]) == 0)
+            return run(&commands[i], &args);
+    usage();
+    return 2;
+}
