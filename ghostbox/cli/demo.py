@@ -25,15 +25,16 @@ Examples:
 """
 )
 @click.option("--down", is_flag=True, help="Remove the demo's VM and its donors.")
+@click.option("--name", default=demonstration.VM_NAME, show_default=True, help="Name of the VM.")
 @output_options
 @click.pass_obj
-def demo(context: Context, /, down: bool, output: str) -> int:
+def demo(context: Context, /, down: bool, name: str, output: str) -> int:
     """Show everything on this machine alone: a VM on the memory of two donors, filled and checked from inside."""
     stages = Stages()
     if down:
-        demonstration.tear_down(context.paths, stages)
+        demonstration.tear_down(context.paths, stages, name)
         return 0
-    result = demonstration.run(context.config, context.paths, stages)
+    result = demonstration.run(context.config, context.paths, stages, name)
     emit(result, output, lambda: _summary(result))
     return 1 if result.problems else 0
 
@@ -54,11 +55,15 @@ def _summary(result: DemoResult) -> RenderableType:
         ("memory tiers", ", ".join(f"node {nodes}: {tier}" for tier, nodes in result.tiers.items())),
         ("", ""),
         ("look around", f"[bold]ghostbox shell {result.name}[/]  or  {escape(result.ssh_command)}"),
-        ("clean up", "[bold]ghostbox demo --down[/]"),
+        ("clean up", f"[bold]ghostbox demo --down{_name_flag(result.name)}[/]"),
     ]
     numa = Panel(escape(result.numa), title="the guest's memory (numactl --hardware)", border_style="dim", expand=False)
     color = "green" if good else "red"
     return Group(numa, Panel(show.pairs(rows), title="GhostBox", border_style=color, expand=False))
+
+
+def _name_flag(name: str) -> str:
+    return "" if name == demonstration.VM_NAME else f" --name {name}"
 
 
 def _rates(result: DemoResult) -> str:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def start(names: tuple[str, ...], size_bytes: int, paths: Paths) -> list[Lender]
     try:
         for name in names:
             lenders.append(known.get(name) or _start_one(name, size_bytes, paths))
-            _write_record(lenders, paths)
+            _write_record({**known, **{lender.name: lender for lender in lenders}}.values(), paths)
     except BaseException:
         stop([lender for lender in lenders if lender.name not in known], paths)
         raise
@@ -84,7 +86,8 @@ def _start_one(name: str, size_bytes: int, paths: Paths) -> Lender:
         if ready is None:
             raise ProgramError(
                 f"a memserver of {format_bytes(size_bytes)} does not start",
-                why="\n".join(log.read_text(errors="replace").strip().splitlines()[-5:]) or None,
+                why=_failure(log),
+                hint="ghostbox doctor --role donor",
             )
     except BaseException:
         processes.terminate(child.pid)
@@ -101,6 +104,16 @@ def _ready_line(log: Path) -> dict[str, object] | None:
     return None
 
 
+def _failure(log: Path) -> str | None:
+    """Return what a memserver that ended said of the reason."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError):
+            error = json.loads(line)["error"]
+            return ": ".join(filter(None, (error["message"], error["why"])))
+    return "\n".join(lines[-5:]) or None
+
+
 def _is_ours(lender: Lender) -> bool:
     """A process id may have been given to another process since."""
     try:
@@ -114,7 +127,7 @@ def _record_file(paths: Paths) -> Path:
     return paths.runtime / "demo.json"
 
 
-def _write_record(lenders: list[Lender], paths: Paths) -> None:
+def _write_record(lenders: Collection[Lender], paths: Paths) -> None:
     file = _record_file(paths)
     if not lenders:
         file.unlink(missing_ok=True)

@@ -26,9 +26,8 @@ MEMORY_BYTES = 1 * GIB
 REMOTE_BYTES = 2 * GIB
 CACHE_BYTES = 256 * MIB
 WORKLOAD_BYTES = 640 * MIB
-LENDERS = ("demo-1", "demo-2")
+N_LENDERS = 2
 SETTINGS: dict[str, object] = {
-    "vm.name": VM_NAME,
     "vm.memory": MEMORY_BYTES,
     "vm.remote_memory": REMOTE_BYTES,
     "pool.cache": CACHE_BYTES,
@@ -73,47 +72,54 @@ class DemoResult:
     problems: tuple[str, ...]
 
 
-def run(load_config: Callable[[dict[str, object]], Config], paths: Paths, progress: Progress) -> DemoResult:
+def run(
+    load_config: Callable[[dict[str, object]], Config], paths: Paths, progress: Progress, name: str = VM_NAME
+) -> DemoResult:
     """Run the demo; the VM and its donors stay for looking around.
 
     Args:
         load_config: returns the configuration with these settings on top.
         paths: where everything lives.
         progress: is told the stages.
+        name: of the VM; its donors are NAME-1 and NAME-2.
 
     Raises:
         GhostboxError: something failed before the result was there.
     """
     before = lenders.running(paths)
     with progress.stage("memservers") as stage:
-        lent = lenders.start(LENDERS, REMOTE_BYTES // len(LENDERS), paths)
+        lent = lenders.start(_lender_names(name), REMOTE_BYTES // N_LENDERS, paths)
         stage.say(", ".join(f"{each.name} at {each.address}" for each in lent))
     try:
-        config = load_config({**SETTINGS, "pool.donors": [each.address for each in lent]})
+        config = load_config({**SETTINGS, "vm.name": name, "pool.donors": [each.address for each in lent]})
         session.up(config, paths, progress)
     except BaseException:
-        if Book(paths.vm(VM_NAME)).load() is None:
+        if Book(paths.vm(name)).load() is None:
             lenders.stop([each for each in lent if each not in before], paths)
         raise
-    return _prove(paths, progress)
+    return _prove(name, paths, progress)
 
 
-def tear_down(paths: Paths, progress: Progress) -> None:
+def tear_down(paths: Paths, progress: Progress, name: str = VM_NAME) -> None:
     """Remove the demo's VM and end its donors. What is gone already is no error."""
     try:
-        session.delete(VM_NAME, paths, progress, force=True)
+        session.delete(name, paths, progress, force=True)
     except NotFound:
-        progress.note(f"VM '{VM_NAME}' is gone already")
+        progress.note(f"VM '{name}' is gone already")
     with progress.stage("memservers") as stage:
-        found = lenders.running(paths)
+        found = [each for each in lenders.running(paths) if each.name in _lender_names(name)]
         lenders.stop(found, paths)
         stage.say(f"{len(found)} ended")
 
 
-def _prove(paths: Paths, progress: Progress) -> DemoResult:
+def _lender_names(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}-{number + 1}" for number in range(N_LENDERS))
+
+
+def _prove(name: str, paths: Paths, progress: Progress) -> DemoResult:
     """Look at the guest's memory, run the program, compare the pager's counters before and after."""
-    book = Book(paths.vm(VM_NAME))
-    record = book.need(VM_NAME, paths)
+    book = Book(paths.vm(name))
+    record = book.need(name, paths)
     with guest(record, book.files) as ssh:
         with progress.stage("look inside"):
             numa = _output(ssh, _NUMA_COMMAND)
@@ -126,7 +132,7 @@ def _prove(paths: Paths, progress: Progress) -> DemoResult:
     donor_bytes = {each.address: each.resident_bytes for each in donors.query([each.donor for each in record.leases])}
     n_bytes = report["bytes"]
     return DemoResult(
-        name=VM_NAME,
+        name=name,
         virt=record.virt,
         numa=numa,
         tiers=tiers,
@@ -140,7 +146,7 @@ def _prove(paths: Paths, progress: Progress) -> DemoResult:
         traffic=traffic,
         donor_bytes=donor_bytes,
         stage_seconds=dict(progress.seconds),
-        ssh_command=session.info(VM_NAME, paths).ssh_command,
+        ssh_command=session.info(name, paths).ssh_command,
         problems=problems(report, tiers, traffic),
     )
 
@@ -192,7 +198,7 @@ def _counters(book: Book) -> dict[str, Any]:
     found = pager.status(book.files.pager_control)
     if found is None:
         raise GhostboxError(
-            f"the pager of VM '{VM_NAME}' does not answer", hint=f"ghostbox logs {VM_NAME} --source pager"
+            f"the pager of VM '{book.files.state.name}' does not answer", why=f"its log is {book.files.pager_log}"
         )
     return found
 

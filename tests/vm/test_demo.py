@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox demo`` as a stranger runs it: it proves itself, and ``--down`` leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghostbox.units import MIB
+from helpers.lab import Host, Run, lab
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+NAME = "gbt-demo"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with lab() as made:
+        yield made
+        made.cli("demo", "--down", "--name", NAME)
+
+
+@pytest.fixture(scope="module")
+def first(host: Host) -> Run:
+    return host.cli("demo", "--name", NAME, "--json", timeout_s=500)
+
+
+@pytest.fixture(scope="module")
+def result(first: Run) -> dict[str, Any]:
+    assert first.returncode == 0, first.stderr
+    return dict(json.loads(first.stdout))
+
+
+def memservers(host: Host) -> list[str]:
+    """Return the processes of memservers that keep their things in this host's directories."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "memserver" in line and (f"{NAME}-" in line or str(host.root) in line):
+            found.append(line)
+    return found
+
+
+def test_every_byte_came_back_and_was_remote(result: dict[str, Any]) -> None:
+    assert result["problems"] == []
+    assert result["wrong_pages"] == 0
+    assert result["bytes_checked"] > 2 * result["cache_bytes"] == 512 * MIB
+    beyond_cache = result["bytes_checked"] - result["cache_bytes"]
+    assert result["traffic"]["written_bytes"] > 0.9 * beyond_cache
+    assert result["traffic"]["read_bytes"] > 0.9 * beyond_cache
+    assert len(result["donor_bytes"]) == 2
+    assert all(held > beyond_cache / 4 for held in result["donor_bytes"].values())
+
+
+def test_guest_sees_both_nodes_in_two_tiers(result: dict[str, Any]) -> None:
+    assert "available: 2 nodes (0-1)" in result["numa"]
+    assert list(result["tiers"].values()) == ["0", "1"]
+
+
+def test_second_run_uses_what_runs_and_shows_a_summary(host: Host, result: dict[str, Any]) -> None:
+    done = host.cli("demo", "--name", NAME, check=True)
+    assert "boot " not in done.stderr
+    for text in (
+        "every byte came back right",
+        "went out",
+        "came back",
+        f"ghostbox shell {NAME}",
+        f"demo --down --name {NAME}",
+    ):
+        assert text in done.stdout
+
+
+def test_ssh_command_of_the_result_works(result: dict[str, Any]) -> None:
+    done = subprocess.run([*result["ssh_command"].split(), "hostname"], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == NAME, done.stderr
+
+
+def test_down_leaves_nothing(host: Host, result: dict[str, Any]) -> None:
+    assert len(memservers(host)) == 4
+    host.cli("demo", "--down", "--name", NAME, check=True)
+    left = host.belongings()
+    assert (left.processes, left.files, left.vms) == (frozenset(), frozenset(), frozenset())
+    assert f"ghostbox-{NAME}" not in left.domains
+    assert memservers(host) == []
+    assert f"VM '{NAME}' is gone already" in host.cli("demo", "--down", "--name", NAME, check=True).stderr
+
+
+def test_demo_without_its_programs_says_so(tmp_path: Path) -> None:
+    with lab() as empty:
+        bare = replace(empty, env={**empty.env, "GHOSTBOX_NATIVE_DIR": str(tmp_path)})
+        done = bare.cli("demo", "--name", f"{NAME}-2")
+        assert done.returncode == 1
+        assert "error: a memserver of 1 GiB does not start\nwhy: cannot run " in done.stderr
+        assert empty.belongings().vms == frozenset()
