@@ -12,6 +12,7 @@
 #include "uffd_compat.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -489,6 +490,7 @@ static int wait_events(struct fault_loop *loop, struct epoll_event *events, int 
     if (n != 0 || ms == 0)
         return n;
     for (uint64_t end = clock_ns() + spin_ns; spin_ns && clock_ns() < end;) {
+        sched_yield();
         n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, 0);
         if (n != 0)
             return n;

@@ -48,6 +48,30 @@ static bool shape_valid(const struct gb_region *message, int memfd)
            message->length <= (uint64_t)st.st_size && message->memfd_offset <= (uint64_t)st.st_size - message->length;
 }
 
+/* With the lock. */
+static void explain_no_room(const struct pager *pager, uint64_t n_pages, bool have_slot, char *text,
+                            size_t text_bytes)
+{
+    uint64_t used = 0, leaving = 0;
+
+    for (uint32_t i = 0; i < REGIONS_MAX; i++) {
+        const struct region *r = &pager->regions[i];
+
+        used += r->in_use ? r->n_pages : 0;
+        leaving += r->in_use && r->leaving ? r->n_pages : 0;
+    }
+    int length = snprintf(text, text_bytes, "the region has %llu MiB, the donors together offer %llu MiB",
+                          (unsigned long long)(n_pages >> (20 - PAGE_SHIFT)),
+                          (unsigned long long)(pool_bytes(&pager->pool) >> 20));
+    size_t at = (size_t)length;
+
+    if (!have_slot)
+        snprintf(text + at, text_bytes - at, " and too many regions are in use");
+    else if (used > 0)
+        snprintf(text + at, text_bytes - at, ", of which %llu MiB are in use (%llu MiB are being given back)",
+                 (unsigned long long)(used >> (20 - PAGE_SHIFT)), (unsigned long long)(leaving >> (20 - PAGE_SHIFT)));
+}
+
 struct region *region_admit(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
                             const int fds[3], char *text, size_t text_bytes)
 {
@@ -64,10 +88,8 @@ struct region *region_admit(struct evict_loop *loop, const struct link *link, co
     uint32_t first = n_pages < PAGE_NONE ? find_room(pager, (uint32_t)n_pages) : PAGE_NONE;
 
     if (!region || first == PAGE_NONE) {
+        explain_no_room(pager, n_pages, region != NULL, text, text_bytes);
         pager_unlock(pager);
-        snprintf(text, text_bytes, "the region has %llu MiB, the donors together offer %llu MiB%s",
-                 (unsigned long long)(message->length >> 20), (unsigned long long)(pool_bytes(&pager->pool) >> 20),
-                 region ? "" : " and too many regions are in use");
         errno = ENOSPC;
         return NULL;
     }
