@@ -21,7 +21,7 @@ static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct region table[REGIONS_MAX];
 static _Atomic int n_mapped;
 static _Atomic bool had_region; /* one was handed over, now or before */
-static bool is_child; /* set in a child of fork, which has one thread */
+static bool is_child;           /* set in a child of fork, which has one thread */
 static char socket_path[256];
 
 static void note_fork(void)

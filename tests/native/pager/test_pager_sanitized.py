@@ -50,10 +50,10 @@ def watched(build: Build, tmp_path: Path, **options: str) -> Iterator[tuple[Runn
 @pytest.mark.parametrize("hidden", ["poison", "wp_async,wp_unpopulated,continue_wp"])
 def test_stress_with_discards(build: Build, hidden: str, place: Path) -> None:
     with watched(build, place, hide_features=hidden) as (pager, client):
-        answer = client.command("stress", threads=8, seconds=6, discards=100, seed=1, timeout_s=120)
+        answer = client.command("stress", threads=8, seconds=4, discards=100, seed=1, timeout_s=120)
         assert answer["words_verified"] > 100_000
         pager.command("set-cache", cache_bytes=2 << 20)
-        client.command("stress", threads=16, seconds=3, discards=300, seed=2, n=700, fresh=0, timeout_s=120)
+        client.command("stress", threads=16, seconds=2, discards=300, seed=2, n=700, fresh=0, timeout_s=120)
         assert pager.status()["evictions"]["dirty"] > 100
 
 
