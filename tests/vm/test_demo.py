@@ -68,7 +68,7 @@ def test_guest_sees_both_nodes_in_two_tiers(result: dict[str, Any]) -> None:
 
 
 def test_second_run_uses_what_runs_and_shows_a_summary(host: Host, result: dict[str, Any]) -> None:
-    done = host.cli("demo", "--name", NAME, check=True)
+    done = host.cli("demo", "--name", NAME, "--output", "table", check=True)
     assert "boot " not in done.stderr
     for text in (
         "every byte came back right",
