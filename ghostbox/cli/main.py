@@ -56,6 +56,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
     "This installation": {
         "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
+        "bench": Command("ghostbox.cli.bench", "Measure it, beside what one would use instead."),
         "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
         "config": Command("ghostbox.cli.config", "Show and check the configuration."),
         "paths": Command("ghostbox.cli.config", "Show where programs and files are."),

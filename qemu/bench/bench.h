@@ -84,7 +84,7 @@ struct memory {
  * process there.
  */
 void memory_map(struct memory *memory, struct arguments *args);
-/* A permutation of the pages [0, n), all of it or its first count; the caller frees it. */
+/* count different pages of [0, n) in random order, one from each n / count neighbours; the caller frees it. */
 uint32_t *pages_shuffled(uint64_t n, uint64_t count, uint64_t seed);
 
 /* Each command prints nothing: its result is returned. */

@@ -90,15 +90,15 @@ void memory_map(struct memory *memory, struct arguments *args)
 
 uint32_t *pages_shuffled(uint64_t n, uint64_t count, uint64_t seed)
 {
-    uint32_t *pages = malloc(n * sizeof(*pages));
-    uint64_t state = random_start(seed);
+    uint32_t *pages = malloc(count * sizeof(*pages));
+    uint64_t state = random_start(seed), stride = n / count;
 
     if (!pages)
         fail("out of memory");
-    for (uint64_t i = 0; i < n; i++)
-        pages[i] = (uint32_t)i;
-    for (uint64_t i = 0; i < count && i < n; i++) {
-        uint64_t j = i + random_next(&state) % (n - i);
+    for (uint64_t i = 0; i < count; i++)
+        pages[i] = (uint32_t)(i * stride + random_next(&state) % stride);
+    for (uint64_t i = 0; i + 1 < count; i++) {
+        uint64_t j = i + random_next(&state) % (count - i);
         uint32_t page = pages[i];
 
         pages[i] = pages[j];

@@ -12,7 +12,7 @@ struct toucher {
     uint64_t count;
     pthread_barrier_t *start;
     struct samples samples;
-    uint64_t started_ns, ended_ns;
+    uint64_t started_ns, first_ns, ended_ns;
 };
 
 static void *touch(void *arg)
@@ -25,7 +25,10 @@ static void *touch(void *arg)
         uint64_t before_ns = clock_ns();
 
         (void)t->memory->words[(uint64_t)t->pages[i] * PAGE_WORDS + i % PAGE_WORDS];
-        t->samples.ns[i] = clock_ns() - before_ns;
+        uint64_t after_ns = clock_ns();
+
+        t->samples.ns[i] = after_ns - before_ns;
+        t->first_ns = t->first_ns ? t->first_ns : after_ns;
     }
     t->samples.n = t->count;
     t->ended_ns = clock_ns();
@@ -60,8 +63,9 @@ static json_t *touchers_result(struct toucher *touchers, uint64_t n)
         ended_ns = touchers[i].ended_ns > ended_ns ? touchers[i].ended_ns : ended_ns;
     }
     double seconds = (double)(ended_ns - started_ns) / NS_PER_S;
-    json_t *result = json_pack("{s:I, s:f, s:f, s:o}", "count", (json_int_t)all.n, "seconds", seconds, "per_s",
-                               (double)all.n / seconds, "latency", samples_to_json(&all));
+    json_t *result = json_pack("{s:I, s:f, s:f, s:I, s:o}", "count", (json_int_t)all.n, "seconds", seconds, "per_s",
+                               (double)all.n / seconds, "first_clock_ns", (json_int_t)touchers[0].first_ns, "latency",
+                               samples_to_json(&all));
 
     samples_free(&all);
     return result;

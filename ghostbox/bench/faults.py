@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""Cold memory: random faults, sequential reads, several threads."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from ghostbox import processes
+from ghostbox.bench.lab import Lab, missing_tool
+from ghostbox.bench.model import Buckets, Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
+from ghostbox.units import MIB, PAGE_BYTES
+
+THREADS = (1, 2, 4, 8)
+_MEMSERVER_POLL_US = 20  # the default of ghostbox-memserver's --poll-us
+_COPY_TIMEOUT_S = 120.0
+
+
+def scenarios(lab: Lab) -> list[Scenario]:
+    """Return the scenarios on cold memory."""
+    return [_random(lab), _sequential(lab), _threads(lab)]
+
+
+def latency(result: dict[str, Any]) -> Outcome:
+    """Return a client's latency as figures and histogram."""
+    found = result["latency"]
+    figures = {key: float(found[key]) for key in ("p50_us", "p99_us", "p999_us", "mean_us")}
+    figures["per_s"] = float(result.get("per_s", 0.0))
+    return Outcome(figures, [(float(upper), int(count)) for upper, count in found["buckets"]])
+
+
+def nbdfuse_contender(lab: Lab, command: str, **words: object) -> Contender:
+    """Return the client on a file of nbdfuse mapped shared, its donor nbdkit: what a user could do today."""
+
+    def run() -> Outcome:
+        with lab.nbdfuse(lab.nbdkit_donor()) as path:
+            return _outcome(lab.client(command, {"memory": "file", "path": path, **words}))
+
+    return Contender("nbdfuse", run, missing_tool("nbdfuse", "nbdkit"))
+
+
+def _outcome(result: dict[str, Any]) -> Outcome:
+    if "latency" in result:
+        return latency(result)
+    return Outcome({key: float(value) for key, value in result.items()})
+
+
+def _cold_cache_bytes(lab: Lab) -> int:
+    """Return a cache that holds all that a run touches: nothing is evicted."""
+    return lab.scale.n_faults * PAGE_BYTES * 2 + 32 * MIB
+
+
+def _random(lab: Lab) -> Scenario:
+    words = {"bytes": lab.scale.data_bytes, "count": lab.scale.n_faults}
+
+    def pager() -> Outcome:
+        with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
+            return latency(lab.client("random", words, running))
+
+    contenders = (
+        Contender("pager", pager, ours=True),
+        Contender("floor", lambda: _floor(lab)),
+        nbdfuse_contender(lab, "random", **words),
+    )
+    floor = "TCP ping-pong plus an empty userfaultfd round trip"
+    p50, p99 = Source("pager", "p50_us"), Source("pager", "p99_us")
+    rows = (
+        RowSpec("cold random fault, p50", "µs", p50, (Source("floor", "p50_us"),), at_most(1.2), floor),
+        RowSpec("cold random fault, p99", "µs", p99, (Source("floor", "p99_us"),), at_most(2.0), floor),
+        RowSpec("cold random fault, p50", "µs", p50, (Source("nbdfuse", "p50_us"),), at_most(0.6)),
+    )
+    return Scenario("faults", "cold random 4 KiB faults, 1 thread", contenders, rows)
+
+
+def _floor(lab: Lab) -> Outcome:
+    with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
+        poll_us = int(running.status()["poll_us"])
+    count = lab.scale.n_floor
+    ping = lab.client("ping-pong", {"count": count, "client_us": poll_us, "server_us": _MEMSERVER_POLL_US})
+    fault = lab.client("userfault", {"count": count, "poll_us": poll_us})
+    shuffled = np.random.default_rng(1).permutation(np.asarray(fault["ns"]))
+    total_us = (np.asarray(ping["ns"]) + shuffled) / 1000.0
+    figures = {
+        "p50_us": float(np.quantile(total_us, 0.5)),
+        "p99_us": float(np.quantile(total_us, 0.99)),
+        "p999_us": float(np.quantile(total_us, 0.999)),
+        "mean_us": float(total_us.mean()),
+        "ping_pong_p50_us": float(ping["latency"]["p50_us"]),
+        "userfault_p50_us": float(fault["latency"]["p50_us"]),
+    }
+    return Outcome(figures, _buckets(total_us))
+
+
+def _buckets(values_us: np.ndarray[Any, np.dtype[np.float64]]) -> Buckets:
+    """Return a histogram with 16 buckets a power of two, as the C programs have."""
+    uppers = 2.0 ** (np.ceil(np.log2(values_us) * 16) / 16)
+    found, counts = np.unique(np.round(uppers, 3), return_counts=True)
+    return [(float(upper), int(count)) for upper, count in zip(found, counts, strict=True)]
+
+
+def _sequential(lab: Lab) -> Scenario:
+    size = lab.scale.data_bytes
+
+    def pager() -> Outcome:
+        with lab.pager(lab.donor(), size + 64 * MIB) as running:
+            return _outcome(lab.client("sequential", {"bytes": size}, running))
+
+    def nbdcopy() -> Outcome:
+        began = time.monotonic()
+        processes.run(["nbdcopy", lab.donor().uri, "null:"], timeout_s=_COPY_TIMEOUT_S)
+        return Outcome({"bytes_per_s": size / (time.monotonic() - began)})
+
+    contenders = (
+        Contender("pager", pager, ours=True),
+        Contender("nbdcopy", nbdcopy, missing_tool("nbdcopy")),
+        nbdfuse_contender(lab, "sequential", bytes=size),
+    )
+    rate = Source("pager", "bytes_per_s")
+    same = "nbdcopy from the same memserver to null:"
+    rows = (
+        RowSpec("cold sequential read", "B/s", rate, (Source("nbdcopy", "bytes_per_s"),), at_least(0.8), same),
+        RowSpec("cold sequential read", "B/s", rate, (Source("nbdfuse", "bytes_per_s"),), at_least(2.0)),
+    )
+    return Scenario("sequential", "cold sequential read, 1 thread", contenders, rows)
+
+
+def _threads(lab: Lab) -> Scenario:
+    def contender(n_threads: int) -> Contender:
+        def run() -> Outcome:
+            with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
+                words = {"bytes": lab.scale.data_bytes, "count": lab.scale.n_faults, "threads": n_threads}
+                return latency(lab.client("random", words, running))
+
+        return Contender(_threads_name(n_threads), run, ours=True)
+
+    free = (os.cpu_count() or 1) >= 4
+    base = (Source(_threads_name(1), "per_s"),)
+    rows = tuple(
+        RowSpec(
+            f"random faults/s, {n} threads",
+            "/s",
+            Source(_threads_name(n), "per_s"),
+            base,
+            at_least(1.5 if n == 4 and free else 1.0),
+            "" if n != 4 or free else "≥ 1.5 × where two CPUs are free beside the server and the pager",
+        )
+        for n in THREADS[1:]
+    )
+    return Scenario("threads", "random faults by several threads", tuple(map(contender, THREADS)), rows)
+
+
+def _threads_name(n_threads: int) -> str:
+    return f"{n_threads} thread{'s' if n_threads > 1 else ''}"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""More memory than the cache holds: the steady state, the scanner beside it, write-back."""
+
+from __future__ import annotations
+
+from ghostbox.bench import cgroup
+from ghostbox.bench.lab import Lab, Pager, missing_tool
+from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
+from ghostbox.units import MIB, PAGE_BYTES
+
+CACHE_PERCENTS = (75, 50, 25, 10)
+# What the client needs beside the array: the drawn sequence and its code. Given to the reference on top.
+_CLIENT_BYTES = 12 * MIB
+
+
+def scenarios(lab: Lab) -> list[Scenario]:
+    """Return the scenarios with eviction."""
+    return [*(_overcommit(lab, percent) for percent in CACHE_PERCENTS), _traffic(lab), _mixed(lab), _writes(lab)]
+
+
+def _zipf_words(lab: Lab) -> dict[str, object]:
+    return {"bytes": lab.scale.array_bytes, "ms": lab.scale.run_ms, "warm_ms": lab.scale.warm_ms}
+
+
+def _cache_bytes(lab: Lab, percent: int) -> int:
+    return lab.scale.array_bytes * percent // 100 // PAGE_BYTES * PAGE_BYTES
+
+
+def _zipf(lab: Lab, percent: int, *options: str, **words: object) -> Outcome:
+    with lab.pager(lab.donor(), _cache_bytes(lab, percent), *options) as running:
+        result = lab.client("zipf", {**_zipf_words(lab), **words}, running)
+        figures = {key: float(value) for key, value in result.items()}
+        return Outcome({**figures, "bytes_per_step": _bytes_per_step(lab, running, figures)})
+
+
+def _bytes_per_step(lab: Lab, pager: Pager, figures: dict[str, float]) -> float:
+    """Return network bytes for each step, without the first load of the array (the same for all)."""
+    total = sum(pager.network_bytes()) - lab.scale.array_bytes
+    return max(total, 0) / figures["count_with_warming"]
+
+
+def _overcommit(lab: Lab, percent: int) -> Scenario:
+    def local() -> Outcome:
+        result = lab.client("zipf", {**_zipf_words(lab), "memory": "local"})
+        return Outcome({key: float(value) for key, value in result.items()})
+
+    def nbdfuse() -> Outcome:
+        limit = _cache_bytes(lab, percent) + _CLIENT_BYTES
+        with lab.nbdfuse(lab.nbdkit_donor()) as path, cgroup.memory_limited(limit) as group:
+            result = lab.client("zipf", {**_zipf_words(lab), "memory": "file", "path": path, "cgroup": group})
+        return Outcome({key: float(value) for key, value in result.items()})
+
+    contenders = (
+        Contender("pager", lambda: _zipf(lab, percent), ours=True),
+        Contender("local", local),
+        Contender("nbdfuse", nbdfuse, missing_tool("nbdfuse", "nbdkit") or cgroup.missing()),
+    )
+    what = f"Zipf 0.9, 10 % writes, cache {percent} %"
+    rate = Source("pager", "per_s")
+    target = at_least(3.0) if percent == 50 else None
+    rows = (
+        RowSpec(what, "/s", rate, (Source("local", "per_s"),), None, "all of it in local memory"),
+        RowSpec(what, "/s", rate, (Source("nbdfuse", "per_s"),), target, "nbdfuse in a cgroup with the same limit"),
+    )
+    return Scenario(f"overcommit/{percent}", f"steady overcommit, cache {percent} % of the array", contenders, rows)
+
+
+def _traffic(lab: Lab) -> Scenario:
+    contenders = (
+        Contender("pager", lambda: _zipf(lab, 50), ours=True),
+        Contender("fifo", lambda: _zipf(lab, 50, "--fifo")),
+    )
+    figure = "bytes_per_step"
+    rows = (
+        RowSpec(
+            "network bytes a step, Zipf 0.9, cache 50 %",
+            "B",
+            Source("pager", figure),
+            (Source("fifo", figure),),
+            at_most(0.7),
+            "the same pager without second chance (--fifo)",
+        ),
+    )
+    return Scenario("traffic", "network bytes beside FIFO", contenders, rows)
+
+
+def _mixed(lab: Lab) -> Scenario:
+    array = lab.scale.array_bytes
+    words = {"bytes": min(array * 4, lab.scale.data_bytes), "array": array}
+    contenders = (
+        Contender("beside a scanner", lambda: _zipf(lab, 50, **words, scan=1), ours=True),
+        Contender("alone", lambda: _zipf(lab, 50, **words, scan=0), ours=True),
+    )
+    rows = (
+        RowSpec(
+            "Zipf 0.9 beside a sequential scanner",
+            "/s",
+            Source("beside a scanner", "per_s"),
+            (Source("alone", "per_s"),),
+            at_least(0.8),
+        ),
+    )
+    return Scenario("mixed", "a scanner beside the Zipf reader", contenders, rows)
+
+
+def _writes(lab: Lab) -> Scenario:
+    cache = lab.scale.write_cache_bytes
+    words = {"bytes": cache * 4, "count": cache * 8 // PAGE_BYTES, "threads": 2}
+
+    def pager() -> Outcome:
+        with lab.pager(lab.donor(), cache) as running:
+            result = lab.client("write", words, running)
+            read_bytes, written_bytes = running.network_bytes()
+        seconds = float(result["seconds"])
+        rates = {"written_bytes_per_s": written_bytes / seconds, "read_bytes_per_s": read_bytes / seconds}
+        return Outcome({**rates, "per_s": float(result["per_s"])})
+
+    def wire() -> Outcome:
+        return Outcome({"bytes_per_s": float(lab.client("wire", {"ms": lab.scale.run_ms})["bytes_per_s"])})
+
+    rows = (
+        RowSpec(
+            "dirty bytes written back, random writes over 4 × the cache",
+            "B/s",
+            Source("pager", "written_bytes_per_s"),
+            (Source("wire", "bytes_per_s"),),
+            at_least(0.6),
+            "raw TCP over loopback; each page is also fetched before it is written to",
+        ),
+    )
+    return Scenario(
+        "writes", "write-heavy eviction", (Contender("pager", pager, ours=True), Contender("wire", wire)), rows
+    )

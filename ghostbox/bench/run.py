@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""Goes through the rounds: every contender of every scenario once a round, in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import psutil
+
+from ghostbox import __version__
+from ghostbox.bench import faults, pressure, servers, sizes
+from ghostbox.bench.lab import Lab
+from ghostbox.bench.model import Contender, Report, Results, Scenario, make_row, merge_latency
+from ghostbox.bench.scale import FULL, SHORT
+from ghostbox.errors import GhostboxError, Refused, UsageError
+from ghostbox.paths import Paths
+from ghostbox.units import format_bytes
+
+_log = logging.getLogger(__name__)
+_PARTS = (faults, pressure, servers, sizes)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run. ``only``: names of scenarios, or the first parts of them (``server/lean``); empty is all."""
+
+    rounds: int
+    short: bool = False
+    only: tuple[str, ...] = ()
+
+
+def scenario_names(paths: Paths) -> list[str]:
+    """Return the names that ``only`` chooses from."""
+    return [scenario.name for scenario in _all(Lab(paths, FULL))]
+
+
+def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
+    """Measure.
+
+    Args:
+        options: what to run.
+        paths: where the programs are.
+        say: told what is being measured.
+
+    Raises:
+        UsageError: no scenario of that name.
+        Refused: too little memory.
+        ProgramError: something of ours failed.
+    """
+    scale = SHORT if options.short else FULL
+    _need_memory(scale.needed_bytes, short=options.short)
+    with _ended_by_sigterm(), Lab(paths, scale) as lab:
+        chosen = _choose(_all(lab), options.only)
+        results = {scenario.name: _start(scenario) for scenario in chosen}
+        for number in range(options.rounds):
+            for scenario in chosen:
+                say(f"round {number + 1} of {options.rounds}: {scenario.title}")
+                _round(scenario, results[scenario.name], number)
+    return _report(options, chosen, results)
+
+
+def _all(lab: Lab) -> list[Scenario]:
+    return [scenario for part in _PARTS for scenario in part.scenarios(lab)]
+
+
+def _choose(scenarios: Sequence[Scenario], only: Sequence[str]) -> list[Scenario]:
+    for wanted in only:
+        if not any(_is_part(wanted, scenario.name) for scenario in scenarios):
+            raise _unknown(wanted, scenarios)
+    return [each for each in scenarios if not only or any(_is_part(wanted, each.name) for wanted in only)]
+
+
+def _is_part(wanted: str, name: str) -> bool:
+    return name == wanted or name.startswith(wanted + "/")
+
+
+def _unknown(wanted: str, scenarios: Sequence[Scenario]) -> UsageError:
+    names = [scenario.name for scenario in scenarios]
+    near = difflib.get_close_matches(wanted, [*names, *(name.partition("/")[0] for name in names)], n=1)
+    groups = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
+    return UsageError(
+        f"--only: nothing is called '{wanted}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+        hint=f"choose from {groups}",
+    )
+
+
+def _start(scenario: Scenario) -> Results:
+    return Results(missing={each.name: each.missing for each in scenario.contenders if each.missing is not None})
+
+
+def _round(scenario: Scenario, results: Results, number: int) -> None:
+    """Run each contender once; another one is the first in each round."""
+    order = list(scenario.contenders)
+    turn = number % len(order)
+    for contender in order[turn:] + order[:turn]:
+        if contender.name not in results.missing:
+            _run_one(contender, results)
+
+
+def _run_one(contender: Contender, results: Results) -> None:
+    _log.debug("run %s", contender.name)
+    try:
+        outcome = contender.run()
+    except GhostboxError as err:
+        if contender.ours:
+            raise
+        results.missing[contender.name] = ": ".join(filter(None, (err.message, err.why)))
+        return
+    results.outcomes.setdefault(contender.name, []).append(outcome)
+
+
+def _report(options: Options, scenarios: Sequence[Scenario], results: dict[str, Results]) -> Report:
+    return Report(
+        version=__version__,
+        machine=_machine(),
+        rounds=options.rounds,
+        short=options.short,
+        rows=[
+            make_row(scenario, spec, results[scenario.name])
+            for scenario in scenarios
+            for spec in scenario.rows
+            if spec.subject.contender not in results[scenario.name].missing
+        ],
+        figures={name: _figures(found) for name, found in results.items()},
+        missing={name: found.missing for name, found in results.items() if found.missing},
+        latency={
+            name: {who: merge_latency(outcomes) for who, outcomes in found.outcomes.items() if outcomes[0].latency}
+            for name, found in results.items()
+            if any(outcomes[0].latency for outcomes in found.outcomes.values())
+        },
+    )
+
+
+def _figures(results: Results) -> dict[str, dict[str, list[float]]]:
+    return {
+        who: {figure: [outcome.figures[figure] for outcome in outcomes] for figure in outcomes[0].figures}
+        for who, outcomes in results.outcomes.items()
+    }
+
+
+def _machine() -> dict[str, object]:
+    return {
+        "cpus": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "kernel": platform.release(),
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def _need_memory(needed_bytes: int, *, short: bool) -> None:
+    available = psutil.virtual_memory().available
+    if available < needed_bytes:
+        raise Refused(
+            f"the benchmark needs {format_bytes(needed_bytes)}, available are {format_bytes(available)}",
+            hint=None if short else "ghostbox bench --short",
+        )
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: with everything cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

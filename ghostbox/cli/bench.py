@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox bench``: measure, beside what one would use instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ghostbox import bench as benchmark
+from ghostbox.bench import Report, plot
+from ghostbox.bench.model import Row, Spread
+from ghostbox.cli.context import Context
+from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.units import GIB, KIB, MIB
+
+_ROUNDS, _SHORT_ROUNDS = 5, 1
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox bench                              all of it, 5 rounds, about 15 minutes
+  ghostbox bench --short                      see that everything runs; the figures mean little
+  ghostbox bench --only faults,sequential     two parts of it
+  ghostbox bench --only server/lean --json    a group, all figures of all rounds
+  ghostbox bench --plot bench.svg             and a picture
+
+Parts: faults, sequential, threads, overcommit, traffic, mixed, writes, server, sizes, memserver-memory.
+Run it on a machine that does nothing else. It starts what it needs on loopback and removes it.
+"""
+)
+@click.option("--rounds", type=click.IntRange(1, 100), help="How often everything is measured (5; with --short 1).")
+@click.option("--short", is_flag=True, help="Small sizes and times: checks that it runs.")
+@click.option("--only", metavar="NAME,…", help="Only these parts.")
+@click.option(
+    "--plot", "plot_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw a .png or .svg."
+)
+@output_options
+@click.pass_obj
+def bench(
+    context: Context,
+    /,
+    *,
+    rounds: int | None,
+    short: bool,
+    only: str | None,
+    plot_file: Path | None,
+    output: str,
+) -> None:
+    """Measure page path and memory server, each figure beside its reference from the same run."""
+    if plot_file is not None:
+        plot.check(plot_file)
+    options = benchmark.Options(
+        rounds=rounds or (_SHORT_ROUNDS if short else _ROUNDS),
+        short=short,
+        only=tuple(name.strip() for name in only.split(",") if name.strip()) if only else (),
+    )
+    stages = Stages()
+    with stages.stage("bench") as stage:
+        report = benchmark.run(options, context.paths, stage.say)
+        stage.detail = f"{options.rounds} round{'s' if options.rounds > 1 else ''}"
+    emit(report, output, lambda: table(report))
+    if plot_file is not None:
+        plot.draw(report, plot_file)
+        stages.note(f"drawn: {plot_file}")
+
+
+def table(report: Report) -> RenderableType:
+    """Show every row, and under it what there is to say about references."""
+    shown = Table(box=None, pad_edge=False)
+    for title in ("FIGURE", "MEASURED", "REFERENCE", "", "RATIO", "MIN–MAX", "TARGET", ""):
+        right = title in ("MEASURED", "REFERENCE", "RATIO", "TARGET")
+        shown.add_column(title, justify="right" if right else "left", no_wrap=title != "FIGURE")
+    notes: dict[str, int] = {}
+    for row in report.rows:
+        mark = f" [dim]({notes.setdefault(row.note, len(notes) + 1)})[/]" if row.note else ""
+        shown.add_row(escape(row.what) + mark, *_cells(row))
+    lines = [f"({number}) {escape(note)}" for note, number in notes.items()]
+    return Group(shown, "", *lines, _summary(report))
+
+
+def _cells(row: Row) -> list[str]:
+    target = "–" if row.target is None else str(row.target)
+    if row.reference is None or row.ratio is None:
+        return [value(row.measured.median, row.unit), "–", "", "–", "", target, "[yellow]no reference[/]"]
+    verdict = {True: "[green]reached[/]", False: "[red]not reached[/]", None: ""}[row.reached]
+    return [
+        value(row.measured.median, row.unit),
+        value(row.reference.median, row.unit),
+        escape(row.reference_name or ""),
+        f"{row.ratio.median:.2f}",
+        _range(row.ratio),
+        target,
+        verdict,
+    ]
+
+
+def _range(spread: Spread) -> str:
+    return f"{spread.min:.2f}–{spread.max:.2f}"
+
+
+def value(number: float, unit: str) -> str:
+    """Return a figure for people: ``14.2 µs``, ``1.6 GiB/s``, ``85.3 k/s``."""
+    if unit in ("B", "B/s"):
+        for prefix, n_bytes in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+            if number >= n_bytes:
+                return f"{number / n_bytes:.1f} {prefix}{unit[1:]}"
+        return f"{number:.1f} {unit}"
+    for prefix, factor in (("M", 1e6), ("k", 1e3)) if unit == "/s" else ():
+        if number >= factor:
+            return f"{number / factor:.1f} {prefix}/s"
+    return f"{number:.1f} {unit}" if number < 100 else f"{number:.0f} {unit}"
+
+
+def _summary(report: Report) -> str:
+    judged = [row for row in report.rows if row.reached is not None]
+    text = f"{sum(row.reached is True for row in judged)} of {len(judged)} targets reached"
+    if report.short:
+        text += "; a short run: its figures mean little"
+    cpus, load = report.machine["cpus"], report.machine["load_1min"]
+    return f"{text}. {cpus} CPUs, load {load}, Linux {report.machine['kernel']}"
