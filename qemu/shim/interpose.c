@@ -72,6 +72,15 @@ static void *map(void *addr, size_t length, int prot, int flags, int fd, off_t o
 
     if ((flags & MAP_SHARED) && !(flags & MAP_ANONYMOUS) && fd >= 0 && memfd_is_remote(fd))
         return region_map(addr, length, prot, flags, fd, offset);
+    /*
+     * Node 0: QEMU maps its fresh memfd private, and the kernel then keeps each written page twice, in the memfd and
+     * in the mapping, and never as a huge page. Nobody else has that memfd, so memory without it is the same.
+     */
+    if ((flags & MAP_PRIVATE) && !(flags & MAP_ANONYMOUS) && fd >= 0 && memfd_is_remote(fd)) {
+        flags |= MAP_ANONYMOUS;
+        fd = -1;
+        offset = 0;
+    }
     errno = saved_errno;
     /* Over a region only the region's own pages may be mapped: zaps would hit anything else. */
     if ((flags & MAP_FIXED) && regions_any() && regions_overlap(addr, length))

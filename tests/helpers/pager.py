@@ -350,10 +350,15 @@ def run_client(
 
 @contextlib.contextmanager
 def memory_client(
-    size: str, listen: Path | RunningPager, *, build: Build | None = None, stderr: Path | None = None
+    size: str,
+    listen: Path | RunningPager,
+    *,
+    build: Build | None = None,
+    stderr: Path | None = None,
+    words: Sequence[str] = (),
 ) -> Iterator[MemoryClient]:
     """Run a client that has mapped ``size`` of remote memory, until the end of the block."""
-    process = start_client(size, listen, build=build, stderr=stderr)
+    process = start_client(size, listen, build=build, stderr=stderr, words=words)
     client = MemoryClient(process)
     try:
         client.result("hold", timeout_s=READY_TIMEOUT_S)
@@ -367,7 +372,12 @@ def memory_client(
 
 
 def start_client(
-    size: str, listen: Path | RunningPager, *, build: Build | None = None, stderr: Path | None = None
+    size: str,
+    listen: Path | RunningPager,
+    *,
+    build: Build | None = None,
+    stderr: Path | None = None,
+    words: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Start a client without waiting for it."""
     if isinstance(listen, RunningPager):
@@ -376,7 +386,7 @@ def start_client(
     with contextlib.ExitStack() as stack:
         err = stack.enter_context(stderr.open("a")) if stderr else None
         return subprocess.Popen(
-            [str(build.client), "--bytes", size, "hold"],
+            [str(build.client), "--bytes", size, *words, "hold"],
             env=client_env(build, listen),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -159,10 +159,26 @@ def test_what_is_handed_over_serves_the_memory(fake: FakePager) -> None:
         assert os.fstat(peer.memfd).st_blocks * 512 == 4096
 
 
-def test_a_process_that_maps_its_memory_private_is_left_alone(fake: FakePager) -> None:
+def test_memory_that_is_mapped_private_is_no_business_of_the_pager(fake: FakePager) -> None:
     done = run_client("1M", "--private", "write", listen=fake.path)
     assert done.returncode == 0
     assert fake.nobody_comes()
+
+
+def test_memory_that_is_mapped_private_is_kept_once(fake: FakePager) -> None:
+    """The kernel would keep each page twice: in the memfd, and in the private mapping of it."""
+    with memory_client("32M", fake.path, words=("--private",)) as client:
+        client.command("fill", seed=1)
+        client.command("verify", seed=1)
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{client.pid}/status").read_text().splitlines() if ":" in line
+        )
+        memfd = next(
+            link for link in Path(f"/proc/{client.pid}/fd").iterdir() if str(link.readlink()).startswith("/memfd:")
+        )
+        assert int(status["RssAnon"].split()[0]) >= 32 << 10
+        assert memfd.stat().st_blocks == 0
+        assert fake.nobody_comes()
 
 
 def test_a_program_without_such_memory_is_left_alone(fake: FakePager) -> None:
