@@ -72,10 +72,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Source:
-    """One figure of one contender."""
+    """One figure of one contender. ``label``: what the table calls it, if not by the contender."""
 
     contender: str
     figure: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def make_row(scenario: Scenario, spec: RowSpec, results: Results) -> Row:
         unit=spec.unit,
         subject=spec.subject.contender,
         measured=Spread.of(measured),
-        reference_name=chosen[0].contender if chosen else None,
+        reference_name=chosen[0].label or chosen[0].contender if chosen else None,
         reference=Spread.of(results.values(chosen[0])) if chosen else None,
         ratio=ratio,
         target=spec.target,

@@ -35,7 +35,7 @@ def _sizes(lab: Lab) -> Scenario:
 
 
 def _memory_row(name: str) -> RowSpec:
-    allowed = (Source(name, "allowed_bytes"),)
+    allowed = (Source(name, "allowed_bytes", "limit"),)
     note = "0.4 % of the remote memory and 32 MiB"
     return RowSpec(f"pager's own memory, {name}", "B", Source(name, "resident_bytes"), allowed, at_most(1.0), note)
 
@@ -72,6 +72,11 @@ def _memserver(lab: Lab) -> Scenario:
     name = "memserver"
     note = "the bytes stored, 1 % of them and 16 MiB"
     row = RowSpec(
-        "memserver's memory", "B", Source(name, "resident_bytes"), (Source(name, "allowed_bytes"),), at_most(1.0), note
+        "memserver's memory",
+        "B",
+        Source(name, "resident_bytes"),
+        (Source(name, "allowed_bytes", "limit"),),
+        at_most(1.0),
+        note,
     )
     return Scenario("memserver-memory", "memory of the memory server", (Contender(name, run, ours=True),), (row,))

@@ -92,15 +92,20 @@ def _cells(row: Row) -> list[str]:
         value(row.measured.median, row.unit),
         value(row.reference.median, row.unit),
         escape(row.reference_name or ""),
-        f"{row.ratio.median:.2f}",
+        ratio(row.ratio.median),
         _range(row.ratio),
         target,
         verdict,
     ]
 
 
+def ratio(number: float) -> str:
+    """Return a ratio with two places, or two digits where it is far below 1."""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
+
+
 def _range(spread: Spread) -> str:
-    return f"{spread.min:.2f}–{spread.max:.2f}"
+    return f"{ratio(spread.min)}–{ratio(spread.max)}"
 
 
 def value(number: float, unit: str) -> str:

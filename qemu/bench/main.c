@@ -13,8 +13,8 @@
  *   GhostBox. Both ends wait as the pager does: they try again for poll_us, then sleep.
  * - load: an NBD client that is only a load (nbd_load.c).
  *
- * `follow CMD…` becomes CMD, which the kernel ends (SIGTERM) when the process that started it is gone. So a benchmark
- * that is killed leaves no server behind.
+ * The kernel ends this process (SIGTERM) when the one that started it is gone. `follow CMD…` becomes CMD, which is
+ * ended the same way. So a benchmark that is killed leaves nothing behind.
  *
  * Exit status: 0, 1 failed (why is on stderr), 2 usage.
  */
@@ -98,9 +98,9 @@ static void usage(void)
     fputs("  follow CMD… run CMD and end it with the caller\n", stderr);
 }
 
+/* What follows the parent goes on doing so behind exec. */
 static int follow(char **argv)
 {
-    child_follow_parent(getppid());
     execvp(argv[0], argv);
     fprintf(stderr, "ghostbox-bench-client: cannot run %s: %s\n", argv[0], strerror(errno));
     return 127;
@@ -120,6 +120,7 @@ int main(int argc, char **argv)
 {
     struct arguments args = {argv + 2, argc - 2, 0};
 
+    child_follow_parent(getppid());
     if (argc > 2 && strcmp(argv[1], "follow") == 0)
         return follow(argv + 2);
     for (size_t i = 0; argc > 1 && argc - 2 <= WORDS_MAX && i < sizeof(commands) / sizeof(*commands); i++)

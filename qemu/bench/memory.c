@@ -63,6 +63,7 @@ void memory_map(struct memory *memory, struct arguments *args)
     const char *kind = argument_text(args, "memory", "local");
     const char *path = argument_text(args, "path", "");
     const char *cgroup = argument_text(args, "cgroup", NULL);
+    bool is_random = argument_number(args, "advise_random", 0, 1) == 1;
     uint64_t bytes = argument_size(args, "bytes", 64 << 20);
     int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
 
@@ -85,6 +86,8 @@ void memory_map(struct memory *memory, struct arguments *args)
         fail_errno("cannot map %llu bytes", (unsigned long long)bytes);
     if (flags & MAP_ANONYMOUS)
         madvise(base, bytes, MADV_NOHUGEPAGE); /* remote memory has none either */
+    if (is_random)
+        madvise(base, bytes, MADV_RANDOM);
     *memory = (struct memory){base, bytes, bytes / PAGE_BYTES};
 }
 

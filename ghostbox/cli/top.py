@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox top``: watch a VM's remote memory at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from ghostbox import top as watching
+from ghostbox.cli import show
+from ghostbox.cli.context import Context
+from ghostbox.cli.options import SECONDS, name_argument
+from ghostbox.cli.output import plain, stdout_console
+from ghostbox.errors import UsageError
+from ghostbox.top import DonorRates, Sample
+from ghostbox.units import MIB, format_bytes
+
+_INTERVAL_MIN_S = 0.1
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ghostbox top                        watch the VM until Ctrl-C
+  ghostbox top work --interval 5s     another one, calmer
+  ghostbox top --json --count 10      ten seconds of it, one object a line
+"""
+)
+@name_argument
+@click.option("--interval", type=SECONDS, default="1s", show_default=True, help="Time between two looks.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a look.")
+@click.pass_obj
+def top(context: Context, /, *, name: str | None, interval: float, count: int | None, as_json: bool) -> None:
+    """Watch the faults, the cache and the donors of a VM. Without a terminal: a line a look."""
+    if interval < _INTERVAL_MIN_S:
+        raise UsageError(f"--interval: {interval:g} s is less than {_INTERVAL_MIN_S:g} s")
+    vm = context.config({"vm.name": name}).vm.name
+    samples = watching.watch(vm, context.paths, interval_s=interval, count=count)
+    try:
+        if as_json:
+            _print(json.dumps(plain(sample)) for sample in samples)
+        elif sys.stdout.isatty():
+            _live(samples)
+        else:
+            _print(line(sample) for sample in samples)
+    except BrokenPipeError:
+        # Whoever read has enough. Nothing may be flushed into the pipe when we end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return  # the usual way to end it
+
+
+def _print(lines: Iterator[str]) -> None:
+    for text in lines:
+        click.echo(text)
+        sys.stdout.flush()
+
+
+def _live(samples: Iterator[Sample]) -> None:
+    with Live("waiting for the first look …", console=stdout_console(), auto_refresh=False) as live:
+        for sample in samples:
+            live.update(view(sample), refresh=True)
+
+
+def line(sample: Sample) -> str:
+    """Return a sample as one plain line."""
+    parts = [
+        f"{sample.faults_per_s:.0f} faults/s",
+        f"p50 {_us(sample.p50_us)} p99 {_us(sample.p99_us)}",
+        f"hits {_percent(sample.hit_rate)}",
+        f"resident {format_bytes(sample.resident_bytes)}",
+        f"inactive {format_bytes(sample.inactive_bytes)}",
+        f"remote {format_bytes(sample.remote_bytes)}",
+        f"in {_rate(sum(each.read_bytes_per_s for each in sample.donors))}",
+        f"out {_rate(sum(each.written_bytes_per_s for each in sample.donors))}",
+        f"readahead {_percent(sample.readahead_accuracy)}",
+    ]
+    down = [each.uri for each in sample.donors if each.state != "up"]
+    parts += [f"slowest {sample.slowest_donor}"] if sample.slowest_donor else []
+    parts += [f"NOT UP {', '.join(down)}"] if down else []
+    return "  ".join(parts)
+
+
+def view(sample: Sample) -> RenderableType:
+    """Return a sample as what a terminal shows."""
+    rows: list[tuple[str, object]] = [
+        ("VM", f"{sample.vm}, pager up {sample.uptime_s:.0f} s"),
+        (
+            "faults",
+            f"[bold]{sample.faults_per_s:,.0f}[/]/s: {sample.fetched_per_s:,.0f} fetched,"
+            f" {sample.found_again_per_s:,.0f} found again, {sample.new_per_s:,.0f} new",
+        ),
+        ("fetch time", f"p50 [bold]{_us(sample.p50_us)}[/], p99 [bold]{_us(sample.p99_us)}[/]"),
+        ("hits", f"{_percent(sample.hit_rate)}, second chance taken {_percent(sample.second_chance_rate)}"),
+        ("readahead", f"{_percent(sample.readahead_accuracy)} used"),
+        ("cache", f"{_bar(sample)} of {format_bytes(sample.cache_bytes)}"),
+        ("", f"{format_bytes(sample.resident_bytes)} resident, {format_bytes(sample.inactive_bytes)} inactive"),
+        (
+            "remote",
+            f"{format_bytes(sample.remote_bytes)} of {format_bytes(sample.total_bytes)} with donors,"
+            f" {format_bytes(sample.dirty_bytes)} not written yet, {sample.evicted_per_s:,.0f} pages/s evicted",
+        ),
+    ]
+    return Group(show.pairs(rows), "", _donor_table(sample))
+
+
+def _donor_table(sample: Sample) -> Table:
+    table = Table(
+        "DONOR", "STATE", "REQUESTS/S", "P50", "P99", "READ", "WRITTEN", "ERRORS", "", box=None, pad_edge=False
+    )
+    for each in sample.donors:
+        table.add_row(*_donor_cells(each), "[yellow]slowest[/]" if each.uri == sample.slowest_donor else "")
+    return table
+
+
+def _donor_cells(donor: DonorRates) -> tuple[str, ...]:
+    color = "green" if donor.state == "up" else "red"
+    return (
+        escape(donor.uri),
+        f"[{color}]{donor.state}[/]",
+        f"{donor.requests_per_s:,.0f}",
+        _us(donor.p50_us),
+        _us(donor.p99_us),
+        _rate(donor.read_bytes_per_s),
+        _rate(donor.written_bytes_per_s),
+        str(donor.errors),
+    )
+
+
+def _bar(sample: Sample, width: int = 40) -> str:
+    """Return the cache as a bar: resident, inactive, free."""
+    whole = max(sample.cache_bytes, sample.resident_bytes + sample.inactive_bytes, 1)
+    resident = round(sample.resident_bytes * width / whole)
+    inactive = min(round(sample.inactive_bytes * width / whole), width - resident)
+    return f"[green]{'█' * resident}[/][yellow]{'▒' * inactive}[/][dim]{'·' * (width - resident - inactive)}[/]"
+
+
+def _us(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f} µs"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value * 100:.0f} %"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / MIB:.1f} MiB/s"
