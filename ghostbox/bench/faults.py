@@ -17,6 +17,9 @@ from ghostbox.units import MIB, PAGE_BYTES
 THREADS = (1, 2, 4, 8)
 _MEMSERVER_POLL_US = 20  # the default of ghostbox-memserver's --poll-us
 _COPY_TIMEOUT_S = 120.0
+_READ_AROUND = "nbdfuse, no advice"
+# So few touches that none falls on what the kernel read around another (32 pages).
+_SPARSE = 20
 
 
 def scenarios(lab: Lab) -> list[Scenario]:
@@ -32,14 +35,14 @@ def latency(result: dict[str, Any]) -> Outcome:
     return Outcome(figures, [(float(upper), int(count)) for upper, count in found["buckets"]])
 
 
-def nbdfuse_contender(lab: Lab, command: str, **words: object) -> Contender:
+def nbdfuse_contender(lab: Lab, command: str, name: str = "nbdfuse", **words: object) -> Contender:
     """Return the client on a file of nbdfuse mapped shared, its donor nbdkit: what a user could do today."""
 
     def run() -> Outcome:
         with lab.nbdfuse(lab.nbdkit_donor()) as path:
             return _outcome(lab.client(command, {"memory": "file", "path": path, **words}))
 
-    return Contender("nbdfuse", run, missing_tool("nbdfuse", "nbdkit"))
+    return Contender(name, run, missing_tool("nbdfuse", "nbdkit"))
 
 
 def _outcome(result: dict[str, Any]) -> Outcome:
@@ -64,14 +67,17 @@ def _random(lab: Lab) -> Scenario:
         Contender("pager", pager, ours=True),
         Contender("floor", lambda: _floor(lab)),
         nbdfuse_contender(lab, "random", **words, advise_random=1),
+        nbdfuse_contender(lab, "random", _READ_AROUND, **{**words, "count": lab.scale.n_faults // _SPARSE}),
     )
     floor = "TCP ping-pong plus an empty userfaultfd round trip"
-    fuse = "file of nbdfuse mapped shared, MADV_RANDOM so that each touch is cold"
+    fuse = "file of nbdfuse mapped shared, with MADV_RANDOM: at its best, each touch is one read of 4 KiB"
+    around = "the same as a program maps it that knows nothing (QEMU): the kernel reads around each touch"
     p50, p99 = Source("pager", "p50_us"), Source("pager", "p99_us")
     rows = (
         RowSpec("cold random fault, p50", "µs", p50, (Source("floor", "p50_us"),), at_most(1.2), floor),
         RowSpec("cold random fault, p99", "µs", p99, (Source("floor", "p99_us"),), at_most(2.0), floor),
         RowSpec("cold random fault, p50", "µs", p50, (Source("nbdfuse", "p50_us"),), at_most(0.6), fuse),
+        RowSpec("cold random fault, p50", "µs", p50, (Source(_READ_AROUND, "p50_us"),), at_most(0.6), around),
     )
     return Scenario("faults", "cold random 4 KiB faults, 1 thread", contenders, rows)
 

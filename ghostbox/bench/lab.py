@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,7 +147,7 @@ class Lab:
         log = self.directory / f"{self._n_started}-{name}.log"
         child = processes.start_detached([self.client_program, "follow", *argv], log_path=log)
         try:
-            _wait_ready(child, name, ready, log)
+            _wait_ready(child.poll, name, ready, log)
             yield child.pid
         finally:
             processes.terminate(child.pid)
@@ -173,7 +172,7 @@ class Lab:
         while done < wanted:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"{server.name} is not filled within {_READY_TIMEOUT_S:.0f} s")
-            done += int(self.client("load", words)["count"])
+            done += int(self.client("load", {**words, "first": done})["count"])
 
     @contextlib.contextmanager
     def memserver(self, size_bytes: int) -> Iterator[Server]:
@@ -251,17 +250,18 @@ class Lab:
         return self.directory / f"{self._n_started}-{name}"
 
 
-def _wait_ready(child: subprocess.Popen[bytes], name: str, ready: Callable[[], bool], log: Path) -> None:
+def _wait_ready(ended: Callable[[], int | None], name: str, ready: Callable[[], bool], log: Path) -> None:
     def settled() -> bool:
-        return child.poll() is not None or ready()
+        return ended() is not None or ready()
 
     try:
         processes.wait_until(settled, timeout_s=_READY_TIMEOUT_S, what=f"{name} to be ready", interval_s=0.002)
     except DeadlineExceeded as err:
         raise DeadlineExceeded(err.message, why=_last_words(log)) from err
-    if child.poll() is not None:
+    code = ended()
+    if code is not None:
         hint = "ghostbox doctor" if name.startswith("ghostbox-") else None
-        raise ProgramError(f"{name} ended with status {child.returncode}", why=_last_words(log), hint=hint)
+        raise ProgramError(f"{name} ended with status {code}", why=_last_words(log), hint=hint)
 
 
 def _last_words(log: Path) -> str | None:

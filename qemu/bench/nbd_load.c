@@ -30,6 +30,7 @@
 struct plan {
     const char *host, *port, *export;
     uint64_t depth, request_bytes, n_connections, ms;
+    uint64_t first; /* sequential: each connection begins there, counted in requests */
     bool writes, sequential;
     uint64_t stop_at_ns;
     const uint8_t *payload;
@@ -278,6 +279,7 @@ static json_t *plan_run(struct plan *plan)
     for (uint64_t i = 0; i < plan->n_connections; i++) {
         loads[i].plan = plan;
         loads[i].random = random_start(i + 1);
+        loads[i].position = plan->first;
         if (load_connect(&loads[i]) < 0 || load_negotiate(&loads[i]) < 0) {
             fail("NBD server %s:%s: %s", plan->host, plan->port, loads[i].failure);
         }
@@ -310,6 +312,7 @@ json_t *nbd_load(struct arguments *args)
         .depth = argument_number(args, "depth", 1, DEPTH_MAX),
         .request_bytes = argument_size(args, "bytes", PAGE_BYTES),
         .n_connections = argument_number(args, "connections", 1, CONNECTIONS_MAX),
+        .first = argument_number(args, "first", 0, UINT32_MAX),
         .ms = argument_number(args, "ms", 1000, MS_MAX),
         .writes = strcmp(mode, "write") == 0,
         .sequential = strcmp(pattern, "sequential") == 0,

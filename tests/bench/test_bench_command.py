@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ghostbox import paths, processes
 from helpers.pager import short_dir
@@ -90,6 +91,15 @@ def test_table_names_figure_reference_ratio_and_target(ghostbox_cli: Cli, place:
     assert "round 2 of 2" not in done.stdout
     assert "<svg" in picture.read_text()
     assert "Cold random faults by threads" not in done.stdout
+
+
+def test_yaml_holds_the_same(ghostbox_cli: Cli, place: Path) -> None:
+    argv = ["bench", "--short", "--only", "memserver-memory", "-o", "yaml"]
+    done = ghostbox_cli(*argv, env={"TMPDIR": str(place)})
+    assert done.returncode == 0, done.stderr
+    figures = yaml.safe_load(done.stdout)["figures"]["memserver-memory"]["memserver"]
+    assert figures["stored_bytes"][0] >= 64 << 20
+    assert figures["resident_bytes"][0] > figures["stored_bytes"][0]
 
 
 def test_a_missing_tool_costs_its_rows_only(ghostbox_cli: Cli, place: Path) -> None:
