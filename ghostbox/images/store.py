@@ -3,6 +3,7 @@
 
     images/NAME.json              what the image is, and which directory is its own; replaced in one step
     images/NAME@HASH-TIME/        its files; never written again once NAME.json points at it
+    images/NAME@HASH-TIME/image.json  what NAME.json said: disks that stand on it go on doing so when that is replaced
     images/NAME@HASH-TIME/overlays  the VM disks that were made on it, a path a line; those gone since do not count
     images/.NAME.new-XXXX/        a build or import at work; renamed at its end, removed if it fails
     images/.NAME.lock             held (flock) while the image is built, imported or deleted
@@ -30,6 +31,7 @@ from ghostbox.images.recipe import Recipe
 from ghostbox.units import format_bytes
 
 _OVERLAYS = "overlays"
+_DESCRIPTION = "image.json"
 
 
 def _say_nothing(_step: str) -> None:
@@ -49,17 +51,33 @@ class ImageStore:
             NotFound: there is none.
             ImageError: its files are gone.
         """
-        record = self._record(check_name(name))
         try:
-            image = image_from_json(json.loads(record.read_text()))
+            return _whole_image(self._record(check_name(name)))
         except FileNotFoundError as err:
             raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name)) from err
-        except (OSError, ValueError, KeyError) as err:
-            raise ImageError(f"cannot read {record}: {err}", hint=f"remove {record}") from err
-        for file in (image.disk, image.kernel, image.initrd):
-            if file is not None and not file.is_file():
-                raise ImageError(f"image '{name}' is damaged: {file} is missing", hint="ghostbox image build --force")
-        return image
+
+    def under(self, overlay: Path) -> Image | None:
+        """Return the image that a VM's disk stands on, superseded or not; None if there is no such disk.
+
+        Only this image goes with the disk: over another base it is garbage, and another kernel misses its modules.
+
+        Raises:
+            ImageError: the disk stands on nothing that this store has.
+        """
+        if not overlay.exists():
+            return None
+        base = backing_file(overlay)
+        with suppress(FileNotFoundError):
+            if base is not None:
+                return _whole_image(base.parent / _DESCRIPTION)
+        for image in self.list():
+            if image.disk == base:
+                return image
+        raise ImageError(
+            f"{overlay} stands on no image that is known",
+            why=f"its base is {base or 'not named in its header'}",
+            hint="delete the VM (ghostbox delete) and make it anew",
+        )
 
     def list(self) -> list[Image]:
         """Return all whole images, by name."""
@@ -266,6 +284,7 @@ class ImageStore:
         record = self._record(image.name)
         draft = record.with_suffix(".json.new")
         draft.write_text(json.dumps(data, indent=2) + "\n")
+        shutil.copyfile(draft, final / _DESCRIPTION)
         draft.replace(record)
         return image_from_json(data)
 
@@ -275,6 +294,20 @@ class ImageStore:
         for directory in self._directories(current.name):
             if directory != current.directory and not _is_used(directory, in_use):
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+def _whole_image(record: Path) -> Image:
+    """Read what an image is, and check that its files are there. Raises FileNotFoundError if ``record`` is not."""
+    try:
+        image = image_from_json(json.loads(record.read_text()))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError) as err:
+        raise ImageError(f"cannot read {record}: {err}", hint=f"remove {record}") from err
+    for file in (image.disk, image.kernel, image.initrd):
+        if file is not None and not file.is_file():
+            raise ImageError(f"image '{image.name}' is damaged: {file} is missing", hint="ghostbox image build --force")
+    return image
 
 
 def _is_used(directory: Path, in_use: Collection[Path]) -> bool:

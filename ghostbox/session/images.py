@@ -1,16 +1,43 @@
 # SPDX-License-Identifier: MIT
-"""The image a VM stands on, built when it is ours and missing."""
+"""The image a VM stands on: its disk's once it has one; before, the one it names, built if it is ours and missing.
+
+A disk keeps its image when a newer one of the same name is built: over another base it would be garbage.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from ghostbox.config import Config
+from ghostbox.errors import NotFound
 from ghostbox.images import Image, ImageStore, load_recipe
 from ghostbox.paths import Paths
-from ghostbox.plan import ImagePlan
+from ghostbox.plan import BootPlan, ImagePlan, VmPlan
 
 
-def ready(planned: ImagePlan, paths: Paths, say: Callable[[str], None]) -> Image:
+def find(config: Config, paths: Paths) -> ImagePlan:
+    """Return the image of the VM that ``config`` describes, or how it will be built.
+
+    Raises:
+        NotFound: there is none of that name, and it is not ours to build.
+        ImageError: it is damaged.
+    """
+    store, name = ImageStore(paths.images), config.vm.image
+    under = store.under(paths.vm(config.vm.name).disk)
+    if under is not None:
+        return describe(under)
+    try:
+        return describe(store.get(name))
+    except NotFound:
+        recipe = load_recipe()
+        if name != recipe.name:
+            raise
+    where = paths.images / name
+    boot = BootPlan(where / "vmlinux", where / "initrd.img", recipe.kernel_args)
+    return ImagePlan(name, where / "disk.qcow2", boot, recipe.disk_bytes, to_build=True)
+
+
+def ready(plan: VmPlan, paths: Paths, say: Callable[[str], None]) -> Image:
     """Return the planned image; build it first if it is not there.
 
     Raises:
@@ -18,6 +45,16 @@ def ready(planned: ImagePlan, paths: Paths, say: Callable[[str], None]) -> Image
         NotFound: it was deleted since it was planned.
     """
     store = ImageStore(paths.images)
-    if not planned.to_build:
-        return store.get(planned.name)
-    return store.build(load_recipe(), say, name=planned.name)
+    under = store.under(plan.files.disk)
+    if under is not None:
+        return under
+    if not plan.image.to_build:
+        return store.get(plan.image.name)
+    return store.build(load_recipe(), say, name=plan.image.name)
+
+
+def describe(image: Image) -> ImagePlan:
+    """Return what the plan needs to know of an image."""
+    return ImagePlan(
+        image.name, image.disk, BootPlan(image.kernel, image.initrd, image.kernel_args), image.virtual_bytes
+    )

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ghostbox import donors, hypervisor, plan
 from ghostbox.config import Config
-from ghostbox.errors import HypervisorError, NotFound, ProgramError, Refused, UsageError
+from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
-from ghostbox.images import Image, ImageStore, load_recipe
 from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
-from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt, VmPlan
+from ghostbox.plan import HostFacts, Virt, VmPlan
+from ghostbox.session import images
 from ghostbox.session.record import Record
 
 
@@ -39,7 +39,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         )
     _check_same_image(config, record)
     _check_paths(config, paths)
-    image = find_image(paths, config.vm.image)
+    image = images.find(config, paths)
     for forward in config.vm.ports:
         if not _port_is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
@@ -62,25 +62,6 @@ def offers(addresses: tuple[str, ...]) -> tuple[Offer, ...]:
         Offer(address, 0 if status.draining else status.free_bytes)
         for address, status in zip(addresses, donors.query(addresses), strict=True)
     )
-
-
-def find_image(paths: Paths, name: str) -> ImagePlan:
-    """Return the image called ``name``, to be built if it is that of the recipe which comes with GhostBox."""
-    try:
-        return image_plan(ImageStore(paths.images).get(name))
-    except NotFound:
-        recipe = load_recipe()
-        if name != recipe.name:
-            raise
-    where = paths.images / name
-    boot = BootPlan(where / "vmlinux", where / "initrd.img", recipe.kernel_args)
-    return ImagePlan(name, where / "disk.qcow2", boot, recipe.disk_bytes, to_build=True)
-
-
-def image_plan(image: Image) -> ImagePlan:
-    """Return what the plan needs to know of an image."""
-    boot = BootPlan(image.kernel, image.initrd, image.kernel_args)
-    return ImagePlan(image.name, image.disk, boot, image.virtual_bytes)
 
 
 def _virt(config: Config) -> tuple[Virt, str]:
@@ -157,8 +138,3 @@ def _port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def current_image(paths: Paths, name: str) -> Image:
-    """Return a built image."""
-    return ImageStore(paths.images).get(name)

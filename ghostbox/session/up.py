@@ -188,10 +188,10 @@ def _record(plan: VmPlan, before: Record | None) -> Record:
 
 def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
     with progress.stage("image") as stage:
-        image = images.ready(plan.image, paths, stage.say)
+        image = images.ready(plan, paths, stage.say)
         guest_files.prepare(plan, image, paths, paths.shim_library)
         stage.say(f"{image.name}, disk {format_bytes(plan.disk_bytes)}")
-    return dataclasses.replace(plan, image=planning.image_plan(image))
+    return dataclasses.replace(plan, image=images.describe(image))
 
 
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:

@@ -194,6 +194,27 @@ def test_file_that_is_no_overlay_has_no_backing_file(tmp_path: Path, content: by
     assert backing_file(tmp_path / "missing") is None
 
 
+def test_disk_goes_on_standing_on_its_image_when_another_takes_the_name(store: ImageStore, tmp_path: Path) -> None:
+    old = store.import_file(raw_disk(tmp_path / "disk.raw"))
+    overlay = tmp_path / "overlay.qcow2"
+    store.create_overlay(old, overlay, 64 * MIB)
+    (tmp_path / "images/disk.json").unlink()
+    new = store.import_file(raw_disk(tmp_path / "disk.raw"))
+    assert store.get("disk") == new != old
+    assert store.under(overlay) == old
+
+
+def test_disk_that_is_not_there_stands_on_nothing(store: ImageStore, tmp_path: Path) -> None:
+    assert store.under(tmp_path / "none.qcow2") is None
+
+
+def test_disk_without_an_image_is_explained(store: ImageStore, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"disk\.qcow2 stands on no image that is known") as caught:
+        store.under(qcow2_disk(tmp_path / "disk.qcow2"))
+    assert caught.value.why == "its base is not named in its header"
+    assert caught.value.hint == "delete the VM (ghostbox delete) and make it anew"
+
+
 def test_image_in_use_is_not_deleted(store: ImageStore, tmp_path: Path) -> None:
     image = store.import_file(raw_disk(tmp_path / "disk.raw"))
     with pytest.raises(Refused, match="image 'disk' is the base of a VM's disk"):

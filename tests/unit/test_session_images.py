@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""Which image a VM stands on, before its disk is made and after."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ghostbox import config, paths
+from ghostbox.errors import NotFound
+from ghostbox.images import Image, ImageStore
+from ghostbox.session import images
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> paths.Paths:
+    for name in ("STATE", "RUNTIME", "CACHE"):
+        monkeypatch.setenv(f"GHOSTBOX_{name}_DIR", str(tmp_path / name.lower()))
+    return paths.find()
+
+
+def loaded(**flags: object) -> config.Config:
+    return config.load({key.replace("__", "."): value for key, value in flags.items()})
+
+
+def imported(here: paths.Paths, name: str = "debian") -> Image:
+    source = here.state.parent / "disk.raw"
+    source.write_bytes(os.urandom(510) + b"\x55\xaa" + bytes(1 << 20))
+    return ImageStore(here.images).import_file(source, name)
+
+
+def test_disk_keeps_its_image_when_a_new_one_is_built(here: paths.Paths) -> None:
+    old = imported(here)
+    disk = here.vm("box").disk
+    disk.parent.mkdir(parents=True)
+    ImageStore(here.images).create_overlay(old, disk, 8 << 20)
+    (here.images / "debian.json").unlink()
+    new = imported(here)
+    assert images.find(loaded(vm__name="box"), here).disk == old.disk
+    assert images.find(loaded(vm__name="other"), here).disk == new.disk != old.disk
+
+
+def test_our_image_is_to_be_built_where_it_is_missing(here: paths.Paths) -> None:
+    assert images.find(loaded(), here).to_build
+
+
+def test_other_image_that_is_missing_is_not_ours_to_build(here: paths.Paths) -> None:
+    with pytest.raises(NotFound, match="no image named 'mine'"):
+        images.find(loaded(vm__image="mine"), here)
