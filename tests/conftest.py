@@ -8,6 +8,7 @@ reason starts with ``cannot run here:``. A missing tool or package is a failure 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,12 @@ CliRun = subprocess.CompletedProcess[str]
 def in_ci() -> bool:
     """Tell whether a skip counts as a failure."""
     return "true" in (os.environ.get("GHOSTBOX_CI"), os.environ.get("CI"))
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start: a shell's background job ignores SIGINT, and so would all its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(hookwrapper=True)
