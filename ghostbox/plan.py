@@ -36,13 +36,18 @@ class BootPlan:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The guest image. ``to_build``: it is not there yet, ``up`` builds it first."""
+    """The guest image. ``to_build``: it is not there yet, ``up`` builds it first.
+
+    ``suite`` and ``packages`` say of what it is then built, besides the recipe that comes with GhostBox.
+    """
 
     name: str
     disk: Path
     boot: BootPlan
     virtual_bytes: int = 0
     to_build: bool = False
+    suite: str = ""
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

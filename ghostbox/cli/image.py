@@ -11,7 +11,7 @@ from rich.table import Table
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
-from ghostbox.images import Image, ImageStore, backing_file, load_recipe
+from ghostbox.images import Image, ImageStore, backing_file, customized, load_recipe
 from ghostbox.units import format_bytes
 
 
@@ -54,6 +54,8 @@ Examples:
   ghostbox image build                    nothing to do if it is there already
   ghostbox image build --force            again, with today's package versions
   ghostbox image build --recipe my.yaml --name mine
+
+Without --recipe, image.suite and image.packages of the configuration count.
 """
 )
 @click.option("--name", help="Name of the image; the recipe's if not given.")
@@ -71,6 +73,9 @@ def build(
 ) -> None:
     """Make a guest image from Debian's packages."""
     loaded = load_recipe(recipe)
+    if recipe is None:
+        wanted = context.config().image
+        loaded = customized(loaded, wanted.suite, wanted.packages)
     with Stages().stage("image") as stage:
         built = _store(context).build(
             loaded, stage.say, name=name, force=force, mirror=mirror, in_use=_bases_in_use(context)

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from ghostbox.plan import VmPlan
+from ghostbox.plan import ImagePlan, VmPlan
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
@@ -35,7 +35,6 @@ def up_result(result: UpResult) -> RenderableType:
 
 def plan(found: VmPlan) -> RenderableType:
     """Show what ``up`` would do."""
-    image = f"{found.image.name}{' (to be built)' if found.image.to_build else ''}"
     return pairs(
         [
             ("VM", f"{found.name} (domain {found.domain})"),
@@ -45,12 +44,19 @@ def plan(found: VmPlan) -> RenderableType:
             ("remote memory", format_bytes(found.remote_memory_bytes)),
             *(("  from", f"{share.address}: {format_bytes(share.size_bytes)}") for share in found.shares),
             ("cache", format_bytes(found.pager.cache_bytes)),
-            ("disk", f"{format_bytes(found.disk_bytes)} on image {image}"),
+            ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
             ("SSH", f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"),
             *(("port", f"127.0.0.1:{each.host} -> {each.guest}") for each in found.network.forwards),
             ("tiering", "on" if found.guest.tiering else "off"),
         ]
     )
+
+
+def _image(image: ImagePlan) -> str:
+    if not image.to_build:
+        return image.name
+    packages = f" with {', '.join(image.packages)}" if image.packages else ""
+    return f"{image.name} (to be built: {image.suite}{packages})"
 
 
 def summaries(found: Sequence[VmSummary]) -> RenderableType:

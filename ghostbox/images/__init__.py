@@ -3,7 +3,7 @@
 
 from ghostbox.images.imports import backing_file
 from ghostbox.images.model import Image
-from ghostbox.images.recipe import Recipe, load_recipe
+from ghostbox.images.recipe import Recipe, customized, load_recipe
 from ghostbox.images.store import ImageStore
 
-__all__ = ["Image", "ImageStore", "Recipe", "backing_file", "load_recipe"]
+__all__ = ["Image", "ImageStore", "Recipe", "backing_file", "customized", "load_recipe"]

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,18 @@ def load_recipe(path: Path | None = None) -> Recipe:
         return _recipe_from(data, export_script, digest)
     except (TypeError, ValueError, KeyError, UsageError) as err:
         raise ImageError(f"image recipe {path} is wrong", why=str(err)) from err
+
+
+def customized(recipe: Recipe, suite: str, packages: Sequence[str]) -> Recipe:
+    """Return ``recipe`` for another Debian release and with further packages (``image.suite``, ``image.packages``).
+
+    One that says nothing new returns the recipe as it is, hash and all; order and repetition say nothing.
+    """
+    further = tuple(sorted(set(packages) - set(recipe.packages)))
+    if suite == recipe.suite and not further:
+        return recipe
+    digest = hashlib.sha256("\0".join((recipe.hash, suite, *further)).encode()).hexdigest()
+    return dataclasses.replace(recipe, suite=suite, packages=(*recipe.packages, *further), hash=digest)
 
 
 def _check_keys(data: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ghostbox.config import Config
 from ghostbox.errors import NotFound
-from ghostbox.images import Image, ImageStore, load_recipe
+from ghostbox.images import Image, ImageStore, customized, load_recipe
 from ghostbox.paths import Paths
 from ghostbox.plan import BootPlan, ImagePlan, VmPlan
 
@@ -33,8 +33,15 @@ def find(config: Config, paths: Paths) -> ImagePlan:
         if name != recipe.name:
             raise
     where = paths.images / name
-    boot = BootPlan(where / "vmlinux", where / "initrd.img", recipe.kernel_args)
-    return ImagePlan(name, where / "disk.qcow2", boot, recipe.disk_bytes, to_build=True)
+    return ImagePlan(
+        name=name,
+        disk=where / "disk.qcow2",
+        boot=BootPlan(where / "vmlinux", where / "initrd.img", recipe.kernel_args),
+        virtual_bytes=recipe.disk_bytes,
+        to_build=True,
+        suite=config.image.suite,
+        packages=config.image.packages,
+    )
 
 
 def ready(plan: VmPlan, paths: Paths, say: Callable[[str], None]) -> Image:
@@ -50,7 +57,8 @@ def ready(plan: VmPlan, paths: Paths, say: Callable[[str], None]) -> Image:
         return under
     if not plan.image.to_build:
         return store.get(plan.image.name)
-    return store.build(load_recipe(), say, name=plan.image.name)
+    recipe = customized(load_recipe(), plan.image.suite, plan.image.packages)
+    return store.build(recipe, say, name=plan.image.name)
 
 
 def describe(image: Image) -> ImagePlan:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import paths
+from ghostbox import config, paths
 from ghostbox.errors import ImageError
-from ghostbox.images import load_recipe, mirrors
+from ghostbox.images import customized, load_recipe, mirrors
 from ghostbox.images.build import check_user
 
 SHIPPED = paths.data_file("images/debian.yaml")
@@ -33,6 +33,27 @@ def test_any_change_is_another_image(tmp_path: Path) -> None:
     other = load_recipe(changed(tmp_path, "  - nano\n", ""))
     assert other.hash != load_recipe().hash
     assert load_recipe().hash == load_recipe(SHIPPED).hash
+
+
+def test_default_configuration_changes_nothing() -> None:
+    recipe, image = load_recipe(), config.load({}).image
+    assert customized(recipe, image.suite, image.packages) is recipe
+    assert customized(recipe, recipe.suite, ["nano", "python3"]) is recipe
+
+
+def test_further_packages_are_another_image() -> None:
+    recipe = load_recipe()
+    other = customized(recipe, recipe.suite, ["htop", "nano", "gdb", "htop"])
+    assert other.packages == (*recipe.packages, "gdb", "htop")
+    assert other.hash != recipe.hash
+    assert customized(recipe, recipe.suite, ["gdb", "htop"]) == other
+
+
+def test_other_suite_is_another_image() -> None:
+    recipe = load_recipe()
+    other = customized(recipe, "forky", ())
+    assert (other.suite, other.packages) == ("forky", recipe.packages)
+    assert len({recipe.hash, other.hash, customized(recipe, "forky", ["htop"]).hash}) == 3
 
 
 @pytest.mark.parametrize(

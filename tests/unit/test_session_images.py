@@ -43,7 +43,8 @@ def test_disk_keeps_its_image_when_a_new_one_is_built(here: paths.Paths) -> None
 
 
 def test_our_image_is_to_be_built_where_it_is_missing(here: paths.Paths) -> None:
-    assert images.find(loaded(), here).to_build
+    found = images.find(loaded(image__suite="forky", image__packages=["htop"]), here)
+    assert (found.to_build, found.suite, found.packages) == (True, "forky", ("htop",))
 
 
 def test_other_image_that_is_missing_is_not_ours_to_build(here: paths.Paths) -> None:

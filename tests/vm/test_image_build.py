@@ -115,10 +115,12 @@ def test_disk_that_fills_up_while_building_is_named(ghostbox_cli: Cli, ghostbox_
 
 
 def test_unreachable_mirror_is_reported_in_apts_words(ghostbox_cli: Cli, ghostbox_dirs: Path) -> None:
-    done = ghostbox_cli("image", "build", "--mirror", "http://127.0.0.1:1/debian")
+    """They name the release, which is the configuration's."""
+    mirror, env = "http://127.0.0.1:1/debian", {"GHOSTBOX_IMAGE_SUITE": "forky"}
+    done = ghostbox_cli("image", "build", "--mirror", mirror, env=env)
     assert done.returncode == 1
     assert "error: cannot build the guest image" in done.stderr
-    assert "127.0.0.1" in done.stderr.partition("why:")[2]
+    assert f"{mirror}/dists/forky/" in done.stderr.partition("why:")[2]
     assert left_behind(images_of(ghostbox_dirs)) == []
 
 
