@@ -105,6 +105,8 @@ def _add_cpu(root: ET.Element, plan: VmPlan) -> None:
         cpu = _add(root, "cpu", mode="maximum", check="none")
         # Five-level page tables cost an emulated guest one more step on every TLB miss and give it nothing.
         _add(cpu, "feature", policy="disable", name="la57")
+        # Where it is offered, the guest loads all of KVM at boot: seconds under emulation, for nothing.
+        _add(cpu, "feature", policy="disable", name="svm")
     _add(cpu, "topology", sockets="1", dies="1", cores=str(plan.cpus), threads="1")
     numa = _add(cpu, "numa")
     local = _add(numa, "cell", id="0", cpus=f"0-{plan.cpus - 1}", unit="KiB")
