@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def latency(result: dict[str, Any]) -> Outcome:
     return Outcome(figures, [(float(upper), int(count)) for upper, count in found["buckets"]])
 
 
-def nbdfuse_contender(lab: Lab, command: str, name: str = "nbdfuse", **words: object) -> Contender:
+def nbdfuse_contender(lab: Lab, command: str, words: Mapping[str, object], name: str = "nbdfuse") -> Contender:
     """Return the client on a file of nbdfuse mapped shared, its donor nbdkit: what a user could do today."""
 
     def run() -> Outcome:
@@ -57,7 +58,8 @@ def _cold_cache_bytes(lab: Lab) -> int:
 
 
 def _random(lab: Lab) -> Scenario:
-    words = {"bytes": lab.scale.data_bytes, "count": lab.scale.n_faults}
+    words: dict[str, object] = {"bytes": lab.scale.data_bytes, "count": lab.scale.n_faults}
+    sparse = {**words, "count": lab.scale.n_faults // _SPARSE}
 
     def pager() -> Outcome:
         with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
@@ -66,8 +68,8 @@ def _random(lab: Lab) -> Scenario:
     contenders = (
         Contender("pager", pager, ours=True),
         Contender("floor", lambda: _floor(lab)),
-        nbdfuse_contender(lab, "random", **words, advise_random=1),
-        nbdfuse_contender(lab, "random", _READ_AROUND, **{**words, "count": lab.scale.n_faults // _SPARSE}),
+        nbdfuse_contender(lab, "random", {**words, "advise_random": 1}),
+        nbdfuse_contender(lab, "random", sparse, _READ_AROUND),
     )
     floor = "TCP ping-pong plus an empty userfaultfd round trip"
     fuse = "file of nbdfuse mapped shared, with MADV_RANDOM: at its best, each touch is one read of 4 KiB"
@@ -123,7 +125,7 @@ def _sequential(lab: Lab) -> Scenario:
     contenders = (
         Contender("pager", pager, ours=True),
         Contender("nbdcopy", nbdcopy, missing_tool("nbdcopy")),
-        nbdfuse_contender(lab, "sequential", bytes=size),
+        nbdfuse_contender(lab, "sequential", {"bytes": size}),
     )
     rate = Source("pager", "bytes_per_s")
     same = "nbdcopy from the same memserver to null:"
