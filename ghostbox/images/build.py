@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 BUILD_TIMEOUT_S = 3600.0
 
 _log = logging.getLogger(__name__)
-_TOOLS = {
+TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
@@ -104,7 +104,7 @@ def _disk_full(directory: Path, needed_bytes: int, free_bytes: int) -> ImageErro
 
 
 def _check_tools() -> None:
-    tools = _TOOLS if os.geteuid() == 0 else {**_TOOLS, "newuidmap": "uidmap"}
+    tools = TOOLS if os.geteuid() == 0 else {**TOOLS, "newuidmap": "uidmap"}
     missing = {tool: package for tool, package in tools.items() if shutil.which(tool, path=_search_path()) is None}
     if missing:
         raise ImageError(
