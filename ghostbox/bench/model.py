@@ -117,13 +117,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """A finished line: without a reference (``reference_name`` None) there is no ratio, and ``note`` says why."""
+    """A finished line. Where the figure or its reference is missing there is no ratio, and ``note`` says why."""
 
     scenario: str
     what: str
     unit: str
     subject: str
-    measured: Spread
+    measured: Spread | None
     reference_name: str | None
     reference: Spread | None
     ratio: Spread | None
@@ -165,7 +165,8 @@ def make_row(scenario: Scenario, spec: RowSpec, results: Results) -> Row:
     measured = results.values(spec.subject)
     found = [(source, _ratios(measured, results.values(source))) for source in spec.references]
     usable = [(source, ratios) for source, ratios in found if ratios]
-    notes = [spec.note] + [results.missing.get(source.contender, "") for source, ratios in found if not ratios]
+    absent = [spec.subject.contender] + [source.contender for source, ratios in found if not ratios]
+    notes = [spec.note] + [results.missing.get(name, "") for name in absent]
     chosen = _hardest(usable, spec.target)
     ratio = Spread.of(chosen[1]) if chosen else None
     reached = None if ratio is None or spec.target is None else spec.target.reached(ratio.median)
@@ -174,7 +175,7 @@ def make_row(scenario: Scenario, spec: RowSpec, results: Results) -> Row:
         what=spec.what,
         unit=spec.unit,
         subject=spec.subject.contender,
-        measured=Spread.of(measured),
+        measured=Spread.of(measured) if measured else None,
         reference_name=chosen[0].label or chosen[0].contender if chosen else None,
         reference=Spread.of(results.values(chosen[0])) if chosen else None,
         ratio=ratio,

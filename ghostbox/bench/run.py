@@ -124,12 +124,7 @@ def _report(options: Options, scenarios: Sequence[Scenario], results: dict[str, 
         machine=_machine(),
         rounds=options.rounds,
         short=options.short,
-        rows=[
-            make_row(scenario, spec, results[scenario.name])
-            for scenario in scenarios
-            for spec in scenario.rows
-            if spec.subject.contender not in results[scenario.name].missing
-        ],
+        rows=[make_row(scenario, spec, results[scenario.name]) for scenario in scenarios for spec in scenario.rows],
         figures={name: _figures(found) for name, found in results.items()},
         missing={name: found.missing for name, found in results.items() if found.missing},
         latency={

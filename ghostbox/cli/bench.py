@@ -85,11 +85,14 @@ def table(report: Report) -> RenderableType:
 
 def _cells(row: Row) -> list[str]:
     target = "–" if row.target is None else str(row.target)
+    if row.measured is None:
+        return ["–", "–", "", "–", "", target, "[yellow]not measured[/]"]
+    measured = value(row.measured.median, row.unit)
     if row.reference is None or row.ratio is None:
-        return [value(row.measured.median, row.unit), "–", "", "–", "", target, "[yellow]no reference[/]"]
+        return [measured, "–", "", "–", "", target, "[yellow]no reference[/]"]
     verdict = {True: "[green]reached[/]", False: "[red]not reached[/]", None: ""}[row.reached]
     return [
-        value(row.measured.median, row.unit),
+        measured,
         value(row.reference.median, row.unit),
         escape(row.reference_name or ""),
         ratio(row.ratio.median),

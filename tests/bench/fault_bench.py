@@ -5,8 +5,8 @@
 
 Both hold the same bytes and are read by the same program, one page after the other in random order (each page once,
 the time of each access taken), then all of it in order. The two alternate within a round; a ratio is taken within a
-round and shown as median with its smallest and largest value. Every round begins cold: the pager's cache is a
-sixty-fourth of the memory, and nbdfuse is mounted anew, so that no page of its file is in the page cache.
+round and shown as median with its smallest and largest value. Every measurement begins cold: the pager's cache is
+emptied and then given room for everything, and nbdfuse is mounted anew, so that no page of its file is in the page cache.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from helpers.pager import (
 )
 
 OURS, REFERENCE = "ghostbox", "nbdfuse"
+COLD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ Round = dict[str, float]
 
 
 def read_at_random(client: MemoryClient, pages: int, count: int, seed: int) -> dict[str, Any]:
-    """Leave out the end of the memory, which the fill left in the cache."""
+    """Leave out the end of the memory, of which some may be in the cache."""
     cold = pages - pages // 32
     return client.command("random-read", n=cold, count=min(count, cold), seed=seed, timeout_s=300)
 
@@ -71,9 +72,18 @@ def figures(*answers: dict[str, Any]) -> Round:
     return {metric.name: by_command[metric.command][metric.field] * metric.scale for metric in METRICS}
 
 
-def measure_ours(client: MemoryClient, size_bytes: int, count: int, seed: int) -> Round:
-    """One round; what it leaves in the cache is a sixty-fourth of the memory."""
+def make_cold(pager: RunningPager, size_bytes: int) -> None:
+    """Push all but 1 MiB out to the donor, then give the cache room for everything, as nbdfuse's file has."""
+    pager.command("set-cache", cache_bytes=COLD_BYTES)
+    processes.wait_until(lambda: pager.resident_bytes() <= COLD_BYTES, timeout_s=60, what="all pages on the donor")
+    pager.command("set-cache", cache_bytes=2 * size_bytes)
+
+
+def measure_ours(pager: RunningPager, client: MemoryClient, size_bytes: int, count: int, seed: int) -> Round:
+    """One round, cold before each of the two."""
+    make_cold(pager, size_bytes)
     random = read_at_random(client, size_bytes // 4096, count, seed)
+    make_cold(pager, size_bytes)
     return figures(random, client.command("seq-read", timeout_s=300))
 
 
@@ -148,10 +158,10 @@ def fill_export(uri: str, size_bytes: int) -> None:
 def run_rounds(size_bytes: int, count: int, rounds: int, options: dict[str, str]) -> dict[str, list[Round]]:
     """Measure both in turn, the first of a round alternating."""
     results: dict[str, list[Round]] = {OURS: [], REFERENCE: []}
-    with nbdkit_memory(str(size_bytes)) as uri, ghostbox_memory(size_bytes, options) as (_, client):
+    with nbdkit_memory(str(size_bytes)) as uri, ghostbox_memory(size_bytes, options) as (pager, client):
         fill_export(uri, size_bytes)
         runs: dict[str, Callable[[int], Round]] = {
-            OURS: lambda seed: measure_ours(client, size_bytes, count, seed),
+            OURS: lambda seed: measure_ours(pager, client, size_bytes, count, seed),
             REFERENCE: lambda seed: measure_reference(uri, size_bytes, count, seed),
         }
         for number in range(rounds):

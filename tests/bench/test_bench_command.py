@@ -115,6 +115,22 @@ def test_a_missing_tool_costs_its_rows_only(ghostbox_cli: Cli, place: Path) -> N
     assert any("nbdcopy is not installed: install libnbd-bin" in row["note"] for row in rows)
     missing = json.loads(done.stdout)["missing"]["server/fio/read/1x1"]
     assert missing["memserver"] == "fio is not installed: install fio"
+    fio = [row for row in rows if row["scenario"].startswith("server/fio")]
+    assert len(fio) == 2
+    assert all(row["measured"] is None and "fio is not installed: install fio" in row["note"] for row in fio)
+
+
+def test_a_tool_that_fails_costs_its_rows_only_and_the_table_says_why(ghostbox_cli: Cli, place: Path) -> None:
+    tools = place / "bin"
+    tools.mkdir()
+    (tools / "fio").write_text("#!/bin/sh\necho 'fio: engine nbd not loadable' >&2\nexit 1\n")
+    (tools / "fio").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    argv = ["bench", "--short", "--only", "server/fio/read/1x1"]
+    done = ghostbox_cli(*argv, env={"TMPDIR": str(place), "PATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "not measured" in done.stdout
+    assert "fio failed with status 1: fio: engine nbd not loadable" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -46,6 +46,7 @@ def test_ratio_is_taken_round_by_round() -> None:
     assert row.ratio is not None
     assert (row.ratio.median, row.ratio.min, row.ratio.max) == (0.5, 0.5, 1.0)
     assert row.reached is True
+    assert row.measured is not None
     assert row.measured.median == 2.0
 
 
@@ -65,9 +66,16 @@ def test_the_reference_that_is_hardest_to_beat_counts() -> None:
 
 def test_a_missing_reference_leaves_the_figure_and_says_why() -> None:
     row = row_of(results({"b": "b is not installed"}, a=[3.0]), at_least(1.0), "b")
+    assert row.measured is not None
     assert row.measured.median == 3.0
     assert (row.ratio, row.reached, row.reference) == (None, None, None)
     assert row.note == "a note; b is not installed"
+
+
+def test_a_figure_that_could_not_be_taken_is_still_a_row() -> None:
+    row = row_of(results({"a": "fio is not installed"}, b=[3.0]), at_least(1.0), "b")
+    assert (row.measured, row.ratio, row.reached) == (None, None, None)
+    assert "fio is not installed" in row.note
 
 
 def test_one_reference_of_two_is_enough_and_the_other_is_named() -> None:
