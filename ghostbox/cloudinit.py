@@ -7,6 +7,7 @@ appended, and theirs may be a script or any other kind that cloud-init knows.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import textwrap
 from dataclasses import dataclass
@@ -64,8 +65,16 @@ def render(spec: SeedSpec) -> Seed:
     """
     ours = "#cloud-config\n" + _yaml(_cloud_config(spec))
     user_data = ours if spec.extra_user_data is None else _multipart(ours, spec.extra_user_data)
-    meta_data = _yaml({"instance-id": f"ghostbox-{spec.hostname}", "local-hostname": spec.hostname})
+    meta_data = _yaml({"instance-id": _instance_id(spec.hostname, user_data), "local-hostname": spec.hostname})
     return Seed(user_data, meta_data, _yaml(_network_config(spec.mac)))
+
+
+def _instance_id(hostname: str, user_data: str) -> str:
+    """Return an id that changes with the user-data: cloud-init does most of its work once for each.
+
+    Done again it adds what is new (keys, files), runs the user's own scripts and writes the same host key.
+    """
+    return f"ghostbox-{hostname}-{hashlib.sha256(user_data.encode()).hexdigest()[:12]}"
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import email
 import io
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,24 @@ def test_tiering_is_switched_on_at_each_boot_unless_it_is_not_wanted() -> None:
     assert "bootcmd" not in config_of(tiering=False)
 
 
-def test_instance_is_named_after_the_vm() -> None:
-    meta = yaml.safe_load(cloudinit.render(SPEC).meta_data)
-    assert meta == {"instance-id": "ghostbox-box", "local-hostname": "box"}
+def instance_of(**changes: Any) -> str:
+    meta = yaml.safe_load(cloudinit.render(SeedSpec(**{**vars(SPEC), **changes})).meta_data)
+    assert meta["local-hostname"] == "box"
+    return str(meta["instance-id"])
+
+
+def test_instance_is_named_after_the_vm_and_stays_while_the_user_data_does() -> None:
+    theirs = "#cloud-config\npackages: [htop]\n"
+    assert re.fullmatch("ghostbox-box-[0-9a-f]{12}", instance_of())
+    assert instance_of() == instance_of(mac="52:54:00:ab:cd:ef")
+    assert instance_of(extra_user_data=theirs) == instance_of(extra_user_data=theirs)
+
+
+def test_other_user_data_is_another_instance_so_that_cloud_init_takes_it() -> None:
+    key = {"ssh_authorized_keys": (*SPEC.ssh_authorized_keys, "ssh-ed25519 CCCC")}
+    scripts = [{"extra_user_data": f"#!/bin/sh\necho {word}\n"} for word in ("one", "two")]
+    changes: list[dict[str, Any]] = [{}, key, *scripts, {"user": "ben"}, {"tiering": False}]
+    assert len({instance_of(**change) for change in changes}) == len(changes)
 
 
 @pytest.mark.parametrize(
