@@ -38,7 +38,8 @@ class BootPlan:
 class ImagePlan:
     """The guest image. ``to_build``: it is not there yet, ``up`` builds it first.
 
-    ``suite`` and ``packages`` say of what it is then built, besides the recipe that comes with GhostBox.
+    ``suite`` and ``packages`` say of what it is then built, besides the recipe that comes with GhostBox. ``outdated``:
+    it is ours, and a build would now make another one.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ImagePlan:
     to_build: bool = False
     suite: str = ""
     packages: tuple[str, ...] = ()
+    outdated: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def plan(found: VmPlan) -> RenderableType:
 
 def _image(image: ImagePlan) -> str:
     if not image.to_build:
-        return image.name
+        return f"{image.name}{' (of another recipe than the present one)' if image.outdated else ''}"
     packages = f" with {', '.join(image.packages)}" if image.packages else ""
     return f"{image.name} (to be built: {image.suite}{packages})"
 

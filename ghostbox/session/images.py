@@ -6,11 +6,12 @@ A disk keeps its image when a newer one of the same name is built: over another 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from ghostbox.config import Config
 from ghostbox.errors import NotFound
-from ghostbox.images import Image, ImageStore, customized, load_recipe
+from ghostbox.images import Image, ImageStore, Recipe, customized, load_recipe
 from ghostbox.paths import Paths
 from ghostbox.plan import BootPlan, ImagePlan, VmPlan
 
@@ -26,15 +27,21 @@ def find(config: Config, paths: Paths) -> ImagePlan:
     under = store.under(paths.vm(config.vm.name).disk)
     if under is not None:
         return describe(under)
+    recipe = customized(load_recipe(), config.image.suite, config.image.packages)
     try:
-        return describe(store.get(name))
+        image = store.get(name)
     except NotFound:
-        recipe = load_recipe()
         if name != recipe.name:
             raise
-    where = paths.images / name
+        return _to_build(recipe, config, paths)
+    outdated = (image.kind, name) == ("built", recipe.name) and image.recipe_hash != recipe.hash
+    return dataclasses.replace(describe(image), outdated=outdated)
+
+
+def _to_build(recipe: Recipe, config: Config, paths: Paths) -> ImagePlan:
+    where = paths.images / recipe.name
     return ImagePlan(
-        name=name,
+        name=recipe.name,
         disk=where / "disk.qcow2",
         boot=BootPlan(where / "vmlinux", where / "initrd.img", recipe.kernel_args),
         virtual_bytes=recipe.disk_bytes,
@@ -59,6 +66,16 @@ def ready(plan: VmPlan, paths: Paths, say: Callable[[str], None]) -> Image:
         return store.get(plan.image.name)
     recipe = customized(load_recipe(), plan.image.suite, plan.image.packages)
     return store.build(recipe, say, name=plan.image.name)
+
+
+def notes(image: ImagePlan) -> tuple[str, ...]:
+    """Return what the user should know of the image before the VM is made."""
+    if not image.outdated:
+        return ()
+    return (
+        f"note: image '{image.name}' was built from another recipe than the present one",
+        "      to build the present one, for VMs made from then on: ghostbox image build",
+    )
 
 
 def describe(image: Image) -> ImagePlan:

@@ -121,6 +121,8 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
         hint = hypervisor.problem_hint(plan.virt_reason)
         if hint is not None:
             progress.note(f"         to mend it: {hint}")
+    for line in images.notes(plan.image):
+        progress.note(line)
 
 
 def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts) -> VmPlan:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from ghostbox import config, paths
 from ghostbox.errors import NotFound
-from ghostbox.images import Image, ImageStore
+from ghostbox.images import Image, ImageStore, load_recipe
 from ghostbox.session import images
 
 
@@ -45,6 +46,30 @@ def test_disk_keeps_its_image_when_a_new_one_is_built(here: paths.Paths) -> None
 def test_our_image_is_to_be_built_where_it_is_missing(here: paths.Paths) -> None:
     found = images.find(loaded(image__suite="forky", image__packages=["htop"]), here)
     assert (found.to_build, found.suite, found.packages) == (True, "forky", ("htop",))
+
+
+def built(here: paths.Paths, recipe_hash: str) -> Image:
+    """An imported disk with the record of one that was built."""
+    image = imported(here)
+    record = here.images / "debian.json"
+    record.write_text(json.dumps({**image.to_json(), "kind": "built", "recipe_hash": recipe_hash}))
+    return image
+
+
+def test_image_of_another_recipe_is_taken_and_said_to_be_so(here: paths.Paths) -> None:
+    built(here, load_recipe().hash)
+    assert images.notes(images.find(loaded(), here)) == ()
+    found = images.find(loaded(image__packages=["htop"]), here)
+    assert not found.to_build
+    assert images.notes(found) == (
+        "note: image 'debian' was built from another recipe than the present one",
+        "      to build the present one, for VMs made from then on: ghostbox image build",
+    )
+
+
+def test_imported_image_is_never_outdated(here: paths.Paths) -> None:
+    imported(here)
+    assert images.notes(images.find(loaded(), here)) == ()
 
 
 def test_other_image_that_is_missing_is_not_ours_to_build(here: paths.Paths) -> None:
