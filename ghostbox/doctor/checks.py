@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable
 
-from ghostbox.doctor import hypervisor, machine, pager
+from ghostbox.doctor import donors, hypervisor, machine, pager
 from ghostbox.doctor.model import Check, Machine, fail
 from ghostbox.errors import GhostboxError
 
@@ -36,6 +36,7 @@ CHECKS: tuple[tuple[str, frozenset[Role], Callable[[str, Machine], Check]], ...]
     ("storage", _HOST, hypervisor.storage),
     ("security", _HOST, hypervisor.security),
     ("memory-host", _HOST, machine.memory_for_vm),
+    ("donors", _HOST, donors.answers),
     ("hugepages", _HOST, machine.hugepages),
     ("swap", _BOTH, machine.swap),
     ("memory-donor", _DONOR, machine.memory_to_lend),

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import __version__, config, paths
+from ghostbox import __version__, config, paths, processes
 from ghostbox.doctor import CHECKS, Check, Machine, Result, Role, run
+from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.hypervisor import qemu_user
+from helpers.donor import running_donor
 
 NOBODY = 65534
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -76,6 +78,11 @@ def make_device(path: Path, minor: int, mode: int, group: str) -> Path:
     return path
 
 
+def needs_programs() -> None:
+    if not paths.find().pager_program.exists():
+        pytest.skip("the C programs are not built (GHOSTBOX_NATIVE_DIR)")
+
+
 def script(path: Path, text: str) -> Path:
     path.write_text("#!/bin/sh\n" + text)
     path.chmod(0o755)
@@ -113,8 +120,7 @@ def test_programs_that_do_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_programs_that_were_built_are_well() -> None:
-    if not paths.find().pager_program.exists():
-        pytest.skip("the C programs are not built (GHOSTBOX_NATIVE_DIR)")
+    needs_programs()
     assert check("programs", machine_with()).result is Result.OK
 
 
@@ -275,6 +281,43 @@ def test_more_to_lend_than_there_is() -> None:
     assert found.result is Result.FAIL
     assert "100 TiB" in (found.why or "")
     assert "available" in found.found
+
+
+def dead_port() -> int:
+    """Return a port of 127.0.0.1 where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_donor_that_answers_and_one_that_does_not_are_both_named(tmp_path: Path) -> None:
+    needs_programs()
+    dead = f"127.0.0.1:{dead_port()}"
+    with running_donor(tmp_path, size="64M") as donor:
+        well = check("donors", machine_with({"pool.donors": [donor.address]}))
+        found = check("donors", machine_with({"pool.donors": [donor.address, dead]}))
+    answer = f"{donor.address} has 64 MiB free of 64 MiB"
+    assert (well.result, well.found) == (Result.OK, answer)
+    assert (found.result, found.found) == (Result.WARN, f"{answer}, {dead} does not answer")
+    assert found.why == f"cannot reach donor {dead}: connection refused: nothing listens on that port"
+    assert (found.fix or "").startswith("start one there: ghostbox memserver")
+
+
+def test_donor_that_is_draining_is_said_to_be(tmp_path: Path) -> None:
+    needs_programs()
+    with running_donor(tmp_path, drain_timeout="1m") as donor:
+        with DonorClient(donor.address) as client:
+            client.create_lease("held", 1 << 20, Holder("here", "box"))
+            donor.interrupt()
+            processes.wait_until(lambda: client.status().draining, timeout_s=20, what="the donor drains")
+        found = check("donors", machine_with({"pool.donors": [donor.address]}))
+    assert (found.result, found.found) == (Result.WARN, f"{donor.address} is draining")
+    assert found.why == "a donor that is draining ends soon and gives no new lease"
+
+
+def test_no_donor_in_the_configuration_is_well() -> None:
+    found = check("donors", machine_with())
+    assert found.result is Result.OK
+    assert found.found == "none in the configuration (pool.donors); name them with `ghostbox up --donor`"
 
 
 def proc_with(directory: Path, text: str) -> Path:

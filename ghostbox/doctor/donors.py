@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""Do the donors of the configuration answer."""
+
+from __future__ import annotations
+
+from ghostbox import donors
+from ghostbox.doctor.model import Check, Machine, ok, warn
+from ghostbox.donors import Survey
+from ghostbox.units import format_bytes
+
+
+def answers(name: str, machine: Machine) -> Check:
+    """Each donor of `pool.donors` answers and lends; without one of them `up` refuses to start a VM."""
+    asked = donors.survey(machine.config.pool.donors)
+    if not asked:
+        return ok(name, "none in the configuration (pool.donors); name them with `ghostbox up --donor`")
+    found = ", ".join(f"{each.address} {_account(each)}" for each in asked)
+    errors = [each.error for each in asked if each.error is not None]
+    if errors:
+        why = "; ".join(f"{err.message}: {err.why}" if err.why else err.message for err in errors)
+        return warn(name, found, why=why, fix=next((err.hint for err in errors if err.hint), None))
+    if any(each.status is not None and each.status.draining for each in asked):
+        return warn(name, found, why="a donor that is draining ends soon and gives no new lease", fix="start it again")
+    return ok(name, found)
+
+
+def _account(asked: Survey) -> str:
+    if asked.status is None:
+        return "does not answer"
+    if asked.status.draining:
+        return "is draining"
+    return f"has {format_bytes(asked.status.free_bytes)} free of {format_bytes(asked.status.size_bytes)}"
