@@ -41,6 +41,7 @@ CLOUD_INIT = """#cloud-config
 write_files:
   - {path: /etc/theirs, content: "merged\\n"}
 """
+CLOUD_INIT_CHANGED = CLOUD_INIT.replace("/etc/theirs", "/etc/theirs-changed")
 
 
 @dataclass
@@ -356,6 +357,7 @@ def start_again(machine: Machine) -> None:
 
 def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Machine) -> None:
     machine.cli("down", "--force")
+    (machine.host.root / "extra.yaml").write_text(CLOUD_INIT_CHANGED)
     command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK)
     assert command.stderr is not None
     said = ""
@@ -376,6 +378,15 @@ def test_wait_that_takes_too_long_says_why(machine: Machine) -> None:
     assert done.returncode == 124
     assert re.search(rf"error: VM '{VM}', stage boot: the guest's SSH server does not answer", done.stderr)
     assert "why: the guest's console" in done.stderr
+
+
+def test_changed_cloud_init_reaches_the_vm_whose_disk_and_host_key_stay(machine: Machine) -> None:
+    """The pinned host key is what lets us in; the first file is from the first boot, and on the grown disk."""
+    machine.cli("wait", "--timeout", "4m")
+    assert machine.guest("cat /etc/theirs /etc/theirs-changed") == "merged\nmerged\n"
+    assert machine.guest("sort .ssh/authorized_keys | uniq --repeated") == ""
+    assert machine.guest("sudo sort /etc/sudoers.d/90-cloud-init-users | grep -v '^#' | uniq --repeated").strip() == ""
+    assert int(machine.guest("df --output=size -BG / | tail -n 1").strip().rstrip("G")) >= 6
 
 
 def test_forced_down_is_immediate_and_leaves_nothing_behind(machine: Machine) -> None:
