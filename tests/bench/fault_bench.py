@@ -6,7 +6,7 @@
 Both hold the same bytes and are read by the same program, one page after the other in random order (each page once,
 the time of each access taken), then all of it in order. The two alternate within a round; a ratio is taken within a
 round and shown as median with its smallest and largest value. Every measurement begins cold: the pager's cache is
-emptied and then given room for everything, and nbdfuse is mounted anew, so that no page of its file is in the page cache.
+emptied and then given room for everything, and nbdfuse is mounted anew, so that no page of its file is cached.
 """
 
 from __future__ import annotations
