@@ -30,7 +30,7 @@ static const char usage[] =
     "  --port PORT             TCP port; 0 picks a free one (10809)\n"
     "  --control SOCKET        Unix socket for commands (none)\n"
     "  --threads N             worker threads (one for each CPU, at most 4)\n"
-    "  --poll-us N             how long a worker tries again before it sleeps; 0: not at all (20)\n"
+    "  --poll-us N             how long a worker tries again before it sleeps; 0: not at all (0)\n"
     "  --max-connections N     more are refused (1024)\n"
     "  --handshake-timeout N   seconds a client has to choose an export (30)\n"
     "  --log-file FILE         append log lines to FILE instead of stderr\n"
