@@ -4,6 +4,7 @@
 #include "common/log.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -184,6 +185,10 @@ static void worker_spin(struct worker *worker)
             worker->worked_at_ns = now_ns;
         } else if (now_ns - worker->worked_at_ns >= worker->poll_ns) {
             break;
+        } else {
+            /* The kernel likes to put who waits for our reply on this processor: it must not wait for our spinning.
+             */
+            sched_yield();
         }
     }
 }
