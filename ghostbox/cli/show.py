@@ -115,7 +115,15 @@ def _memory_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("faults", f"{faults['missing_fetch']} fetched, {faults['missing_zero']} new, {faults['minor']} found again"),
         ("fetch time", f"p50 {_us(fetch, 'p50_us')}, p99 {_us(fetch, 'p99_us')}"),
         ("evicted", f"{evictions['clean']} clean, {evictions['dirty']} dirty, {evictions['zero']} zero pages"),
+        ("kernel", _kernel(pager)),
     ]
+
+
+def _kernel(pager: Mapping[str, Any]) -> str:
+    """Say how writes are noticed, and what this kernel's userfaultfd lacks (or was told to hide)."""
+    how = "tracks writes itself" if pager["dirty_tracking"] == "wp-async" else "writes are write-protect faults"
+    missing = [name for name, there in pager["features"].items() if not there]
+    return f"{how} ({pager['dirty_tracking']})" + (f"; without {', '.join(missing)}" if missing else "")
 
 
 def _us(histogram: Mapping[str, Any], key: str) -> str:
