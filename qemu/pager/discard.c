@@ -11,33 +11,18 @@
 
 #include <errno.h>
 
-/* With the lock. Whether the page could be taken. */
+/* With the lock. Whether the page could be taken: not while it is in motion, or in another discard. */
 static bool take(struct pager *pager, uint32_t page)
 {
     struct page_table *table = &pager->table;
     struct page *p = &table->pages[page];
 
-    if (p->flags & PAGE_F_IO)
+    if (!page_unlist(table, page))
         return false;
-    switch ((enum page_state)p->state) {
-    case PAGE_RESIDENT:
-        page_list_remove(table, &table->resident, page);
+    if (page_is_here(table, page))
         p->flags |= PAGE_F_HELD;
-        break;
-    case PAGE_INACTIVE:
-        page_list_remove(table, &table->inactive, page);
-        p->flags |= PAGE_F_HELD;
-        break;
-    case PAGE_WAITING:
-        page_list_remove(table, &table->waiting, page);
+    else if (p->state == PAGE_WAITING)
         p->flags |= PAGE_F_WANTED;
-        break;
-    case PAGE_ABSENT:
-    case PAGE_POISONED:
-        break;
-    default: /* in motion, or in another discard */
-        return false;
-    }
     page_set_state(table, page, PAGE_DISCARDING);
     return true;
 }

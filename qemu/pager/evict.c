@@ -153,28 +153,24 @@ static bool evict_round(struct evict_loop *loop)
     /* What is being written will be free: ask for no more than is missing beyond it. */
     int64_t missing = pager->watermarks.high - pager_free_pages(pager) - pager->table.counts.writeback;
 
-    if (missing > 0)
-        pick_victims(loop, &victims, missing, may_write);
     int64_t short_of_inactive = 0;
 
     if (missing > 0) {
+        pick_victims(loop, &victims, missing, may_write);
         short_of_inactive = pager->watermarks.inactive - (int64_t)pager->table.inactive.count;
         if ((int64_t)(victims.n_clean + victims.n_dirty) < missing && short_of_inactive < missing)
             short_of_inactive = missing;
     }
     pager_unlock(pager);
     COUNT(pager->counters.evicted_clean, victims.n_clean);
-    uint32_t zapped =
-        short_of_inactive > 0
-            ? zap_start(loop, (uint32_t)(short_of_inactive < BATCH_PAGES ? short_of_inactive : BATCH_PAGES))
-            : 0;
+    if (short_of_inactive > 0) /* its answer is an event */
+        zap_start(loop, (uint32_t)(short_of_inactive < BATCH_PAGES ? short_of_inactive : BATCH_PAGES));
     drop_flush(loop);
     if (victims.n_dirty > 0) {
         sort_pages(victims.dirty, victims.n_dirty);
         writeback_start(loop, victims.dirty, victims.n_dirty);
         drop_flush(loop); /* zero pages that no donor knows of */
     }
-    (void)zapped; /* its answer is an event */
     return victims.n_clean > 0 || (victims.n_dirty > 0 && loop->writes_in_flight == 0 && writeback_possible(loop));
 }
 

@@ -124,8 +124,8 @@ struct link *link_of(struct evict_loop *loop, const struct region *region);
 struct gb_header link_header(enum gb_msg_type type, uint32_t seq, size_t bytes);
 
 /* zap.c */
-/* Takes up to n pages from the head of the resident list out of the guest's page tables. Returns how many. */
-uint32_t zap_start(struct evict_loop *loop, uint32_t n);
+/* Takes up to n pages from the head of the resident list out of the guest's page tables. */
+void zap_start(struct evict_loop *loop, uint32_t n);
 void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message);
 /* The answer will not come: nothing is known of these pages, so they stay, as written. */
 void zap_abandon(struct evict_loop *loop, struct link *link);

@@ -5,19 +5,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-static const char *const state_names[] = {
-    [PAGE_ABSENT] = "absent",         [PAGE_WAITING] = "waiting",     [PAGE_FETCHING] = "fetching",
-    [PAGE_MAPPING] = "mapping",       [PAGE_RESIDENT] = "resident",   [PAGE_ZAPPING] = "zapping",
-    [PAGE_INACTIVE] = "inactive",     [PAGE_WRITEBACK] = "writeback", [PAGE_DROPPING] = "dropping",
-    [PAGE_DISCARDING] = "discarding", [PAGE_POISONED] = "poisoned",
-};
-static_assert(sizeof(state_names) / sizeof(*state_names) == PAGE_STATES, "a name for each state");
-
-const char *page_state_name(enum page_state state)
-{
-    return state < PAGE_STATES ? state_names[state] : "invalid";
-}
-
 int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
 {
     size_t bytes = (size_t)n_pages * sizeof(struct page);
@@ -140,4 +127,35 @@ void page_set_state(struct page_table *table, uint32_t page, enum page_state sta
     count_state(&table->counts, (enum page_state)p->state, -1);
     count_state(&table->counts, state, 1);
     p->state = (uint8_t)state;
+}
+
+bool page_unlist(struct page_table *table, uint32_t page)
+{
+    const struct page *p = &table->pages[page];
+
+    if (p->flags & PAGE_F_IO)
+        return false;
+    switch ((enum page_state)p->state) {
+    case PAGE_RESIDENT:
+        page_list_remove(table, &table->resident, page);
+        return true;
+    case PAGE_INACTIVE:
+        page_list_remove(table, &table->inactive, page);
+        return true;
+    case PAGE_WAITING:
+        page_list_remove(table, &table->waiting, page);
+        return true;
+    case PAGE_ABSENT:
+    case PAGE_POISONED:
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool page_is_here(const struct page_table *table, uint32_t page)
+{
+    uint8_t state = table->pages[page].state;
+
+    return state == PAGE_RESIDENT || state == PAGE_INACTIVE;
 }

@@ -104,6 +104,12 @@ void page_set_on_donor(struct page_table *table, uint32_t page, bool on_donor);
 void page_set_dirty(struct page_table *table, uint32_t page, bool dirty);
 /* Changes the state, keeping the counts; lists are the caller's business. */
 void page_set_state(struct page_table *table, uint32_t page, enum page_state state);
-const char *page_state_name(enum page_state state);
+/*
+ * Takes a page that is at rest off the list it is on; its state stays, for the caller to look at and change. False,
+ * and nothing is done, while the page is in motion.
+ */
+bool page_unlist(struct page_table *table, uint32_t page);
+/* Of a page at rest: whether it is in the memfd, and so counts as present. */
+bool page_is_here(const struct page_table *table, uint32_t page);
 
 #endif

@@ -147,28 +147,11 @@ static bool process_ended(const struct region *region)
 static bool release_page(struct pager *pager, uint32_t page)
 {
     struct page_table *table = &pager->table;
-    struct page *p = &table->pages[page];
 
-    if (p->flags & PAGE_F_IO)
+    if (!page_unlist(table, page))
         return false;
-    switch ((enum page_state)p->state) {
-    case PAGE_RESIDENT:
-        page_list_remove(table, &table->resident, page);
+    if (page_is_here(table, page))
         table->counts.present--;
-        break;
-    case PAGE_INACTIVE:
-        page_list_remove(table, &table->inactive, page);
-        table->counts.present--;
-        break;
-    case PAGE_WAITING:
-        page_list_remove(table, &table->waiting, page);
-        break;
-    case PAGE_ABSENT:
-    case PAGE_POISONED:
-        break;
-    default:
-        return false;
-    }
     page_set_dirty(table, page, false);
     page_set_state(table, page, PAGE_ABSENT);
     return true;

@@ -62,7 +62,7 @@ static void fill_ranges(struct gb_zap *zap, const struct link *link)
     }
 }
 
-uint32_t zap_start(struct evict_loop *loop, uint32_t n)
+void zap_start(struct evict_loop *loop, uint32_t n)
 {
     struct pager *pager = loop->pager;
     struct gb_zap zap;
@@ -73,14 +73,12 @@ uint32_t zap_start(struct evict_loop *loop, uint32_t n)
 
     pager_unlock(pager);
     if (picked == 0)
-        return 0;
+        return;
     sort_pages(link->zapping, picked);
     fill_ranges(&zap, link);
     zap.h = link_header(GB_MSG_ZAP, ++link->zap_seq, GB_ZAP_BYTES(zap.n_ranges));
-    if (link_send(loop, link, &zap, zap.h.bytes) < 0)
-        return 0; /* the link is closed, the batch abandoned */
-    COUNT(pager->counters.zapped, picked);
-    return picked;
+    if (link_send(loop, link, &zap, zap.h.bytes) == 0) /* else the link is closed, the batch abandoned */
+        COUNT(pager->counters.zapped, picked);
 }
 
 /* With the lock. */
