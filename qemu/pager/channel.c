@@ -3,6 +3,7 @@
 #include "donor.h"
 
 #include "log.h"
+#include "wire.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -25,14 +26,17 @@ static void append_done(struct channel *channel, struct request *request)
     channel->done_tail = &request->next;
 }
 
+void request_complete(struct request *request, int error)
+{
+    request->error = error;
+    request->channel->in_flight--;
+    append_done(request->channel, request);
+}
+
 /* Runs inside libnbd, with the handle locked: no call into libnbd from here. */
 static int on_completion(void *user_data, int *error)
 {
-    struct request *request = user_data;
-
-    request->error = *error;
-    request->channel->in_flight--;
-    append_done(request->channel, request);
+    request_complete(user_data, *error);
     return 1; /* retire the command */
 }
 
@@ -48,13 +52,17 @@ struct request *channel_done(struct channel *channel)
     return request;
 }
 
-static nbd_completion_callback begin(struct channel *channel, struct request *request, uint32_t bytes)
+static void begin(struct channel *channel, struct request *request, uint32_t bytes)
 {
     request->channel = channel;
     request->bytes = bytes;
     request->error = 0;
     request->started_ns = clock_ns();
     channel->in_flight++;
+}
+
+static nbd_completion_callback callback(struct request *request)
+{
     return (nbd_completion_callback){.callback = on_completion, .user_data = request};
 }
 
@@ -75,6 +83,14 @@ static int finish_begin(struct channel *channel, struct request *request, int64_
     return error ? -error : -EIO;
 }
 
+/* Nothing was queued: it will not appear on the done list. */
+static int queued(struct channel *channel, int rc)
+{
+    if (rc < 0)
+        channel->in_flight--;
+    return rc;
+}
+
 static int check_up(const struct channel *channel)
 {
     return channel->state == CHANNEL_UP && !atomic_load(&channel->donor->lost) ? 0 : -ENOTCONN;
@@ -86,9 +102,10 @@ int channel_read(struct channel *channel, struct request *request, void *buf, ui
 
     if (rc < 0)
         return rc;
-    nbd_completion_callback done = begin(channel, request, bytes);
-
-    return finish_begin(channel, request, nbd_aio_pread(channel->nbd, buf, bytes, offset, done, 0));
+    begin(channel, request, bytes);
+    if (channel->wire)
+        return queued(channel, wire_read(channel->wire, request, buf, bytes, offset));
+    return finish_begin(channel, request, nbd_aio_pread(channel->nbd, buf, bytes, offset, callback(request), 0));
 }
 
 int channel_write(struct channel *channel, struct request *request, const void *buf, uint32_t bytes, uint64_t offset)
@@ -97,9 +114,10 @@ int channel_write(struct channel *channel, struct request *request, const void *
 
     if (rc < 0)
         return rc;
-    nbd_completion_callback done = begin(channel, request, bytes);
-
-    return finish_begin(channel, request, nbd_aio_pwrite(channel->nbd, buf, bytes, offset, done, 0));
+    begin(channel, request, bytes);
+    if (channel->wire)
+        return queued(channel, wire_write(channel->wire, request, buf, bytes, offset));
+    return finish_begin(channel, request, nbd_aio_pwrite(channel->nbd, buf, bytes, offset, callback(request), 0));
 }
 
 int channel_trim(struct channel *channel, struct request *request, uint32_t bytes, uint64_t offset)
@@ -110,9 +128,10 @@ int channel_trim(struct channel *channel, struct request *request, uint32_t byte
         return rc;
     if (!channel->donor->can_trim)
         return -EOPNOTSUPP;
-    nbd_completion_callback done = begin(channel, request, bytes);
-
-    return finish_begin(channel, request, nbd_aio_trim(channel->nbd, bytes, offset, done, 0));
+    begin(channel, request, bytes);
+    if (channel->wire)
+        return queued(channel, wire_trim(channel->wire, request, bytes, offset));
+    return finish_begin(channel, request, nbd_aio_trim(channel->nbd, bytes, offset, callback(request), 0));
 }
 
 static void unpoll(struct channel *channel, int epoll_fd)
@@ -123,13 +142,19 @@ static void unpoll(struct channel *channel, int epoll_fd)
     channel->polled = 0;
 }
 
+static bool wants_to_write(const struct channel *channel)
+{
+    if (channel->wire)
+        return wire_blocked(channel->wire);
+    return nbd_aio_get_direction(channel->nbd) & LIBNBD_AIO_DIRECTION_WRITE;
+}
+
 void channel_poll(struct channel *channel, int epoll_fd)
 {
     if (channel->state == CHANNEL_DOWN)
         return;
     int fd = nbd_aio_get_fd(channel->nbd);
-    unsigned direction = nbd_aio_get_direction(channel->nbd);
-    uint32_t wanted = EPOLLIN | (direction & LIBNBD_AIO_DIRECTION_WRITE ? (uint32_t)EPOLLOUT : 0);
+    uint32_t wanted = EPOLLIN | (wants_to_write(channel) ? (uint32_t)EPOLLOUT : 0);
 
     if (fd == channel->fd && wanted == channel->polled)
         return;
@@ -153,10 +178,48 @@ static void go_down(struct channel *channel, int epoll_fd, const char *why)
         log_debug("donor %s: no connection: %s", donor->uri, why);
     unpoll(channel, epoll_fd);
     assert(channel->in_flight == 0 || channel->state == CHANNEL_CONNECTING);
+    wire_destroy(channel->wire);
+    channel->wire = NULL;
     nbd_close(channel->nbd);
     channel->nbd = NULL;
     set_state(channel, CHANNEL_DOWN);
     channel->retry_ns = clock_ns() + RETRY_NS;
+}
+
+/* The wire is of no use any more: whatever was under way has failed. */
+static void wire_broke(struct channel *channel, int epoll_fd, int rc)
+{
+    wire_abort(channel->wire, ENOTCONN);
+    go_down(channel, epoll_fd, strerror(-rc));
+}
+
+void channel_go_direct(struct channel *channel)
+{
+    if (channel->donor->libnbd_only || nbd_get_tls_negotiated(channel->nbd) == 1)
+        return;
+    /* Without memory for it libnbd goes on. */
+    channel->wire =
+        wire_create(nbd_aio_get_fd(channel->nbd), nbd_get_structured_replies_negotiated(channel->nbd) == 1);
+}
+
+void channel_flush(struct channel *channel, int epoll_fd)
+{
+    if (channel->state != CHANNEL_UP || !channel->wire || wire_blocked(channel->wire))
+        return;
+    int rc = wire_flush(channel->wire);
+
+    if (rc < 0)
+        wire_broke(channel, epoll_fd, rc);
+}
+
+void channel_receive(struct channel *channel, int epoll_fd)
+{
+    if (channel->state != CHANNEL_UP || !channel->wire || channel->in_flight == 0)
+        return;
+    int rc = wire_receive(channel->wire);
+
+    if (rc < 0)
+        wire_broke(channel, epoll_fd, rc);
 }
 
 static bool same_memory(struct channel *channel)
@@ -183,15 +246,32 @@ static void connected(struct channel *channel)
         atomic_store(&donor->lost, true);
         return;
     }
+    channel_go_direct(channel);
     log_info("donor %s: connected again", donor->uri);
     atomic_fetch_add(&donor->counters.reconnects, 1);
     set_state(channel, CHANNEL_UP);
+}
+
+static void wire_service(struct channel *channel, int epoll_fd, uint32_t events)
+{
+    int rc = events & EPOLLOUT ? wire_flush(channel->wire) : 0;
+
+    if (rc == 0 && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+        rc = wire_receive(channel->wire);
+    if (rc < 0)
+        wire_broke(channel, epoll_fd, rc);
+    else
+        channel_poll(channel, epoll_fd);
 }
 
 void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
 {
     if (channel->state == CHANNEL_DOWN)
         return;
+    if (channel->wire) {
+        wire_service(channel, epoll_fd, events);
+        return;
+    }
     unsigned direction = nbd_aio_get_direction(channel->nbd);
     int rc = 0;
 

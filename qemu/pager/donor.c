@@ -3,6 +3,7 @@
 
 #include "log.h"
 #include "pages.h"
+#include "wire.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -24,8 +25,10 @@ static int channel_open(struct channel *channel, struct donor *donor, enum chann
     }
     nbd_set_full_info(channel->nbd, true);
     nbd_set_pread_initialize(channel->nbd, false);
-    if (nbd_connect_uri(channel->nbd, donor->uri) == 0)
+    if (nbd_connect_uri(channel->nbd, donor->uri) == 0) {
+        channel_go_direct(channel);
         return 0;
+    }
     int error = nbd_get_errno();
 
     snprintf(text, text_bytes, "donor %s: cannot connect: %s", donor->uri, nbd_get_error());
@@ -127,10 +130,11 @@ static int deal_extents(struct pool *pool)
     return 0;
 }
 
-int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, char *text,
-              size_t text_bytes)
+int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, bool libnbd_only,
+              char *text, size_t text_bytes)
 {
     for (uint32_t i = 0; i < n_uris; i++) {
+        pool->donors[i].libnbd_only = libnbd_only;
         int rc = donor_open(&pool->donors[i], uris[i], text, text_bytes);
 
         pool->n_donors = i + 1;
@@ -152,9 +156,11 @@ void pool_close(struct pool *pool)
     for (uint32_t i = 0; i < pool->n_donors; i++) {
         struct donor *donor = &pool->donors[i];
 
-        for (int class = 0; class < CHANNEL_CLASSES; class ++)
+        for (int class = 0; class < CHANNEL_CLASSES; class ++) {
+            wire_destroy(donor->channels[class].wire);
             if (donor->channels[class].nbd)
                 nbd_close(donor->channels[class].nbd);
+        }
         free(donor->identity);
         free(donor->uri);
     }

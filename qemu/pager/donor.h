@@ -31,6 +31,7 @@ enum channel_class { CHANNEL_DEMAND, CHANNEL_READAHEAD, CHANNEL_WRITEBACK, CHANN
 enum channel_state { CHANNEL_UP, CHANNEL_CONNECTING, CHANNEL_DOWN };
 
 struct donor;
+struct wire;
 
 /* One NBD request. The owner embeds it first in its own structure. */
 struct request {
@@ -45,9 +46,10 @@ struct channel {
     struct donor *donor;
     enum channel_class class;
     enum channel_state state;
-    struct nbd_handle *nbd;
-    int fd;          /* registered with the loop, -1 if none */
-    uint32_t polled; /* EPOLL* now registered */
+    struct nbd_handle *nbd; /* negotiates; then keeps the socket, or the traffic, too, where there is no wire */
+    struct wire *wire;      /* NULL while connecting and where libnbd moves the bytes (TLS) */
+    int fd;                 /* registered with the loop, -1 if none */
+    uint32_t polled;        /* EPOLL* now registered */
     uint32_t in_flight;
     uint64_t retry_ns; /* DOWN: when to try again */
     struct request *done_head, **done_tail;
@@ -65,6 +67,7 @@ struct donor {
     uint32_t n_extents;
     _Atomic bool lost;
     bool can_trim;
+    bool libnbd_only; /* --transport libnbd */
     struct channel channels[CHANNEL_CLASSES];
     _Atomic int states[CHANNEL_CLASSES]; /* copies of channels[].state, for status */
     struct donor_counters counters;
@@ -89,8 +92,8 @@ struct pool {
  * Connects every channel of every donor and deals out the extents. extent_bytes 0 chooses: 16 MiB, or less where a
  * donor's size is no multiple. Returns 0, or -errno with a message for the user in text.
  */
-int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, char *text,
-              size_t text_bytes);
+int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, bool libnbd_only,
+              char *text, size_t text_bytes);
 void pool_close(struct pool *pool);
 uint64_t pool_bytes(const struct pool *pool);
 
@@ -107,6 +110,12 @@ int channel_read(struct channel *channel, struct request *request, void *buf, ui
 int channel_write(struct channel *channel, struct request *request, const void *buf, uint32_t bytes, uint64_t offset);
 int channel_trim(struct channel *channel, struct request *request, uint32_t bytes, uint64_t offset);
 
+/* After the negotiation: from now on our own code moves the bytes, if it can. */
+void channel_go_direct(struct channel *channel);
+/* Sends what was queued. Requests may appear on the done list if the connection breaks. */
+void channel_flush(struct channel *channel, int epoll_fd);
+/* Takes what has come, without asking epoll first. Does nothing where libnbd moves the bytes. */
+void channel_receive(struct channel *channel, int epoll_fd);
 /* Registers with, or keeps up to date in, an epoll; data.ptr is the channel. */
 void channel_poll(struct channel *channel, int epoll_fd);
 /* Handles EPOLL* events: moves bytes, finishes requests, notices a dead peer. */

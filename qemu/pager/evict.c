@@ -205,8 +205,10 @@ static bool mind_channels(struct evict_loop *loop)
     for (uint32_t d = 0; d < pool->n_donors; d++) {
         struct channel *channel = &pool->donors[d].channels[CHANNEL_WRITEBACK];
 
-        if (channel->done_head)
+        do {
             writeback_finish(loop, channel);
+            channel_flush(channel, loop->epoll_fd);
+        } while (channel->done_head);
         channel_poll(channel, loop->epoll_fd);
         if (channel->state == CHANNEL_DOWN && !atomic_load(&channel->donor->lost)) {
             down = true;

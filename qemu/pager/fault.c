@@ -446,8 +446,10 @@ static bool mind_channels(struct fault_loop *loop)
         for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
             struct channel *channel = &pool->donors[d].channels[class];
 
-            if (channel->done_head)
+            do {
                 fetch_finish(loop, channel);
+                channel_flush(channel, loop->epoll_fd);
+            } while (channel->done_head);
             channel_poll(channel, loop->epoll_fd);
             if (channel->state != CHANNEL_DOWN)
                 continue;

@@ -139,7 +139,8 @@ static int prepare(struct pager *pager)
     int rc = features_probe(&pager->features, &pager->device_fd, text, sizeof(text));
 
     if (rc == 0)
-        rc = pool_open(&pager->pool, options->donors, options->n_donors, options->extent_bytes, text, sizeof(text));
+        rc = pool_open(&pager->pool, options->donors, options->n_donors, options->extent_bytes, options->libnbd_only,
+                       text, sizeof(text));
     if (rc < 0) {
         log_error("%s", text);
         return rc;

@@ -26,6 +26,7 @@ enum option_id {
     OPT_EXIT_WITH_CLIENT,
     OPT_HIDE,
     OPT_FIFO,
+    OPT_LIBNBD,
     OPT_LOG_FILE,
     OPT_LOG_LEVEL,
     OPT_PROBE,
@@ -46,6 +47,7 @@ static const struct option long_options[] = {
     {"exit-with-client", no_argument, NULL, OPT_EXIT_WITH_CLIENT},
     {"hide-features", required_argument, NULL, OPT_HIDE},
     {"fifo", no_argument, NULL, OPT_FIFO},
+    {"libnbd", no_argument, NULL, OPT_LIBNBD},
     {"log-file", required_argument, NULL, OPT_LOG_FILE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"probe", no_argument, NULL, OPT_PROBE},
@@ -207,6 +209,9 @@ static int parse_one(struct options *options, int id, char *value, char *text, s
         return 0;
     case OPT_FIFO:
         options->fifo = true;
+        return 0;
+    case OPT_LIBNBD:
+        options->libnbd_only = true;
         return 0;
     case OPT_PROBE:
         options->probe = true;

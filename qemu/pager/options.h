@@ -18,6 +18,7 @@ struct options {
     char *donors[DONORS_MAX];
     uint32_t n_donors;
     bool keep, exit_with_client, fifo, probe, help, version;
+    bool libnbd_only; /* for tests and comparisons: libnbd moves all bytes, not only those under TLS */
     uint32_t poll_us;
     uid_t peer_uids[PEER_UIDS_MAX];
     uint32_t n_peer_uids;
