@@ -44,7 +44,8 @@ static const struct command {
     {"ping-pong", floor_ping_pong, "count= times 16 bytes out and 4096 back over TCP, client_us=, server_us="},
     {"userfault", floor_userfault, "count= empty round trips of a userfaultfd between processes, poll_us="},
     {"wire", wire_throughput, "send over TCP for ms="},
-    {"load", nbd_load, "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= first= ms="},
+    {"load", nbd_load,
+     "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= first= span= poll_us= ms="},
 };
 
 static void print_failure(const char *format, va_list args, int error)

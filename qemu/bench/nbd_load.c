@@ -3,7 +3,8 @@
  * A lean NBD load: nothing but the requests, so that the server is the limit.
  *
  * Each connection has a thread that keeps `depth` requests of `bytes` in flight: it receives as much as there is, and
- * sends one request for each reply that was complete in it, all at once. Replies are simple ones.
+ * sends one request for each reply that was complete in it, all at once. Replies are simple ones. With `poll_us` it
+ * waits as the pager does: it tries again for so long, yielding the processor each time, before it sleeps.
  */
 #include "bench.h"
 
@@ -16,6 +17,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -30,7 +32,9 @@
 struct plan {
     const char *host, *port, *export;
     uint64_t depth, request_bytes, n_connections, ms;
-    uint64_t first; /* sequential: each connection begins there, counted in requests */
+    uint64_t first;      /* sequential: each connection begins there, counted in requests */
+    uint64_t span_bytes; /* only this first part of the export is asked for; 0: all of it */
+    uint64_t poll_us;
     bool writes, sequential;
     uint64_t stop_at_ns;
     const uint8_t *payload;
@@ -50,7 +54,9 @@ struct load {
     uint32_t n_queued; /* requests[0, n_queued) are to be sent */
     uint8_t *in;
     uint32_t in_used;
-    uint64_t skip_bytes; /* data of the current reply still to come */
+    bool in_reply;       /* the header of a reply was here, and not all of what follows it */
+    uint64_t reply_slot; /* which one */
+    uint64_t skip_bytes; /* data of it still to come */
     struct histogram latency;
 };
 
@@ -123,13 +129,14 @@ static int load_negotiate(struct load *load)
         return load_fail(load, "the handshake failed");
     }
     load->export_bytes = be64toh(reply.size_bytes);
-    return load->export_bytes >= load->plan->request_bytes ? 0
-                                                           : load_fail(load, "the export is smaller than a request");
+    bool fits = load->export_bytes >= load->plan->request_bytes;
+    return fits ? 0 : load_fail(load, "the export is smaller than a request");
 }
 
 static uint64_t offset_next(struct load *load)
 {
-    uint64_t n_places = load->export_bytes / load->plan->request_bytes;
+    uint64_t span = load->plan->span_bytes;
+    uint64_t n_places = (span && span < load->export_bytes ? span : load->export_bytes) / load->plan->request_bytes;
     uint64_t place = load->plan->sequential ? load->position++ : random_next(&load->random);
     return place % n_places * load->plan->request_bytes;
 }
@@ -176,7 +183,6 @@ static void reply_done(struct load *load, uint64_t slot, uint64_t now_ns)
     }
 }
 
-/* A reply counts as done when its header is here: its data are behind it in the same stream. */
 static int replies_parse(struct load *load)
 {
     uint32_t at = 0;
@@ -186,8 +192,15 @@ static int replies_parse(struct load *load)
         uint64_t skipped = left < load->skip_bytes ? left : load->skip_bytes;
         load->skip_bytes -= skipped;
         at += (uint32_t)skipped;
+        if (load->skip_bytes > 0) {
+            break;
+        }
+        if (load->in_reply) {
+            load->in_reply = false;
+            reply_done(load, load->reply_slot, now_ns);
+        }
         struct nbd_simple_reply reply;
-        if (load->skip_bytes > 0 || load->in_used - at < sizeof(reply)) {
+        if (load->in_used - at < sizeof(reply)) {
             break;
         }
         memcpy(&reply, load->in + at, sizeof(reply));
@@ -196,16 +209,31 @@ static int replies_parse(struct load *load)
             return load_fail(load, "a reply that is wrong, or an error");
         }
         load->skip_bytes = load->plan->writes ? 0 : load->plan->request_bytes;
-        reply_done(load, reply.cookie, now_ns);
+        load->in_reply = true;
+        load->reply_slot = reply.cookie;
     }
     memmove(load->in, load->in + at, load->in_used - at);
     load->in_used -= at;
     return 0;
 }
 
+static ssize_t bytes_receive(const struct load *load)
+{
+    uint8_t *into = load->in + load->in_used;
+    uint64_t since_ns = clock_ns();
+    while (clock_ns() - since_ns < load->plan->poll_us * NS_PER_US) {
+        ssize_t n = recv(load->fd, into, IN_BYTES - load->in_used, MSG_DONTWAIT);
+        if (n >= 0 || errno != EAGAIN) {
+            return n;
+        }
+        sched_yield();
+    }
+    return recv(load->fd, into, IN_BYTES - load->in_used, 0);
+}
+
 static int replies_receive(struct load *load)
 {
-    ssize_t n = recv(load->fd, load->in + load->in_used, IN_BYTES - load->in_used, 0);
+    ssize_t n = bytes_receive(load);
     if (n <= 0) {
         return load_fail(load, "the server closed the connection");
     }
@@ -226,7 +254,7 @@ static void *load_thread(void *arg)
     for (uint64_t slot = 0; slot < load->plan->depth; slot++) {
         request_queue(load, slot, now_ns);
     }
-    while (load->n_in_flight > 0 || load->skip_bytes > 0) {
+    while (load->n_in_flight > 0) {
         if (requests_send(load) < 0 || replies_receive(load) < 0) {
             break;
         }
@@ -313,6 +341,8 @@ json_t *nbd_load(struct arguments *args)
         .request_bytes = argument_size(args, "bytes", PAGE_BYTES),
         .n_connections = argument_number(args, "connections", 1, CONNECTIONS_MAX),
         .first = argument_number(args, "first", 0, UINT32_MAX),
+        .span_bytes = argument_size(args, "span", 0),
+        .poll_us = argument_number(args, "poll_us", 0, SPIN_MAX_US),
         .ms = argument_number(args, "ms", 1000, MS_MAX),
         .writes = strcmp(mode, "write") == 0,
         .sequential = strcmp(pattern, "sequential") == 0,
@@ -320,6 +350,9 @@ json_t *nbd_load(struct arguments *args)
     arguments_check(args);
     if (plan.depth == 0 || plan.n_connections == 0 || plan.request_bytes == 0 || plan.request_bytes > BYTES_MAX) {
         fail("depth, connections and bytes must be from 1, bytes at most 32M");
+    }
+    if (plan.span_bytes > 0 && plan.span_bytes < plan.request_bytes) {
+        fail("span must hold a request");
     }
     return plan_run(&plan);
 }

@@ -3,6 +3,7 @@
 #include "control.h"
 
 #include "clock.h"
+#include "page_map.h"
 #include "pager.h"
 
 #include <signal.h>
@@ -143,8 +144,6 @@ static json_t *cmd_stop(void *ctx, const json_t *args, struct control_error *err
 }
 
 const struct control_command pager_commands[] = {
-    {"status", cmd_status},
-    {"set-cache", cmd_set_cache},
-    {"stop", cmd_stop},
+    {"status", cmd_status}, {"page-map", page_map_command}, {"set-cache", cmd_set_cache}, {"stop", cmd_stop},
     {NULL, NULL},
 };
