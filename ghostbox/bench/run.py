@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from ghostbox import __version__
-from ghostbox.bench import faults, pressure, servers, sizes
+from ghostbox.bench import faults, pressure, servers, sizes, vm, vm_guests, vm_scale
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Contender, Report, Results, Scenario, make_row, merge_latency
 from ghostbox.bench.scale import FULL, SHORT
@@ -31,11 +31,15 @@ _PARTS = (faults, pressure, servers, sizes)
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. ``only``: names of scenarios, or the first parts of them (``server/lean``); empty is all."""
+    """What to run. ``only``: names of scenarios, or the first parts of them (``server/lean``); empty is all.
+
+    ``vm``: in guests, made with the configuration that this returns with some settings of ours on top.
+    """
 
     rounds: int
     short: bool = False
     only: tuple[str, ...] = ()
+    vm: vm_guests.LoadConfig | None = None
 
 
 def scenario_names(paths: Paths) -> list[str]:
@@ -55,11 +59,12 @@ def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
         UsageError: no scenario of that name.
         Refused: too little memory.
         ProgramError: something of ours failed.
+        GhostboxError: a guest cannot be made (`vm_guests.check`, `vm_guests.running`).
     """
     scale = SHORT if options.short else FULL
-    _need_memory(scale.needed_bytes, short=options.short)
+    _need_memory(_needed_bytes(options), short=options.short)
     with _ended_by_sigterm(), Lab(paths, scale) as lab:
-        chosen = _choose(_all(lab), options.only)
+        chosen = _choose(_in_guests(lab, options.vm, options, say) if options.vm else _all(lab), options.only)
         results = {scenario.name: _start(scenario) for scenario in chosen}
         for number in range(options.rounds):
             for scenario in chosen:
@@ -70,6 +75,22 @@ def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
 
 def _all(lab: Lab) -> list[Scenario]:
     return [scenario for part in _PARTS for scenario in part.scenarios(lab)]
+
+
+def _in_guests(lab: Lab, config: vm_guests.LoadConfig, options: Options, say: Callable[[str], None]) -> list[Scenario]:
+    setup = vm_guests.Setup(lab, config, _vm_scale(options), say)
+    vm_guests.check(setup)
+    return vm.scenarios(setup)
+
+
+def _vm_scale(options: Options) -> vm_scale.VmScale:
+    return vm_scale.SHORT if options.short else vm_scale.FULL
+
+
+def _needed_bytes(options: Options) -> int:
+    if options.vm is not None:
+        return _vm_scale(options).needed_bytes
+    return (SHORT if options.short else FULL).needed_bytes
 
 
 def _choose(scenarios: Sequence[Scenario], only: Sequence[str]) -> list[Scenario]:

@@ -28,13 +28,16 @@ Examples:
   ghostbox bench --only faults,sequential     two parts of it
   ghostbox bench --only server/lean --json    a group, all figures of all rounds
   ghostbox bench --plot bench.svg             and a picture
+  ghostbox bench --vm                         in guests: beside swap to the same memory over NBD, about 12 minutes
 
-Parts: faults, sequential, threads, overcommit, traffic, mixed, writes, server, sizes, memserver-memory.
+Parts: faults, sequential, threads, overcommit, traffic, mixed, writes, server, sizes, memserver-memory;
+with --vm: guest (guest/1.2 and guest/2, by the set's size).
 Run it on a machine that does nothing else. It starts what it needs on loopback and removes it.
 """
 )
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often everything is measured (5; with --short 1).")
 @click.option("--short", is_flag=True, help="Small sizes and times: checks that it runs.")
+@click.option("--vm", is_flag=True, help="In two guests: one on remote memory, one that swaps (needs an image).")
 @click.option("--only", metavar="NAME,…", help="Only these parts.")
 @click.option(
     "--plot", "plot_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw a .png or .svg."
@@ -47,6 +50,7 @@ def bench(
     *,
     rounds: int | None,
     short: bool,
+    vm: bool,
     only: str | None,
     plot_file: Path | None,
     output: str,
@@ -58,6 +62,7 @@ def bench(
         rounds=rounds or (_SHORT_ROUNDS if short else _ROUNDS),
         short=short,
         only=tuple(name.strip() for name in only.split(",") if name.strip()) if only else (),
+        vm=context.config if vm else None,
     )
     stages = Stages()
     with stages.stage("bench") as stage:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""What is measured in the guests: the same load on GhostBox's node 1, with the guest's tiering off, and on swap.
+
+A contender's turn is one run of the load, all phases on one mapping, so each finds memory as the one before left it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ghostbox.bench import vm_guests
+from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least
+from ghostbox.bench.vm_guests import Guest, Setup
+from ghostbox.bench.vm_scale import WorkSet
+
+GHOSTBOX, UNTIERED, SWAP = "ghostbox", "tiering off", vm_guests.SWAP
+NBD_FILE, OWN_FILE = "file over NBD", "file on its own disk"
+_WHAT = {
+    "fill": ("first fill", "B/s", 2.0),
+    "scan": ("scan again and again", "B/s", 8.0),
+    "random": ("random reads", "/s", 5.0),
+    "zipf": ("Zipf 0.9 reads", "/s", 5.0),
+    "sort": ("sort of 128 B records", "B/s", 2.0),
+}
+_MOVED = {
+    "promoted": ("pgpromote_success",),
+    "demoted": ("pgdemote_kswapd", "pgdemote_direct", "pgdemote_khugepaged"),
+    "swapped_in": ("pswpin",),
+    "swapped_out": ("pswpout",),
+}
+
+
+def scenarios(setup: Setup) -> list[Scenario]:
+    """Return a scenario for each size of the set, and the one of the file."""
+    return [*(_scenario(setup, work) for work in setup.scale.sets), _weights(setup)]
+
+
+def _scenario(setup: Setup, work: WorkSet) -> Scenario:
+    shorter = dataclasses.replace(work, phases=tuple(name for name in work.phases if name != "sort"))
+    contenders = (
+        Contender(GHOSTBOX, lambda: _run(setup, GHOSTBOX, work), ours=True),
+        Contender(UNTIERED, lambda: _run(setup, UNTIERED, shorter), ours=True),
+        Contender(SWAP, lambda: _run(setup, SWAP, work), vm_guests.reference_missing()),
+    )
+    rows = [_row(phase, work.factor) for phase in work.phases]
+    rows += [_cost_row(phase, work.factor) for phase in shorter.phases]
+    rows += [_moved_row("pages promoted", "promoted", "swapped_in", work.factor)]
+    rows += [_moved_row("pages demoted", "demoted", "swapped_out", work.factor)]
+    return Scenario(f"guest/{work.factor:g}", f"in the guest, {_set(work.factor)}", contenders, tuple(rows))
+
+
+def _set(factor: float) -> str:
+    return f"set {factor:g} × local RAM"
+
+
+def _row(phase: str, factor: float) -> RowSpec:
+    what, unit, ratio = _WHAT[phase]
+    note = "swap: the same memory on this machine, the rest is swap on a virtio disk over NBD (nbdkit memory)"
+    figure = f"{phase}_per_s"
+    reference = (Source(SWAP, figure),)
+    return RowSpec(f"{what}, {_set(factor)}", unit, Source(GHOSTBOX, figure), reference, at_least(ratio), note)
+
+
+def _cost_row(phase: str, factor: float) -> RowSpec:
+    what, unit, _ = _WHAT[phase]
+    note = "the same guest without promotion and demotion"
+    figure = f"{phase}_per_s"
+    return RowSpec(f"{what}, {_set(factor)}", unit, Source(GHOSTBOX, figure), (Source(UNTIERED, figure),), None, note)
+
+
+def _moved_row(what: str, figure: str, other: str, factor: float) -> RowSpec:
+    reference = (Source(SWAP, other, other.replace("_", " ")),)
+    note = "pages of one run (/proc/vmstat), beside those that the other guest swapped"
+    return RowSpec(f"{what}, {_set(factor)}", "pages", Source(GHOSTBOX, figure), reference, None, note)
+
+
+def _run(setup: Setup, who: str, work: WorkSet) -> Outcome:
+    guest = _guest(setup, SWAP if who == SWAP else GHOSTBOX)
+    if who != SWAP:
+        guest.set_tiering(who == GHOSTBOX)
+    scale = setup.scale
+    words = f"memory bytes={scale.times_local(work.factor)} ms={scale.ms} warm_ms={scale.warm_ms}"
+    if work.sort_bytes:
+        words += f" sort_bytes={work.sort_bytes}"
+    before = guest.counters()
+    phases = guest.load(f"{words} {' '.join(work.phases)}")
+    return Outcome({**_figures(phases), **vm_guests.went(before, guest.counters())})
+
+
+def _weights(setup: Setup) -> Scenario:
+    """A file mapped and read from end to end, as an LLM's weights are for every token."""
+    missing = vm_guests.reference_missing()
+    places = {NBD_FILE: (SWAP, vm_guests.NBD_PLACE), OWN_FILE: (SWAP, vm_guests.OWN_PLACE)}
+    contenders = (
+        Contender(GHOSTBOX, lambda: _read_file(setup, GHOSTBOX, vm_guests.OWN_PLACE), ours=True),
+        *(
+            Contender(name, lambda at=place: _read_file(setup, *at), missing)  # type: ignore[misc]
+            for name, place in places.items()
+        ),
+    )
+    what = f"mapped file read again and again, {_set(setup.scale.weights)}"
+    kept = "GhostBox: the file is in the guest's page cache, which node 1 is part of"
+    notes = {
+        NBD_FILE: f"{kept}; beside it the other guest reads it from a disk over NBD (ext4, nbdkit memory)",
+        OWN_FILE: f"{kept}; beside it the other guest reads it from its own disk, which this machine holds in its RAM",
+    }
+    figure = "scan_per_s"
+    rows = tuple(
+        RowSpec(what, "B/s", Source(GHOSTBOX, figure), (Source(name, figure),), None, notes[name]) for name in places
+    )
+    return Scenario("weights", "a file in the guest, read again and again", contenders, rows)
+
+
+def _read_file(setup: Setup, who: str, place: str) -> Outcome:
+    """Read the file once, so that memory holds of it what it can; then again, measured."""
+    guest, n_bytes = _guest(setup, who), setup.scale.times_local(setup.scale.weights)
+    if who == GHOSTBOX:
+        guest.set_tiering(True)
+    guest.make_file(place, n_bytes)
+    before = guest.counters()
+    phases = guest.load(f"file path={place} bytes={n_bytes} ms={setup.scale.ms} warm scan")
+    counters = vm_guests.went(before, guest.counters())
+    guest.forget_files()
+    return Outcome({**_figures(phases), **counters})
+
+
+def _guest(setup: Setup, name: str) -> Guest:
+    return setup.lab.kept("guests", lambda: vm_guests.running(setup))[name]
+
+
+def _figures(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the rate of each phase, and what the guest's kernel moved in each and in all."""
+    found = {f"{name}_per_s": float(phase["per_s"]) for name, phase in phases.items()}
+    for moved, counters in _MOVED.items():
+        for name, phase in phases.items():
+            found[f"{name}_{moved}"] = float(sum(phase["vmstat"][counter] for counter in counters))
+        found[moved] = sum(found[f"{name}_{moved}"] for name in phases)
+    return found

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox bench --vm``: two guests do the same work, the ratios are there, nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ghostbox import processes
+from ghostbox.bench import vm_guests
+from helpers.lab import Host, Run, lab
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with lab() as made:
+        yield made
+
+
+def children(host: Host) -> list[str]:
+    """Return the processes that inherited this host's environment: donors, NBD servers, pagers."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"GHOSTBOX_STATE_DIR={host.root}/s\0".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def nothing_left(host: Host) -> bool:
+    left = host.belongings()
+    return not (left.processes or left.vms or left.files or children(host))
+
+
+def test_short_run_has_a_ratio_in_every_row_and_leaves_nothing(host: Host) -> None:
+    done = host.cli("bench", "--vm", "--short", "--json", timeout_s=500, check=True)
+    report = json.loads(done.stdout)
+    rows = report["rows"]
+    assert {row["scenario"] for row in rows} == {"guest/1.2", "weights"}
+    judged = [row for row in rows if row["target"]]
+    assert len(judged) == 5
+    assert all(row["ratio"]["median"] > 0 and row["reference_name"] == "swap" for row in judged), judged
+    assert all(row["ratio"] for row in rows if row["unit"] != "pages"), rows
+    figures = report["figures"]["guest/1.2"]
+    # The set was remote in both guests: the pager wrote pages out, the other one swapped.
+    assert figures["ghostbox"]["pager_written_bytes"][0] > 0
+    assert figures["swap"]["swapped_out"][0] > 0
+    assert set(figures) == {"ghostbox", "tiering off", "swap"}
+    assert figures["tiering off"]["promoted"] == [0]
+    assert nothing_left(host)
+
+
+def started(host: Host) -> subprocess.Popen[str]:
+    """Start a run and wait until both of its guests boot."""
+    running = host.start("bench", "--vm", "--short")
+    processes.wait_until(lambda: running.poll() is not None or len(qemus(host)) == 2, timeout_s=120, what="two guests")
+    assert running.poll() is None, running.communicate()[1]
+    return running
+
+
+def qemus(host: Host) -> list[str]:
+    return [line for line in host.belongings().processes if "qemu-system" in line]
+
+
+def test_ctrl_c_undoes_everything(host: Host) -> None:
+    running = started(host)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert re.search(r"^error: interrupted$", said, re.MULTILINE), said
+    assert "keeps running" not in said
+    assert nothing_left(host)
+
+
+def test_what_a_killed_run_left_goes_with_the_next(host: Host) -> None:
+    running = started(host)
+    running.kill()
+    running.communicate(timeout=60)
+    assert qemus(host)
+    assert any("memserver" in line for line in children(host))
+    vm_guests.sweep(host.paths)
+    # The kernel ends the NBD servers with their parent, not before we look.
+    processes.wait_until(lambda: nothing_left(host), timeout_s=20, what="end of the NBD servers")
+
+
+def refused(host: Host, **env: str | Path) -> Run:
+    changed = replace(host, env={**host.env, **{name: str(value) for name, value in env.items()}})
+    done = changed.cli("bench", "--vm", "--short")
+    assert nothing_left(host)
+    return done
+
+
+def test_without_an_image_it_says_how_to_build_one(host: Host, tmp_path: Path) -> None:
+    done = refused(host, GHOSTBOX_CACHE_DIR=tmp_path)
+    assert done.returncode == 4
+    assert "error: no image named 'debian'\nfix: ghostbox image build" in done.stderr
+
+
+def test_without_libvirt_it_says_so(host: Host) -> None:
+    done = refused(host, GHOSTBOX_LIBVIRT_URI="qemu+unix:///system?socket=/nonexistent")
+    assert done.returncode == 1
+    assert "error: cannot connect to libvirt at qemu+unix:///system?socket=/nonexistent" in done.stderr
+
+
+def test_without_the_program_for_the_guest_it_says_so(host: Host, tmp_path: Path) -> None:
+    done = refused(host, GHOSTBOX_NATIVE_DIR=tmp_path)
+    assert done.returncode == 1
+    assert f"error: {tmp_path}/ghostbox-guest-load is not there" in done.stderr
