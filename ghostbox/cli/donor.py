@@ -6,17 +6,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ghostbox import donors
+from ghostbox import donor_bench, donors, prediction
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import confirm, yes_option
-from ghostbox.cli.output import emit, output_options
+from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.donor_bench import Measured
 from ghostbox.donor_client import DonorClient, DonorStatus, Lease
 from ghostbox.donors import Survey
-from ghostbox.errors import PoolDegraded, UsageError
-from ghostbox.units import format_bytes, format_duration
+from ghostbox.errors import PoolDegraded, ProgramError, UsageError
+from ghostbox.prediction import HostCosts
+from ghostbox.session.signals import Interrupts
+from ghostbox.units import MIB, format_bytes, format_duration
 
 
 @click.group(
@@ -24,6 +28,7 @@ from ghostbox.units import format_bytes, format_duration
 Examples:
   ghostbox donor list
   ghostbox donor leases tower
+  ghostbox donor bench
 """
 )
 def donor() -> None:
@@ -108,6 +113,69 @@ def release(address: str, name: str, force: bool, yes: bool) -> None:
         lease = client.lease(name)
         confirm(f"Release {format_bytes(lease.size_bytes)} held by {lease.holder}?", yes=yes)
         client.release_lease(name, force=force)
+
+
+@donor.command(
+    "bench",
+    epilog="""\b
+Examples:
+  ghostbox donor bench                    the links to the donors of the configuration
+  ghostbox donor bench tower 192.168.7.3:10810 --json
+""",
+)
+@click.argument("names", metavar="[NAME|ADDRESS]...", nargs=-1)
+@output_options
+@click.pass_obj
+def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> None:
+    """Measure the links to donors; `up --dry-run` predicts from them. Exit code 6 if not all could be measured."""
+    config = context.config()
+    configured = config.pool.donors
+    if not names and not configured:
+        raise UsageError("no donor is given", hint="name donors, or set pool.donors in the configuration")
+    addresses = [donor_bench.resolve(name, configured) for name in names] or list(configured)
+    stages = Stages()
+    host: HostCosts | None = None
+    with Interrupts().watched(), stages.stage("measure") as stage:
+        found = donor_bench.measure(addresses, context.paths, poll_us=config.pager.poll_us, say=stage.say)
+        if any(item.link for item in found):
+            try:
+                host = donor_bench.measure_host(context.paths, poll_us=config.pager.poll_us, say=stage.say)
+            except ProgramError as err:
+                stages.note(f"this host's part of a fault is not measured: {err.why or err.message}")
+        stage.detail = f"{sum(item.link is not None for item in found)} of {len(found)} donors"
+    _raise_if_alone(found)
+    rows = [{"name": item.name, "given": item.address, "link": item.link, "error": _said(item)} for item in found]
+    emit({"donors": rows, "host": host}, output, lambda: _link_table(found, host))
+    failed = [item.error for item in found if item.error is not None]
+    if failed:
+        raise PoolDegraded(
+            f"{len(failed)} of {len(found)} donors could not be measured",
+            why="\n".join(f"{err.message}: {err.why}" if err.why else err.message for err in failed),
+            hint=next((err.hint for err in failed if err.hint), None),
+        )
+
+
+def _raise_if_alone(found: Sequence[Measured]) -> None:
+    if len(found) == 1 and found[0].error is not None:
+        raise found[0].error
+
+
+def _said(item: Measured) -> str | None:
+    return None if item.error is None else item.error.message
+
+
+def _link_table(found: Sequence[Measured], host: HostCosts | None) -> RenderableType:
+    table = _table("address", "name", "4 KiB read p50", "p99", "256 KiB reads", "256 KiB writes", "fault to expect")
+    for item in found:
+        link = item.link
+        if link is None:
+            table.add_row(Text(item.address), "", Text("not measured", style="red"))
+            continue
+        trips = [f"{figure:.0f} µs" for figure in (link.rtt_p50_us, link.rtt_p99_us)]
+        rates = [f"{figure / MIB:,.0f} MiB/s" for figure in (link.read_bytes_per_s, link.write_bytes_per_s)]
+        fault = "–" if host is None else f"{prediction.fault_us(link, host):.0f} µs"
+        table.add_row(Text(item.address), Text(item.name or ""), *trips, *rates, fault)
+    return table
 
 
 def _table(*titles: str) -> Table:

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""What remote memory will cost, from measured links. Pure: figures in, figures out.
+
+The model, and what it assumes:
+
+    fault time    = round trip of a 4 KiB read over the link (p50) + an empty fault on this host (p50)
+    sequential    = a readahead window ÷ (its time on the link + one fault + the time to put its pages in place)
+    slowdown      = 1 + (miss rate × fault time + second chances × empty fault) ÷ time of one access to local memory
+
+- The fault's two parts are measured each alone (``ghostbox donor bench``), waiting as the pager waits. What the pager
+  itself adds (checksum, bookkeeping: under 2 µs) is left out.
+- The work is that of ``ghostbox bench``: independent accesses to `ZIPF_PAGES` pages by Zipf's law with exponent 0.9.
+- The cache is that of the pager: pages are mapped for a time, then set aside (inactive, a fifth of the cache); one that
+  is touched there is taken back by a fault without the network (a second chance), one that is not leaves. This misses
+  a little more than LRU: `steady_state` has the equations.
+- *Locality* is the share of those pages that local memory holds: what is in use, not the size of the VM.
+- Nothing else is at work: no second thread that waits meanwhile, no tiering by the guest's kernel (which finds the hot
+  pages and makes it better), no KVM or TCG (which makes each fault dearer by a few µs).
+- Write-back runs beside, on its own thread and connection.
+- With several donors a fault goes to each in proportion to its share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from ghostbox.units import KIB, PAGE_BYTES
+
+LOCALITY_PERCENTS = (75, 50, 25)
+ZIPF_EXPONENT = 0.9
+ZIPF_PAGES = 32768  # 128 MiB, the array of `ghostbox bench`
+WINDOW_BYTES = 256 * KIB
+INACTIVE_PART = 0.2  # of the cache: watermarks.inactive of the pager
+# Into the memfd and into the page table: a copy of a page with UFFDIO_COPY (ARCHITECTURE.md, "Where the time … goes").
+_INSTALL_US = 1.6
+_US = 1e-6
+# Ranks that are near each other are taken together; groups of 10 % change the rates by less than 1 %.
+_GROUP = 1.1
+
+
+@dataclass(frozen=True)
+class Link:
+    """What was measured of the link to one donor. ``measured_at`` (ISO 8601) is None of one that is only assumed."""
+
+    address: str
+    measured_at: str | None
+    rtt_p50_us: float
+    rtt_p99_us: float
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class HostCosts:
+    """What this host takes for its part. ``measured_at`` is None where it is only assumed.
+
+    ``fault_us``: an empty round trip of a userfaultfd (p50). ``access_us``: one step of the Zipf work in local memory.
+    """
+
+    measured_at: str | None
+    fault_us: float
+    access_us: float
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """How much longer the work takes than in local memory alone, if so much of what it uses is local."""
+
+    locality_percent: int
+    miss_rate: float
+    second_chance_rate: float
+    slowdown: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be expected. ``assumed``: something in it was not measured; ``notes`` say what, and how to."""
+
+    assumed: bool
+    fault_us: float
+    sequential_bytes_per_s: float
+    slowdowns: tuple[Slowdown, ...]
+    links: tuple[Link, ...]
+    host: HostCosts
+    notes: tuple[str, ...] = ()
+
+
+ASSUMED_HOST = HostCosts(None, fault_us=20.0, access_us=0.02)
+MODEL_NOTE = (
+    "slowdown of accesses by Zipf 0.9 of one thread, without the guest's tiering; locality is the share of what is in"
+    " use that is in local memory"
+)
+
+
+def assumed_link(address: str) -> Link:
+    """Return what a link that nobody measured is taken for: Gigabit Ethernet with one switch."""
+    return Link(address, None, rtt_p50_us=150.0, rtt_p99_us=400.0, read_bytes_per_s=112e6, write_bytes_per_s=112e6)
+
+
+def predict(shares: Mapping[str, int], measured: Mapping[str, Link], host: HostCosts | None) -> Forecast:
+    """Return what is to be expected of memory on these donors.
+
+    Args:
+        shares: bytes on each donor, by address.
+        measured: the links that were measured, by the same addresses.
+        host: this host's part, if it was measured.
+    """
+    links = [measured.get(address, assumed_link(address)) for address in shares]
+    costs = host or ASSUMED_HOST
+    weights = [n_bytes / sum(shares.values()) for n_bytes in shares.values()]
+    faults = _weighted([fault_us(link, costs) for link in links], weights)
+    seconds_a_byte = _weighted([1.0 / sequential_bytes_per_s(link, costs) for link in links], weights)
+    notes = [MODEL_NOTE]
+    unknown = [link.address for link in links if link.measured_at is None]
+    if unknown:
+        notes.append(
+            f"not measured, so assumed to be Gigabit Ethernet: {', '.join(unknown)};"
+            f" to measure: ghostbox donor bench {' '.join(unknown)}"
+        )
+    if costs.measured_at is None:
+        notes.append("this host's own part is assumed, too; `ghostbox donor bench` measures it beside the links")
+    return Forecast(
+        assumed=bool(unknown) or costs.measured_at is None,
+        fault_us=faults,
+        sequential_bytes_per_s=1.0 / seconds_a_byte,
+        slowdowns=slowdowns(faults, costs),
+        links=tuple(links),
+        host=costs,
+        notes=tuple(notes),
+    )
+
+
+def fault_us(link: Link, host: HostCosts) -> float:
+    """Return the median time of a fault that is fetched over the link."""
+    return link.rtt_p50_us + host.fault_us
+
+
+def sequential_bytes_per_s(link: Link, host: HostCosts) -> float:
+    """Return how fast memory that is read in order comes in."""
+    transfer_us = WINDOW_BYTES / link.read_bytes_per_s / _US
+    install_us = WINDOW_BYTES / PAGE_BYTES * _INSTALL_US
+    return WINDOW_BYTES / ((transfer_us + host.fault_us + install_us) * _US)
+
+
+def slowdowns(mean_fault_us: float, host: HostCosts) -> tuple[Slowdown, ...]:
+    """Return the slowdown at each locality."""
+    found = []
+    for percent in LOCALITY_PERCENTS:
+        state = steady_state(percent / 100)
+        waited_us = state.miss_rate * mean_fault_us + state.second_chance_rate * host.fault_us
+        found.append(Slowdown(percent, state.miss_rate, state.second_chance_rate, 1.0 + waited_us / host.access_us))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class SteadyState:
+    """Of all accesses, how many miss the cache, and how many find a page that was set aside."""
+
+    miss_rate: float
+    second_chance_rate: float
+
+
+@cache
+def steady_state(locality: float, *, n_pages: int = ZIPF_PAGES, exponent: float = ZIPF_EXPONENT) -> SteadyState:
+    """Return what the pager's order does to Zipf accesses with a cache for ``locality`` × ``n_pages``.
+
+    A page is mapped for a time T, then inactive for at most a time U (both counted in accesses). It is touched there
+    with probability a = 1 - exp(-pU), p being its share of the accesses, and begins anew; otherwise it leaves, until
+    it is missed (after 1/p). So a stay lasts (T + a/p) / (1 - a) and holds a / (1 - a) second chances. T and U are
+    those at which pages here fill the cache, and inactive ones their part of it (as Che's approximation does for LRU).
+    """
+    if locality >= 1.0:
+        return SteadyState(0.0, 0.0)
+    groups = _zipf_groups(n_pages, exponent)
+
+    def mapped_time(ratio: float) -> float:
+        return _solve(lambda time: _flow(groups, time, time * ratio).present, locality * n_pages, 1.0, 1e12)
+
+    def inactive_part(ratio: float) -> float:
+        flow = _flow(groups, mapped_time(ratio), mapped_time(ratio) * ratio)
+        return flow.inactive / flow.present
+
+    ratio = _solve(inactive_part, INACTIVE_PART, 1e-3, 1e2)
+    flow = _flow(groups, mapped_time(ratio), mapped_time(ratio) * ratio)
+    return SteadyState(flow.misses, flow.second_chances)
+
+
+@dataclass
+class _Flow:
+    present: float = 0.0
+    inactive: float = 0.0
+    misses: float = 0.0
+    second_chances: float = 0.0
+
+
+def _flow(groups: Sequence[tuple[int, float]], mapped_time: float, inactive_time: float) -> _Flow:
+    """Return pages here and inactive, and misses and second chances an access."""
+    flow = _Flow()
+    for count, share in groups:
+        leaves = max(math.exp(-min(share * inactive_time, 700.0)), 1e-300)
+        touched = 1.0 - leaves
+        stay = (mapped_time + touched / share) / leaves
+        cycle = stay + 1.0 / share
+        flow.present += count * stay / cycle
+        flow.inactive += count * (touched / share / leaves) / cycle
+        flow.misses += count / cycle
+        flow.second_chances += count * (touched / leaves) / cycle
+    return flow
+
+
+def _solve(function: Callable[[float], float], wanted: float, low: float, high: float) -> float:
+    """Return where a growing function reaches a value, to a thousandth."""
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if function(middle) < wanted else (low, middle)
+    return high
+
+
+@cache
+def _zipf_groups(n_pages: int, exponent: float) -> tuple[tuple[int, float], ...]:
+    """Return groups of ranks: how many, and the share of all accesses that each one of them gets."""
+    edges = [1]
+    while edges[-1] <= n_pages:
+        edges.append(min(max(edges[-1] + 1, int(edges[-1] * _GROUP)), n_pages + 1))
+    sums = [
+        (last - first, sum(rank**-exponent for rank in range(first, last))) for first, last in itertools.pairwise(edges)
+    ]
+    total = sum(weight for _, weight in sums)
+    return tuple((count, weight / count / total) for count, weight in sums)
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))
