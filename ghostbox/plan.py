@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghostbox.config import Config, PortForward
 from ghostbox.errors import UsageError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.placement import Offer, Share, split
+from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.units import MIB, format_bytes
 
 MEMORY_BLOCK_BYTES = 128 * MIB
@@ -86,7 +87,8 @@ class GuestPlan:
 class HostFacts:
     """What was found out about this host and this VM before planning.
 
-    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers.
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers;
+    ``links`` (by the offers' addresses) and ``host_costs`` were measured earlier, if at all.
     """
 
     virt: Virt
@@ -98,6 +100,8 @@ class HostFacts:
     image: ImagePlan
     shim: Path
     security_models: tuple[str, ...] = ()
+    links: Mapping[str, Link] = field(default_factory=dict)
+    host_costs: HostCosts | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class VmPlan:
     security_models: tuple[str, ...]
     files: VmPaths
     boot_timeout_s: float
+    forecast: Forecast
 
 
 def domain_name(name: str) -> str:
@@ -166,6 +171,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         security_models=facts.security_models,
         files=paths.vm(vm.name),
         boot_timeout_s=vm.boot_timeout_s,
+        forecast=predict({share.address: share.size_bytes for share in shares}, facts.links, facts.host_costs),
     )
 
 

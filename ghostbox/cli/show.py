@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ghostbox.plan import ImagePlan, VmPlan
+from ghostbox.prediction import Forecast
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
@@ -34,8 +35,8 @@ def up_result(result: UpResult) -> RenderableType:
 
 
 def plan(found: VmPlan) -> RenderableType:
-    """Show what ``up`` would do."""
-    return pairs(
+    """Show what ``up`` would do, and what is to be expected of it."""
+    head = pairs(
         [
             ("VM", f"{found.name} (domain {found.domain})"),
             ("runs on", f"{found.virt.upper()}: {found.virt_reason}"),
@@ -50,6 +51,30 @@ def plan(found: VmPlan) -> RenderableType:
             ("tiering", "on" if found.guest.tiering else "off"),
         ]
     )
+    return Group(head, "", forecast(found.forecast))
+
+
+def forecast(found: Forecast) -> RenderableType:
+    """Show what remote memory will cost."""
+    about = "about " if found.assumed else ""
+    slower = [f"{each.slowdown:,.0f} × at {each.locality_percent} %" for each in found.slowdowns]
+    links = [
+        (
+            "  over",
+            f"{escape(link.address)}: {link.rtt_p50_us:.0f} µs, {format_bytes(int(link.read_bytes_per_s))}/s, {when}",
+        )
+        for link in found.links
+        for when in [f"measured {link.measured_at}" if link.measured_at else "[yellow]assumed[/]"]
+    ]
+    rows = [
+        ("expected", "[yellow]in part assumed, not measured[/]" if found.assumed else "from measurements"),
+        ("  fault", f"{about}{found.fault_us:.0f} µs (p50)"),
+        ("  in order", f"{about}{format_bytes(int(found.sequential_bytes_per_s))}/s"),
+        ("  slowdown", f"{about}{', '.join(slower)} locality"),
+        *links,
+        *(("  note", escape(note)) for note in found.notes),
+    ]
+    return pairs(rows)
 
 
 def _image(image: ImagePlan) -> str:

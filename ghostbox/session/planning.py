@@ -10,7 +10,7 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import donors, hypervisor, plan
+from ghostbox import donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
@@ -52,6 +52,8 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         image=image,
         shim=_shim_copy(paths, config.vm.name),
         security_models=_security_models(config, start_daemon=start_daemon),
+        links=donor_bench.kept_links(config.pool.donors, paths),
+        host_costs=donor_bench.kept_host(paths),
     )
     return plan.make(config, paths, facts)
 

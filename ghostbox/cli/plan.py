@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox plan``: what ``up`` would do and what is to be expected of it; the same as ``up --dry-run``."""
+
+from __future__ import annotations
+
+import click
+
+from ghostbox.cli.vm import up
+
+_ONLY_FOR_UP = {"dry_run", "printed", "timeout", "no_wait"}
+
+
+@click.command(
+    params=[parameter for parameter in up.params if parameter.name not in _ONLY_FOR_UP],
+    epilog="""\b
+Examples:
+  ghostbox donor bench                                measure the links first
+  ghostbox plan                                       then see what they are good for
+  ghostbox plan --donor tower --remote-memory 16G --json
+""",
+)
+@click.pass_context
+def plan(context: click.Context, /, **given: object) -> None:
+    """Show what `up` would do, and predict fault latency, bandwidth and slowdown. Nothing is done."""
+    context.invoke(up, **given, dry_run=True, printed=None, timeout=None, no_wait=False)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""``ghostbox plan`` predicts from what ``donor bench`` measured, and says so where nothing was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from helpers.donor import RunningDonor, running_donor
+from helpers.lab import Host, lab
+
+pytestmark = pytest.mark.timeout(120)
+SIZES = ("--memory", "256M", "--remote-memory", "128M", "--cache", "16M")
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDonor]:
+    with running_donor(tmp_path_factory.mktemp("donor"), size="256M") as running:
+        yield running
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with lab() as made:
+        yield made
+
+
+def test_a_link_that_was_not_measured_is_assumed_and_the_plan_says_how_to_measure_it(
+    host: Host, donor: RunningDonor
+) -> None:
+    done = host.cli("plan", "box", *SIZES, "--donor", donor.address, check=True)
+    text = " ".join(done.stdout.split())
+    assert "expected in part assumed, not measured" in text
+    assert "fault about 170 µs (p50)" in text
+    assert f"to measure: ghostbox donor bench {donor.address}" in text
+    assert f"over {donor.address}: 150 µs, 106.8 MiB/s, assumed" in text
+    assert "× at 75 %" in text
+
+
+def test_a_measured_link_is_what_the_plan_predicts_from(host: Host, donor: RunningDonor) -> None:
+    measured = json.loads(host.cli("donor", "bench", donor.address, "--json", check=True).stdout)
+    link, costs = measured["donors"][0]["link"], measured["host"]
+    for words in (("plan", "box"), ("up", "box", "--dry-run")):
+        done = host.cli(*words, *SIZES, "--donor", donor.address, "--json", check=True)
+        forecast = json.loads(done.stdout)["forecast"]
+        assert forecast["assumed"] is False
+        assert forecast["links"] == [link]
+        assert forecast["host"] == costs
+        assert forecast["fault_us"] == pytest.approx(link["rtt_p50_us"] + costs["fault_us"])
+        assert [each["locality_percent"] for each in forecast["slowdowns"]] == [75, 50, 25]
+    shown = " ".join(host.cli("plan", "box", *SIZES, "--donor", donor.address, check=True).stdout.split())
+    assert "expected from measurements" in shown
+    assert f"measured {link['measured_at']}" in shown
+    assert "ghostbox donor bench" not in shown
+
+
+def test_plan_takes_what_up_takes_and_does_nothing(host: Host, donor: RunningDonor) -> None:
+    before = host.belongings([donor])
+    extra = host.root / "extra.yaml"
+    extra.write_text("#cloud-config\n")
+    more = ["--cpus", "3", "--disk", "8G", "--image", "debian", "-p", "28080:80", "--cloud-init", str(extra)]
+    done = host.cli("plan", "box", *SIZES, *more, "--donor", donor.address, "-o", "yaml", check=True)
+    assert "cpus: 3" in done.stdout
+    assert "forecast:" in done.stdout
+    assert host.belongings([donor]) == before
+
+
+def test_a_plan_that_cannot_work_is_refused(host: Host, donor: RunningDonor) -> None:
+    done = host.cli("plan", "box", *SIZES[:2], "--remote-memory", "512M", "--cache", "16M", "--donor", donor.address)
+    assert done.returncode == 5
+    assert "offers 256 MiB, the VM needs 512 MiB" in done.stderr
