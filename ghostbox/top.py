@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostbox import pager
+from ghostbox import page_map, pager
 from ghostbox.errors import NotRunning
+from ghostbox.page_map import PageMap
 from ghostbox.paths import Paths
+from ghostbox.processes import ControlError
 from ghostbox.session import Book
 from ghostbox.units import PAGE_BYTES
 
@@ -42,7 +44,8 @@ class Sample:
     ``hit_rate``: faults that were answered without the network, of all that found something. ``second_chance_rate``:
     pages that were touched again after the pager had set them aside, of those set aside. ``readahead_accuracy``: pages
     read ahead and used, of those whose fate was known. Each is None where nothing of the kind happened.
-    ``slowest_donor``: the one with the highest median latency, if there are two to compare.
+    ``slowest_donor``: the one with the highest median latency, if there are two to compare. ``map``: where the pages
+    are, if it was asked for.
     """
 
     vm: str
@@ -66,6 +69,7 @@ class Sample:
     total_bytes: int
     donors: tuple[DonorRates, ...]
     slowest_donor: str | None
+    map: PageMap | None = None
 
 
 def rates(vm: str, before: Status, after: Status, interval_s: float) -> Sample:
@@ -121,7 +125,7 @@ def slowest(donors: Sequence[DonorRates]) -> str | None:
     return max(asked)[1] if len(asked) > 1 else None
 
 
-def watch(vm: str, paths: Paths, *, interval_s: float, count: int | None) -> Iterator[Sample]:
+def watch(vm: str, paths: Paths, *, interval_s: float, count: int | None, with_map: bool = False) -> Iterator[Sample]:
     """Yield a sample after each interval, ``count`` times or until the pager is gone.
 
     Raises:
@@ -136,7 +140,8 @@ def watch(vm: str, paths: Paths, *, interval_s: float, count: int | None) -> Ite
         after = _status(vm, paths, ended=True)
         after_s = time.monotonic()
         if after["pid"] == before["pid"]:  # else the VM was started again: its counters began anew
-            yield rates(vm, before, after, after_s - before_s)
+            sample = rates(vm, before, after, after_s - before_s)
+            yield replace(sample, map=_map(vm, paths)) if with_map else sample
             n_left = None if n_left is None else n_left - 1
         before, before_s = after, after_s
 
@@ -150,6 +155,15 @@ def _status(vm: str, paths: Paths, *, ended: bool) -> Status:
         raise NotRunning(f"the pager of VM '{vm}' has ended", hint=f"ghostbox status {vm}")
     Book(files).need(vm, paths)
     raise NotRunning(f"VM '{vm}' does not run: no pager answers on {files.pager_control}", hint=f"ghostbox up {vm}")
+
+
+def _map(vm: str, paths: Paths) -> PageMap | None:
+    try:
+        return page_map.ask(paths.vm(vm).pager_control)
+    except ControlError as err:
+        if err.code == "gone":  # the next look finds out
+            return None
+        raise
 
 
 def _at(status: Status, path: Sequence[str]) -> int:

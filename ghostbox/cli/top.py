@@ -3,27 +3,52 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from ghostbox import page_map
 from ghostbox import top as watching
 from ghostbox.cli import show
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS, name_argument
 from ghostbox.cli.output import plain, stdout_console
 from ghostbox.errors import UsageError
+from ghostbox.page_map import Cell, Look, PageMap
 from ghostbox.top import DonorRates, Sample
 from ghostbox.units import MIB, format_bytes
 
 _INTERVAL_MIN_S = 0.1
+_ROWS = 8
+_COLUMNS_MAX = page_map.CELLS // _ROWS
+_DENSITY = "░▒▓█"
+_STYLES = {
+    Look.ABSENT: "dim",
+    Look.REMOTE: "blue",
+    Look.RESIDENT: "green",
+    Look.INACTIVE: "yellow",
+    Look.DIRTY: "magenta",
+    Look.POISONED: "bold red",
+}
+_LEGEND = (
+    ("█", Look.RESIDENT, "resident"),
+    ("█", Look.INACTIVE, "inactive"),
+    ("█", Look.DIRTY, "not written back"),
+    ("·", Look.REMOTE, "with donors"),
+    ("!", Look.POISONED, "lost"),
+    ("", Look.ABSENT, "blank: never used"),
+)
 
 
 @click.command(
@@ -32,23 +57,36 @@ Examples:
   ghostbox top                        watch the VM until Ctrl-C
   ghostbox top work --interval 5s     another one, calmer
   ghostbox top --json --count 10      ten seconds of it, one object a line
+  ghostbox top --json --map           with the map of the remote memory
 """
 )
 @name_argument
 @click.option("--interval", type=SECONDS, default="1s", show_default=True, help="Time between two looks.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a look.")
+@click.option("--map/--no-map", "with_map", default=None, help="With a map of node 1 (on a terminal: yes).")
 @click.pass_obj
-def top(context: Context, /, *, name: str | None, interval: float, count: int | None, as_json: bool) -> None:
+def top(
+    context: Context,
+    /,
+    *,
+    name: str | None,
+    interval: float,
+    count: int | None,
+    as_json: bool,
+    with_map: bool | None,
+) -> None:
     """Watch the faults, the cache and the donors of a VM. Without a terminal: a line a look."""
     if interval < _INTERVAL_MIN_S:
         raise UsageError(f"--interval: {interval:g} s is less than {_INTERVAL_MIN_S:g} s")
     vm = context.config({"vm.name": name}).vm.name
-    samples = watching.watch(vm, context.paths, interval_s=interval, count=count)
+    live = sys.stdout.isatty() and not as_json
+    wanted = live if with_map is None else with_map
+    samples = watching.watch(vm, context.paths, interval_s=interval, count=count, with_map=wanted)
     try:
         if as_json:
-            _print(json.dumps(plain(sample)) for sample in samples)
-        elif sys.stdout.isatty():
+            _print(json.dumps(_object(sample, with_map=wanted)) for sample in samples)
+        elif live:
             _live(samples)
         else:
             _print(line(sample) for sample in samples)
@@ -57,6 +95,10 @@ def top(context: Context, /, *, name: str | None, interval: float, count: int | 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return  # the usual way to end it
+
+
+def _object(sample: Sample, *, with_map: bool) -> dict[str, Any]:
+    return {key: value for key, value in plain(sample).items() if with_map or key != "map"}
 
 
 def _print(lines: Iterator[str]) -> None:
@@ -110,7 +152,39 @@ def view(sample: Sample) -> RenderableType:
             f" {format_bytes(sample.dirty_bytes)} not written yet, {sample.evicted_per_s:,.0f} pages/s evicted",
         ),
     ]
-    return Group(show.pairs(rows), "", _donor_table(sample))
+    parts: list[RenderableType] = [show.pairs(rows), "", _donor_table(sample)]
+    if sample.map is not None and sample.map.n_cells:
+        parts += ["", heat_map(sample.map, columns=min(stdout_console().width, _COLUMNS_MAX))]
+    return Group(*parts)
+
+
+def heat_map(found: PageMap, *, columns: int) -> RenderableType:
+    """Show where the pages of node 1 are: a character a cell, denser the more of it is here."""
+    rows = page_map.grid(found, columns=columns, rows=_ROWS)
+    n_cells = sum(map(len, rows))
+    text = Text("\n").join(map(_line, rows))
+    legend = Text.assemble(
+        "node 1, a character for ",
+        format_bytes(found.length_bytes // n_cells),
+        ": ",
+        *(Text.assemble((glyph, _STYLES[look]), f" {what}  ") for glyph, look, what in _LEGEND),
+        f"{_DENSITY} how much",
+    )
+    return Group(legend, text)
+
+
+def _line(cells: list[Cell]) -> Text:
+    """Put neighbours of one colour together: a terminal far away is sent less."""
+    runs = itertools.groupby(map(_glyph, cells), key=operator.itemgetter(1))
+    return Text.assemble(*(("".join(glyph for glyph, _ in run), style) for style, run in runs))
+
+
+def _glyph(cell: Cell) -> tuple[str, str]:
+    if cell.look is Look.POISONED:
+        return "!", _STYLES[cell.look]
+    if cell.here > 0:
+        return _DENSITY[min(int(cell.here * len(_DENSITY)), len(_DENSITY) - 1)], _STYLES[cell.look]
+    return ("·" if cell.look is Look.REMOTE else " "), _STYLES[cell.look]
 
 
 def _donor_table(sample: Sample) -> Table:

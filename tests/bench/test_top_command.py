@@ -8,14 +8,16 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ghostbox import paths, processes
+from ghostbox import page_map, paths, processes
 from ghostbox.session import Book, Record, VmState
 from helpers.pager import RunningPager, memory_client, running_memserver, running_pager, short_dir
 from helpers.project import ROOT
@@ -59,6 +61,52 @@ def test_json_streams_an_object_a_look(ghostbox_cli: Cli, vm_pager: RunningPager
         assert sample["slowest_donor"] in {donor["uri"] for donor in sample["donors"]}
 
 
+def test_json_holds_the_map_when_it_is_asked_for(ghostbox_cli: Cli, vm_pager: RunningPager) -> None:
+    with memory_client("32M", vm_pager) as client:
+        client.command("fill")
+        done = ghostbox_cli("top", "work", "--json", "--map", "--interval", "100ms", "--count", "1")
+        without = ghostbox_cli("top", "work", "--json", "--no-map", "--interval", "100ms", "--count", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["map"]
+    assert found["length_bytes"] == 32 << 20
+    counts = {kind: sum(cells) for kind, cells in found.items() if kind != "length_bytes"}
+    assert sum(counts[place] for place in page_map.PLACES) == (32 << 20) // 4096
+    assert 0 < counts["resident"] + counts["inactive"] + counts["moving"] <= (2 << 20) // 4096
+    assert counts["remote"] > 0
+    assert "map" not in json.loads(without.stdout)
+
+
+def test_a_pager_of_an_older_version_has_no_map(place_of_control: Path) -> None:
+    with old_pager(place_of_control):
+        assert page_map.ask(place_of_control) is None
+
+
+@pytest.fixture
+def place_of_control() -> Iterator[Path]:
+    with short_dir() as short:
+        yield short / "c"
+
+
+@contextlib.contextmanager
+def old_pager(control: Path) -> Iterator[None]:
+    """Answer as a control socket does that does not know the command (common/control.c)."""
+    refusal = {"id": 1, "ok": False, "error": {"code": "unknown-command", "message": "no command named 'page-map'"}}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(control))
+        server.listen()
+
+        def serve() -> None:
+            near, _ = server.accept()
+            with near:
+                near.recv(4096)
+                near.sendall(json.dumps(refusal).encode() + b"\n")
+
+        answering = threading.Thread(target=serve)
+        answering.start()
+        yield
+        answering.join(10)
+
+
 def test_without_a_terminal_a_look_is_a_plain_line(ghostbox_cli: Cli, vm_pager: RunningPager) -> None:
     done = ghostbox_cli("top", "work", "--interval", "0.1", "--count", "2")
     assert done.returncode == 0, done.stderr
@@ -74,7 +122,14 @@ def top_process(dirs: Path, *argv: str, **streams: int) -> subprocess.Popen[str]
     )
 
 
-def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, vm_pager: RunningPager) -> None:
+@pytest.fixture
+def mapped(vm_pager: RunningPager) -> Iterator[None]:
+    """Memory that nobody touches."""
+    with memory_client("32M", vm_pager):
+        yield
+
+
+def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, mapped: None) -> None:
     ours, theirs = pty.openpty()
     running = top_process(ghostbox_dirs, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -83,7 +138,7 @@ def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, vm_
     def twice() -> bool:
         nonlocal shown
         shown += os.read(ours, 4096)
-        return shown.count(b"fetch time") >= 2
+        return shown.count(b"fetch time") >= 2 and b"a character for" in shown
 
     try:
         processes.wait_until(twice, timeout_s=30, what="two looks")
@@ -98,6 +153,7 @@ def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, vm_
         os.close(ours)
     text = shown.decode(errors="replace")
     assert "DONOR" in text
+    assert "node 1, a character for" in text
     assert "\x1b[" in text
 
 
