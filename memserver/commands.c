@@ -64,6 +64,19 @@ static json_t *counters_to_json(const struct server *server)
     return counters;
 }
 
+/* How the workers wait (waiting.h): how many are eager now, and for how long they all were before. */
+static json_t *waiting_to_json(const struct server *server)
+{
+    int n_eager = 0;
+    uint64_t eager_ns = 0;
+    for (unsigned w = 0; w < server->options->n_threads; w++) {
+        const struct waiting *waiting = &server->workers[w].waiting;
+        n_eager += atomic_load(&waiting->eager) ? 1 : 0;
+        eager_ns += atomic_load(&waiting->eager_ns);
+    }
+    return json_pack("{s:i, s:f}", "eager_workers", n_eager, "eager_s", (double)eager_ns / 1e9);
+}
+
 static json_t *status_command(void *ctx, const json_t *args, struct control_error *err)
 {
     (void)args;
@@ -72,12 +85,13 @@ static json_t *status_command(void *ctx, const json_t *args, struct control_erro
     struct listing listing = {.array = json_array()};
     exports_visit(&server->exports, listing_add, &listing);
     double uptime_s = (double)(clock_coarse_ms() - server->started_at_ms) / 1000.0;
-    return json_pack("{s:s, s:i, s:s, s:i, s:I, s:I, s:I, s:i, s:f, s:o, s:o}", "version", GHOSTBOX_VERSION, "pid",
-                     (int)getpid(), "host", server->host, "port", (int)server->port, "size_bytes",
+    return json_pack("{s:s, s:i, s:s, s:i, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o}", "version", GHOSTBOX_VERSION,
+                     "pid", (int)getpid(), "host", server->host, "port", (int)server->port, "size_bytes",
                      (json_int_t)server->options->size_bytes, "exported_bytes",
                      (json_int_t)exports_total_bytes(&server->exports), "resident_bytes",
                      (json_int_t)listing.resident_bytes, "connections", (int)server_connections(server), "uptime_s",
-                     uptime_s, "exports", listing.array, "counters", counters_to_json(server));
+                     uptime_s, "exports", listing.array, "counters", counters_to_json(server), "waiting",
+                     waiting_to_json(server));
 }
 
 static const char *name_argument(const json_t *args, struct control_error *err)

@@ -12,12 +12,8 @@
 #include <unistd.h>
 
 #define THREADS_DEFAULT_MAX 4u
-/*
- * Long enough to catch the next request of a client with one in flight where processors are slow to wake (60 us a
- * request on two virtual processors); a worker that would not have caught it does not try (poll_adapt). Measured so:
- * fio at depth 1 has 1.5 times nbdkit's requests, 0.65 without or with 20 and 50 us; the pager's cold fault is
- * 18 us instead of 40. Where wake-ups are cheap, it costs processor time and gains nothing: 0 turns it off.
- */
+/* Long enough to catch the next request of a client with one in flight where processors are slow to wake (60 us a
+ * request on two virtual processors). Used only where it pays and nothing better is allowed (waiting.h). */
 #define POLL_DEFAULT_US 100u
 
 static const char usage[] =
@@ -31,7 +27,10 @@ static const char usage[] =
     "  --port PORT             TCP port; 0 picks a free one (10809)\n"
     "  --control SOCKET        Unix socket for commands (none)\n"
     "  --threads N             worker threads (one for each CPU, at most 4)\n"
-    "  --poll-us N             how long a worker tries again before it sleeps; 0: not at all (100)\n"
+    "  --keep-awake WHEN       auto: while that serves more requests, ask the kernel to keep processors quick to\n"
+    "                          wake (needs root: /dev/cpu_dma_latency); never (auto)\n"
+    "  --poll-us N             where --keep-awake is not possible: how long a worker tries again before it sleeps,\n"
+    "                          while that serves more requests; 0: not at all (100)\n"
     "  --max-connections N     more are refused (1024)\n"
     "  --handshake-timeout N   seconds a client has to choose an export (30)\n"
     "  --log-file FILE         append log lines to FILE instead of stderr\n"
@@ -45,6 +44,7 @@ enum {
     OPT_PORT,
     OPT_CONTROL,
     OPT_THREADS,
+    OPT_KEEP_AWAKE,
     OPT_POLL_US,
     OPT_MAX_CONNECTIONS,
     OPT_HANDSHAKE_TIMEOUT,
@@ -61,6 +61,7 @@ static const struct option long_options[] = {
     {"port", required_argument, NULL, OPT_PORT},
     {"control", required_argument, NULL, OPT_CONTROL},
     {"threads", required_argument, NULL, OPT_THREADS},
+    {"keep-awake", required_argument, NULL, OPT_KEEP_AWAKE},
     {"poll-us", required_argument, NULL, OPT_POLL_US},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
@@ -155,6 +156,11 @@ static enum options_result option_take(struct options *options, int option, cons
         return OPTIONS_OK;
     case OPT_THREADS:
         return number_option("--threads", text, 1, 64, &options->n_threads);
+    case OPT_KEEP_AWAKE:
+        options->keep_awake = strcmp(text, "auto") == 0;
+        return options->keep_awake || strcmp(text, "never") == 0
+                   ? OPTIONS_OK
+                   : wrong("--keep-awake: '%s' is not auto or never", text);
     case OPT_POLL_US:
         return number_option("--poll-us", text, 0, 100000, &options->poll_us);
     case OPT_MAX_CONNECTIONS:
@@ -193,6 +199,7 @@ enum options_result options_parse(struct options *options, int argc, char **argv
     *options = (struct options){.bind = "127.0.0.1",
                                 .port = "10809",
                                 .n_threads = threads_default(),
+                                .keep_awake = true,
                                 .poll_us = POLL_DEFAULT_US,
                                 .max_connections = 1024,
                                 .handshake_limit_s = 30,

@@ -22,6 +22,7 @@ struct options {
     unsigned n_exports;
     const char *control_path; /* NULL: none */
     unsigned n_threads;
+    bool keep_awake;
     unsigned poll_us;
     unsigned max_connections;
     unsigned handshake_limit_s;

@@ -123,7 +123,7 @@ static int workers_start(struct server *server)
 {
     const struct options *options = server->options;
     for (unsigned i = 0; i < options->n_threads; i++) {
-        int rc = worker_start(&server->workers[i], options->poll_us, options->handshake_limit_s);
+        int rc = worker_start(&server->workers[i], options);
         if (rc < 0) {
             log_error("cannot start worker %u: %s", i, strerror(-rc));
             return rc;

@@ -15,7 +15,6 @@
 #define EVENTS_MAX 64
 /* A spin looks at all connections, not only the hot ones, every so many rounds. */
 #define SPIN_ROUNDS      8u
-#define POLL_START_NS    10000u
 #define SCAN_INTERVAL_MS 500
 
 static uint64_t clock_ns(void)
@@ -41,7 +40,7 @@ static void hot_remove(struct worker *worker, struct connection *connection)
 
 static void hot_add(struct worker *worker, struct connection *connection)
 {
-    if (connection->hot || worker->poll_limit_ns == 0) {
+    if (connection->hot || waiting_spin_ns(&worker->waiting) == 0) {
         return;
     }
     if (worker->n_hot == WORKER_HOT_MAX) {
@@ -172,9 +171,20 @@ static bool hot_serve(struct worker *worker)
     return worked;
 }
 
-/* Tries the hot connections until poll_ns have passed without work. */
+/* Says what was done, for the choice of how to wait. */
+static void work_note(struct worker *worker, uint64_t now_ns)
+{
+    const struct counters *counters = &worker->counters;
+    uint64_t n_requests = atomic_load_explicit(&counters->reads, memory_order_relaxed) +
+                          atomic_load_explicit(&counters->writes, memory_order_relaxed) +
+                          atomic_load_explicit(&counters->trims, memory_order_relaxed);
+    waiting_note(&worker->waiting, now_ns, n_requests);
+}
+
+/* Tries the hot connections until as long as it may has passed without work. */
 static void worker_spin(struct worker *worker)
 {
+    uint64_t worked_at_ns = clock_ns();
     for (unsigned round = 1; worker->n_hot > 0 && worker->n_again == 0 && !worker->stopping; round++) {
         bool worked = hot_serve(worker);
         if (round % SPIN_ROUNDS == 0) {
@@ -182,8 +192,9 @@ static void worker_spin(struct worker *worker)
         }
         uint64_t now_ns = clock_ns();
         if (worked) {
-            worker->worked_at_ns = now_ns;
-        } else if (now_ns - worker->worked_at_ns >= worker->poll_ns) {
+            worked_at_ns = now_ns;
+            work_note(worker, now_ns);
+        } else if (now_ns - worked_at_ns >= waiting_spin_ns(&worker->waiting)) {
             break;
         } else {
             /* The kernel likes to put who waits for our reply on this processor: it must not wait for our spinning.
@@ -214,35 +225,34 @@ static void handshakes_scan(struct worker *worker)
     }
 }
 
-/* After a sleep: would spinning have caught what ended it? */
-static void poll_adapt(struct worker *worker)
+static int timeout_choose_ms(struct worker *worker)
 {
-    uint64_t now_ns = clock_ns();
-    uint64_t gap_ns = now_ns - worker->worked_at_ns;
-    worker->worked_at_ns = now_ns;
-    if (gap_ns > worker->poll_limit_ns) {
-        worker->poll_ns = 0;
-        return;
+    if (worker->n_again > 0) {
+        return 0;
     }
-    uint64_t grown_ns = worker->poll_ns == 0 ? POLL_START_NS : worker->poll_ns * 2;
-    worker->poll_ns = grown_ns < worker->poll_limit_ns ? grown_ns : worker->poll_limit_ns;
+    if (worker->waiting.eager) {
+        return WAITING_GAP_MS;
+    }
+    return atomic_load(&worker->n_handshaking) > 0 ? SCAN_INTERVAL_MS : -1;
 }
 
 static void *worker_thread(void *arg)
 {
     struct worker *worker = arg;
     while (!worker->stopping) {
-        if (worker->poll_ns > 0) {
+        if (waiting_spin_ns(&worker->waiting) > 0) {
             worker_spin(worker);
         }
         hot_clear(worker);
-        int timeout_ms = atomic_load(&worker->n_handshaking) > 0 ? SCAN_INTERVAL_MS : -1;
-        int n = events_serve(worker, worker->n_again > 0 ? 0 : timeout_ms);
-        if (n > 0 && worker->poll_limit_ns > 0) {
-            poll_adapt(worker);
-        }
+        int timeout_ms = timeout_choose_ms(worker);
+        int n = events_serve(worker, timeout_ms);
         again_serve(worker);
         handshakes_scan(worker);
+        if (n == 0 && timeout_ms > 0) {
+            waiting_rest(&worker->waiting, clock_ns());
+        } else {
+            work_note(worker, clock_ns());
+        }
     }
     while (worker->connections != NULL) {
         connection_end(worker, worker->connections);
@@ -262,10 +272,10 @@ static int thread_start(struct worker *worker)
     return -rc;
 }
 
-int worker_start(struct worker *worker, unsigned poll_us, unsigned handshake_limit_s)
+int worker_start(struct worker *worker, const struct options *options)
 {
-    worker->poll_limit_ns = (uint64_t)poll_us * 1000;
-    worker->handshake_limit_ms = (int64_t)handshake_limit_s * 1000;
+    waiting_open(&worker->waiting, options->poll_us, options->keep_awake);
+    worker->handshake_limit_ms = (int64_t)options->handshake_limit_s * 1000;
     pthread_mutex_init(&worker->lock, NULL);
     worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (worker->epoll_fd < 0) {
@@ -281,6 +291,7 @@ int worker_start(struct worker *worker, unsigned poll_us, unsigned handshake_lim
     if (rc < 0) {
         close(worker->epoll_fd);
         close(worker->stop_fd);
+        waiting_close(&worker->waiting);
         return rc;
     }
     worker->started = true;
@@ -299,6 +310,7 @@ void worker_stop(struct worker *worker)
     pthread_join(worker->thread, NULL);
     close(worker->epoll_fd);
     close(worker->stop_fd);
+    waiting_close(&worker->waiting);
     pthread_mutex_destroy(&worker->lock);
 }
 

@@ -2,15 +2,15 @@
 /*
  * A worker: one thread, one epoll, the connections that were given to it for life.
  *
- * Waiting is adaptive: a connection that was just served is likely to send again soon, and to be woken costs 20–30 µs
- * on virtual machines. So the worker tries its last served ("hot") connections again for poll_ns before it sleeps.
- * poll_ns grows while sleeps turn out shorter than the limit and falls to nothing when one is longer, as
- * KVM's halt polling does (Documentation/virt/kvm/halt-polling.rst): an idle worker uses no CPU.
+ * How it waits for requests is adaptive (waiting.h). Where it spins, it tries the connections that it served last,
+ * the "hot" ones: a connection that was just served is likely to send again soon.
  */
 #ifndef GHOSTBOX_MEMSERVER_WORKER_H
 #define GHOSTBOX_MEMSERVER_WORKER_H
 
 #include "memserver/connection.h"
+#include "memserver/options.h"
+#include "memserver/waiting.h"
 
 #include <pthread.h>
 
@@ -22,9 +22,7 @@ struct worker {
     int stop_fd;
     bool stopping;
     bool started;
-    uint64_t poll_limit_ns;
-    uint64_t poll_ns;
-    uint64_t worked_at_ns; /* when anything was last received or sent */
+    struct waiting waiting;
     int64_t handshake_limit_ms;
     int64_t scanned_at_ms;
     struct connection *hot[WORKER_HOT_MAX];
@@ -40,7 +38,7 @@ struct worker {
 };
 
 /* Returns 0 or -errno. */
-int worker_start(struct worker *worker, unsigned poll_us, unsigned handshake_limit_s);
+int worker_start(struct worker *worker, const struct options *options);
 /* Closes all its connections. Allowed for a worker that was not started (all zero). */
 void worker_stop(struct worker *worker);
 /* Called by the acceptor. Takes fd over. Returns 0 or -errno (fd is closed). */

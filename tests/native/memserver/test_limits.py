@@ -9,6 +9,8 @@ import select
 import socket
 import time
 
+import pytest
+
 from ghostbox import processes
 from helpers import nbd_raw as nbd
 from helpers.memserver import Server, running_server
@@ -122,18 +124,46 @@ def _reads_during_fill(heavy: RawClient, light: RawClient) -> bool:
     return still_filling
 
 
-def test_idle_server_uses_no_cpu(server: Server) -> None:
-    """With polling on: after traffic has ended, the workers sleep."""
-    with running_server("--export", "a=1M", "--poll-us", "100") as polling, connect(polling.port, "a") as client:
-        for _ in range(2000):
+@pytest.mark.parametrize("how", ["auto", "never"])
+def test_idle_server_with_connections_open_uses_no_cpu(how: str) -> None:
+    """However it waited while there was traffic: after its end the workers sleep, and ask the kernel for nothing."""
+    with (
+        running_server("--export", "a=1M", "--keep-awake", how, "--poll-us", "100") as server,
+        connect(server.port, "a") as client,
+        connect(server.port, "a"),
+    ):
+        for _ in range(4000):
             client.read(0, 512)
-        used = polling.cpu_s()
-        time.sleep(1.0)  # the time in which nothing is to be used: not a wait for anything
-        assert polling.cpu_s() - used <= 0.02
+        processes.wait_until(lambda: _n_eager(server) == 0, timeout_s=20, what="the workers to be at rest")
+        used = server.cpu_s()
+        time.sleep(2.0)  # the time in which nothing is to be used: not a wait for anything
+        assert server.cpu_s() - used <= 0.02
+
+
+@pytest.mark.parametrize("how", ["auto", "never"])
+def test_traffic_makes_a_worker_try_both_ways_of_waiting(how: str) -> None:
+    def tried_after_a_read() -> bool:
+        client.read(0, 512)
+        return bool(server.status()["waiting"]["eager_s"] > 0)
+
+    with running_server("--export", "a=1M", "--keep-awake", how) as server, connect(server.port, "a") as client:
+        processes.wait_until(tried_after_a_read, timeout_s=20, what="a trial", interval_s=0)
+
+
+def test_server_that_may_wait_in_one_way_only_never_tries_the_other() -> None:
+    with running_server("--export", "a=1M", "--keep-awake", "never", "--poll-us", "0") as server:
+        with connect(server.port, "a") as client:
+            for _ in range(4000):
+                client.read(0, 512)
+        assert server.status()["waiting"] == {"eager_workers": 0, "eager_s": 0.0}
+
+
+def _n_eager(server: Server) -> int:
+    return int(server.status()["waiting"]["eager_workers"])
 
 
 def test_polling_serves_all_its_connections() -> None:
-    with running_server("--export", "a=1M", "--poll-us", "50", "--threads", "1") as server:
+    with running_server("--export", "a=1M", "--keep-awake", "never", "--poll-us", "50", "--threads", "1") as server:
         clients = [connect(server.port, "a") for _ in range(20)]
         for round_number in range(50):
             for client in clients:

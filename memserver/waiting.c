@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+#include "memserver/waiting.h"
+
+#include "common/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define LATENCY_DEVICE "/dev/cpu_dma_latency"
+#define IDLE_DRIVER    "/sys/devices/system/cpu/cpuidle/current_driver"
+/* Wakes from the first idle state of hardware in time; a guest with the haltpoll driver polls for nothing but 0. */
+#define LATENCY_HARDWARE_US 2
+#define LATENCY_GUEST_US    0
+/* The kernel's PM_QOS_CPU_LATENCY_LAT_DEFAULT_VALUE: no request. */
+#define LATENCY_NONE_US INT32_C(2000000000)
+
+/* A part is long enough to see some requests; one that does not is no load to mind. */
+#define PART_NS       UINT64_C(4000000)
+#define PART_REQUESTS 32u
+#define PART_MAX_NS   UINT64_C(50000000)
+#define SETTLED_NS    UINT64_C(250000000)
+#define GAP_NS        (WAITING_GAP_MS * UINT64_C(1000000))
+/* Eager must serve so many requests a second more. */
+#define GAIN_NUMERATOR   5u
+#define GAIN_DENOMINATOR 4u
+
+/* The parts of a trial. The first is not counted: clients take a while to start, and sockets to fill. */
+static const enum way { THRIFTY, EAGER } trial_ways[] = {THRIFTY, THRIFTY, EAGER, EAGER, THRIFTY};
+#define TRIAL_PARTS (sizeof(trial_ways) / sizeof(trial_ways[0]))
+
+static int32_t latency_wanted_us(void)
+{
+    char driver[32] = "";
+    FILE *file = fopen(IDLE_DRIVER, "re");
+    if (file != NULL) {
+        if (fgets(driver, sizeof(driver), file) == NULL) {
+            driver[0] = '\0';
+        }
+        fclose(file);
+    }
+    return strncmp(driver, "haltpoll", strlen("haltpoll")) == 0 ? LATENCY_GUEST_US : LATENCY_HARDWARE_US;
+}
+
+void waiting_open(struct waiting *waiting, unsigned spin_us, bool keep_awake)
+{
+    *waiting = (struct waiting){.latency_fd = -1, .spin_limit_ns = (uint64_t)spin_us * 1000};
+    if (keep_awake) {
+        waiting->latency_us = latency_wanted_us();
+        waiting->latency_fd = open(LATENCY_DEVICE, O_WRONLY | O_CLOEXEC);
+        if (waiting->latency_fd < 0) {
+            log_debug("cannot open " LATENCY_DEVICE ": %s: polls instead, where that pays", strerror(errno));
+        }
+    }
+    waiting->enabled = waiting->latency_fd >= 0 || spin_us > 0;
+}
+
+void waiting_close(struct waiting *waiting)
+{
+    if (waiting->latency_fd >= 0) {
+        close(waiting->latency_fd);
+        waiting->latency_fd = -1;
+    }
+}
+
+static void latency_ask(const struct waiting *waiting, int32_t latency_us)
+{
+    if (waiting->latency_fd >= 0 && write(waiting->latency_fd, &latency_us, sizeof(latency_us)) < 0) {
+        log_warning(LATENCY_DEVICE ": %s", strerror(errno));
+    }
+}
+
+static void eager_set(struct waiting *waiting, bool eager, uint64_t now_ns)
+{
+    if (waiting->eager == eager) {
+        return;
+    }
+    waiting->eager = eager;
+    latency_ask(waiting, eager ? waiting->latency_us : LATENCY_NONE_US);
+    if (eager) {
+        waiting->eager_began_ns = now_ns;
+    } else {
+        uint64_t total_ns = atomic_load_explicit(&waiting->eager_ns, memory_order_relaxed);
+        atomic_store_explicit(&waiting->eager_ns, total_ns + now_ns - waiting->eager_began_ns, memory_order_relaxed);
+    }
+}
+
+static void part_begin(struct waiting *waiting, unsigned part, uint64_t now_ns, uint64_t n_requests)
+{
+    waiting->part = part;
+    waiting->part_began_ns = now_ns;
+    waiting->part_began_requests = n_requests;
+}
+
+static void trial_begin(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        waiting->trial_requests[i] = 0;
+        waiting->trial_ns[i] = 0;
+    }
+    eager_set(waiting, false, now_ns);
+    part_begin(waiting, 0, now_ns, n_requests);
+}
+
+static void trial_settle(struct waiting *waiting, bool eager, uint64_t now_ns, uint64_t n_requests)
+{
+    eager_set(waiting, eager, now_ns);
+    part_begin(waiting, TRIAL_PARTS, now_ns, n_requests);
+}
+
+static bool eager_pays(const struct waiting *waiting)
+{
+    double thrifty_per_ns = (double)waiting->trial_requests[THRIFTY] / (double)waiting->trial_ns[THRIFTY];
+    double eager_per_ns = (double)waiting->trial_requests[EAGER] / (double)waiting->trial_ns[EAGER];
+    return eager_per_ns * GAIN_DENOMINATOR >= thrifty_per_ns * GAIN_NUMERATOR;
+}
+
+static void part_end(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
+{
+    if (waiting->part > 0) {
+        enum way way = trial_ways[waiting->part];
+        waiting->trial_requests[way] += n_requests - waiting->part_began_requests;
+        waiting->trial_ns[way] += now_ns - waiting->part_began_ns;
+    }
+    unsigned next = waiting->part + 1;
+    if (next == TRIAL_PARTS) {
+        trial_settle(waiting, eager_pays(waiting), now_ns, n_requests);
+    } else {
+        eager_set(waiting, trial_ways[next] == EAGER, now_ns);
+        part_begin(waiting, next, now_ns, n_requests);
+    }
+}
+
+void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
+{
+    if (!waiting->enabled) {
+        return;
+    }
+    uint64_t gap_ns = now_ns - waiting->noted_at_ns;
+    uint64_t elapsed_ns = now_ns - waiting->part_began_ns;
+    waiting->noted_at_ns = now_ns;
+    if (gap_ns >= GAP_NS) {
+        trial_begin(waiting, now_ns, n_requests);
+    } else if (waiting->part == TRIAL_PARTS) {
+        if (elapsed_ns >= SETTLED_NS) {
+            trial_begin(waiting, now_ns, n_requests);
+        }
+    } else if (elapsed_ns >= PART_NS && n_requests - waiting->part_began_requests >= PART_REQUESTS) {
+        part_end(waiting, now_ns, n_requests);
+    } else if (elapsed_ns >= PART_MAX_NS) {
+        trial_settle(waiting, false, now_ns, n_requests);
+    }
+}
+
+void waiting_rest(struct waiting *waiting, uint64_t now_ns)
+{
+    eager_set(waiting, false, now_ns);
+}
