@@ -40,10 +40,10 @@ def nbdfuse_contender(lab: Lab, command: str, words: Mapping[str, object], name:
     """Return the client on a file of nbdfuse mapped shared, its donor nbdkit: what a user could do today."""
 
     def run() -> Outcome:
-        with lab.nbdfuse(lab.nbdkit_donor()) as path:
+        with lab.nbdfuse(lab.fuse_donor()) as path:
             return _outcome(lab.client(command, {"memory": "file", "path": path, **words}))
 
-    return Contender(name, run, missing_tool("nbdfuse", "nbdkit"))
+    return Contender(name, run, lab.fuse_missing())
 
 
 def _outcome(result: dict[str, Any]) -> Outcome:
@@ -71,7 +71,8 @@ def _random(lab: Lab) -> Scenario:
         nbdfuse_contender(lab, "random", {**words, "advise_random": 1}),
         nbdfuse_contender(lab, "random", sparse, _READ_AROUND),
     )
-    floor = "TCP ping-pong plus an empty userfaultfd round trip"
+    wire = "an NBD read of 4 KiB over the link" if lab.donors else "TCP ping-pong"
+    floor = f"{wire} plus an empty userfaultfd round trip"
     fuse = "file of nbdfuse mapped shared, with MADV_RANDOM: at its best, each touch is one read of 4 KiB"
     around = "the same as a program maps it that knows nothing (QEMU): the kernel reads around each touch"
     p50, p99 = Source("pager", "p50_us"), Source("pager", "p99_us")
@@ -85,13 +86,16 @@ def _random(lab: Lab) -> Scenario:
 
 
 def _floor(lab: Lab) -> Outcome:
-    with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
-        poll_us = int(running.status()["poll_us"])
     count = lab.scale.n_floor
-    ping = lab.client("ping-pong", {"count": count, "client_us": poll_us, "server_us": _MEMSERVER_POLL_US})
-    fault = lab.client("userfault", {"count": count, "poll_us": poll_us})
+    fault = lab.client("userfault", {"count": count, "poll_us": lab.poll_us})
+    if lab.donors:
+        ping = lab.load(lab.donor(), {"ms": lab.scale.load_ms, "poll_us": lab.poll_us})
+        ping_us = _drawn(ping["latency"]["buckets"], count)
+    else:
+        ping = lab.client("ping-pong", {"count": count, "client_us": lab.poll_us, "server_us": _MEMSERVER_POLL_US})
+        ping_us = np.asarray(ping["ns"]) / 1000.0
     shuffled = np.random.default_rng(1).permutation(np.asarray(fault["ns"]))
-    total_us = (np.asarray(ping["ns"]) + shuffled) / 1000.0
+    total_us = ping_us + shuffled / 1000.0
     figures = {
         "p50_us": float(np.quantile(total_us, 0.5)),
         "p99_us": float(np.quantile(total_us, 0.99)),
@@ -101,6 +105,14 @@ def _floor(lab: Lab) -> Outcome:
         "userfault_p50_us": float(fault["latency"]["p50_us"]),
     }
     return Outcome(figures, _buckets(total_us))
+
+
+def _drawn(buckets: Buckets, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return ``count`` values with a histogram's distribution, in order."""
+    uppers, counts = np.array(buckets, dtype=np.float64).T
+    places = (np.arange(count) + 0.5) / count * counts.sum()
+    found: np.ndarray[Any, np.dtype[np.float64]] = uppers[np.searchsorted(np.cumsum(counts), places)]
+    return found
 
 
 def _buckets(values_us: np.ndarray[Any, np.dtype[np.float64]]) -> Buckets:
@@ -124,7 +136,7 @@ def _sequential(lab: Lab) -> Scenario:
 
     contenders = (
         Contender("pager", pager, ours=True),
-        Contender("nbdcopy", nbdcopy, missing_tool("nbdcopy")),
+        Contender("nbdcopy", nbdcopy, lab.single_missing("nbdcopy") or missing_tool("nbdcopy")),
         nbdfuse_contender(lab, "sequential", {"bytes": size}),
     )
     rate = Source("pager", "bytes_per_s")

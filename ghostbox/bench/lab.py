@@ -14,19 +14,24 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ghostbox import pager, processes
+from ghostbox import donor_bench, pager, processes
 from ghostbox.bench.scale import Scale
+from ghostbox.donor_client import parse_address
 from ghostbox.errors import DeadlineExceeded, ProgramError
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
+from ghostbox.units import MIB
 
 _READY_TIMEOUT_S = 60.0
 _CLIENT_TIMEOUT_S = 300.0
+# 512 MiB over 10 Mbit/s.
+_LEASE_FILL_TIMEOUT_S = 500.0
+_EXTENT_BYTES = 16 * MIB  # what the pager's pool is made of (--extent)
 _LOG_LINES = 5
 EXPORT = "bench"
 
@@ -67,17 +72,27 @@ def resident_bytes(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A running NBD server with one export called `EXPORT`."""
+    """A running NBD server with one export; ``others`` hold the rest of the memory if it is on several."""
 
     name: str
     pid: int
     port: int
     control: Path | None = None
+    host: str = "127.0.0.1"
+    export: str = EXPORT
+    size_bytes: int = 0
+    others: tuple[Server, ...] = ()
 
     @property
     def uri(self) -> str:
         """Its export."""
-        return f"nbd://127.0.0.1:{self.port}/{EXPORT}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"nbd://{host}:{self.port}/{self.export}"
+
+    @property
+    def all(self) -> tuple[Server, ...]:
+        """This one and the others."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True)
@@ -99,11 +114,15 @@ class Pager:
 
 
 class Lab:
-    """What a benchmark runs on. Servers that several scenarios use are started once and stay until the end."""
+    """What a benchmark runs on. Servers that several scenarios use are started once and stay until the end.
 
-    def __init__(self, paths: Paths, scale: Scale) -> None:
+    With ``donors`` (``host[:port]`` of control APIs) the memory is leased from them, and given back in the end.
+    """
+
+    def __init__(self, paths: Paths, scale: Scale, donors: Sequence[str] = ()) -> None:
         self.paths = paths
         self.scale = scale
+        self.donors = tuple(donors)
         self._stack = contextlib.ExitStack()
         self._kept: dict[str, Any] = {}
         self._n_started = 0
@@ -162,17 +181,27 @@ class Lab:
             env = {"LD_PRELOAD": str(self.paths.shim_library), "GHOSTBOX_PAGER_SOCKET": str(pager.socket)}
         return dict(json.loads(processes.run(argv, env=env, timeout_s=_CLIENT_TIMEOUT_S)))
 
-    def fill(self, server: Server) -> None:
+    def fill(self, server: Server, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Write data over the whole export, so that none of it is a hole."""
-        size = self.scale.data_bytes
-        words = {"port": server.port, "export": EXPORT, "mode": "write", "pattern": "sequential", "bytes": "256K"}
-        words |= {"depth": 8, "ms": self.scale.fill_ms}
+        size = server.size_bytes or self.scale.data_bytes
+        words = {"mode": "write", "pattern": "sequential", "bytes": "256K", "depth": 8, "ms": self.scale.fill_ms}
         wanted, done = size // (256 << 10), 0
-        deadline = time.monotonic() + _READY_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while done < wanted:
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"{server.name} is not filled within {_READY_TIMEOUT_S:.0f} s")
-            done += int(self.client("load", {**words, "first": done})["count"])
+                raise DeadlineExceeded(f"{server.name} is not filled within {timeout_s:.0f} s")
+            done += int(self.load(server, {**words, "first": done})["count"])
+
+    def load(self, server: Server, words: Mapping[str, object]) -> dict[str, Any]:
+        """Run the lean NBD load on an export; return its result."""
+        where = {"host": server.host, "port": server.port, "export": server.export}
+        return self.client("load", {**where, **words})
+
+    @cached_property
+    def poll_us(self) -> int:
+        """How long a pager polls before it sleeps, if it is not told."""
+        with self.pager(self.donor(), 16 * MIB) as running:
+            return int(running.status()["poll_us"])
 
     @contextlib.contextmanager
     def memserver(self, size_bytes: int) -> Iterator[Server]:
@@ -209,13 +238,39 @@ class Lab:
             self.fill(server)
             yield server
 
+    @contextlib.contextmanager
+    def leased(self) -> Iterator[Server]:
+        """Lease `Scale.data_bytes` of the donors, in equal parts, and fill them."""
+        extents = -(-self.scale.data_bytes // len(self.donors) // _EXTENT_BYTES)
+        sizes = dict.fromkeys(self.donors, extents * _EXTENT_BYTES)
+        with donor_bench.leased(sizes, "bench") as leases:
+            parts = [
+                Server(address, 0, lease.nbd_port, None, parse_address(address).host, lease.export, lease.size_bytes)
+                for address, lease in zip(sizes, leases, strict=True)
+            ]
+            for part in parts:
+                self.fill(part, _LEASE_FILL_TIMEOUT_S)
+            yield replace(parts[0], others=tuple(parts[1:]))
+
     def donor(self) -> Server:
-        """Return a filled memory server that stays."""
-        return self.kept("donor", lambda: self.filled(self.memserver))
+        """Return a filled memory server that stays, or what is leased from the donors."""
+        return self.kept("donor", self.leased if self.donors else lambda: self.filled(self.memserver))
 
     def nbdkit_donor(self) -> Server:
         """Return a filled nbdkit that stays."""
         return self.kept("nbdkit", lambda: self.filled(self.nbdkit))
+
+    def fuse_donor(self) -> Server:
+        """Return what nbdfuse mounts: nbdkit, the server a user would take, or the lease of the one donor."""
+        return self.donor() if self.donors else self.nbdkit_donor()
+
+    def fuse_missing(self) -> str | None:
+        """Say why nbdfuse cannot be a reference; None if it can."""
+        return self.single_missing("nbdfuse") or missing_tool("nbdfuse", *(() if self.donors else ("nbdkit",)))
+
+    def single_missing(self, name: str) -> str | None:
+        """Say that a program takes no memory that is on several donors; None if it is not."""
+        return f"{name} takes one export: give one --donor" if len(self.donors) > 1 else None
 
     def qemu_donor(self) -> Server:
         """Return a filled qemu-nbd that stays."""
@@ -226,7 +281,9 @@ class Lab:
         """Run a pager on one export. What the export holds is the memory's first content."""
         listen, control = self._socket("pager"), self._socket("control")
         argv: list[str | Path] = [self.paths.pager_program, "--listen", listen, "--control", control]
-        argv += ["--cache", str(cache_bytes), "--donor", server.uri, "--contents", "keep", *options]
+        argv += ["--cache", str(cache_bytes), "--contents", "keep", *options]
+        for part in server.all:
+            argv += ["--donor", part.uri]
         with self.running(argv, lambda: listen.exists() and pager.status(control) is not None) as pid:
             yield Pager(pid, listen, control)
 

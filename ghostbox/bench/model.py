@@ -147,6 +147,17 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """What the model of `ghostbox.prediction` said, from the link as this run measured it, and what came of it."""
+
+    what: str
+    unit: str
+    predicted: float
+    measured: float
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of a benchmark. ``figures``: scenario, contender, figure → a value a round."""
 
@@ -158,6 +169,7 @@ class Report:
     figures: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
     missing: Mapping[str, Mapping[str, str]]
     latency: Mapping[str, Mapping[str, Buckets]]
+    predictions: list[Predicted] = field(default_factory=list)
 
 
 def make_row(scenario: Scenario, spec: RowSpec, results: Results) -> Row:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from ghostbox.bench import cgroup
-from ghostbox.bench.lab import Lab, Pager, missing_tool
+from ghostbox.bench.lab import Lab, Pager
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
-from ghostbox.units import MIB, PAGE_BYTES
+from ghostbox.units import KIB, MIB, PAGE_BYTES
 
 CACHE_PERCENTS = (75, 50, 25, 10)
 # What the client needs beside the array: the drawn sequence and its code. Given to the reference on top.
@@ -46,14 +46,14 @@ def _overcommit(lab: Lab, percent: int) -> Scenario:
 
     def nbdfuse() -> Outcome:
         limit = _cache_bytes(lab, percent) + _CLIENT_BYTES
-        with lab.nbdfuse(lab.nbdkit_donor()) as path, cgroup.memory_limited(limit) as group:
+        with lab.nbdfuse(lab.fuse_donor()) as path, cgroup.memory_limited(limit) as group:
             result = lab.client("zipf", {**_zipf_words(lab), "memory": "file", "path": path, "cgroup": group})
         return Outcome({key: float(value) for key, value in result.items()})
 
     contenders = (
         Contender("pager", lambda: _zipf(lab, percent), ours=True),
         Contender("local", local),
-        Contender("nbdfuse", nbdfuse, missing_tool("nbdfuse", "nbdkit") or cgroup.missing()),
+        Contender("nbdfuse", nbdfuse, lab.fuse_missing() or cgroup.missing()),
     )
     what = f"Zipf 0.9, 10 % writes, cache {percent} %"
     rate = Source("pager", "per_s")
@@ -116,8 +116,14 @@ def _writes(lab: Lab) -> Scenario:
         return Outcome({**rates, "per_s": float(result["per_s"])})
 
     def wire() -> Outcome:
+        if lab.donors:
+            bulk = {"mode": "write", "pattern": "sequential", "bytes": 256 * KIB, "depth": 8}
+            return Outcome(
+                {"bytes_per_s": float(lab.load(lab.donor(), {**bulk, "ms": lab.scale.run_ms})["bytes_per_s"])}
+            )
         return Outcome({"bytes_per_s": float(lab.client("wire", {"ms": lab.scale.run_ms})["bytes_per_s"])})
 
+    raw = "writes of 256 KiB over the link (to the first donor)" if lab.donors else "raw TCP over loopback"
     rows = (
         RowSpec(
             "dirty bytes written back, random writes over 4 × the cache",
@@ -125,7 +131,7 @@ def _writes(lab: Lab) -> Scenario:
             Source("pager", "written_bytes_per_s"),
             (Source("wire", "bytes_per_s"),),
             at_least(0.6),
-            "raw TCP over loopback; each page is also fetched before it is written to",
+            f"{raw}; each page is also fetched before it is written to",
         ),
     )
     return Scenario(

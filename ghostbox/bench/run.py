@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from ghostbox import __version__
-from ghostbox.bench import faults, pressure, servers, sizes, vm, vm_guests, vm_scale
+from ghostbox.bench import donor_link, faults, pressure, servers, sizes, vm, vm_guests, vm_scale
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Contender, Report, Results, Scenario, make_row, merge_latency
 from ghostbox.bench.scale import FULL, SHORT
@@ -27,18 +27,21 @@ from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
 _PARTS = (faults, pressure, servers, sizes)
+_DONOR_PARTS = (faults, pressure)  # the others measure servers of their own
 
 
 @dataclass(frozen=True)
 class Options:
     """What to run. ``only``: names of scenarios, or the first parts of them (``server/lean``); empty is all.
 
+    ``donors``: on memory leased there, not on loopback (``host[:port]`` of control APIs).
     ``vm``: in guests, made with the configuration that this returns with some settings of ours on top.
     """
 
     rounds: int
     short: bool = False
     only: tuple[str, ...] = ()
+    donors: tuple[str, ...] = ()
     vm: vm_guests.LoadConfig | None = None
 
 
@@ -61,10 +64,14 @@ def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
         ProgramError: something of ours failed.
         GhostboxError: a guest cannot be made (`vm_guests.check`, `vm_guests.running`).
     """
+    if options.donors and options.vm:
+        raise UsageError("--donor and --vm exclude each other", why="the guests' donors are started on loopback")
     scale = SHORT if options.short else FULL
     _need_memory(_needed_bytes(options), short=options.short)
-    with _ended_by_sigterm(), Lab(paths, scale) as lab:
+    with _ended_by_sigterm(), Lab(paths, scale, options.donors) as lab:
         chosen = _choose(_in_guests(lab, options.vm, options, say) if options.vm else _all(lab), options.only)
+        if donor_link.is_wanted([scenario.name for scenario in chosen]):
+            chosen.append(donor_link.scenario(lab))
         results = {scenario.name: _start(scenario) for scenario in chosen}
         for number in range(options.rounds):
             for scenario in chosen:
@@ -74,7 +81,7 @@ def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
 
 
 def _all(lab: Lab) -> list[Scenario]:
-    return [scenario for part in _PARTS for scenario in part.scenarios(lab)]
+    return [scenario for part in (_DONOR_PARTS if lab.donors else _PARTS) for scenario in part.scenarios(lab)]
 
 
 def _in_guests(lab: Lab, config: vm_guests.LoadConfig, options: Options, say: Callable[[str], None]) -> list[Scenario]:
@@ -153,6 +160,7 @@ def _report(options: Options, scenarios: Sequence[Scenario], results: dict[str, 
             for name, found in results.items()
             if any(outcomes[0].latency for outcomes in found.outcomes.values())
         },
+        predictions=donor_link.compare(results),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from ghostbox import bench as benchmark
 from ghostbox.bench import Report, plot
-from ghostbox.bench.model import Row, Spread
+from ghostbox.bench.model import Predicted, Row, Spread
 from ghostbox.cli.context import Context
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.units import GIB, KIB, MIB
@@ -27,6 +28,7 @@ Examples:
   ghostbox bench --short                      see that everything runs; the figures mean little
   ghostbox bench --only faults,sequential     two parts of it
   ghostbox bench --only server/lean --json    a group, all figures of all rounds
+  ghostbox bench --donor tower                on memory leased from a donor: faults to writes
   ghostbox bench --plot bench.svg             and a picture
   ghostbox bench --vm                         in guests: beside swap to the same memory over NBD, about 12 minutes
 
@@ -38,6 +40,9 @@ Run it on a machine that does nothing else. It starts what it needs on loopback 
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often everything is measured (5; with --short 1).")
 @click.option("--short", is_flag=True, help="Small sizes and times: checks that it runs.")
 @click.option("--vm", is_flag=True, help="In two guests: one on remote memory, one that swaps (needs an image).")
+@click.option(
+    "--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="On memory of a donor; may be given again."
+)
 @click.option("--only", metavar="NAME,…", help="Only these parts.")
 @click.option(
     "--plot", "plot_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw a .png or .svg."
@@ -51,6 +56,7 @@ def bench(
     rounds: int | None,
     short: bool,
     vm: bool,
+    donors: tuple[str, ...],
     only: str | None,
     plot_file: Path | None,
     output: str,
@@ -63,6 +69,7 @@ def bench(
         short=short,
         only=tuple(name.strip() for name in only.split(",") if name.strip()) if only else (),
         vm=context.config if vm else None,
+        donors=tuple(dict.fromkeys(donors)),
     )
     stages = Stages()
     with stages.stage("bench") as stage:
@@ -85,7 +92,19 @@ def table(report: Report) -> RenderableType:
         mark = f" [dim]({notes.setdefault(row.note, len(notes) + 1)})[/]" if row.note else ""
         shown.add_row(escape(row.what) + mark, *_cells(row))
     lines = [f"({number}) {escape(note)}" for note, number in notes.items()]
-    return Group(shown, "", *lines, _summary(report))
+    predicted = [predictions(report.predictions), ""] if report.predictions else []
+    return Group(shown, "", *predicted, *lines, _summary(report))
+
+
+def predictions(found: Sequence[Predicted]) -> RenderableType:
+    """Show what the model said (``ghostbox plan`` uses the same), from the link as it was in this run."""
+    shown = Table(box=None, pad_edge=False)
+    for title in ("PREDICTED FROM THE LINK", "PREDICTED", "MEASURED", "RATIO"):
+        shown.add_column(title, justify="left" if title.startswith("PREDICTED ") else "right", no_wrap=True)
+    for each in found:
+        figures = (value(each.predicted, each.unit), value(each.measured, each.unit), ratio(each.ratio))
+        shown.add_row(escape(each.what), *figures)
+    return shown
 
 
 def _cells(row: Row) -> list[str]:
