@@ -7,6 +7,7 @@
  * under way); then READY. Faults on them are held. END: they are absent and zero, and the donor may forget them.
  */
 #include "evict.h"
+#include "heat.h"
 #include "log.h"
 
 #include <errno.h>
@@ -137,7 +138,7 @@ static void restore(struct pager *pager, uint32_t page)
     }
     page_set_dirty(table, page, true);
     page_set_state(table, page, PAGE_RESIDENT);
-    page_list_push(table, &table->resident, page);
+    page_list_push(table, heat_list(table, page), page);
 }
 
 /* With the lock. Returns whether a fault waited for the page. */

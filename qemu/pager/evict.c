@@ -10,6 +10,7 @@
 #include "evict.h"
 
 #include "clock.h"
+#include "heat.h"
 #include "log.h"
 
 #include <errno.h>
@@ -22,6 +23,8 @@
 #define DISCARD_POLL_MS 1
 #define REAP_POLL_MS    20
 #define DONOR_POLL_MS   50
+/* Pages looked at in one round under the lock: most of them may have to stay. */
+#define SEEN_MAX (4u * BATCH_PAGES)
 
 static int compare_pages(const void *a, const void *b)
 {
@@ -70,6 +73,7 @@ static void dropped(struct pager *pager, uint32_t page, uint32_t n, bool punched
         table->pages[i].flags &= (uint8_t)~PAGE_F_WANTED;
         if (punched) {
             table->counts.present--;
+            heat_left(table, i);
             page_set_state(table, i, PAGE_ABSENT);
         } else {
             page_set_state(table, i, PAGE_INACTIVE);
@@ -110,7 +114,7 @@ void drop_flush(struct evict_loop *loop)
 
 struct victims {
     uint32_t dirty[BATCH_PAGES];
-    uint32_t n_dirty, n_clean;
+    uint32_t n_dirty, n_clean, n_spared;
 };
 
 /* With the lock. Takes pages from the head of the inactive list, up to n. */
@@ -118,7 +122,9 @@ static void pick_victims(struct evict_loop *loop, struct victims *victims, int64
 {
     struct page_table *table = &loop->pager->table;
 
-    for (uint32_t seen = table->inactive.count; seen > 0 && n > 0; seen--) {
+    uint32_t seen = table->inactive.count < SEEN_MAX ? table->inactive.count : SEEN_MAX;
+
+    for (; seen > 0 && n > 0; seen--) {
         uint32_t page = table->inactive.head;
         struct page *p = &table->pages[page];
         bool dirty = p->flags & PAGE_F_DIRTY;
@@ -126,8 +132,11 @@ static void pick_victims(struct evict_loop *loop, struct victims *victims, int64
         if (victims->n_dirty == BATCH_PAGES || loop->n_dropping >= BATCH_PAGES)
             break;
         page_list_remove(table, &table->inactive, page);
-        if (dirty && (!may_write || (p->flags & PAGE_F_IO))) {
+        bool stuck = dirty && (!may_write || (p->flags & PAGE_F_IO));
+
+        if (stuck || heat_spares(table, page)) {
             page_list_push(table, &table->inactive, page);
+            victims->n_spared += !stuck;
             continue;
         }
         n--;
@@ -171,7 +180,8 @@ static bool evict_round(struct evict_loop *loop)
         writeback_start(loop, victims.dirty, victims.n_dirty);
         drop_flush(loop); /* zero pages that no donor knows of */
     }
-    return victims.n_clean > 0 || (victims.n_dirty > 0 && loop->writes_in_flight == 0 && writeback_possible(loop));
+    return victims.n_clean > 0 || victims.n_spared > 0 ||
+           (victims.n_dirty > 0 && loop->writes_in_flight == 0 && writeback_possible(loop));
 }
 
 static void serve_event(struct evict_loop *loop, const struct epoll_event *event)

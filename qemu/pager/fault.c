@@ -8,6 +8,7 @@
 #include "fault.h"
 
 #include "clock.h"
+#include "heat.h"
 #include "log.h"
 #include "uffd_compat.h"
 
@@ -23,6 +24,9 @@
 #define FAULT_AROUND_MAX 64u
 #define ZERO_AROUND_MAX  64u
 #define RETRY_NS         1000000ull
+/* So many userfaultfds and donors are polled one by one; more are left to epoll. */
+#define FEW_SOURCES     4u
+#define TURNS_PER_EPOLL 8u
 
 void fault_make_wait(struct fault_loop *loop, uint32_t page, uint64_t retry_after_ns)
 {
@@ -41,7 +45,7 @@ void fault_installed(struct fault_loop *loop, uint32_t page)
 
     table->pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
     page_set_state(table, page, PAGE_RESIDENT);
-    page_list_push(table, &table->resident, page);
+    page_list_push(table, heat_list(table, page), page);
 }
 
 /* A run of never-written pages that may be filled with zeroes beside the one that is asked for. */
@@ -97,6 +101,7 @@ static void fill_zero(struct fault_loop *loop, struct region *region, uint32_t p
         if (i < done) {
             /* Mapped writable: what the guest writes from here on leaves no trace, so it counts as written. */
             page_set_dirty(&pager->table, page + i, true);
+            heat_came_in(&pager->table, page + i);
             fault_installed(loop, page + i);
             continue;
         }
@@ -222,6 +227,12 @@ static void use_inactive(struct fault_loop *loop, const struct region *region, u
         page_list_remove(&pager->table, &pager->table.inactive, page + i);
         page_set_state(&pager->table, page + i, PAGE_MAPPING);
     }
+    for (uint32_t i = 0; i < n; i++) {
+        if (was_readahead)
+            heat_came_in(&pager->table, page + i);
+        else
+            heat_used(&pager->table, page + i);
+    }
     remap(loop, region, page, n);
     if (!was_readahead) {
         COUNT(pager->counters.second_chance, 1);
@@ -240,7 +251,7 @@ static void fault_on_resident(struct fault_loop *loop, struct region *region, ui
 {
     struct pager *pager = loop->pager;
 
-    page_list_remove(&pager->table, &pager->table.resident, page);
+    page_list_remove(&pager->table, heat_list(&pager->table, page), page);
     /* Whoever unmapped it took the trace of a write along. */
     page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_MAPPING);
@@ -275,6 +286,7 @@ static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t
         /* Whether it was written before the zap is not known yet, so it counts as written. */
         page_set_dirty(table, page, true);
         page_set_state(table, page, PAGE_MAPPING);
+        heat_used(table, page);
         remap(loop, region, page, 1);
         break;
     case PAGE_INACTIVE:
@@ -283,6 +295,7 @@ static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t
     case PAGE_WRITEBACK:
         /* The fault wins: it stays dirty, and the evictor drops the eviction when the donor has acked. */
         page_set_state(table, page, PAGE_MAPPING);
+        heat_used(table, page);
         remap(loop, region, page, 1);
         COUNT(loop->pager->counters.second_chance, 1);
         break;
@@ -342,16 +355,18 @@ static void serve_message(struct fault_loop *loop, struct region *region, const 
     pager_unlock(pager);
 }
 
-static void serve_region(struct fault_loop *loop, struct region *region)
+/* Returns whether there was anything to do. */
+static bool serve_region(struct fault_loop *loop, struct region *region)
 {
     struct uffd_msg messages[MESSAGES_MAX];
     ssize_t got = read(region->uffd, messages, sizeof(messages));
 
     if (got <= 0)
-        return; /* EAGAIN: another event of the same batch resolved it */
+        return false; /* EAGAIN: another event of the same batch resolved it */
     loop->now_ns = clock_ns();
     for (ssize_t i = 0; i < got / (ssize_t)sizeof(*messages); i++)
         serve_message(loop, region, &messages[i]);
+    return true;
 }
 
 /* Everything that waits for a frame, a slot or a donor gets one more try. */
@@ -384,6 +399,7 @@ static void watch_regions(struct fault_loop *loop)
     struct pager *pager = loop->pager;
     bool let_go = false;
 
+    loop->n_watched = 0;
     pager_lock(pager);
     for (uint32_t i = 0; i < REGIONS_MAX; i++) {
         struct region *region = &pager->regions[i];
@@ -399,6 +415,8 @@ static void watch_regions(struct fault_loop *loop)
             epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, region->uffd, &event);
             region->watched = true;
         }
+        if (region->watched)
+            loop->watched[loop->n_watched++] = region;
     }
     pager_unlock(pager);
     if (let_go)
@@ -484,19 +502,51 @@ static int sleep_ms(uint64_t retry_ns, uint64_t waiting_ns, bool donor_down)
     return ms;
 }
 
-static int wait_events(struct fault_loop *loop, struct epoll_event *events, int ms)
+/* Looks at the sources themselves, which costs less than to ask epoll first, where they are few. */
+static bool serve_few_sources(struct fault_loop *loop)
+{
+    struct pager *pager = loop->pager;
+    bool any = false;
+
+    for (uint32_t d = 0; d < pager->pool.n_donors; d++)
+        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
+            struct channel *channel = &pager->pool.donors[d].channels[class];
+
+            channel_receive(channel, loop->epoll_fd);
+            any = any || channel->done_head;
+        }
+    for (uint32_t i = 0; i < loop->n_watched && !any; i++)
+        any = serve_region(loop, loop->watched[i]);
+    return any; /* what has come from donors is worked off by mind_channels() */
+}
+
+/* Spins up to --poll-us. Returns true when something was found, and then *n events, or none if it is served. */
+static bool spin(struct fault_loop *loop, struct epoll_event *events, int *n)
 {
     uint64_t spin_ns = (uint64_t)loop->pager->options->poll_us * 1000;
-    int n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, 0);
+    bool few = loop->n_watched + loop->pager->pool.n_donors <= FEW_SOURCES;
+    uint32_t turn = 0;
 
-    if (n != 0 || ms == 0)
-        return n;
-    for (uint64_t end = clock_ns() + spin_ns; spin_ns && clock_ns() < end;) {
+    if (spin_ns == 0)
+        return false;
+    for (uint64_t end = clock_ns() + spin_ns; clock_ns() < end; turn++) {
+        if (few && serve_few_sources(loop))
+            return true;
+        if (!few || turn % TURNS_PER_EPOLL == TURNS_PER_EPOLL - 1)
+            *n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, 0);
+        if (*n != 0)
+            return true;
         sched_yield();
-        n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, 0);
-        if (n != 0)
-            return n;
     }
+    return false;
+}
+
+static int wait_events(struct fault_loop *loop, struct epoll_event *events, int ms)
+{
+    int n = 0;
+
+    if (ms != 0 && spin(loop, events, &n))
+        return n;
     return epoll_wait(loop->epoll_fd, events, EVENTS_MAX, ms);
 }
 
@@ -506,11 +556,17 @@ static void run(struct fault_loop *loop)
     struct pager *pager = loop->pager;
 
     while (!atomic_load(&pager->stopping)) {
-        uint64_t retry_ns = loop->retry ? fetch_retry(loop) : 0;
+        uint64_t retry_ns = 0;
 
         if (loop->retry_waiting_ns && clock_ns() >= loop->retry_waiting_ns)
             serve_waiting(loop);
         bool down = mind_channels(loop);
+
+        if (loop->retry) { /* also what has failed just now */
+            retry_ns = fetch_retry(loop);
+            down = mind_channels(loop);
+            retry_ns = loop->retry && !retry_ns ? clock_ns() : retry_ns;
+        }
         int n = wait_events(loop, events, sleep_ms(retry_ns, loop->retry_waiting_ns, down));
 
         for (int i = 0; i < n; i++)

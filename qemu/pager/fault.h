@@ -37,7 +37,9 @@ struct fault_loop {
     struct fetch *free_demand, *free_readahead;
     struct fetch *retry; /* waiting for retry_ns or for the donor */
     uint8_t *buffers;
-    uint32_t readahead_pages; /* largest window, 0: off */
+    uint32_t readahead_pages;            /* largest window, 0: off */
+    struct region *watched[REGIONS_MAX]; /* whose userfaultfd is in the epoll */
+    uint32_t n_watched;
     struct stream streams[STREAMS];
     uint64_t tick;
     uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */

@@ -4,6 +4,7 @@
 
 #include "checksum.h"
 #include "clock.h"
+#include "heat.h"
 #include "log.h"
 
 #include <errno.h>
@@ -265,6 +266,7 @@ static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_
         region_wake(region, page, 1);
     pager_lock(pager);
     if (rc == 0 || rc == -EEXIST) {
+        heat_came_in(&pager->table, page);
         fault_installed(loop, page);
         return;
     }

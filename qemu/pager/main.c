@@ -32,6 +32,7 @@
  * allocator is told to keep what it has.
  */
 #include "control.h"
+#include "heat.h"
 #include "log.h"
 #include "pager.h"
 
@@ -71,7 +72,10 @@ void pager_set_cache(struct pager *pager, uint64_t cache_bytes)
     pager->cache_pages = pages;
     pager->watermarks.low = clamp(pages / 32, pages / 8 < 32 ? pages / 8 : 32, 4096);
     pager->watermarks.high = pager->watermarks.low * 2;
-    pager->watermarks.inactive = pager->options->fifo ? 0 : pages / 5;
+    pager->watermarks.inactive = pager->options->fifo ? 0 : pages / 4;
+    pager->watermarks.probation = pages / 20;
+    pager->table.fifo = pager->options->fifo;
+    pager->table.epoch_pages = (uint32_t)clamp(pages / HEAT_EPOCHS, 1, UINT32_MAX);
 }
 
 static void wake(int fd)

@@ -27,7 +27,8 @@ struct pager_counters {
 /* When eviction starts and where it stops, in pages that are free of cache_pages. */
 struct watermarks {
     int64_t low, high;
-    int64_t inactive; /* how many inactive pages to keep while under pressure */
+    int64_t inactive;  /* how many inactive pages to keep while under pressure */
+    int64_t probation; /* how many mapped pages may stay on probation then */
 };
 
 struct pager {

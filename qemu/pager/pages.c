@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "pages.h"
+#include "heat.h"
 
 #include <errno.h>
 #include <string.h>
@@ -19,7 +20,10 @@ int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
         .pages = pages,
         .n_pages = n_pages,
         .keep = keep,
+        .epoch = 1,
+        .epoch_pages = 1,
         .resident = {PAGE_NONE, PAGE_NONE, 0},
+        .probation = {PAGE_NONE, PAGE_NONE, 0},
         .inactive = {PAGE_NONE, PAGE_NONE, 0},
         .waiting = {PAGE_NONE, PAGE_NONE, 0},
     };
@@ -137,7 +141,7 @@ bool page_unlist(struct page_table *table, uint32_t page)
         return false;
     switch ((enum page_state)p->state) {
     case PAGE_RESIDENT:
-        page_list_remove(table, &table->resident, page);
+        page_list_remove(table, heat_list(table, page), page);
         return true;
     case PAGE_INACTIVE:
         page_list_remove(table, &table->inactive, page);

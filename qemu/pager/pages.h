@@ -62,8 +62,13 @@ struct page {
     uint32_t prev, next; /* list links, PAGE_NONE at the ends */
     uint8_t state;       /* enum page_state */
     uint8_t flags;       /* enum page_flags */
-    uint16_t reserved;
-    uint32_t checksum; /* of what was last sent to the donor; PAGE_F_SUM says whether there is one */
+    /* What heat.c knows of it. */
+    uint16_t left_at : 9; /* epoch in which it left the cache, 0: never */
+    uint16_t history : 2; /* how often in a row it came back not long after */
+    uint16_t rounds : 3;  /* on the inactive list before it has to go */
+    uint16_t is_protected : 1;
+    uint16_t is_delayed : 1; /* had its extra round for being dirty */
+    uint32_t checksum;       /* of what was last sent to the donor; PAGE_F_SUM says whether there is one */
 };
 static_assert(sizeof(struct page) == 16, "memory per page is a promise (README)");
 
@@ -85,8 +90,12 @@ struct page_counts {
 struct page_table {
     struct page *pages;
     uint32_t n_pages;
-    bool keep; /* --contents keep */
-    struct page_list resident, inactive, waiting;
+    bool keep;                            /* --contents keep */
+    bool fifo;                            /* --fifo: pages leave in the order in which they came */
+    struct page_list resident, probation; /* mapped: protected ones, and those on probation (heat.h) */
+    struct page_list inactive, waiting;
+    uint64_t review_ns;                /* heat.c: when the next protected page is zapped whatever there is else */
+    uint32_t epoch, epoch_pages, left; /* heat.c: the epoch now, its length, and how many have left in it */
     struct page_counts counts;
 };
 

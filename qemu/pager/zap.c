@@ -4,24 +4,30 @@
  * nobody can touch them without a MINOR fault, which the pager answers. The page tables keep a mark on each page
  * that was not written since it was mapped (pagemap bit 57): so the zap also tells clean from dirty.
  */
+#include "clock.h"
 #include "evict.h"
+#include "heat.h"
 #include "log.h"
 
 #include <errno.h>
 #include <string.h>
 
-/* With the lock. The head of the resident list and those behind it that are of the same region. */
+/* With the lock. The pages whose turn it is, as long as they are of the same region. */
 static uint32_t pick(struct evict_loop *loop, struct link *link, uint32_t n)
 {
     struct page_table *table = &loop->pager->table;
 
-    n = n < BATCH_PAGES ? n : BATCH_PAGES;
-    while (link->n_zapping < n && table->resident.head != PAGE_NONE) {
-        uint32_t page = table->resident.head;
+    uint64_t now_ns = clock_ns();
 
-        if (!region_holds(link->region, page))
+    n = n < BATCH_PAGES ? n : BATCH_PAGES;
+    while (link->n_zapping < n) {
+        struct page_list *list = heat_zap_list(table, loop->pager->watermarks.probation, now_ns);
+
+        if (!list || !region_holds(link->region, list->head))
             break;
-        page_list_remove(table, &table->resident, page);
+        uint32_t page = list->head;
+
+        page_list_remove(table, list, page);
         page_set_state(table, page, PAGE_ZAPPING);
         link->zapping[link->n_zapping++] = page;
     }
@@ -33,14 +39,18 @@ static struct link *link_at_head(struct evict_loop *loop)
 {
     struct page_table *table = &loop->pager->table;
 
-    for (uint32_t tries = 0; tries < BATCH_PAGES && table->resident.head != PAGE_NONE; tries++) {
-        uint32_t page = table->resident.head;
+    for (uint32_t tries = 0; tries < BATCH_PAGES; tries++) {
+        struct page_list *list = heat_zap_list(table, loop->pager->watermarks.probation, 0);
+
+        if (!list)
+            break;
+        uint32_t page = list->head;
         struct link *link = link_of(loop, pager_region_of(loop->pager, page));
 
         if (link)
             return link;
-        page_list_remove(table, &table->resident, page);
-        page_list_push(table, &table->resident, page);
+        page_list_remove(table, list, page);
+        page_list_push(table, list, page);
     }
     return NULL;
 }
@@ -99,7 +109,7 @@ static void make_resident(struct pager *pager, uint32_t page)
         return;
     page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_RESIDENT);
-    page_list_push(&pager->table, &pager->table.resident, page);
+    page_list_push(&pager->table, heat_list(&pager->table, page), page);
 }
 
 void zap_abandon(struct evict_loop *loop, struct link *link)
