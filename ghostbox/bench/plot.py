@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Draws a report: latency of cold faults, faults/s by threads, what a smaller cache costs. Needs matplotlib."""
+"""Draws a report: latency of cold faults, faults/s by threads, what a smaller cache costs, ratios in guests.
+
+Needs matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostbox.bench import vm_plot
 from ghostbox.bench.model import Report
 from ghostbox.errors import GhostboxError, UsageError
 
@@ -43,12 +47,12 @@ def draw(report: Report, path: Path) -> None:
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - optional and slow to import
 
-    panels = (_latency(report), _threads(report), _overcommit(report))
+    panels = (_latency(report), _threads(report), _overcommit(report), vm_plot.panel(report))
     drawn = [panel for panel in panels if panel is not None]
     if not drawn:
         raise GhostboxError(
             "there is nothing to draw",
-            why="a picture shows the parts faults, threads and overcommit",
+            why="a picture shows the parts faults, threads and overcommit, with --vm: guest",
             hint="drop --only",
         )
     figure = Figure(figsize=(6.0 * len(drawn), 4.5), layout="constrained")

@@ -2,6 +2,8 @@
 """What is measured in the guests: the same load on GhostBox's node 1, with the guest's tiering off, and on swap.
 
 A contender's turn is one run of the load, all phases on one mapping, so each finds memory as the one before left it.
+It begins when the guest has given back what the turn before freed: a freed page that is used again at once comes back
+from its donor first, for nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ghostbox.bench import vm_guests
+from ghostbox.bench import vm_guests, vm_reference
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least
 from ghostbox.bench.vm_guests import Guest, Setup
 from ghostbox.bench.vm_scale import WorkSet
 
-GHOSTBOX, UNTIERED, SWAP = "ghostbox", "tiering off", vm_guests.SWAP
+GHOSTBOX, UNTIERED, SWAP = vm_guests.GHOSTBOX, "tiering off", vm_guests.SWAP
 NBD_FILE, OWN_FILE = "file over NBD", "file on its own disk"
 _WHAT = {
     "fill": ("first fill", "B/s", 2.0),
@@ -42,7 +44,7 @@ def _scenario(setup: Setup, work: WorkSet) -> Scenario:
     contenders = (
         Contender(GHOSTBOX, lambda: _run(setup, GHOSTBOX, work), ours=True),
         Contender(UNTIERED, lambda: _run(setup, UNTIERED, shorter), ours=True),
-        Contender(SWAP, lambda: _run(setup, SWAP, work), vm_guests.reference_missing()),
+        Contender(SWAP, lambda: _run(setup, SWAP, work), vm_reference.missing()),
     )
     rows = [_row(phase, work.factor) for phase in work.phases]
     rows += [_cost_row(phase, work.factor) for phase in shorter.phases]
@@ -84,6 +86,7 @@ def _run(setup: Setup, who: str, work: WorkSet) -> Outcome:
     words = f"memory bytes={scale.times_local(work.factor)} ms={scale.ms} warm_ms={scale.warm_ms}"
     if work.sort_bytes:
         words += f" sort_bytes={work.sort_bytes}"
+    guest.settle()
     before = guest.counters()
     phases = guest.load(f"{words} {' '.join(work.phases)}")
     return Outcome({**_figures(phases), **vm_guests.went(before, guest.counters())})
@@ -91,7 +94,7 @@ def _run(setup: Setup, who: str, work: WorkSet) -> Outcome:
 
 def _weights(setup: Setup) -> Scenario:
     """A file mapped and read from end to end, as an LLM's weights are for every token."""
-    missing = vm_guests.reference_missing()
+    missing = vm_reference.missing()
     places = {NBD_FILE: (SWAP, vm_guests.NBD_PLACE), OWN_FILE: (SWAP, vm_guests.OWN_PLACE)}
     contenders = (
         Contender(GHOSTBOX, lambda: _read_file(setup, GHOSTBOX, vm_guests.OWN_PLACE), ours=True),

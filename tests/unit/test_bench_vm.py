@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ghostbox import bench, config, paths, plan
-from ghostbox.bench import vm, vm_domain, vm_guests, vm_scale
+from ghostbox.bench import plot, vm, vm_domain, vm_guests, vm_scale, vm_session
 from ghostbox.bench.lab import Lab
-from ghostbox.bench.model import Outcome, Results, Row, make_row
+from ghostbox.bench.model import Outcome, Report, Results, Row, make_row
 from ghostbox.bench.scale import SHORT
 from ghostbox.bench.vm_domain import NbdDisk
 from ghostbox.errors import Refused, UsageError
@@ -103,6 +103,16 @@ def test_sets_fit_into_either_guest_and_into_no_local_memory() -> None:
             assert scale.local_bytes < size < scale.node0_bytes + scale.remote_bytes - system_bytes
 
 
+def test_picture_shows_the_ratios(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = Results({"ghostbox": [outcome(900, 3)], "tiering off": [outcome(1800, 0)], "swap": [outcome(100, 30)]})
+    report = Report("0", {}, 1, True, rows(results), {}, {}, {})
+    plot.draw(report, tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert "In the guest, beside swap over NBD" in text
+    assert "Zipf 0.9 reads, set 1.2 × local RAM" in text
+
+
 def test_too_little_memory_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vm_scale, "SHORT", dataclasses.replace(vm_scale.SHORT, needed_bytes=1 << 60))
     options = bench.Options(rounds=1, short=True, vm=load_config)
@@ -126,7 +136,7 @@ def test_only_names_parts_of_the_guest_run() -> None:
     ],
 )
 def test_only_what_a_dead_run_made_counts_as_left(name: str, left: bool) -> None:
-    assert vm_guests._is_left(name) is left
+    assert vm_session.is_left(name) is left
 
 
 def test_without_vm_there_is_no_guest_part() -> None:

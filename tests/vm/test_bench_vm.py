@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox import processes
-from ghostbox.bench import vm_guests
+from ghostbox.bench import vm_session
 from helpers.lab import Host, Run, lab
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -88,7 +88,7 @@ def test_what_a_killed_run_left_goes_with_the_next(host: Host) -> None:
     running.communicate(timeout=60)
     assert qemus(host)
     assert any("memserver" in line for line in children(host))
-    vm_guests.sweep(host.paths)
+    vm_session.sweep(host.paths)
     # The kernel ends the NBD servers with their parent, not before we look.
     processes.wait_until(lambda: nothing_left(host), timeout_s=20, what="end of the NBD servers")
 

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""The other guest, as a user has it today: ordinary memory, and swap on a virtio disk behind an NBD server.
+
+It is made from the first one's plan, so image, processors, disk and cloud-init are the same. Its memory is all that
+the first one has on this machine: node 0, the pager's cache, and what the pager itself takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import secrets
+import socket
+import uuid
+from collections.abc import Iterator
+
+from ghostbox import hypervisor, pager
+from ghostbox.bench import vm_domain, vm_session
+from ghostbox.bench.lab import EXPORT, Lab, missing_tool, resident_bytes
+from ghostbox.bench.vm_domain import NbdDisk
+from ghostbox.bench.vm_scale import VmScale
+from ghostbox.bench.vm_session import Say
+from ghostbox.errors import ProgramError
+from ghostbox.paths import Paths
+from ghostbox.plan import NetworkPlan, VmPlan, domain_name
+from ghostbox.session import Book, Record, VmState, guest_files, images
+from ghostbox.session.record import Made, locked
+from ghostbox.units import MIB
+
+_USE_DISKS = """\
+mkswap -q {swap}
+swapon {swap}
+mkfs.ext4 -q -E nodiscard {files}
+mount {files} /mnt
+chmod 777 /mnt
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Disks:
+    """Its disks over NBD: swap, and one for files."""
+
+    swap: NbdDisk
+    files: NbdDisk
+
+    @property
+    def setup(self) -> str:
+        """What root does in the guest to use them."""
+        return _USE_DISKS.format(swap=self.swap.guest_path, files=self.files.guest_path)
+
+
+def missing() -> str | None:
+    """Say why there can be no reference; None if there can."""
+    return missing_tool("nbdkit")
+
+
+@contextlib.contextmanager
+def disks(lab: Lab, scale: VmScale) -> Iterator[Disks]:
+    """Serve the disks until the end of the block: swap as large as node 1, and room for the file."""
+    files_bytes = scale.times_local(scale.weights) * 5 // 4 + 64 * MIB
+    with lab.nbdkit(scale.remote_bytes) as swap, lab.nbdkit(files_bytes) as files:
+        yield Disks(NbdDisk("ghostbox-swap", swap.port, EXPORT), NbdDisk("ghostbox-files", files.port, EXPORT))
+
+
+def fair_bytes(scale: VmScale, book: Book) -> int:
+    """Return all memory that the guest of ``book`` has on this machine.
+
+    Raises:
+        ProgramError: its pager has ended.
+    """
+    status = pager.status(book.files.pager_control)
+    if status is None:
+        raise ProgramError("the pager has ended", why=f"its log is {book.files.pager_log}")
+    own_bytes = resident_bytes(int(status["pid"]))
+    return scale.local_bytes + -(-own_bytes // MIB) * MIB
+
+
+def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int) -> VmPlan:
+    """Return the plan of the same VM with other memory, its own address and its own files."""
+    name = vm_session.own_name("swap")
+    files = paths.vm(name)
+    mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+    return dataclasses.replace(
+        plan,
+        name=name,
+        domain=domain_name(name),
+        uuid=str(uuid.uuid4()),
+        network=NetworkPlan(mac, _free_port()),
+        memory_bytes=memory_bytes,
+        remote_memory_bytes=0,
+        guest=dataclasses.replace(plan.guest, tiering=False),
+        shares=(),
+        shim=files.state / plan.shim.name,
+        files=files,
+    )
+
+
+@contextlib.contextmanager
+def started(plan: VmPlan, paths: Paths, use: Disks, say: Say) -> Iterator[Book]:
+    """Start the VM; it boots. Its record has neither pager nor leases, and so it ends as any VM does."""
+    book = Book(plan.files)
+    try:
+        say(f"{plan.name}: start")
+        with locked(plan.files), hypervisor.connect(plan.libvirt_uri) as connection:
+            record = book.save(_record(plan))
+            guest_files.prepare(plan, images.ready(plan, paths, say), paths, paths.shim_library)
+            record = book.save(record.with_made(Made.DOMAIN).to(VmState.STARTING))
+            connection.create_paused(vm_domain.build(plan, (use.swap, use.files)))
+            connection.resume(plan.domain)
+            book.save(record.to(VmState.RUNNING, new=False, started_at=_now()))
+        yield book
+    finally:
+        vm_session.remove(plan.name, paths)
+
+
+def _record(plan: VmPlan) -> Record:
+    return Record(
+        name=plan.name,
+        state=VmState.PREPARING,
+        uuid=plan.uuid,
+        mac=plan.network.mac,
+        ssh_port=plan.network.ssh_port,
+        created_at=_now(),
+        domain=plan.domain,
+        libvirt_uri=plan.libvirt_uri,
+        image=plan.image.name,
+        user=plan.guest.user,
+        virt=str(plan.virt),
+        cpus=plan.cpus,
+        memory_bytes=plan.memory_bytes,
+        remote_memory_bytes=0,
+        cache_bytes=0,
+        disk_bytes=plan.disk_bytes,
+        made=frozenset({Made.FILES}),
+    )
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""VMs and donors that live as long as the benchmark: however it ends they go, after a kill with the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ghostbox import processes, session
+from ghostbox.demo import lenders
+from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted, NotFound
+from ghostbox.paths import Paths
+from ghostbox.session.signals import Interrupts
+
+_log = logging.getLogger(__name__)
+_PREFIX = "bench"
+
+Say = Callable[[str], None]
+
+
+def own_name(what: str) -> str:
+    """Return the name of a VM or donor of this run."""
+    return f"{_PREFIX}-{os.getpid()}-{what}"
+
+
+def is_left(name: str) -> bool:
+    """Tell whether a run that is over made the VM or donor of that name."""
+    found = re.fullmatch(rf"{_PREFIX}-(\d+)-\w+", name)
+    return found is not None and not processes.pid_alive(int(found[1]))
+
+
+def sweep(paths: Paths) -> None:
+    """Remove what a run that was killed left: its VMs and its donors."""
+    for name in session.names(paths):
+        if is_left(name):
+            remove(name, paths)
+    lenders.stop([each for each in lenders.running(paths) if is_left(each.name)], paths)
+
+
+def remove(name: str, paths: Paths) -> None:
+    """Remove a VM, whatever came of it and whatever signal comes."""
+    with shielded():
+        try:
+            session.delete(name, paths, Told(name, _log.debug), force=True)
+        except NotFound:
+            return
+        except GhostboxError as err:
+            _log.warning("VM '%s' could not be removed: %s", name, err.message)
+
+
+@contextlib.contextmanager
+def lent(n_lenders: int, size_bytes: int, paths: Paths) -> Iterator[list[lenders.Lender]]:
+    """Run donors on loopback that together lend ``size_bytes``."""
+    names = tuple(own_name(str(number + 1)) for number in range(n_lenders))
+    try:
+        yield lenders.start(names, size_bytes // n_lenders, paths)
+    finally:
+        with shielded():
+            lenders.stop([each for each in lenders.running(paths) if each.name in names], paths)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Finish the block whatever signal comes."""
+    interrupts = Interrupts()
+    with interrupts.watched(), interrupts.shielded():
+        yield
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Take from a session's errors that the VM is kept and how to go on with it: this one goes."""
+    try:
+        yield
+    except Interrupted as err:
+        raise KeyboardInterrupt from err
+    except (GuestError, DeadlineExceeded) as err:
+        raise type(err)(err.message, why=err.why) from err
+
+
+class Told:
+    """A session's progress, put into the benchmark's one line."""
+
+    def __init__(self, name: str, say: Say) -> None:
+        self.seconds: dict[str, float] = {}
+        self._name, self._say = name, say
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[ToldStage]:
+        """Name the stage."""
+        self._say(f"{self._name}: {name}")
+        yield ToldStage(lambda text: self._say(f"{self._name}: {name}: {text}"))
+
+    def note(self, text: str) -> None:
+        """Keep a line between stages for the log."""
+        _log.debug("%s: %s", self._name, text)
+
+
+@dataclass(frozen=True)
+class ToldStage:
+    """A stage of it."""
+
+    say: Say
