@@ -37,7 +37,8 @@ static json_t *pages_to_json(struct pager *pager)
     pager_lock(pager);
     const struct page_table *t = &pager->table;
     struct page_counts c = t->counts;
-    uint32_t resident = t->resident.count, inactive = t->inactive.count, waiting = t->waiting.count;
+    uint32_t resident = t->resident.count + t->probation.count, inactive = t->inactive.count,
+             waiting = t->waiting.count;
 
     pager_unlock(pager);
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "total", (json_int_t)t->n_pages,
