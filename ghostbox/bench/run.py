@@ -67,7 +67,7 @@ def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
     if options.donors and options.vm:
         raise UsageError("--donor and --vm exclude each other", why="the guests' donors are started on loopback")
     scale = SHORT if options.short else FULL
-    _need_memory(_needed_bytes(options), short=options.short)
+    _need_memory(options)
     with _ended_by_sigterm(), Lab(paths, scale, options.donors) as lab:
         chosen = _choose(_in_guests(lab, options.vm, options, say) if options.vm else _all(lab), options.only)
         if donor_link.is_wanted([scenario.name for scenario in chosen]):
@@ -180,12 +180,13 @@ def _machine() -> dict[str, object]:
     }
 
 
-def _need_memory(needed_bytes: int, *, short: bool) -> None:
-    available = psutil.virtual_memory().available
+def _need_memory(options: Options) -> None:
+    needed_bytes, available = _needed_bytes(options), psutil.virtual_memory().available
     if available < needed_bytes:
+        shorter = f"ghostbox bench{' --vm' if options.vm else ''} --short"
         raise Refused(
             f"the benchmark needs {format_bytes(needed_bytes)}, available are {format_bytes(available)}",
-            hint=None if short else "ghostbox bench --short",
+            hint=None if options.short else shorter,
         )
 
 

@@ -113,11 +113,16 @@ def test_picture_shows_the_ratios(tmp_path: Path) -> None:
     assert "Zipf 0.9 reads, set 1.2 × local RAM" in text
 
 
-def test_too_little_memory_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vm_scale, "SHORT", dataclasses.replace(vm_scale.SHORT, needed_bytes=1 << 60))
-    options = bench.Options(rounds=1, short=True, vm=load_config)
-    with pytest.raises(Refused, match="the benchmark needs 1048576 TiB, available are"):
+@pytest.mark.parametrize(("short", "hint"), [(True, None), (False, "ghostbox bench --vm --short")])
+def test_too_little_memory_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, short: bool, hint: str | None
+) -> None:
+    for name in ("SHORT", "FULL"):
+        monkeypatch.setattr(vm_scale, name, dataclasses.replace(vm_scale.SHORT, needed_bytes=1 << 60))
+    options = bench.Options(rounds=1, short=short, vm=load_config)
+    with pytest.raises(Refused, match="the benchmark needs 1048576 TiB, available are") as caught:
         bench.run(options, paths.find(), lambda _text: None)
+    assert caught.value.hint == hint
 
 
 def test_only_names_parts_of_the_guest_run() -> None:
