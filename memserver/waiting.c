@@ -21,8 +21,10 @@
 #define PART_NS       UINT64_C(4000000)
 #define PART_REQUESTS 32u
 #define PART_MAX_NS   UINT64_C(50000000)
-#define SETTLED_NS    UINT64_C(250000000)
-#define GAP_NS        (WAITING_GAP_MS * UINT64_C(1000000))
+/* A verdict that is confirmed holds twice as long as the one before. */
+#define SETTLED_MIN_NS UINT64_C(32000000)
+#define SETTLED_MAX_NS UINT64_C(256000000)
+#define GAP_NS         (WAITING_GAP_MS * UINT64_C(1000000))
 /* Eager must serve so many requests a second more. */
 #define GAIN_NUMERATOR   5u
 #define GAIN_DENOMINATOR 4u
@@ -106,15 +108,27 @@ static void trial_begin(struct waiting *waiting, uint64_t now_ns, uint64_t n_req
 
 static void trial_settle(struct waiting *waiting, bool eager, uint64_t now_ns, uint64_t n_requests)
 {
+    bool confirmed = eager == waiting->verdict && waiting->settled_ns > 0;
+    uint64_t doubled_ns = waiting->settled_ns * 2;
+    waiting->settled_ns = !confirmed ? SETTLED_MIN_NS : doubled_ns < SETTLED_MAX_NS ? doubled_ns : SETTLED_MAX_NS;
+    waiting->verdict = eager;
     eager_set(waiting, eager, now_ns);
     part_begin(waiting, TRIAL_PARTS, now_ns, n_requests);
 }
 
+static double trial_per_s(const struct waiting *waiting, enum way way)
+{
+    return (double)waiting->trial_requests[way] * 1e9 / (double)waiting->trial_ns[way];
+}
+
 static bool eager_pays(const struct waiting *waiting)
 {
-    double thrifty_per_ns = (double)waiting->trial_requests[THRIFTY] / (double)waiting->trial_ns[THRIFTY];
-    double eager_per_ns = (double)waiting->trial_requests[EAGER] / (double)waiting->trial_ns[EAGER];
-    return eager_per_ns * GAIN_DENOMINATOR >= thrifty_per_ns * GAIN_NUMERATOR;
+    double thrifty_per_s = trial_per_s(waiting, THRIFTY);
+    double eager_per_s = trial_per_s(waiting, EAGER);
+    bool pays = eager_per_s * GAIN_DENOMINATOR >= thrifty_per_s * GAIN_NUMERATOR;
+    log_debug("requests a second: %.0f thrifty, %.0f eager: %s", thrifty_per_s, eager_per_s,
+              pays ? "eager" : "thrifty");
+    return pays;
 }
 
 static void part_end(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
@@ -142,9 +156,10 @@ void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
     uint64_t elapsed_ns = now_ns - waiting->part_began_ns;
     waiting->noted_at_ns = now_ns;
     if (gap_ns >= GAP_NS) {
+        waiting->settled_ns = 0;
         trial_begin(waiting, now_ns, n_requests);
     } else if (waiting->part == TRIAL_PARTS) {
-        if (elapsed_ns >= SETTLED_NS) {
+        if (elapsed_ns >= waiting->settled_ns) {
             trial_begin(waiting, now_ns, n_requests);
         }
     } else if (elapsed_ns >= PART_NS && n_requests - waiting->part_began_requests >= PART_REQUESTS) {

@@ -11,9 +11,10 @@
  *  - else it tries its sockets again for a while before it sleeps.
  *
  * The trial: while requests flow, parts of a few milliseconds are waited through in the one and the other way by
- * turns. Eager is kept, for a quarter of a second until the next trial, only if it served a quarter more requests a
- * second: whatever makes it useless here (a client that is the limit, requests that are rare, a machine that wakes
- * quickly) turns it off. A pause of GAP ends it at once: an idle worker uses no processor and asks for nothing.
+ * turns. Eager is kept, for up to a quarter of a second until the next trial, only if it served a quarter more
+ * requests a second: whatever makes it useless here (a client that is the limit, requests that are rare, a machine
+ * that wakes quickly) turns it off. A pause of GAP ends it at once: an idle worker uses no processor and asks for
+ * nothing.
  */
 #ifndef GHOSTBOX_MEMSERVER_WAITING_H
 #define GHOSTBOX_MEMSERVER_WAITING_H
@@ -36,6 +37,8 @@ struct waiting {
     uint64_t part_began_requests;
     uint64_t noted_at_ns;
     uint64_t trial_requests[2], trial_ns[2]; /* thrifty, eager */
+    bool verdict;                            /* of the last trial: eager */
+    uint64_t settled_ns;                     /* how long it holds; 0: there is none */
 
     uint64_t eager_began_ns;
     _Atomic uint64_t eager_ns; /* for the control thread: how long it was eager so far */
