@@ -84,7 +84,7 @@ def play(n_pages: int, cache_pages: int, n_steps: int) -> tuple[float, float]:
         mapped[page] = None
         while len(mapped) + len(inactive) > cache_pages and inactive:
             inactive.popitem(last=False)
-        while len(inactive) < cache_pages // 5:
+        while len(inactive) < cache_pages // 4:
             inactive[mapped.popitem(last=False)[0]] = None
     return misses / (n_steps // 2), again / (n_steps // 2)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ghostbox.processes import ControlError, wait_until
-from helpers.pager import RunningPager, memory_client, running_memserver, running_pager
+from helpers.pager import Build, RunningPager, installed_build, memory_client, running_memserver, running_pager
+from helpers.sanitized import COMPLAINTS, sanitized_build
 
 PLACES = ("absent", "remote", "resident", "inactive", "moving", "poisoned")
 PAGES = 4096  # 16 MiB
@@ -107,11 +108,17 @@ def table_bytes(pager: RunningPager) -> int:
     return int(fields["VmPTE"].split()[0]) * 1024
 
 
-def test_memory_at_work_is_right_while_it_is_mapped_again_and_again() -> None:
+@pytest.fixture(params=["plain", pytest.param("tsan", marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def build(request: pytest.FixtureRequest) -> Build:
+    """The programs as they are, and with ThreadSanitizer watching the lock."""
+    return installed_build() if request.param == "plain" else sanitized_build(str(request.param))
+
+
+def test_memory_at_work_is_right_while_it_is_mapped_again_and_again(build: Build) -> None:
     stop = threading.Event()
     with (
-        running_memserver(a="16M") as donor,
-        running_pager([donor.uri("a")], cache="2M") as pager,
+        running_memserver(a="16M", build=build) as donor,
+        running_pager([donor.uri("a")], cache="2M", build=build) as pager,
         memory_client("16M", pager) as client,
     ):
         client.start("stress", seconds=3, threads=2)
@@ -131,3 +138,4 @@ def test_memory_at_work_is_right_while_it_is_mapped_again_and_again() -> None:
         assert answer["ok"], answer
         assert len(found) > 10
         assert all(found)
+        assert not [word for word in COMPLAINTS if word in pager.log()], pager.log()
