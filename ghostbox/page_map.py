@@ -22,6 +22,7 @@ from ghostbox.processes import ControlError
 PLACES = ("absent", "remote", "resident", "inactive", "moving", "poisoned")
 """Where a page can be. Pages ``dirty`` are counted besides: they are among the others."""
 CELLS = 1024
+_TIMEOUT_S = 60.0  # a second for each 100 GiB that was all touched
 _KINDS = (*PLACES, "dirty")
 
 Counts = NDArray[np.int64]
@@ -76,7 +77,7 @@ def ask(control: Path, n_cells: int = CELLS) -> PageMap | None:
         ControlError: no answer.
     """
     try:
-        answer = processes.control_request(control, "page-map", cells=n_cells)
+        answer = processes.control_request(control, "page-map", timeout_s=_TIMEOUT_S, cells=n_cells)
     except ControlError as err:
         if err.code == "unknown-command":
             return None
