@@ -53,6 +53,8 @@ void drop_add(struct evict_loop *loop, uint32_t page)
 
     if (p->flags & PAGE_F_READAHEAD) {
         COUNT(loop->pager->counters.readahead_wasted, 1);
+        loop->pager->n_wasted++;
+        loop->pager->last_wasted = page;
         p->flags &= (uint8_t)~PAGE_F_READAHEAD;
     }
     page_set_state(&loop->pager->table, page, PAGE_DROPPING);

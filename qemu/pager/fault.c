@@ -133,32 +133,37 @@ static void bring_in(struct fault_loop *loop, struct region *region, uint32_t pa
 
         fill_zero(loop, region, page, n);
         if (stream && n > 1)
-            stream->expected = page + n;
+            stream->last = page + n - 1;
     } else if (!fetch_demand(loop, page)) {
         fault_make_wait(loop, page, RETRY_NS);
         return;
     } else {
         COUNT(pager->counters.missing_fetch, 1);
         if (stream)
-            stream_advance(loop, stream, page + 1);
+            stream_advance(loop, stream, page);
     }
     if (pager_free_pages(pager) < pager->watermarks.low)
         pager_wake_evict(pager);
 }
 
-/* How many pages from this one on were read ahead and lie in the memfd unmapped. */
-static uint32_t readahead_run(const struct pager *pager, const struct region *region, uint32_t page)
+/* Read ahead, not used so far: in the memfd, mapped nowhere. */
+static bool lies_ready(const struct pager *pager, uint32_t page)
 {
-    uint32_t left = region->n_pages - (page - region->first_page);
+    const struct page *p = &pager->table.pages[page];
+
+    return p->state == PAGE_INACTIVE && (p->flags & PAGE_F_READAHEAD) && !(p->flags & PAGE_F_DIRTY);
+}
+
+/* How many pages from this one on lie ready, the way the reader goes; *first is the lowest of them. */
+static uint32_t ready_run(const struct pager *pager, const struct region *region, uint32_t page, bool backwards,
+                          uint32_t *first)
+{
+    uint32_t left = backwards ? page - region->first_page + 1 : region->n_pages - (page - region->first_page);
     uint32_t n = 0;
 
-    while (n < left && n < FAULT_AROUND_MAX) {
-        const struct page *p = &pager->table.pages[page + n];
-
-        if (p->state != PAGE_INACTIVE || !(p->flags & PAGE_F_READAHEAD) || (p->flags & PAGE_F_DIRTY))
-            break;
+    while (n < left && n < FAULT_AROUND_MAX && lies_ready(pager, backwards ? page - n : page + n))
         n++;
-    }
+    *first = backwards && n ? page - (n - 1) : page;
     return n;
 }
 
@@ -216,34 +221,41 @@ static void remap(struct fault_loop *loop, const struct region *region, uint32_t
     histogram_add(&pager->minor_latency, clock_ns() - loop->now_ns);
 }
 
-static void use_inactive(struct fault_loop *loop, const struct region *region, uint32_t page)
+/* The first use of what was read ahead: maps what lies ready, and has the stream ask for more. */
+static void use_ready(struct fault_loop *loop, const struct region *region, uint32_t page)
 {
     struct pager *pager = loop->pager;
-    uint32_t n = readahead_run(pager, region, page);
-    bool was_readahead = n > 0;
+    struct stream *stream = stream_hit(loop, page);
+    bool backwards = stream && stream->stride == -1;
+    uint32_t first, n = ready_run(pager, region, page, backwards, &first);
 
-    n = n ? n : 1;
-    for (uint32_t i = 0; i < n; i++) {
-        page_list_remove(&pager->table, &pager->table.inactive, page + i);
-        page_set_state(&pager->table, page + i, PAGE_MAPPING);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        if (was_readahead)
-            heat_came_in(&pager->table, page + i);
-        else
-            heat_used(&pager->table, page + i);
-    }
-    remap(loop, region, page, n);
-    if (!was_readahead) {
-        COUNT(pager->counters.second_chance, 1);
-        return;
+    for (uint32_t i = first; i < first + n; i++) {
+        page_list_remove(&pager->table, &pager->table.inactive, i);
+        page_set_state(&pager->table, i, PAGE_MAPPING);
+        heat_came_in(&pager->table, i);
     }
     COUNT(pager->counters.readahead_used, n);
     COUNT(pager->counters.fault_around, n - 1);
-    struct stream *stream = stream_hit(loop, page);
-
+    remap(loop, region, first, n);
+    if (backwards && pager->table.pages[page].state != PAGE_RESIDENT)
+        region_wake(region, page, 1); /* it stopped before this one: the reader faults again */
     if (stream)
-        stream_advance(loop, stream, page + n);
+        stream_advance(loop, stream, backwards ? first : first + n - 1);
+}
+
+static void use_inactive(struct fault_loop *loop, const struct region *region, uint32_t page)
+{
+    struct pager *pager = loop->pager;
+
+    if (lies_ready(pager, page)) {
+        use_ready(loop, region, page);
+        return;
+    }
+    page_list_remove(&pager->table, &pager->table.inactive, page);
+    page_set_state(&pager->table, page, PAGE_MAPPING);
+    heat_used(&pager->table, page);
+    remap(loop, region, page, 1);
+    COUNT(pager->counters.second_chance, 1);
 }
 
 /* RESIDENT by our books, and yet a fault: mapped meanwhile, unmapped by a zap under way, or gone. */
@@ -268,6 +280,15 @@ static void fault_on_absent(struct fault_loop *loop, struct region *region, uint
         region_punch(region, page, 1);
     }
     bring_in(loop, region, page);
+}
+
+/* The reader has caught up with what is read ahead for it: the stream goes on all the same. */
+static void wait_for_stream(struct fault_loop *loop, uint32_t page)
+{
+    struct stream *stream = stream_hit(loop, page);
+
+    if (stream)
+        stream_advance(loop, stream, page);
 }
 
 static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t page, bool minor)
@@ -300,6 +321,9 @@ static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t
         COUNT(loop->pager->counters.second_chance, 1);
         break;
     case PAGE_FETCHING:
+        p->flags |= PAGE_F_WANTED;
+        wait_for_stream(loop, page);
+        break;
     case PAGE_DROPPING:
     case PAGE_DISCARDING:
         p->flags |= PAGE_F_WANTED;
@@ -584,6 +608,8 @@ void *fault_thread(void *arg)
         return NULL;
     loop->pager = pager;
     loop->readahead_pages = (uint32_t)(pager->options->readahead_bytes / PAGE_BYTES);
+    for (uint32_t i = 0; i < RECENT_FAULTS; i++)
+        loop->recent[i] = PAGE_NONE;
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (loop->epoll_fd < 0 || fetch_init(loop) < 0) {
         log_error("the fault thread cannot start: %s", strerror(errno));

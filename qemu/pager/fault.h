@@ -8,6 +8,7 @@
 #define DEMAND_SLOTS    128u
 #define READAHEAD_SLOTS 16u
 #define STREAMS         16u
+#define RECENT_FAULTS   32u
 #define FETCH_ATTEMPTS  5u /* reads of a page that a donor answers with an error before the page counts as lost */
 
 /* A read from a donor under way: one page for a fault, a run for readahead. */
@@ -22,12 +23,13 @@ struct fetch {
     bool demand;
 };
 
-/* A run of faults at ascending addresses. Page numbers are pool pages. */
+/* Accesses at equal distances. Page numbers are pool pages. */
 struct stream {
-    uint32_t expected; /* the next page of the run */
-    uint32_t frontier; /* the first page that was not asked for yet */
-    uint32_t window;   /* pages to ask for next */
-    uint64_t used;     /* for replacement: tick of the last hit */
+    uint32_t last;    /* where the reader was seen last */
+    int32_t stride;   /* never 0 while in use */
+    int64_t frontier; /* the first page that was not asked for yet; may lie outside the pool */
+    uint32_t window;  /* steps to ask for next */
+    uint64_t used;    /* for replacement: tick of the last hit; 0: never */
 };
 
 struct fault_loop {
@@ -42,6 +44,9 @@ struct fault_loop {
     uint32_t n_watched;
     struct stream streams[STREAMS];
     uint64_t tick;
+    uint32_t recent[RECENT_FAULTS]; /* the last faults on absent pages */
+    uint32_t n_faults;
+    uint64_t n_wasted_seen;
     uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */
     uint64_t now_ns;
 };
@@ -65,7 +70,7 @@ uint64_t fetch_retry(struct fault_loop *loop);
 uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **stream);
 /* A page that was read ahead is used. */
 struct stream *stream_hit(struct fault_loop *loop, uint32_t page);
-/* After a hit: keeps the frontier ahead of the reader. With the lock. */
+/* The reader is at this page now: keeps the frontier ahead of it. With the lock. */
 void stream_advance(struct fault_loop *loop, struct stream *stream, uint32_t page);
 
 /* fault.c: with the lock. */

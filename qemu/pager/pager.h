@@ -38,14 +38,16 @@ struct pager {
     uint64_t started_ns;
 
     /*
-     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages and
-     * watermarks. It is held for list work only, never over a system call that moves a page.
+     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages, watermarks
+     * and what was wasted. It is held for list work only, never over a system call that moves a page.
      */
     pthread_mutex_t lock;
     struct page_table table;
     struct region regions[REGIONS_MAX];
     int64_t cache_pages;
     struct watermarks watermarks;
+    uint64_t n_wasted; /* pages that were read ahead and left unused; the last of them */
+    uint32_t last_wasted;
 
     struct pool pool;
     int fault_wake_fd; /* eventfd: frames are free, a region came or goes, stop */

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""What the pager keeps, and what it brings in before it is asked: judged by its counters, never by the clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from helpers.pager import MemoryClient, RunningPager, memory_client, running_memserver, running_pager
+
+HOT = range(0, 400)
+
+
+def touch(client: MemoryClient, pages: Iterable[int]) -> None:
+    """Read a word of each page, in this order."""
+    for page in pages:
+        client.command("read", first=page)
+
+
+def fetched(pager: RunningPager) -> int:
+    """Return how many faults had to go to a donor."""
+    return int(pager.status()["faults"]["missing_fetch"])
+
+
+def hot_pages_lost(fifo: bool) -> int:
+    """Use some pages again and again, let a reader of everything pass once, and count the hot ones that are gone."""
+    options = {"readahead": "0", **({"fifo": ""} if fifo else {})}
+    with (
+        running_memserver(a="16M") as donor,
+        running_pager([donor.uri("a")], cache="4M", **options) as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=1)
+        for part in range(6):  # between other pages, as they would be
+            touch(client, HOT)
+            touch(client, range(1000 + 300 * part, 1000 + 300 * (part + 1)))
+        client.command("seq-read", first=800, n=3200)
+        before = fetched(pager)
+        touch(client, HOT)
+        return fetched(pager) - before
+
+
+def test_a_scan_does_not_displace_the_hot_pages() -> None:
+    lost_in_order, lost = hot_pages_lost(fifo=True), hot_pages_lost(fifo=False)
+    assert lost_in_order > 0.9 * len(HOT)  # else the scan was no test
+    assert lost < lost_in_order / 2
+
+
+@pytest.fixture
+def cold() -> Iterator[tuple[RunningPager, MemoryClient]]:
+    """64 MiB, all of it on the donor but for the last eighth."""
+    with (
+        running_memserver(a="64M") as donor,
+        running_pager([donor.uri("a")], cache="8M") as pager,
+        memory_client("64M", pager) as client,
+    ):
+        client.command("fill", seed=2)
+        client.command("seq-read", first=12000, n=4000)  # so that what is here is clean and leaves at once
+        yield pager, client
+
+
+@pytest.mark.parametrize("stride", [1, -1, 3, -7, 64])
+def test_accesses_at_equal_distances_are_read_ahead(cold: tuple[RunningPager, MemoryClient], stride: int) -> None:
+    pager, client = cold
+    pages = range(10, 10 + 40 * stride, stride) if stride > 0 else range(3500, 3500 + 40 * stride, stride)
+    before = fetched(pager)
+    touch(client, pages)
+    used = pager.status()["readahead"]["used"]
+    assert fetched(pager) - before <= 10, "of 40"
+    assert used >= 20
+
+
+def test_two_streams_and_random_access_between_them_are_told_apart(cold: tuple[RunningPager, MemoryClient]) -> None:
+    pager, client = cold
+    before = fetched(pager)
+    noise = random.Random(1).sample(range(2000, 4000), 40)
+    touch(client, [page for i in range(40) for page in (i, 600 + 2 * i, noise[i])])
+    assert fetched(pager) - before <= 40 + 20, "the random ones, and few of the 80"
+
+
+def test_random_access_is_not_read_ahead(cold: tuple[RunningPager, MemoryClient]) -> None:
+    pager, client = cold
+    issued = pager.status()["readahead"]["issued"]
+    touch(client, random.Random(2).sample(range(12000), 500))
+    assert pager.status()["readahead"]["issued"] - issued < 100
