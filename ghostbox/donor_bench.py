@@ -93,7 +93,8 @@ def measure_host(paths: Paths, *, poll_us: int, say: Say, duration: Duration | N
     fault = client(paths, "userfault", {"count": times.n_faults, "poll_us": min(poll_us, _POLL_MAX_US)})
     words = {"memory": "local", "bytes": 128 * MIB, "ms": times.bandwidth_ms, "warm_ms": times.bandwidth_ms // 4}
     steps = client(paths, "zipf", words)
-    costs = HostCosts(_now(), float(fault["latency"]["p50_us"]), 1e6 / float(steps["per_s"]))
+    latency = fault["latency"]
+    costs = HostCosts(_now(), float(latency["p50_us"]), float(latency["mean_us"]), 1e6 / float(steps["per_s"]))
     _keep(paths, _HOST_FILE, costs)
     return costs
 
@@ -191,6 +192,7 @@ def _measure_lease(address: str, lease: Lease, paths: Paths, poll_us: int, say: 
         measured_at=_now(),
         rtt_p50_us=float(trips["p50_us"]),
         rtt_p99_us=float(trips["p99_us"]),
+        rtt_mean_us=float(trips["mean_us"]),
         read_bytes_per_s=float(reads["bytes_per_s"]),
         write_bytes_per_s=float(writes["bytes_per_s"]),
     )

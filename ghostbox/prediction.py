@@ -7,6 +7,8 @@ The model, and what it assumes:
     sequential    = a readahead window ÷ (its time on the link + one fault + the time to put its pages in place)
     slowdown      = 1 + (miss rate × fault time + second chances × empty fault) ÷ time of one access to local memory
 
+- For the fault time that is shown medians are added, for the slowdown means: the rare fault whose answer comes from a
+  processor that had to be woken weighs as much as ten others.
 - The fault's two parts are measured each alone (``ghostbox donor bench``), waiting as the pager waits. What the pager
   itself adds (checksum, bookkeeping: under 2 µs) is left out.
 - The work is that of ``ghostbox bench``: independent accesses to `ZIPF_PAGES` pages by Zipf's law with exponent 0.9.
@@ -51,6 +53,7 @@ class Link:
     measured_at: str | None
     rtt_p50_us: float
     rtt_p99_us: float
+    rtt_mean_us: float
     read_bytes_per_s: float
     write_bytes_per_s: float
 
@@ -59,11 +62,13 @@ class Link:
 class HostCosts:
     """What this host takes for its part. ``measured_at`` is None where it is only assumed.
 
-    ``fault_us``: an empty round trip of a userfaultfd (p50). ``access_us``: one step of the Zipf work in local memory.
+    ``fault_us``: an empty round trip of a userfaultfd (p50), ``fault_mean_us`` its mean. ``access_us``: one step of the
+    Zipf work in local memory.
     """
 
     measured_at: str | None
     fault_us: float
+    fault_mean_us: float
     access_us: float
 
 
@@ -79,10 +84,14 @@ class Slowdown:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be expected. ``assumed``: something in it was not measured; ``notes`` say what, and how to."""
+    """What is to be expected. ``assumed``: something in it was not measured; ``notes`` say what, and how to.
+
+    ``fault_us`` is the median, ``fault_mean_us`` what the slowdowns come of.
+    """
 
     assumed: bool
     fault_us: float
+    fault_mean_us: float
     sequential_bytes_per_s: float
     slowdowns: tuple[Slowdown, ...]
     links: tuple[Link, ...]
@@ -90,7 +99,7 @@ class Forecast:
     notes: tuple[str, ...] = ()
 
 
-ASSUMED_HOST = HostCosts(None, fault_us=20.0, access_us=0.02)
+ASSUMED_HOST = HostCosts(None, fault_us=10.0, fault_mean_us=15.0, access_us=0.02)
 MODEL_NOTE = (
     "slowdown of accesses by Zipf 0.9 of one thread, without the guest's tiering; locality is the share of what is in"
     " use that is in local memory"
@@ -99,7 +108,15 @@ MODEL_NOTE = (
 
 def assumed_link(address: str) -> Link:
     """Return what a link that nobody measured is taken for: Gigabit Ethernet with one switch."""
-    return Link(address, None, rtt_p50_us=150.0, rtt_p99_us=400.0, read_bytes_per_s=112e6, write_bytes_per_s=112e6)
+    return Link(
+        address,
+        None,
+        rtt_p50_us=150.0,
+        rtt_p99_us=400.0,
+        rtt_mean_us=165.0,
+        read_bytes_per_s=112e6,
+        write_bytes_per_s=112e6,
+    )
 
 
 def predict(shares: Mapping[str, int], measured: Mapping[str, Link], host: HostCosts | None) -> Forecast:
@@ -114,6 +131,7 @@ def predict(shares: Mapping[str, int], measured: Mapping[str, Link], host: HostC
     costs = host or ASSUMED_HOST
     weights = [n_bytes / sum(shares.values()) for n_bytes in shares.values()]
     faults = _weighted([fault_us(link, costs) for link in links], weights)
+    mean_us = _weighted([fault_mean_us(link, costs) for link in links], weights)
     seconds_a_byte = _weighted([1.0 / sequential_bytes_per_s(link, costs) for link in links], weights)
     notes = [MODEL_NOTE]
     unknown = [link.address for link in links if link.measured_at is None]
@@ -127,8 +145,9 @@ def predict(shares: Mapping[str, int], measured: Mapping[str, Link], host: HostC
     return Forecast(
         assumed=bool(unknown) or costs.measured_at is None,
         fault_us=faults,
+        fault_mean_us=mean_us,
         sequential_bytes_per_s=1.0 / seconds_a_byte,
-        slowdowns=slowdowns(faults, costs),
+        slowdowns=slowdowns(mean_us, costs),
         links=tuple(links),
         host=costs,
         notes=tuple(notes),
@@ -140,6 +159,11 @@ def fault_us(link: Link, host: HostCosts) -> float:
     return link.rtt_p50_us + host.fault_us
 
 
+def fault_mean_us(link: Link, host: HostCosts) -> float:
+    """Return the mean time of a fault that is fetched over the link."""
+    return link.rtt_mean_us + host.fault_mean_us
+
+
 def sequential_bytes_per_s(link: Link, host: HostCosts) -> float:
     """Return how fast memory that is read in order comes in."""
     transfer_us = WINDOW_BYTES / link.read_bytes_per_s / _US
@@ -147,12 +171,12 @@ def sequential_bytes_per_s(link: Link, host: HostCosts) -> float:
     return WINDOW_BYTES / ((transfer_us + host.fault_us + install_us) * _US)
 
 
-def slowdowns(mean_fault_us: float, host: HostCosts) -> tuple[Slowdown, ...]:
-    """Return the slowdown at each locality."""
+def slowdowns(mean_us: float, host: HostCosts) -> tuple[Slowdown, ...]:
+    """Return the slowdown at each locality for faults of this mean time."""
     found = []
     for percent in LOCALITY_PERCENTS:
         state = steady_state(percent / 100)
-        waited_us = state.miss_rate * mean_fault_us + state.second_chance_rate * host.fault_us
+        waited_us = state.miss_rate * mean_us + state.second_chance_rate * host.fault_mean_us
         found.append(Slowdown(percent, state.miss_rate, state.second_chance_rate, 1.0 + waited_us / host.access_us))
     return tuple(found)
 

@@ -44,8 +44,10 @@ def _measure(lab: Lab) -> Outcome:
         {
             "rtt_p50_us": statistics.mean(float(each["p50_us"]) for each in trips),
             "rtt_p99_us": statistics.mean(float(each["p99_us"]) for each in trips),
+            "rtt_mean_us": statistics.mean(float(each["mean_us"]) for each in trips),
             "read_bytes_per_s": statistics.harmonic_mean(rates),
             "fault_us": float(fault["latency"]["p50_us"]),
+            "fault_mean_us": float(fault["latency"]["mean_us"]),
             "access_us": 1e6 / float(steps["per_s"]),
         }
     )
@@ -62,8 +64,9 @@ def _medians(results: Results, contender: str) -> dict[str, float]:
 
 def _compared(results: Mapping[str, Results], figures: Mapping[str, float]) -> Iterator[Predicted]:
     rate = figures["read_bytes_per_s"]
-    link = Link(NAME, "", figures["rtt_p50_us"], figures["rtt_p99_us"], rate, rate)
-    host = HostCosts("", figures["fault_us"], figures["access_us"])
+    trips = (figures["rtt_p50_us"], figures["rtt_p99_us"], figures["rtt_mean_us"])
+    link = Link(NAME, "", *trips, read_bytes_per_s=rate, write_bytes_per_s=rate)
+    host = HostCosts("", figures["fault_us"], figures["fault_mean_us"], figures["access_us"])
     pager = {name: _medians(found, "pager") for name, found in results.items()}
     fault_us = prediction.fault_us(link, host)
     if pager.get("faults"):
@@ -71,7 +74,7 @@ def _compared(results: Mapping[str, Results], figures: Mapping[str, float]) -> I
     if pager.get("sequential"):
         bytes_per_s = prediction.sequential_bytes_per_s(link, host)
         yield _pair("cold sequential read", "B/s", bytes_per_s, pager["sequential"]["bytes_per_s"])
-    for each in prediction.slowdowns(fault_us, host):
+    for each in prediction.slowdowns(prediction.fault_mean_us(link, host), host):
         found = results.get(f"overcommit/{each.locality_percent}", Results())
         slower = _ratios(found, "local", "pager")
         if slower:

@@ -68,7 +68,7 @@ def forecast(found: Forecast) -> RenderableType:
     ]
     rows = [
         ("expected", "[yellow]in part assumed, not measured[/]" if found.assumed else "from measurements"),
-        ("  fault", f"{about}{found.fault_us:.0f} µs (p50)"),
+        ("  fault", f"{about}{found.fault_us:.0f} µs (p50), {found.fault_mean_us:.0f} µs (mean)"),
         ("  in order", f"{about}{format_bytes(int(found.sequential_bytes_per_s))}/s"),
         ("  slowdown", f"{about}{', '.join(slower)} locality"),
         *links,

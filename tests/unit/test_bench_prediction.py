@@ -10,7 +10,15 @@ from ghostbox.bench import donor_link
 from ghostbox.bench.model import Outcome, Results
 from ghostbox.prediction import HostCosts
 
-LINK = {"rtt_p50_us": 30.0, "rtt_p99_us": 60.0, "read_bytes_per_s": 1e9, "fault_us": 10.0, "access_us": 0.02}
+LINK = {
+    "rtt_p50_us": 30.0,
+    "rtt_p99_us": 60.0,
+    "rtt_mean_us": 35.0,
+    "read_bytes_per_s": 1e9,
+    "fault_us": 10.0,
+    "fault_mean_us": 20.0,
+    "access_us": 0.02,
+}
 
 
 def results(**figures: list[float]) -> Results:
@@ -34,7 +42,7 @@ def test_a_slowdown_is_local_speed_by_the_pagers_round_by_round() -> None:
     (found,) = donor_link.compare({"link": link(), "overcommit/50": overcommit})
     assert found.what == "slowdown of Zipf 0.9, 50 % local"
     assert found.measured == 150.0
-    (_, half, _) = prediction.slowdowns(40.0, HostCosts("", 10.0, 0.02))
+    (_, half, _) = prediction.slowdowns(55.0, HostCosts("", 10.0, 20.0, 0.02))
     assert found.predicted == pytest.approx(half.slowdown)
 
 

@@ -15,14 +15,14 @@ from ghostbox import prediction
 from ghostbox.prediction import HostCosts, Link
 from ghostbox.units import GIB
 
-HOST = HostCosts("2026-01-01T00:00:00+00:00", fault_us=10.0, access_us=0.02)
-NEAR = Link("near:10810", "2026-01-01T00:00:00+00:00", 30.0, 60.0, 1e9, 1e9)
-FAR = replace(NEAR, address="far:10810", rtt_p50_us=190.0, read_bytes_per_s=1e8)
+HOST = HostCosts("2026-01-01T00:00:00+00:00", fault_us=10.0, fault_mean_us=20.0, access_us=0.02)
+NEAR = Link("near:10810", "2026-01-01T00:00:00+00:00", 30.0, 60.0, 35.0, 1e9, 1e9)
+FAR = replace(NEAR, address="far:10810", rtt_p50_us=190.0, rtt_mean_us=195.0, read_bytes_per_s=1e8)
 
 
 def test_a_fault_is_the_round_trip_and_the_hosts_part() -> None:
     found = prediction.predict({"near": GIB}, {"near": NEAR}, HOST)
-    assert found.fault_us == 40.0
+    assert (found.fault_us, found.fault_mean_us) == (40.0, 55.0)
     assert not found.assumed
     assert found.links == (NEAR,)
 
@@ -45,7 +45,7 @@ def test_slowdown_is_of_misses_and_second_chances() -> None:
     found = prediction.predict({"near": GIB}, {"near": NEAR}, HOST)
     assert [each.locality_percent for each in found.slowdowns] == [75, 50, 25]
     for each in found.slowdowns:
-        waited_us = each.miss_rate * 40 + each.second_chance_rate * 10
+        waited_us = each.miss_rate * 55 + each.second_chance_rate * 20
         assert each.slowdown == pytest.approx(1 + waited_us / 0.02)
     assert found.slowdowns[0].slowdown < found.slowdowns[1].slowdown < found.slowdowns[2].slowdown
 
