@@ -138,7 +138,7 @@ static void restore(struct pager *pager, uint32_t page)
     }
     page_set_dirty(table, page, true);
     page_set_state(table, page, PAGE_RESIDENT);
-    page_list_push(table, heat_list(table, page), page);
+    page_list_push(table, heat_mapped(table, page), page);
 }
 
 /* With the lock. Returns whether a fault waited for the page. */

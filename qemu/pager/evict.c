@@ -79,7 +79,7 @@ static void dropped(struct pager *pager, uint32_t page, uint32_t n, bool punched
             page_set_state(table, i, PAGE_ABSENT);
         } else {
             page_set_state(table, i, PAGE_INACTIVE);
-            page_list_push(table, &table->inactive, i);
+            page_list_push(table, heat_inactive(table, i), i);
         }
         if (wanted && region)
             region_wake(region, i, 1);
@@ -117,31 +117,32 @@ void drop_flush(struct evict_loop *loop)
 struct victims {
     uint32_t dirty[BATCH_PAGES];
     uint32_t n_dirty, n_clean, n_spared;
+    bool may_write;
 };
 
-/* With the lock. Takes pages from the head of the inactive list, up to n. */
-static void pick_victims(struct evict_loop *loop, struct victims *victims, int64_t n, bool may_write)
+/* With the lock. Takes pages from the head of a list of inactive ones, up to n; returns how many. */
+static int64_t pick_from(struct evict_loop *loop, struct page_list *list, struct victims *victims, int64_t n)
 {
     struct page_table *table = &loop->pager->table;
+    uint32_t seen = list->count < SEEN_MAX ? list->count : SEEN_MAX;
+    int64_t taken = 0;
 
-    uint32_t seen = table->inactive.count < SEEN_MAX ? table->inactive.count : SEEN_MAX;
-
-    for (; seen > 0 && n > 0; seen--) {
-        uint32_t page = table->inactive.head;
+    for (; seen > 0 && taken < n; seen--) {
+        uint32_t page = list->head;
         struct page *p = &table->pages[page];
         bool dirty = p->flags & PAGE_F_DIRTY;
 
         if (victims->n_dirty == BATCH_PAGES || loop->n_dropping >= BATCH_PAGES)
             break;
-        page_list_remove(table, &table->inactive, page);
-        bool stuck = dirty && (!may_write || (p->flags & PAGE_F_IO));
+        page_list_remove(table, list, page);
+        bool stuck = dirty && (!victims->may_write || (p->flags & PAGE_F_IO));
 
         if (stuck || heat_spares(table, page)) {
-            page_list_push(table, &table->inactive, page);
+            page_list_push(table, list, page);
             victims->n_spared += !stuck;
             continue;
         }
-        n--;
+        taken++;
         if (dirty) {
             page_set_state(table, page, PAGE_WRITEBACK);
             p->flags |= PAGE_F_IO;
@@ -151,31 +152,52 @@ static void pick_victims(struct evict_loop *loop, struct victims *victims, int64
             victims->n_clean++;
         }
     }
+    return taken;
+}
+
+/* With the lock. What streams have used goes first; other pages wait for it as long as frames are not scarce. */
+static void pick_victims(struct evict_loop *loop, struct victims *victims, int64_t n)
+{
+    struct pager *pager = loop->pager;
+    bool scarce = pager_free_pages(pager) < pager->watermarks.low / 2;
+
+    n -= pick_from(loop, &pager->table.spent, victims, n);
+    if (n > 0 && (scarce || heat_stream_excess(&pager->table, pager->watermarks.probation) == 0))
+        pick_from(loop, &pager->table.inactive, victims, n);
+}
+
+/* With the lock. How many pages to zap, when so many frames are missing and so many victims were found. */
+static int64_t to_zap(const struct pager *pager, int64_t missing, int64_t found)
+{
+    int64_t wanted = pager->watermarks.inactive - (int64_t)pager->table.inactive.count;
+    int64_t excess = heat_stream_excess(&pager->table, pager->watermarks.probation);
+
+    if (found < missing && wanted < missing)
+        wanted = missing;
+    if (wanted < excess && wanted < missing)
+        wanted = excess < missing ? excess : missing;
+    return wanted < BATCH_PAGES ? wanted : BATCH_PAGES;
 }
 
 /* One round. Returns whether it got anything done, so that another may follow. */
 static bool evict_round(struct evict_loop *loop)
 {
     struct pager *pager = loop->pager;
-    struct victims victims = {.n_dirty = 0};
-    bool may_write = writeback_possible(loop);
+    struct victims victims = {.may_write = writeback_possible(loop)};
+    int64_t n_zap = 0;
 
     pager_lock(pager);
     /* What is being written will be free: ask for no more than is missing beyond it. */
     int64_t missing = pager->watermarks.high - pager_free_pages(pager) - pager->table.counts.writeback;
 
-    int64_t short_of_inactive = 0;
-
     if (missing > 0) {
-        pick_victims(loop, &victims, missing, may_write);
-        short_of_inactive = pager->watermarks.inactive - (int64_t)pager->table.inactive.count;
-        if ((int64_t)(victims.n_clean + victims.n_dirty) < missing && short_of_inactive < missing)
-            short_of_inactive = missing;
+        pick_victims(loop, &victims, missing);
+        n_zap = to_zap(pager, missing, (int64_t)victims.n_clean + victims.n_dirty);
     }
     pager_unlock(pager);
     COUNT(pager->counters.evicted_clean, victims.n_clean);
-    if (short_of_inactive > 0) /* its answer is an event */
-        zap_start(loop, (uint32_t)(short_of_inactive < BATCH_PAGES ? short_of_inactive : BATCH_PAGES));
+    if (n_zap > 0) /* its answer is an event */
+        zap_start(loop, (uint32_t)n_zap);
     drop_flush(loop);
     if (victims.n_dirty > 0) {
         sort_pages(victims.dirty, victims.n_dirty);

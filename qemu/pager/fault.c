@@ -45,7 +45,7 @@ void fault_installed(struct fault_loop *loop, uint32_t page)
 
     table->pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
     page_set_state(table, page, PAGE_RESIDENT);
-    page_list_push(table, heat_list(table, page), page);
+    page_list_push(table, heat_mapped(table, page), page);
 }
 
 /* A run of never-written pages that may be filled with zeroes beside the one that is asked for. */
@@ -101,7 +101,7 @@ static void fill_zero(struct fault_loop *loop, struct region *region, uint32_t p
         if (i < done) {
             /* Mapped writable: what the guest writes from here on leaves no trace, so it counts as written. */
             page_set_dirty(&pager->table, page + i, true);
-            heat_came_in(&pager->table, page + i);
+            heat_came_in(&pager->table, page + i, false);
             fault_installed(loop, page + i);
             continue;
         }
@@ -134,12 +134,14 @@ static void bring_in(struct fault_loop *loop, struct region *region, uint32_t pa
         fill_zero(loop, region, page, n);
         if (stream && n > 1)
             stream->last = page + n - 1;
-    } else if (!fetch_demand(loop, page)) {
+    } else if (!fetch_demand(loop, page, stream != NULL)) {
         fault_make_wait(loop, page, RETRY_NS);
         return;
     } else {
         COUNT(pager->counters.missing_fetch, 1);
-        if (stream)
+        if (!stream)
+            loop->random_ns = loop->now_ns;
+        else
             stream_advance(loop, stream, page);
     }
     if (pager_free_pages(pager) < pager->watermarks.low)
@@ -190,7 +192,7 @@ static void remap_failed(struct fault_loop *loop, const struct region *region, u
 static void back_to_inactive(struct page_table *table, uint32_t page)
 {
     page_set_state(table, page, PAGE_INACTIVE);
-    page_list_push(table, &table->inactive, page);
+    page_list_push(table, heat_inactive(table, page), page);
 }
 
 /*
@@ -230,9 +232,9 @@ static void use_ready(struct fault_loop *loop, const struct region *region, uint
     uint32_t first, n = ready_run(pager, region, page, backwards, &first);
 
     for (uint32_t i = first; i < first + n; i++) {
-        page_list_remove(&pager->table, &pager->table.inactive, i);
+        page_list_remove(&pager->table, heat_inactive(&pager->table, i), i);
         page_set_state(&pager->table, i, PAGE_MAPPING);
-        heat_came_in(&pager->table, i);
+        heat_came_in(&pager->table, i, true);
     }
     COUNT(pager->counters.readahead_used, n);
     COUNT(pager->counters.fault_around, n - 1);
@@ -251,7 +253,7 @@ static void use_inactive(struct fault_loop *loop, const struct region *region, u
         use_ready(loop, region, page);
         return;
     }
-    page_list_remove(&pager->table, &pager->table.inactive, page);
+    page_list_remove(&pager->table, heat_inactive(&pager->table, page), page);
     page_set_state(&pager->table, page, PAGE_MAPPING);
     heat_used(&pager->table, page);
     remap(loop, region, page, 1);
@@ -263,7 +265,7 @@ static void fault_on_resident(struct fault_loop *loop, struct region *region, ui
 {
     struct pager *pager = loop->pager;
 
-    page_list_remove(&pager->table, heat_list(&pager->table, page), page);
+    page_list_remove(&pager->table, heat_mapped(&pager->table, page), page);
     /* Whoever unmapped it took the trace of a write along. */
     page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_MAPPING);
@@ -472,18 +474,21 @@ static void serve_event(struct fault_loop *loop, const struct epoll_event *event
     } else {
         struct channel *channel = event->data.ptr;
 
+        if (fetch_held_back(loop, channel))
+            return; /* the event stays */
         channel_service(channel, loop->epoll_fd, event->events);
         fetch_finish(loop, channel);
     }
 }
 
 /* Channels that sent something need their descriptors' events updated; those that are down may be due. */
-static bool mind_channels(struct fault_loop *loop)
+static bool mind_channels(struct fault_loop *loop, bool *held_back)
 {
     struct pool *pool = &loop->pager->pool;
     uint64_t now = 0;
     bool down = false;
 
+    *held_back = false;
     for (uint32_t d = 0; d < pool->n_donors; d++)
         for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
             struct channel *channel = &pool->donors[d].channels[class];
@@ -491,7 +496,8 @@ static bool mind_channels(struct fault_loop *loop)
             do {
                 fetch_finish(loop, channel);
                 channel_flush(channel, loop->epoll_fd);
-            } while (channel->done_head);
+            } while (channel->done_head && !fetch_held_back(loop, channel));
+            *held_back = *held_back || channel->done_head;
             channel_poll(channel, loop->epoll_fd);
             if (channel->state != CHANNEL_DOWN)
                 continue;
@@ -526,6 +532,16 @@ static int sleep_ms(uint64_t retry_ns, uint64_t waiting_ns, bool donor_down)
     return ms;
 }
 
+static void receive(struct fault_loop *loop, struct channel *channel)
+{
+    uint64_t began_ns = clock_ns();
+    uint32_t in_flight = channel->in_flight;
+
+    channel_receive(channel, loop->epoll_fd);
+    if (channel->in_flight < in_flight)
+        fetch_took(loop, channel, began_ns);
+}
+
 /* Looks at the sources themselves, which costs less than to ask epoll first, where they are few. */
 static bool serve_few_sources(struct fault_loop *loop)
 {
@@ -536,7 +552,9 @@ static bool serve_few_sources(struct fault_loop *loop)
         for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
             struct channel *channel = &pager->pool.donors[d].channels[class];
 
-            channel_receive(channel, loop->epoll_fd);
+            if (fetch_held_back(loop, channel))
+                continue;
+            receive(loop, channel);
             any = any || channel->done_head;
         }
     for (uint32_t i = 0; i < loop->n_watched && !any; i++)
@@ -584,14 +602,16 @@ static void run(struct fault_loop *loop)
 
         if (loop->retry_waiting_ns && clock_ns() >= loop->retry_waiting_ns)
             serve_waiting(loop);
-        bool down = mind_channels(loop);
+        bool held_back;
+        bool down = mind_channels(loop, &held_back);
 
         if (loop->retry) { /* also what has failed just now */
             retry_ns = fetch_retry(loop);
-            down = mind_channels(loop);
+            down = mind_channels(loop, &held_back);
             retry_ns = loop->retry && !retry_ns ? clock_ns() : retry_ns;
         }
-        int n = wait_events(loop, events, sleep_ms(retry_ns, loop->retry_waiting_ns, down));
+        int ms = sleep_ms(retry_ns, loop->retry_waiting_ns, down);
+        int n = wait_events(loop, events, held_back ? 0 : ms);
 
         for (int i = 0; i < n; i++)
             serve_event(loop, &events[i]);

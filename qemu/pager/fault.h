@@ -21,6 +21,7 @@ struct fetch {
     uint64_t retry_ns;
     uint64_t fault_ns; /* when the fault was seen */
     bool demand;
+    bool of_stream; /* the page is of a stream that outruns its readahead */
 };
 
 /* Accesses at equal distances. Page numbers are pool pages. */
@@ -49,6 +50,8 @@ struct fault_loop {
     uint64_t n_wasted_seen;
     uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */
     uint64_t now_ns;
+    uint64_t random_ns;          /* the last fetch that belongs to no stream */
+    uint64_t readahead_after_ns; /* until then what was read ahead has to wait */
 };
 
 /* fetch.c: all with the pager's lock held; they drop and take it again around system calls. */
@@ -56,12 +59,18 @@ int fetch_init(struct fault_loop *loop);
 void fetch_destroy(struct fault_loop *loop);
 /* The page is ABSENT and on a donor, and a fault waits for it. Returns false if it has to wait (no slot, no donor).
  */
-bool fetch_demand(struct fault_loop *loop, uint32_t page);
+bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream);
 /* Reads ahead what of the run is absent and on a donor; stops at a page that is neither. Returns the pages covered.
  */
 uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages);
 /* Installs what has arrived on this channel. Without the lock. */
 void fetch_finish(struct fault_loop *loop, struct channel *channel);
+/* Whether what comes on this channel has to wait because faults at random come first. */
+bool fetch_held_back(const struct fault_loop *loop, const struct channel *channel);
+/* Work for this channel took from began_ns to now. */
+void fetch_took(struct fault_loop *loop, const struct channel *channel, uint64_t began_ns);
+/* Whether there were faults of late that belong to no stream. */
+bool fetch_random_access(const struct fault_loop *loop);
 /* Sends again what is due. Without the lock. Returns when to call again (0: no need). */
 uint64_t fetch_retry(struct fault_loop *loop);
 

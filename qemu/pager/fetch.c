@@ -13,6 +13,12 @@
 
 #define RETRY_NS      10000000ull
 #define RETRY_LOST_NS 1000000000ull
+/*
+ * Beside faults at random a stream gets at most one part in (1 + this) of the thread's time: what is read ahead can
+ * wait, a reader at random cannot be read ahead for.
+ */
+#define READAHEAD_PATIENCE 4u
+#define RANDOM_LATELY_NS   200000u
 
 static uint8_t *slot_buffers(size_t bytes)
 {
@@ -83,7 +89,7 @@ static void retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t a
     loop->retry = fetch;
 }
 
-bool fetch_demand(struct fault_loop *loop, uint32_t page)
+bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
 {
     struct page_table *table = &loop->pager->table;
     struct fetch *fetch = slot_take(&loop->free_demand);
@@ -94,6 +100,7 @@ bool fetch_demand(struct fault_loop *loop, uint32_t page)
     fetch->n_pages = 1;
     fetch->attempts = 0;
     fetch->fault_ns = loop->now_ns;
+    fetch->of_stream = of_stream;
     table->counts.present++;
     page_set_state(table, page, PAGE_FETCHING);
     table->pages[page].flags |= PAGE_F_WANTED;
@@ -266,7 +273,7 @@ static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_
         region_wake(region, page, 1);
     pager_lock(pager);
     if (rc == 0 || rc == -EEXIST) {
-        heat_came_in(&pager->table, page);
+        heat_came_in(&pager->table, page, !fetch->demand || fetch->of_stream);
         fault_installed(loop, page);
         return;
     }
@@ -296,7 +303,7 @@ static void install_inactive(struct fault_loop *loop, struct fetch *fetch, uint3
         }
         page_set_state(&pager->table, page, PAGE_INACTIVE);
         pager->table.pages[page].flags |= PAGE_F_READAHEAD;
-        page_list_push(&pager->table, &pager->table.inactive, page);
+        page_list_push(&pager->table, heat_inactive(&pager->table, page), page);
     }
 }
 
@@ -370,8 +377,31 @@ void fetch_finish(struct fault_loop *loop, struct channel *channel)
 {
     struct request *request;
 
-    while ((request = channel_done(channel)))
+    while (!fetch_held_back(loop, channel) && (request = channel_done(channel))) {
+        uint64_t began_ns = clock_ns();
+
         finish_one(loop, (struct fetch *)request);
+        fetch_took(loop, channel, began_ns);
+    }
+}
+
+bool fetch_held_back(const struct fault_loop *loop, const struct channel *channel)
+{
+    return channel->class == CHANNEL_READAHEAD && loop->readahead_after_ns && clock_ns() < loop->readahead_after_ns;
+}
+
+void fetch_took(struct fault_loop *loop, const struct channel *channel, uint64_t began_ns)
+{
+    if (channel->class != CHANNEL_READAHEAD)
+        return;
+    uint64_t now_ns = clock_ns();
+
+    loop->readahead_after_ns = fetch_random_access(loop) ? now_ns + (now_ns - began_ns) * READAHEAD_PATIENCE : 0;
+}
+
+bool fetch_random_access(const struct fault_loop *loop)
+{
+    return loop->now_ns - loop->random_ns < RANDOM_LATELY_NS;
 }
 
 uint64_t fetch_retry(struct fault_loop *loop)

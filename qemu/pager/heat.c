@@ -3,8 +3,8 @@
 
 #include <stddef.h>
 
-#define STAMPS      511u /* left_at is from 1 on; 0: never left */
-#define SOON        (HEAT_EPOCHS / 20u)
+#define STAMPS      255u /* left_at is from 1 on; 0: never left */
+#define SOON        2u
 #define LATELY      (HEAT_EPOCHS / 2u)
 #define HISTORY_MAX 3u
 #define ROUNDS_MAX  7u
@@ -12,27 +12,58 @@
 /* While there is eviction, each protected page is looked at in this time at the latest. */
 #define REVIEW_ALL_NS 300000000000ull
 
-struct page_list *heat_list(struct page_table *table, uint32_t page)
+struct page_list *heat_mapped(struct page_table *table, uint32_t page)
 {
-    return table->fifo || table->pages[page].is_protected ? &table->resident : &table->probation;
+    const struct page *p = &table->pages[page];
+
+    if (table->fifo || p->is_protected)
+        return &table->mapped[HEAT_PROTECTED];
+    return &table->mapped[p->is_stream ? HEAT_STREAM : HEAT_PROBATION];
+}
+
+uint32_t heat_mapped_count(const struct page_table *table)
+{
+    uint32_t n = 0;
+
+    for (int class = 0; class < HEAT_CLASSES; class ++)
+        n += table->mapped[class].count;
+    return n;
+}
+
+struct page_list *heat_inactive(struct page_table *table, uint32_t page)
+{
+    const struct page *p = &table->pages[page];
+
+    return p->is_stream && !table->fifo && !(p->flags & PAGE_F_READAHEAD) ? &table->spent : &table->inactive;
 }
 
 /* Whether a protected page is due to show that it is still used. */
 static bool review_is_due(struct page_table *table, uint64_t now_ns)
 {
-    if (now_ns == 0 || table->resident.count == 0 || now_ns < table->review_ns)
+    if (now_ns == 0 || table->mapped[HEAT_PROTECTED].count == 0 || now_ns < table->review_ns)
         return false;
-    table->review_ns = now_ns + REVIEW_ALL_NS / table->resident.count;
+    table->review_ns = now_ns + REVIEW_ALL_NS / table->mapped[HEAT_PROTECTED].count;
     return true;
 }
 
-struct page_list *heat_zap_list(struct page_table *table, int64_t probation_pages, uint64_t now_ns)
+int64_t heat_stream_excess(const struct page_table *table, int64_t allowed)
+{
+    int64_t excess = (int64_t)table->mapped[HEAT_STREAM].count - allowed;
+
+    return excess > 0 ? excess : 0;
+}
+
+struct page_list *heat_zap_list(struct page_table *table, int64_t allowed, uint64_t now_ns)
 {
     if (review_is_due(table, now_ns))
-        return &table->resident;
-    if (table->probation.count > 0 && (table->probation.count > probation_pages || table->resident.count == 0))
-        return &table->probation;
-    return table->resident.count > 0 ? &table->resident : NULL;
+        return &table->mapped[HEAT_PROTECTED];
+    for (int class = 0; class < HEAT_PROTECTED; class ++)
+        if (table->mapped[class].count > allowed)
+            return &table->mapped[class];
+    for (int class = HEAT_CLASSES; class -- > 0;)
+        if (table->mapped[class].count > 0)
+            return &table->mapped[class];
+    return NULL;
 }
 
 /* How many epochs ago it left; STAMPS if never (or so long ago that the count came round). */
@@ -40,10 +71,10 @@ static uint32_t epochs_away(const struct page_table *table, const struct page *p
 {
     if (p->left_at == 0)
         return STAMPS;
-    return (table->epoch + STAMPS - p->left_at) % STAMPS;
+    return (table->epochs[p->is_stream].now + STAMPS - p->left_at) % STAMPS;
 }
 
-void heat_came_in(struct page_table *table, uint32_t page)
+void heat_came_in(struct page_table *table, uint32_t page, bool of_stream)
 {
     struct page *p = &table->pages[page];
     uint32_t away = epochs_away(table, p);
@@ -52,7 +83,8 @@ void heat_came_in(struct page_table *table, uint32_t page)
         p->history = 0;
     else if (p->history < HISTORY_MAX)
         p->history++;
-    p->is_protected = away <= SOON || p->history == HISTORY_MAX;
+    p->is_protected = (away <= SOON && !p->is_stream && !of_stream) || p->history == HISTORY_MAX;
+    p->is_stream = of_stream && !p->is_protected;
     p->rounds = 0;
 }
 
@@ -61,6 +93,7 @@ void heat_used(struct page_table *table, uint32_t page)
     struct page *p = &table->pages[page];
 
     p->is_protected = 1;
+    p->is_stream = 0;
     p->is_delayed = 0;
     p->rounds = (p->rounds + ROUNDS_USE < ROUNDS_MAX ? p->rounds + ROUNDS_USE : ROUNDS_MAX) & ROUNDS_MAX;
 }
@@ -85,11 +118,16 @@ void heat_left(struct page_table *table, uint32_t page)
 {
     struct page *p = &table->pages[page];
 
-    if (++table->left >= table->epoch_pages) {
-        table->left = 0;
-        table->epoch = table->epoch % STAMPS + 1;
+    /* The clock of streams counts all evictions, that of the others only their own. */
+    for (int of_stream = p->is_stream ? 1 : 0; of_stream < 2; of_stream++) {
+        struct page_epoch *epoch = &table->epochs[of_stream];
+
+        if (++epoch->left >= table->epoch_pages) {
+            epoch->left = 0;
+            epoch->now = epoch->now % STAMPS + 1;
+        }
     }
-    p->left_at = table->epoch & STAMPS;
+    p->left_at = table->epochs[p->is_stream].now & STAMPS;
     p->is_protected = 0;
     p->is_delayed = 0;
 }

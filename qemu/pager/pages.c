@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+static const struct page_list no_pages = {PAGE_NONE, PAGE_NONE, 0};
+
 int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
 {
     size_t bytes = (size_t)n_pages * sizeof(struct page);
@@ -20,12 +22,12 @@ int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
         .pages = pages,
         .n_pages = n_pages,
         .keep = keep,
-        .epoch = 1,
         .epoch_pages = 1,
-        .resident = {PAGE_NONE, PAGE_NONE, 0},
-        .probation = {PAGE_NONE, PAGE_NONE, 0},
-        .inactive = {PAGE_NONE, PAGE_NONE, 0},
-        .waiting = {PAGE_NONE, PAGE_NONE, 0},
+        .epochs = {{1, 0}, {1, 0}},
+        .mapped = {no_pages, no_pages, no_pages},
+        .inactive = no_pages,
+        .spent = no_pages,
+        .waiting = no_pages,
     };
     table->counts.on_donor = keep ? n_pages : 0;
     return 0;
@@ -141,10 +143,10 @@ bool page_unlist(struct page_table *table, uint32_t page)
         return false;
     switch ((enum page_state)p->state) {
     case PAGE_RESIDENT:
-        page_list_remove(table, heat_list(table, page), page);
+        page_list_remove(table, heat_mapped(table, page), page);
         return true;
     case PAGE_INACTIVE:
-        page_list_remove(table, &table->inactive, page);
+        page_list_remove(table, heat_inactive(table, page), page);
         return true;
     case PAGE_WAITING:
         page_list_remove(table, &table->waiting, page);

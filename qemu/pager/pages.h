@@ -63,14 +63,18 @@ struct page {
     uint8_t state;       /* enum page_state */
     uint8_t flags;       /* enum page_flags */
     /* What heat.c knows of it. */
-    uint16_t left_at : 9; /* epoch in which it left the cache, 0: never */
+    uint16_t left_at : 8; /* epoch in which it left the cache, 0: never */
     uint16_t history : 2; /* how often in a row it came back not long after */
     uint16_t rounds : 3;  /* on the inactive list before it has to go */
     uint16_t is_protected : 1;
+    uint16_t is_stream : 1;  /* a stream brought it in: most likely it is used once */
     uint16_t is_delayed : 1; /* had its extra round for being dirty */
     uint32_t checksum;       /* of what was last sent to the donor; PAGE_F_SUM says whether there is one */
 };
 static_assert(sizeof(struct page) == 16, "memory per page is a promise (README)");
+
+/* Mapped pages are on one list each of these. */
+enum heat_class { HEAT_STREAM, HEAT_PROBATION, HEAT_PROTECTED, HEAT_CLASSES };
 
 struct page_list {
     uint32_t head, tail;
@@ -90,12 +94,16 @@ struct page_counts {
 struct page_table {
     struct page *pages;
     uint32_t n_pages;
-    bool keep;                            /* --contents keep */
-    bool fifo;                            /* --fifo: pages leave in the order in which they came */
-    struct page_list resident, probation; /* mapped: protected ones, and those on probation (heat.h) */
-    struct page_list inactive, waiting;
-    uint64_t review_ns;                /* heat.c: when the next protected page is zapped whatever there is else */
-    uint32_t epoch, epoch_pages, left; /* heat.c: the epoch now, its length, and how many have left in it */
+    bool keep; /* --contents keep */
+    bool fifo; /* --fifo: pages leave in the order in which they came */
+    struct page_list mapped[HEAT_CLASSES];
+    struct page_list inactive, spent; /* spent: used by a stream and inactive again, the first to go */
+    struct page_list waiting;
+    uint64_t review_ns;   /* heat.c: when the next protected page is zapped whatever there is else */
+    uint32_t epoch_pages; /* heat.c: the length of an epoch; those of stream pages and of all others */
+    struct page_epoch {
+        uint32_t now, left;
+    } epochs[2];
     struct page_counts counts;
 };
 

@@ -3,6 +3,7 @@
 #include "control.h"
 
 #include "clock.h"
+#include "heat.h"
 #include "page_map.h"
 #include "pager.h"
 
@@ -37,7 +38,7 @@ static json_t *pages_to_json(struct pager *pager)
     pager_lock(pager);
     const struct page_table *t = &pager->table;
     struct page_counts c = t->counts;
-    uint32_t resident = t->resident.count + t->probation.count, inactive = t->inactive.count,
+    uint32_t resident = heat_mapped_count(t), inactive = t->inactive.count + t->spent.count,
              waiting = t->waiting.count;
 
     pager_unlock(pager);

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 
 #define WINDOW_START 8u
+/* While there are faults at random, too: they wait for no more than this to be put in place. */
+#define WINDOW_BESIDE_RANDOM 16u
 /* How far ahead of the reader data is asked for, in windows. */
 #define WINDOWS_AHEAD 3u
 /* The longest stride: 2 MiB. */
@@ -115,6 +117,8 @@ static uint32_t grow(const struct fault_loop *loop, const struct stream *s)
 
     if (abs(s->stride) > 1 && max > JUMPS_MAX)
         max = JUMPS_MAX;
+    if (fetch_random_access(loop) && max > WINDOW_BESIDE_RANDOM)
+        max = WINDOW_BESIDE_RANDOM;
     return next < max ? next : max;
 }
 

@@ -7,6 +7,7 @@
 #include "checksum.h"
 #include "clock.h"
 #include "evict.h"
+#include "heat.h"
 #include "log.h"
 
 #include <errno.h>
@@ -102,7 +103,7 @@ static void keep_dirty(struct pager *pager, uint32_t page)
     if (p->state != PAGE_WRITEBACK)
         return; /* a fault took it back */
     page_set_state(&pager->table, page, PAGE_INACTIVE);
-    page_list_push(&pager->table, &pager->table.inactive, page);
+    page_list_push(&pager->table, heat_inactive(&pager->table, page), page);
 }
 
 /* With the lock: the donor holds what the page held when it was read. */

@@ -99,7 +99,7 @@ static void make_inactive(struct pager *pager, uint32_t page, bool written)
     if (written)
         page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_INACTIVE);
-    page_list_push(&pager->table, &pager->table.inactive, page);
+    page_list_push(&pager->table, heat_inactive(&pager->table, page), page);
 }
 
 /* With the lock. On the resident list a page may be unmapped: the next fault maps it. */
@@ -109,7 +109,7 @@ static void make_resident(struct pager *pager, uint32_t page)
         return;
     page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_RESIDENT);
-    page_list_push(&pager->table, heat_list(&pager->table, page), page);
+    page_list_push(&pager->table, heat_mapped(&pager->table, page), page);
 }
 
 void zap_abandon(struct evict_loop *loop, struct link *link)

@@ -85,7 +85,7 @@ def in_order() -> Iterator[Small]:
     """The same, where pages leave in the order in which they came: after one reading all others are gone."""
     with (
         running_memserver(a="16M") as donor,
-        running_pager([donor.uri("a")], cache="2M", fifo="") as pager,
+        running_pager([donor.uri("a")], cache="2M", fifo="", readahead="0") as pager,
         memory_client("16M", pager) as client,
     ):
         yield donor, pager, client
@@ -168,8 +168,8 @@ def test_one_write_makes_one_page_dirty(in_order: Small) -> None:
         assert client.command("read", first=page)["value"] == page + 1
 
 
-def test_pages_that_became_zero_are_trimmed_not_sent(small: Small) -> None:
-    donor, pager, client = small
+def test_pages_that_became_zero_are_trimmed_not_sent(in_order: Small) -> None:
+    donor, pager, client = in_order
     client.command("fill", seed=3)
     client.command("seq-read")
     quiet(pager)
