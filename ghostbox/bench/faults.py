@@ -16,7 +16,7 @@ from ghostbox.bench.model import Buckets, Contender, Outcome, RowSpec, Scenario,
 from ghostbox.units import MIB, PAGE_BYTES
 
 THREADS = (1, 2, 4, 8)
-_MEMSERVER_POLL_US = 20  # the default of ghostbox-memserver's --poll-us
+_MEMSERVER_POLL_US = 100  # the default of ghostbox-memserver's --poll-us
 _COPY_TIMEOUT_S = 120.0
 _READ_AROUND = "nbdfuse, no advice"
 # So few touches that none falls on what the kernel read around another (32 pages).
@@ -82,7 +82,7 @@ def _random(lab: Lab) -> Scenario:
         RowSpec("cold random fault, p50", "µs", p50, (Source("nbdfuse", "p50_us"),), at_most(0.6), fuse),
         RowSpec("cold random fault, p50", "µs", p50, (Source(_READ_AROUND, "p50_us"),), at_most(0.6), around),
     )
-    return Scenario("faults", "cold random 4 KiB faults, 1 thread", contenders, rows)
+    return Scenario("faults", "cold random 4 KiB faults, 1 thread", contenders, rows, takes_memory=True)
 
 
 def _floor(lab: Lab) -> Outcome:
@@ -145,7 +145,7 @@ def _sequential(lab: Lab) -> Scenario:
         RowSpec("cold sequential read", "B/s", rate, (Source("nbdcopy", "bytes_per_s"),), at_least(0.8), same),
         RowSpec("cold sequential read", "B/s", rate, (Source("nbdfuse", "bytes_per_s"),), at_least(2.0)),
     )
-    return Scenario("sequential", "cold sequential read, 1 thread", contenders, rows)
+    return Scenario("sequential", "cold sequential read, 1 thread", contenders, rows, takes_memory=True)
 
 
 def _threads(lab: Lab) -> Scenario:
@@ -170,7 +170,9 @@ def _threads(lab: Lab) -> Scenario:
         )
         for n in THREADS[1:]
     )
-    return Scenario("threads", "random faults by several threads", tuple(map(contender, THREADS)), rows)
+    return Scenario(
+        "threads", "random faults by several threads", tuple(map(contender, THREADS)), rows, takes_memory=True
+    )
 
 
 def _threads_name(n_threads: int) -> str:

@@ -93,12 +93,16 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Contenders that do the same work, and the rows that come of it."""
+    """Contenders that do the same work, and the rows that come of it.
+
+    ``takes_memory``: each run fills fresh memory of this machine, so that it must be at hand (`Lab.warm_memory`).
+    """
 
     name: str
     title: str
     contenders: tuple[Contender, ...]
     rows: tuple[RowSpec, ...]
+    takes_memory: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,13 @@ def _overcommit(lab: Lab, percent: int) -> Scenario:
         RowSpec(what, "/s", rate, (Source("local", "per_s"),), None, "all of it in local memory"),
         RowSpec(what, "/s", rate, (Source("nbdfuse", "per_s"),), target, "nbdfuse in a cgroup with the same limit"),
     )
-    return Scenario(f"overcommit/{percent}", f"steady overcommit, cache {percent} % of the array", contenders, rows)
+    return Scenario(
+        f"overcommit/{percent}",
+        f"steady overcommit, cache {percent} % of the array",
+        contenders,
+        rows,
+        takes_memory=True,
+    )
 
 
 def _traffic(lab: Lab) -> Scenario:
@@ -81,7 +87,7 @@ def _traffic(lab: Lab) -> Scenario:
             "the same pager without second chance (--fifo)",
         ),
     )
-    return Scenario("traffic", "network bytes beside FIFO", contenders, rows)
+    return Scenario("traffic", "network bytes beside FIFO", contenders, rows, takes_memory=True)
 
 
 def _mixed(lab: Lab) -> Scenario:
@@ -100,7 +106,7 @@ def _mixed(lab: Lab) -> Scenario:
             at_least(0.8),
         ),
     )
-    return Scenario("mixed", "a scanner beside the Zipf reader", contenders, rows)
+    return Scenario("mixed", "a scanner beside the Zipf reader", contenders, rows, takes_memory=True)
 
 
 def _writes(lab: Lab) -> Scenario:
@@ -135,5 +141,9 @@ def _writes(lab: Lab) -> Scenario:
         ),
     )
     return Scenario(
-        "writes", "write-heavy eviction", (Contender("pager", pager, ours=True), Contender("wire", wire)), rows
+        "writes",
+        "write-heavy eviction",
+        (Contender("pager", pager, ours=True), Contender("wire", wire)),
+        rows,
+        takes_memory=True,
     )

@@ -76,7 +76,7 @@ def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
         for number in range(options.rounds):
             for scenario in chosen:
                 say(f"round {number + 1} of {options.rounds}: {scenario.title}")
-                _round(scenario, results[scenario.name], number)
+                _round(lab, scenario, results[scenario.name], number)
     return _report(options, chosen, results)
 
 
@@ -125,12 +125,14 @@ def _start(scenario: Scenario) -> Results:
     return Results(missing={each.name: each.missing for each in scenario.contenders if each.missing is not None})
 
 
-def _round(scenario: Scenario, results: Results, number: int) -> None:
+def _round(lab: Lab, scenario: Scenario, results: Results, number: int) -> None:
     """Run each contender once; another one is the first in each round."""
     order = list(scenario.contenders)
     turn = number % len(order)
     for contender in order[turn:] + order[:turn]:
         if contender.name not in results.missing:
+            if scenario.takes_memory:
+                lab.warm_memory()
             _run_one(contender, results)
 
 

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -26,13 +27,15 @@ struct waiter {
     uint64_t poll_us;
 };
 
-/* Until the time is up: try again. Then sleep until there is something. */
+/* Until the time is up: let others run and try again, as the pager does. Then sleep until there is something. */
 static void waiter_wait(const struct waiter *waiter, uint64_t since_ns)
 {
     struct pollfd event = {.fd = waiter->fd, .events = POLLIN};
 
     if (clock_ns() - since_ns >= waiter->poll_us * NS_PER_US)
         poll(&event, 1, -1);
+    else
+        sched_yield();
 }
 
 /* False: the other end is gone. */

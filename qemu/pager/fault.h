@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Inside the fault thread: shared by fault.c, fetch.c and stream.c. */
+/* Inside the fault thread: shared by fault_loop.c, fault.c, fetch.c and stream.c. */
 #ifndef GHOSTBOX_FAULT_H
 #define GHOSTBOX_FAULT_H
 
@@ -82,7 +82,12 @@ struct stream *stream_hit(struct fault_loop *loop, uint32_t page);
 /* The reader is at this page now: keeps the frontier ahead of it. With the lock. */
 void stream_advance(struct fault_loop *loop, struct stream *stream, uint32_t page);
 
-/* fault.c: with the lock. */
+/* fault.c */
+/* Serves what faults have come of this region. Returns whether there was any. Without the lock. */
+bool fault_serve_region(struct fault_loop *loop, struct region *region);
+/* Everything that waits for a frame, a slot or a donor gets one more try. Without the lock. */
+void fault_serve_waiting(struct fault_loop *loop);
+/* With the lock. */
 void fault_make_wait(struct fault_loop *loop, uint32_t page, uint64_t retry_after_ns);
 void fault_installed(struct fault_loop *loop, uint32_t page);
 

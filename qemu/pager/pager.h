@@ -88,7 +88,7 @@ void pager_wake_evict(struct pager *pager);
 
 /* Makes and opens the socket for shims: link.c. Returns 0 or -errno. */
 int link_listen(struct pager *pager);
-/* The fault thread: fault.c. */
+/* The fault thread: fault_loop.c. */
 void *fault_thread(void *pager);
 /* The evict thread: evict.c. */
 void *evict_thread(void *pager);
