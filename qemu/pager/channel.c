@@ -29,6 +29,7 @@ static void append_done(struct channel *channel, struct request *request)
 void request_complete(struct request *request, int error)
 {
     request->error = error;
+    request->done_ns = clock_ns();
     request->channel->in_flight--;
     append_done(request->channel, request);
 }

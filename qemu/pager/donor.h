@@ -37,7 +37,7 @@ struct wire;
 struct request {
     struct request *next; /* in the channel's done list, or the owner's lists */
     struct channel *channel;
-    uint64_t started_ns;
+    uint64_t started_ns, done_ns;
     uint32_t bytes;
     int error; /* 0 or errno, when done */
 };

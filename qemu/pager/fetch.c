@@ -353,6 +353,15 @@ static bool verify(struct fault_loop *loop, const struct fetch *fetch)
     return true;
 }
 
+static void add_latency(struct pager *pager, const struct fetch *fetch)
+{
+    uint64_t now_ns = clock_ns();
+
+    histogram_add(&pager->fetch_latency, now_ns - fetch->fault_ns);
+    histogram_add(&pager->request_latency, fetch->request.started_ns - fetch->fault_ns);
+    histogram_add(&pager->install_latency, now_ns - fetch->request.done_ns);
+}
+
 static void finish_one(struct fault_loop *loop, struct fetch *fetch)
 {
     struct donor *donor = fetch->request.channel->donor;
@@ -366,10 +375,10 @@ static void finish_one(struct fault_loop *loop, struct fetch *fetch)
     COUNT(donor->counters.reads, 1);
     COUNT(donor->counters.read_bytes, fetch->request.bytes);
     if (fetch->demand)
-        histogram_add(&donor->latency, clock_ns() - fetch->request.started_ns);
+        histogram_add(&donor->latency, fetch->request.done_ns - fetch->request.started_ns);
     install(loop, fetch);
     if (fetch->demand)
-        histogram_add(&loop->pager->fetch_latency, clock_ns() - fetch->fault_ns);
+        add_latency(loop->pager, fetch);
     slot_give(loop, fetch);
 }
 

@@ -58,7 +58,8 @@ struct pager {
     _Atomic bool client_seen;
 
     struct pager_counters counters;
-    struct histogram fetch_latency, minor_latency, zero_latency;
+    struct histogram fetch_latency, minor_latency, zero_latency; /* from the event to the waker */
+    struct histogram request_latency, install_latency; /* of fetch: to the request; from the reply to the waker */
 };
 
 static inline void pager_lock(struct pager *pager)

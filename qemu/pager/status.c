@@ -68,13 +68,15 @@ static json_t *counters_to_json(struct pager *pager)
 {
     const struct pager_counters *c = &pager->counters;
 
-    return json_pack("{s:o, s:{s:I, s:I, s:I}, s:o, s:{s:I, s:I}, s:{s:I, s:I}, s:{s:o, s:o, s:o}}", "faults",
-                     faults_to_json(c), "readahead", "issued", load(&c->readahead_issued), "used",
+    return json_pack("{s:o, s:{s:I, s:I, s:I}, s:o, s:{s:I, s:I}, s:{s:I, s:I}, s:{s:o, s:o, s:o, s:o, s:o}}",
+                     "faults", faults_to_json(c), "readahead", "issued", load(&c->readahead_issued), "used",
                      load(&c->readahead_used), "wasted", load(&c->readahead_wasted), "evictions",
                      evictions_to_json(c), "discards", "requests", load(&c->discard_requests), "pages",
                      load(&c->discard_pages), "surprises", "foreign_pages", load(&c->foreign_pages), "vanished_pages",
                      load(&c->vanished_pages), "latency", "fetch", histogram_to_json(&pager->fetch_latency), "minor",
-                     histogram_to_json(&pager->minor_latency), "zero", histogram_to_json(&pager->zero_latency));
+                     histogram_to_json(&pager->minor_latency), "zero", histogram_to_json(&pager->zero_latency),
+                     "fetch_request", histogram_to_json(&pager->request_latency), "fetch_install",
+                     histogram_to_json(&pager->install_latency));
 }
 
 static json_t *donors_to_json(struct pager *pager)

@@ -46,7 +46,7 @@ FIELDS: dict[str, Any] = {
         "poisoned",
     },
     "faults": {"missing_fetch", "missing_zero", "minor", "wp", "deferred"},
-    "latency": {"fetch", "minor", "zero"},
+    "latency": {"fetch", "fetch_request", "fetch_install", "minor", "zero"},
     "readahead": {"issued", "used", "wasted"},
     "evictions": {"clean", "dirty", "zero", "zapped", "second_chance"},
     "discards": {"requests", "pages"},
