@@ -77,6 +77,7 @@ struct connection {
     bool fixed_newstyle, no_zeroes, structured, allocation_context;
     char context_export[EXPORT_NAME_MAX + 1]; /* base:allocation was set for this one */
     uint32_t n_options;
+    bool option_again; /* the option could not be answered so far: it is parsed anew in the next turn */
     uint32_t skip_bytes, skipped_option; /* PHASE_OPTION_SKIP */
 
     struct export_client client;

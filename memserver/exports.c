@@ -88,6 +88,16 @@ static struct export **export_find(struct exports *exports, const uint8_t *name,
     return at;
 }
 
+/* The export that a client names, with or without the suffix; NULL if there is none. */
+static struct export *export_named(struct exports *exports, const uint8_t *name, size_t name_bytes, bool *writer)
+{
+    size_t suffix_bytes = strlen(EXPORT_WRITER_SUFFIX);
+    struct export *export = *export_find(exports, name, name_bytes);
+    *writer = export == NULL && name_bytes > suffix_bytes &&
+              memcmp(name + name_bytes - suffix_bytes, EXPORT_WRITER_SUFFIX, suffix_bytes) == 0;
+    return *writer ? *export_find(exports, name, name_bytes - suffix_bytes) : export;
+}
+
 static struct export **export_find_text(struct exports *exports, const char *name)
 {
     return export_find(exports, (const uint8_t *)name, strlen(name));
@@ -181,12 +191,32 @@ int export_remove(struct exports *exports, const char *name, bool force)
     return 0;
 }
 
-bool export_attach(struct exports *exports, const uint8_t *name, size_t name_bytes, struct export_client *client)
+/* Under the lock. Ends the writers; returns whether there are any. */
+static bool writers_end(struct export *export)
 {
+    bool found = false;
+    for (struct export_client *client = export->clients; client != NULL; client = client->next) {
+        if (client->writer) {
+            found = true;
+            shutdown(client->fd, SHUT_RDWR);
+        }
+    }
+    return found;
+}
+
+enum attach_result export_attach(struct exports *exports, const uint8_t *name, size_t name_bytes,
+                                 struct export_client *client)
+{
+    enum attach_result result = ATTACH_UNKNOWN;
+    bool writer;
     pthread_mutex_lock(&exports->lock);
-    struct export *export = *export_find(exports, name, name_bytes);
+    struct export *export = export_named(exports, name, name_bytes, &writer);
     if (export != NULL) {
+        result = writer && writers_end(export) ? ATTACH_WAIT : ATTACH_DONE;
+    }
+    if (result == ATTACH_DONE) {
         client->export = export;
+        client->writer = writer;
         client->next = export->clients;
         client->link = &export->clients;
         if (client->next != NULL) {
@@ -197,7 +227,7 @@ bool export_attach(struct exports *exports, const uint8_t *name, size_t name_byt
         atomic_store(&export->active_at_ms, clock_coarse_ms());
     }
     pthread_mutex_unlock(&exports->lock);
-    return export != NULL;
+    return result;
 }
 
 void export_detach(struct exports *exports, struct export_client *client)

@@ -21,8 +21,18 @@
 #define EXPORTS_MAX     4096u
 #define UUID_TEXT_BYTES 37
 
+/*
+ * A client that asks for NAME?writer is its export's only writer: the one before is ended, and the new one is
+ * attached when the old one has detached, so when all that it had sent is done or dropped. By this a client that
+ * connects again (or takes over from one that died) knows that no earlier write of its own will land on a later one.
+ */
+#define EXPORT_WRITER_SUFFIX "?writer"
+
+enum attach_result { ATTACH_DONE, ATTACH_UNKNOWN, ATTACH_WAIT /* for the end of another writer: ask again */ };
+
 /* Embedded in a connection. fd must stay open while attached: removal shuts it down. */
 struct export_client {
+    bool writer;
     struct export *export;
     struct export_client *next;
     struct export_client **link;
@@ -63,8 +73,9 @@ int export_add(struct exports *exports, const char *name, uint64_t size_bytes, u
  */
 int export_remove(struct exports *exports, const char *name, bool force);
 
-/* Returns false if there is no export of this name (name_bytes long, not terminated). */
-bool export_attach(struct exports *exports, const uint8_t *name, size_t name_bytes, struct export_client *client);
+/* The name is name_bytes long, not terminated. ATTACH_UNKNOWN: there is no such export. */
+enum attach_result export_attach(struct exports *exports, const uint8_t *name, size_t name_bytes,
+                                 struct export_client *client);
 void export_detach(struct exports *exports, struct export_client *client);
 
 uint64_t exports_total_bytes(struct exports *exports);

@@ -216,6 +216,13 @@ static void info_reply(struct connection *connection, uint32_t option, const str
     reply_ack(connection, option);
 }
 
+static bool client_attach(struct connection *connection, const uint8_t *name, uint32_t name_bytes)
+{
+    enum attach_result result = export_attach(connection->exports, name, name_bytes, &connection->client);
+    connection->option_again = result == ATTACH_WAIT;
+    return result == ATTACH_DONE;
+}
+
 static enum connection_parse option_info(struct connection *connection, struct option *option)
 {
     struct info_query query = {0};
@@ -230,7 +237,10 @@ static enum connection_parse option_info(struct connection *connection, struct o
     struct export_facts facts = {0};
     bool found;
     if (option->type == NBD_OPT_GO) {
-        found = export_attach(connection->exports, query.name, query.name_bytes, &connection->client);
+        found = client_attach(connection, query.name, query.name_bytes);
+        if (connection->option_again) {
+            return PARSE_AGAIN;
+        }
         if (found) {
             export_facts_read(&facts, connection->client.export);
         }
@@ -251,7 +261,10 @@ static enum connection_parse option_info(struct connection *connection, struct o
 /* The only option that cannot be refused in words. */
 static enum connection_parse option_export_name(struct connection *connection, struct option *option)
 {
-    if (!export_attach(connection->exports, option->data, option->left, &connection->client)) {
+    if (!client_attach(connection, option->data, option->left)) {
+        if (connection->option_again) {
+            return PARSE_AGAIN;
+        }
         log_info("%s: asked for an export that is not there: connection closed", connection->peer);
         return PARSE_CLOSE;
     }
@@ -458,10 +471,17 @@ static enum connection_parse option_take(struct connection *connection)
     if (connection_available(connection) - sizeof(header) < length) {
         return PARSE_STARVED;
     }
+    uint32_t before = connection->in_start;
     connection->n_options++;
+    connection->option_again = false;
     option.data = connection->in + connection->in_start + sizeof(header);
     connection->in_start += (uint32_t)sizeof(header) + length;
-    return option_dispatch(connection, &option);
+    enum connection_parse parsed = option_dispatch(connection, &option);
+    if (connection->option_again) {
+        connection->in_start = before;
+        connection->n_options--;
+    }
+    return parsed;
 }
 
 static enum connection_parse option_skip(struct connection *connection)
