@@ -228,8 +228,9 @@ static bool same_memory(struct channel *channel)
     struct donor *donor = channel->donor;
     char *identity = nbd_get_export_description(channel->nbd);
     int64_t bytes = nbd_get_size(channel->nbd);
-    bool same = identity && *donor->identity && strcmp(identity, donor->identity) == 0 && bytes >= 0 &&
-                (uint64_t)bytes == donor->export_bytes;
+    bool may_be_nameless = channel->inherited;
+    bool same = (*donor->identity || may_be_nameless) && strcmp(identity ? identity : "", donor->identity) == 0 &&
+                bytes >= 0 && (uint64_t)bytes == donor->export_bytes;
 
     if (!same)
         log_error("donor %s: it is back, but cannot show that it still holds our pages (identity '%s', was '%s'): "
@@ -248,8 +249,11 @@ static void connected(struct channel *channel)
         return;
     }
     channel_go_direct(channel);
-    log_info("donor %s: connected again", donor->uri);
-    atomic_fetch_add(&donor->counters.reconnects, 1);
+    if (!channel->inherited) {
+        log_info("donor %s: connected again", donor->uri);
+        atomic_fetch_add(&donor->counters.reconnects, 1);
+    }
+    channel->inherited = false;
     set_state(channel, CHANNEL_UP);
 }
 
@@ -301,7 +305,9 @@ void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
     nbd_set_full_info(channel->nbd, true);
     nbd_set_pread_initialize(channel->nbd, false);
     set_state(channel, CHANNEL_CONNECTING);
-    if (nbd_aio_connect_uri(channel->nbd, channel->donor->uri) < 0)
+    char uri[CHANNEL_URI_BYTES];
+
+    if (nbd_aio_connect_uri(channel->nbd, channel_uri(channel, uri)) < 0)
         go_down(channel, epoll_fd, nbd_get_error());
     else
         channel_poll(channel, epoll_fd);

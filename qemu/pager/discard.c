@@ -4,9 +4,11 @@
  * userfaultfd has no event; the shim announces it and waits.
  *
  * BEGIN: each page of the range becomes DISCARDING as soon as it is not in motion (no fetch, no write, no zap of it
- * under way); then READY. Faults on them are held. END: they are absent and zero, and the donor may forget them.
+ * under way); then READY. Faults on them are held. END: they are absent and zero, and the donor may forget them;
+ * DONE, now that another pager would know it too.
  */
 #include "evict.h"
+#include "fault_points.h"
 #include "heat.h"
 #include "log.h"
 
@@ -28,9 +30,9 @@ static bool take(struct pager *pager, uint32_t page)
     return true;
 }
 
-static void answer(struct evict_loop *loop, struct link *link, uint32_t seq, int error)
+static void answer(struct evict_loop *loop, struct link *link, enum gb_msg_type type, uint32_t seq, int error)
 {
-    struct gb_done done = {.h = link_header(GB_MSG_DISCARD_READY, seq, sizeof(done)), .error = error};
+    struct gb_done done = {.h = link_header(type, seq, sizeof(done)), .error = error};
 
     link_send(loop, link, &done, sizeof(done));
 }
@@ -47,7 +49,9 @@ static void progress(struct evict_loop *loop, struct link *link, struct discard 
     if (discard->cursor < end)
         return;
     discard->ready = true;
-    answer(loop, link, discard->seq, 0);
+    FAULT_POINT(discard_taken);
+    answer(loop, link, GB_MSG_DISCARD_READY, discard->seq, 0);
+    FAULT_POINT(discard_ready);
 }
 
 /* END has come: tells the donors, as far as requests can be sent. */
@@ -98,7 +102,7 @@ void discard_begin(struct evict_loop *loop, struct link *link, const struct gb_r
         if (!link->discards[i].in_use)
             discard = &link->discards[i];
     if (!range_valid(link->region, &message->range) || !discard) {
-        answer(loop, link, message->h.seq, discard ? EINVAL : EBUSY);
+        answer(loop, link, GB_MSG_DISCARD_READY, message->h.seq, discard ? EINVAL : EBUSY);
         return;
     }
     *discard = (struct discard){
@@ -127,13 +131,20 @@ static bool forget(struct pager *pager, uint32_t page)
     return on_donor;
 }
 
-/* With the lock. The hole was not punched, or who knows: what was here stays, as written. */
-static void restore(struct pager *pager, uint32_t page)
+/*
+ * With the lock. The hole was not punched, or who knows: what is here stays, as written. What was here and no longer
+ * is was punched.
+ */
+static void restore(struct pager *pager, const struct region *region, uint32_t page)
 {
     struct page_table *table = &pager->table;
 
     if (!(table->pages[page].flags & PAGE_F_HELD)) {
         page_set_state(table, page, PAGE_ABSENT);
+        return;
+    }
+    if (!region_has_page(region, page)) {
+        forget(pager, page);
         return;
     }
     page_set_dirty(table, page, true);
@@ -152,12 +163,13 @@ static bool settle(struct pager *pager, uint32_t page)
 }
 
 /* With the lock held in slices: every page up to the cursor leaves DISCARDING. */
-static void settle_all(struct pager *pager, const struct discard *discard, bool punched, bool *wanted, bool *on_donor)
+static void settle_all(struct pager *pager, const struct region *region, const struct discard *discard, bool punched,
+                       bool *wanted, bool *on_donor)
 {
     for (uint32_t page = discard->first; page < discard->cursor; page++) {
         pager_lock(pager);
         if (!punched)
-            restore(pager, page);
+            restore(pager, region, page);
         else if (forget(pager, page))
             *on_donor = true;
         *wanted = settle(pager, page) || *wanted;
@@ -165,6 +177,7 @@ static void settle_all(struct pager *pager, const struct discard *discard, bool 
         if (punched)
             pager->table.pages[page].flags |= PAGE_F_IO;
         pager_unlock(pager);
+        FAULT_POINT(discard_settling);
     }
 }
 
@@ -174,7 +187,7 @@ static void finish(struct evict_loop *loop, struct link *link, struct discard *d
     struct pager *pager = loop->pager;
     bool wanted = false, on_donor = false;
 
-    settle_all(pager, discard, punched, &wanted, &on_donor);
+    settle_all(pager, link->region, discard, punched, &wanted, &on_donor);
     if (wanted)
         region_wake(link->region, discard->first, discard->cursor - discard->first);
     pager_wake_fault(pager);
@@ -199,7 +212,13 @@ void discard_end(struct evict_loop *loop, struct link *link, const struct gb_ran
         struct discard *discard = &link->discards[i];
 
         if (discard->in_use && discard->ready && discard->seq == message->h.seq) {
+            uint32_t seq = discard->seq;
+
+            FAULT_POINT(discard_ended);
             finish(loop, link, discard, message->error == 0);
+            FAULT_POINT(discard_settled);
+            answer(loop, link, GB_MSG_DISCARD_DONE, seq, 0);
+            FAULT_POINT(discard_forgotten);
             return;
         }
     }

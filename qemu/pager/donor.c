@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "donor.h"
 
+#include "clock.h"
 #include "log.h"
 #include "pages.h"
 #include "wire.h"
@@ -12,12 +13,41 @@
 
 #define EXTENT_MAX_BYTES (16ull << 20)
 #define EXTENT_MIN_BYTES (64ull << 10)
+#define FENCE_NS         1000000000ull
+#define OUR_IDENTITY     "GhostBox memory "
+#define WRITER_SUFFIX    "%3Fwriter" /* "?writer", as a URI's path has it */
+
+static bool donor_fences(const struct donor *donor)
+{
+    return donor->identity && strncmp(donor->identity, OUR_IDENTITY, strlen(OUR_IDENTITY)) == 0;
+}
+
+const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTES])
+{
+    const struct donor *donor = channel->donor;
+
+    if (channel->class != CHANNEL_WRITEBACK || !donor_fences(donor))
+        return donor->uri;
+    int path_length = (int)strcspn(donor->uri, "?#");
+
+    snprintf(uri, CHANNEL_URI_BYTES, "%.*s%s%s", path_length, donor->uri, WRITER_SUFFIX, donor->uri + path_length);
+    return uri;
+}
+
+static void channel_init(struct channel *channel, struct donor *donor, enum channel_class class,
+                         enum channel_state state)
+{
+    *channel = (struct channel){.donor = donor, .class = class, .state = state, .fd = -1};
+    channel->done_tail = &channel->done_head;
+    atomic_store(&donor->states[class], (int)state);
+}
 
 static int channel_open(struct channel *channel, struct donor *donor, enum channel_class class, char *text,
                         size_t text_bytes)
 {
-    *channel = (struct channel){.donor = donor, .class = class, .state = CHANNEL_UP, .fd = -1};
-    channel->done_tail = &channel->done_head;
+    char uri[CHANNEL_URI_BYTES];
+
+    channel_init(channel, donor, class, CHANNEL_UP);
     channel->nbd = nbd_create();
     if (!channel->nbd) {
         snprintf(text, text_bytes, "no memory for a connection to %s", donor->uri);
@@ -25,7 +55,7 @@ static int channel_open(struct channel *channel, struct donor *donor, enum chann
     }
     nbd_set_full_info(channel->nbd, true);
     nbd_set_pread_initialize(channel->nbd, false);
-    if (nbd_connect_uri(channel->nbd, donor->uri) == 0) {
+    if (nbd_connect_uri(channel->nbd, channel_uri(channel, uri)) == 0) {
         channel_go_direct(channel);
         return 0;
     }
@@ -75,10 +105,13 @@ static int donor_open(struct donor *donor, const char *uri, char *text, size_t t
     for (int class = 0; class < CHANNEL_CLASSES; class ++) {
         int rc = channel_open(&donor->channels[class], donor, (enum channel_class) class, text, text_bytes);
 
+        /* What the first one learns decides how the last one, for write-back, is opened. */
+        if (rc == 0 && class == CHANNEL_DEMAND)
+            rc = donor_learn(donor, text, text_bytes);
         if (rc < 0)
             return rc;
     }
-    return donor_learn(donor, text, text_bytes);
+    return 0;
 }
 
 static uint64_t choose_extent_bytes(const struct pool *pool)
@@ -149,6 +182,25 @@ int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t ex
         snprintf(text, text_bytes, "the donors' exports cannot be cut into extents of %llu bytes: %s",
                  (unsigned long long)pool->extent_bytes, strerror(-rc));
     return rc;
+}
+
+void pool_inherit(struct pool *pool)
+{
+    uint64_t now = clock_ns();
+
+    pool->extent_pages = (uint32_t)(pool->extent_bytes / PAGE_BYTES);
+    for (uint32_t i = 0; i < pool->n_donors; i++) {
+        struct donor *donor = &pool->donors[i];
+
+        for (int class = 0; class < CHANNEL_CLASSES; class ++) {
+            struct channel *channel = &donor->channels[class];
+
+            channel_init(channel, donor, (enum channel_class) class, CHANNEL_DOWN);
+            channel->inherited = true;
+            if (class == CHANNEL_WRITEBACK && !donor_fences(donor))
+                channel->retry_ns = now + FENCE_NS;
+        }
+    }
 }
 
 void pool_close(struct pool *pool)

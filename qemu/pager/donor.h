@@ -11,7 +11,14 @@
  *
  * A connection that breaks is made again. What the donor holds may be gone by then (its server started anew), so the
  * new connection must show the same identity (the export's description; our memserver puts the incarnation there).
- * A server without identity cannot prove it: the donor is "lost", and its pages are never read again.
+ * A server without identity cannot prove it: the donor is "lost", and its pages are never read again. Except when a
+ * new pager takes over from one that died: then every connection is new, and the checksum of each page must do.
+ *
+ * Writes must not arrive late. A connection that broke (or whose pager died) may leave a write in the server's socket
+ * buffer, which would land on what was written there since. So the write-back connection asks our memserver for the
+ * export as its only writer (EXPORT?writer): it answers when it has ended the writer before and all it had sent.
+ * Other servers know no such thing: there a takeover waits FENCE_NS before it writes, and a write that arrives later
+ * still is found by the page's checksum.
  */
 #ifndef GHOSTBOX_DONOR_H
 #define GHOSTBOX_DONOR_H
@@ -25,7 +32,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DONORS_MAX 64
+#define DONORS_MAX        64
+#define CHANNEL_URI_BYTES 2048
 
 enum channel_class { CHANNEL_DEMAND, CHANNEL_READAHEAD, CHANNEL_WRITEBACK, CHANNEL_CLASSES };
 enum channel_state { CHANNEL_UP, CHANNEL_CONNECTING, CHANNEL_DOWN };
@@ -52,6 +60,7 @@ struct channel {
     uint32_t polled;        /* EPOLL* now registered */
     uint32_t in_flight;
     uint64_t retry_ns; /* DOWN: when to try again */
+    bool inherited;    /* an earlier pager used this donor, and we have not been connected to it so far */
     struct request *done_head, **done_tail;
 };
 
@@ -94,6 +103,12 @@ struct pool {
  */
 int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, bool libnbd_only,
               char *text, size_t text_bytes);
+/*
+ * Takes over a pool that an earlier pager opened: n_donors, extent_bytes, extents and each donor's uri, identity,
+ * export_bytes, n_extents, can_trim and libnbd_only are set. Nothing is connected yet: each loop connects its
+ * channels, and a donor that is away keeps nobody else waiting.
+ */
+void pool_inherit(struct pool *pool);
 void pool_close(struct pool *pool);
 uint64_t pool_bytes(const struct pool *pool);
 
@@ -104,6 +119,9 @@ struct place {
     uint32_t n_pages;
 };
 struct place pool_place(struct pool *pool, uint32_t page);
+
+/* Where this channel connects: the donor's URI, or the same in the buffer with what its class adds. */
+const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTES]);
 
 /* Each returns 0 (the request will appear on the done list) or -errno (it will not). */
 int channel_read(struct channel *channel, struct request *request, void *buf, uint32_t bytes, uint64_t offset);

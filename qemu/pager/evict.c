@@ -10,10 +10,12 @@
 #include "evict.h"
 
 #include "clock.h"
+#include "fault_points.h"
 #include "heat.h"
 #include "log.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -23,6 +25,7 @@
 #define DISCARD_POLL_MS 1
 #define REAP_POLL_MS    20
 #define DONOR_POLL_MS   50
+#define HAND_OVER_NS    2000000000ull
 /* Pages looked at in one round under the lock: most of them may have to stay. */
 #define SEEN_MAX (4u * BATCH_PAGES)
 
@@ -81,6 +84,7 @@ static void dropped(struct pager *pager, uint32_t page, uint32_t n, bool punched
             page_set_state(table, i, PAGE_INACTIVE);
             page_list_push(table, heat_inactive(table, i), i);
         }
+        FAULT_POINT(evict_absent);
         if (wanted && region)
             region_wake(region, i, 1);
     }
@@ -105,6 +109,7 @@ void drop_flush(struct evict_loop *loop)
         uint32_t run = run_length(loop->dropping + i, loop->n_dropping - i, left);
         int rc = region ? region_punch(region, page, run) : 0;
 
+        FAULT_POINT(evict_punched);
         if (rc < 0)
             log_error("cannot punch %u pages out of the memory of process %d: %s", run, region->pid, strerror(-rc));
         dropped(pager, page, run, rc == 0);
@@ -195,6 +200,8 @@ static bool evict_round(struct evict_loop *loop)
         n_zap = to_zap(pager, missing, (int64_t)victims.n_clean + victims.n_dirty);
     }
     pager_unlock(pager);
+    if (victims.n_clean + victims.n_dirty > 0)
+        FAULT_POINT(evict_picked);
     COUNT(pager->counters.evicted_clean, victims.n_clean);
     if (n_zap > 0) /* its answer is an event */
         zap_start(loop, (uint32_t)n_zap);
@@ -272,9 +279,26 @@ static bool finished(struct evict_loop *loop)
            loop->writes_in_flight == 0;
 }
 
+/* Asked to hand over: nothing new is begun, what the donors still have to ack is waited for, but not for ever. */
+static bool handed_over(struct evict_loop *loop)
+{
+    struct pager *pager = loop->pager;
+
+    if (!atomic_load(&pager->handing_over))
+        return false;
+    if (!loop->hand_over_ns)
+        loop->hand_over_ns = clock_ns() + HAND_OVER_NS;
+    if (loop->writes_in_flight > 0 && clock_ns() < loop->hand_over_ns)
+        return false;
+    log_info("handed over: %u writes are left to the next pager", loop->writes_in_flight);
+    atomic_store(&pager->stopping, true);
+    kill(getpid(), SIGUSR1); /* ends main's wait */
+    return true;
+}
+
 static int choose_timeout(const struct evict_loop *loop, bool discards, bool leaving, bool down)
 {
-    if (discards)
+    if (discards || loop->hand_over_ns)
         return DISCARD_POLL_MS;
     if (leaving)
         return REAP_POLL_MS;
@@ -293,9 +317,11 @@ static void run(struct evict_loop *loop)
         bool discards = discard_progress(loop);
         bool leaving = regions_reap(loop);
 
-        while (evict_round(loop))
+        while (!atomic_load(&pager->handing_over) && evict_round(loop))
             continue;
         drop_flush(loop);
+        if (handed_over(loop))
+            break;
         if (finished(loop)) {
             log_info("the process whose memory this was has ended");
             atomic_store(&pager->stopping, true);

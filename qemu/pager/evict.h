@@ -74,6 +74,7 @@ struct evict_loop {
     uint32_t dropping[BATCH_PAGES * 2];
     uint32_t n_dropping;
     uint64_t writeback_pause_ns; /* after an error: no write-back before this */
+    uint64_t hand_over_ns;       /* asked to hand over: when it is done at the latest */
 };
 
 /* evict.c */
@@ -134,8 +135,12 @@ void zap_abandon(struct evict_loop *loop, struct link *link);
 /* Returns the new region, or NULL with errno and a text for the user. Takes the descriptors over on success. */
 struct region *region_admit(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
                             const int fds[3], char *text, size_t text_bytes);
-/* The region that a shim comes back to, or NULL. */
-struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message);
+/*
+ * The region that a shim comes back to, or NULL. Its descriptors are taken if an earlier pager served it; otherwise
+ * they are the same as those that we have.
+ */
+struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
+                              const int fds[3], bool *fds_taken);
 /* The region's memory is unmapped, or its process has ended: its pages are given up, step by step. */
 void region_end(struct evict_loop *loop, struct region *region);
 /* Ends regions whose process is gone. Returns whether one is still on its way out. */

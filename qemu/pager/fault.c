@@ -6,6 +6,7 @@
 #include "fault.h"
 
 #include "clock.h"
+#include "fault_points.h"
 #include "heat.h"
 #include "log.h"
 #include "uffd_compat.h"
@@ -82,12 +83,14 @@ static void fill_zero(struct fault_loop *loop, struct region *region, uint32_t p
     for (uint32_t i = 0; i < n; i++)
         page_set_state(&pager->table, page + i, PAGE_MAPPING);
     pager_unlock(pager);
+    FAULT_POINT(zero_mapping);
     int rc = region_zero(region, page, n, &done);
 
     if (rc < 0 && done == 0) {
         rc = zero_one(region, page);
         done = rc == 0 ? 1 : 0;
     }
+    FAULT_POINT(zero_mapped);
     pager_lock(pager);
     for (uint32_t i = 0; i < n; i++) {
         if (i < done) {
@@ -198,8 +201,10 @@ static void remap(struct fault_loop *loop, const struct region *region, uint32_t
     uint32_t done;
 
     pager_unlock(pager);
+    FAULT_POINT(minor_mapping);
     int rc = region_continue(region, page, n, write_protect, &done);
 
+    FAULT_POINT(minor_mapped);
     pager_lock(pager);
     for (uint32_t i = 0; i < n; i++) {
         if (i <= done && !write_protect)

@@ -34,7 +34,7 @@ static void watch_regions(struct fault_loop *loop)
         struct region *region = &pager->regions[i];
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = region};
 
-        if (!region->in_use)
+        if (!region->in_use || region->awaited)
             continue;
         if (region->leaving && region->watched) {
             epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, region->uffd, NULL);

@@ -4,6 +4,7 @@
 
 #include "checksum.h"
 #include "clock.h"
+#include "fault_points.h"
 #include "heat.h"
 #include "log.h"
 
@@ -105,8 +106,10 @@ bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
     page_set_state(table, page, PAGE_FETCHING);
     table->pages[page].flags |= PAGE_F_WANTED;
     pager_unlock(loop->pager);
+    FAULT_POINT(fetch_marked);
     if (send_read(loop, fetch) < 0)
         retry_later(loop, fetch, RETRY_NS);
+    FAULT_POINT(fetch_sent);
     pager_lock(loop->pager);
     return true;
 }
@@ -267,8 +270,10 @@ static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_
 
     page_set_state(&pager->table, page, PAGE_MAPPING);
     pager_unlock(pager);
+    FAULT_POINT(fetch_mapping);
     int rc = copy_page(pager, region, page, fetch->buf + (size_t)i * PAGE_BYTES);
 
+    FAULT_POINT(fetch_copied);
     if (rc == -EEXIST)
         region_wake(region, page, 1);
     pager_lock(pager);
@@ -291,8 +296,10 @@ static void install_inactive(struct fault_loop *loop, struct fetch *fetch, uint3
     for (uint32_t i = first; i < first + n; i++)
         page_set_state(&pager->table, fetch->page + i, PAGE_MAPPING);
     pager_unlock(pager);
+    FAULT_POINT(readahead_mapping);
     int rc = region_write(region, fetch->page + first, fetch->buf + (size_t)first * PAGE_BYTES, n);
 
+    FAULT_POINT(readahead_written);
     if (rc < 0) /* part of it may be there */
         region_punch(region, fetch->page + first, n);
     pager_lock(pager);
@@ -372,6 +379,7 @@ static void finish_one(struct fault_loop *loop, struct fetch *fetch)
         finish_failed(loop, fetch);
         return;
     }
+    FAULT_POINT(fetch_arrived);
     COUNT(donor->counters.reads, 1);
     COUNT(donor->counters.read_bytes, fetch->request.bytes);
     if (fetch->demand)

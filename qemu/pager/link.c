@@ -225,9 +225,11 @@ static void on_region(struct evict_loop *loop, struct link *link, const struct g
         return;
     }
     if (link->resume) {
-        struct region *region = region_resumed(loop, link, message);
+        bool fds_taken;
+        struct region *region = region_resumed(loop, link, message, fds, &fds_taken);
 
-        close_all(fds);
+        if (!fds_taken)
+            close_all(fds);
         if (!region) {
             reject(loop, link, ESTALE, "this pager does not know the region: it was served by another one");
             return;

@@ -20,12 +20,14 @@
  *   fault     userfaultfds, demand and readahead connections; alone maps pages          (fault.c, fetch.c, stream.c)
  *   evict     shims, zaps, write-back connections, punching holes, discards             (evict.c, zap.c, writeback.c,
  *                                                                                        discard.c, link.c,
- * regions.c) control   the control socket                                                        (status.c) They
- * share the page table under one lock, which is never held while a page moves.
+ *                                                                                        regions.c, recover.c)
+ *   control   the control socket                                                        (status.c)
+ * They share the page table under one lock, which is never held while a page moves.
  *
  * Who dies when: if a donor dies, pages that are there wait for it. If this process dies, the guest waits on its next
- * absent page: the shim holds the userfaultfd open, so nothing ever reads zeroes. If QEMU dies, its region is
- * dissolved, and with --exit-with-client so are we. SIGTERM and SIGINT do not end us while a VM needs us.
+ * absent page: the shim holds the userfaultfd open, so nothing ever reads zeroes; and with --state another pager goes
+ * on with the page map where we stopped, at whatever instruction that was (state.h, recover.c). If QEMU dies, its
+ * region is dissolved, and with --exit-with-client so are we. SIGTERM and SIGINT do not end us while a VM needs us.
  *
  * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back. Locked, and not to be reclaimed while
  * reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block per request; the
@@ -76,6 +78,7 @@ void pager_set_cache(struct pager *pager, uint64_t cache_bytes)
     pager->watermarks.probation = pages / 20;
     pager->table.fifo = pager->options->fifo;
     pager->table.epoch_pages = (uint32_t)clamp(pages / HEAT_EPOCHS, 1, UINT32_MAX);
+    state_set_cache(&pager->state, cache_bytes);
 }
 
 static void wake(int fd)
@@ -133,33 +136,101 @@ static int print_probe(const struct options *options)
     return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
-/* Everything that can fail because of the user or the machine. Returns 0, or -errno after saying why. */
-static int prepare(struct pager *pager)
+/* A pool and a page table of our own. Returns 0, or -errno with a message. */
+static int begin(struct pager *pager, char *text, size_t text_bytes)
 {
     const struct options *options = pager->options;
-    char text[512] = "";
+    int rc = pool_open(&pager->pool, options->donors, options->n_donors, options->extent_bytes, options->libnbd_only,
+                       text, text_bytes);
 
-    memcpy(pager->features.hidden, options->hidden, sizeof(options->hidden));
-    int rc = features_probe(&pager->features, &pager->device_fd, text, sizeof(text));
-
-    if (rc == 0)
-        rc = pool_open(&pager->pool, options->donors, options->n_donors, options->extent_bytes, options->libnbd_only,
-                       text, sizeof(text));
-    if (rc < 0) {
-        log_error("%s", text);
+    if (rc < 0)
         return rc;
-    }
     uint64_t bytes = pool_bytes(&pager->pool);
 
     if (options->cache_bytes > bytes)
         log_warning("the cache (%llu bytes) is larger than the donors' memory (%llu bytes)",
                     (unsigned long long)options->cache_bytes, (unsigned long long)bytes);
-    rc = page_table_create(&pager->table, (uint32_t)(bytes / PAGE_BYTES), options->keep);
+    if (options->state)
+        rc = state_create(&pager->state, options->state, &pager->pool, &pager->features, options->keep, text,
+                          text_bytes);
+    if (rc < 0)
+        return rc;
+    rc = page_table_create(&pager->table, (uint32_t)(bytes / PAGE_BYTES), options->keep, state_pages(&pager->state));
+    if (rc < 0)
+        snprintf(text, text_bytes, "no memory for the page table: %s", strerror(-rc));
+    pager_set_cache(pager, options->cache_bytes);
+    return rc;
+}
+
+static int inherit_pool(struct pager *pager)
+{
+    const struct state_header *header = pager->state.header;
+    struct pool *pool = &pager->pool;
+
+    pool->extent_bytes = header->extent_bytes;
+    pool->n_extents = header->n_extents;
+    pool->extents = calloc(header->n_extents, sizeof(*pool->extents));
+    if (!pool->extents)
+        return -ENOMEM;
+    memcpy(pool->extents, state_extents(&pager->state), header->n_extents * sizeof(*pool->extents));
+    pool->n_donors = header->n_donors;
+    for (uint32_t i = 0; i < header->n_donors; i++) {
+        const struct state_donor *from = &header->donors[i];
+        struct donor *donor = &pool->donors[i];
+
+        donor->uri = strndup(from->uri, sizeof(from->uri));
+        donor->identity = strndup(from->identity, sizeof(from->identity));
+        donor->export_bytes = from->export_bytes;
+        donor->n_extents = from->n_extents;
+        donor->can_trim = from->can_trim;
+        donor->libnbd_only = pager->options->libnbd_only;
+        if (!donor->uri || !donor->identity)
+            return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < pool->n_extents; i++)
+        if (pool->extents[i].donor >= pool->n_donors)
+            return -EINVAL;
+    pool_inherit(pool);
+    return 0;
+}
+
+/* Those of the pager before us. Returns 0, or -errno with a message. */
+static int go_on(struct pager *pager, char *text, size_t text_bytes)
+{
+    int rc = state_open(&pager->state, pager->options->state, text, text_bytes);
+
+    rc = rc < 0 ? rc : state_restrict_features(&pager->state, &pager->features, text, text_bytes);
+    if (rc < 0)
+        return rc;
+    const struct state_header *header = pager->state.header;
+
+    rc = inherit_pool(pager);
+    rc = rc < 0 ? rc
+                : page_table_create(&pager->table, header->n_pages, header->keep != 0, state_pages(&pager->state));
     if (rc < 0) {
-        log_error("no memory for the page table: %s", strerror(-rc));
+        snprintf(text, text_bytes, "cannot go on with the state file %s: %s", pager->state.path, strerror(-rc));
         return rc;
     }
-    pager_set_cache(pager, options->cache_bytes);
+    pager_set_cache(pager, atomic_load(&header->cache_bytes));
+    recover_regions(pager);
+    return 0;
+}
+
+/* Everything that can fail because of the user or the machine. Returns 0, or -errno after saying why. */
+static int prepare(struct pager *pager)
+{
+    const struct options *options = pager->options;
+    char text[1536] = "";
+
+    memcpy(pager->features.hidden, options->hidden, sizeof(options->hidden));
+    int rc = features_probe(&pager->features, &pager->device_fd, text, sizeof(text));
+
+    if (rc == 0)
+        rc = options->resume ? go_on(pager, text, sizeof(text)) : begin(pager, text, sizeof(text));
+    if (rc < 0) {
+        log_error("%s", text);
+        return rc;
+    }
     rc = link_listen(pager);
     if (rc < 0)
         log_error("cannot listen on %s: %s", options->listen, strerror(-rc));
@@ -250,13 +321,14 @@ static int serve(struct pager *pager)
     return status;
 }
 
-static void destroy(struct pager *pager)
+static void destroy(struct pager *pager, bool keep_state)
 {
     for (uint32_t i = 0; i < REGIONS_MAX; i++)
         if (pager->regions[i].in_use)
             region_close_fds(&pager->regions[i]);
     pool_close(&pager->pool);
     page_table_destroy(&pager->table);
+    state_close(&pager->state, keep_state);
     pthread_mutex_destroy(&pager->lock);
     free(pager);
 }
@@ -269,7 +341,7 @@ static struct pager *create(const struct options *options)
     if (!pager)
         return NULL;
     pager->options = options;
-    pager->device_fd = pager->listen_fd = -1;
+    pager->device_fd = pager->listen_fd = pager->state.fd = -1;
     pager->started_ns = clock_ns();
     pager->fault_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pager->evict_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -313,6 +385,7 @@ int main(int argc, char **argv)
     }
     int status = serve(pager);
 
-    destroy(pager);
+    /* Whoever still has memory here waits for the next pager. */
+    destroy(pager, in_use(pager) || (options.resume && status != EXIT_SUCCESS));
     return status;
 }

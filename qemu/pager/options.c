@@ -24,6 +24,8 @@ enum option_id {
     OPT_POLL,
     OPT_PEER_UID,
     OPT_EXIT_WITH_CLIENT,
+    OPT_STATE,
+    OPT_RESUME,
     OPT_HIDE,
     OPT_FIFO,
     OPT_LIBNBD,
@@ -45,6 +47,8 @@ static const struct option long_options[] = {
     {"poll-us", required_argument, NULL, OPT_POLL},
     {"peer-uid", required_argument, NULL, OPT_PEER_UID},
     {"exit-with-client", no_argument, NULL, OPT_EXIT_WITH_CLIENT},
+    {"state", required_argument, NULL, OPT_STATE},
+    {"resume", no_argument, NULL, OPT_RESUME},
     {"hide-features", required_argument, NULL, OPT_HIDE},
     {"fifo", no_argument, NULL, OPT_FIFO},
     {"libnbd", no_argument, NULL, OPT_LIBNBD},
@@ -73,6 +77,9 @@ void options_usage(void)
         "  --poll-us N            spin this long for the next event before sleeping, 0 to 10000 (default 50)\n"
         "  --peer-uid UID         who may connect besides root and ourselves (repeatable)\n"
         "  --exit-with-client     end when the process whose memory this is has ended, and trim the exports\n"
+        "  --state FILE           keep the page map in FILE (on a tmpfs), so that another pager can go on if this "
+        "one dies\n"
+        "  --resume               go on with the page map in --state FILE; cache, donors and contents are in it\n"
         "  --hide-features A,B    do as if the kernel lacked these features (for tests)\n"
         "  --log-file FILE        instead of stderr\n"
         "  --log-level LEVEL      error, warning, info (default) or debug\n"
@@ -149,6 +156,7 @@ static int parse_extent(struct options *options, const char *value, char *text, 
 
 static int parse_contents(struct options *options, const char *value, char *text, size_t text_bytes)
 {
+    options->has_contents = true;
     options->keep = strcmp(value, "keep") == 0;
     if (!options->keep && strcmp(value, "fresh") != 0)
         return fail(text, text_bytes, "--contents: '%s' is neither fresh nor keep", value);
@@ -204,6 +212,12 @@ static int parse_one(struct options *options, int id, char *value, char *text, s
         return add_donor(options, value, text, text_bytes);
     case OPT_CONTENTS:
         return parse_contents(options, value, text, text_bytes);
+    case OPT_STATE:
+        options->state = value;
+        return 0;
+    case OPT_RESUME:
+        options->resume = true;
+        return 0;
     case OPT_EXIT_WITH_CLIENT:
         options->exit_with_client = true;
         return 0;
@@ -227,6 +241,17 @@ static int parse_one(struct options *options, int id, char *value, char *text, s
     }
 }
 
+/* What the state file knows may not be said again: it could only be wrong. */
+static int check_resume(const struct options *options, char *text, size_t text_bytes)
+{
+    if (!options->state)
+        return fail(text, text_bytes, "--resume: --state FILE is missing: where is the page map?");
+    if (options->cache_bytes || options->n_donors || options->extent_bytes || options->has_contents)
+        return fail(text, text_bytes,
+                    "--resume: --cache, --donor, --extent and --contents are in the state file; leave them out");
+    return 0;
+}
+
 static int check_complete(const struct options *options, char *text, size_t text_bytes)
 {
     if (options->probe || options->help || options->version)
@@ -235,6 +260,8 @@ static int check_complete(const struct options *options, char *text, size_t text
         return fail(text, text_bytes, "--listen SOCKET is missing");
     if (!options->control)
         return fail(text, text_bytes, "--control SOCKET is missing");
+    if (options->resume)
+        return check_resume(options, text, text_bytes);
     if (!options->cache_bytes)
         return fail(text, text_bytes, "--cache SIZE is missing");
     if (!options->n_donors)

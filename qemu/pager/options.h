@@ -13,12 +13,13 @@
 #define PEER_UIDS_MAX 8
 
 struct options {
-    const char *listen, *control, *log_file;
+    const char *listen, *control, *log_file, *state;
     uint64_t cache_bytes, extent_bytes, readahead_bytes;
     char *donors[DONORS_MAX];
     uint32_t n_donors;
-    bool keep, exit_with_client, fifo, probe, help, version;
-    bool libnbd_only; /* for tests and comparisons: libnbd moves all bytes, not only those under TLS */
+    bool keep, resume, exit_with_client, fifo, probe, help, version;
+    bool has_contents; /* --contents was given */
+    bool libnbd_only;  /* for tests and comparisons: libnbd moves all bytes, not only those under TLS */
     uint32_t poll_us;
     uid_t peer_uids[PEER_UIDS_MAX];
     uint32_t n_peer_uids;

@@ -10,6 +10,7 @@
 #include "options.h"
 #include "pages.h"
 #include "region.h"
+#include "state.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -50,12 +51,14 @@ struct pager {
     uint32_t last_wasted;
 
     struct pool pool;
-    int fault_wake_fd; /* eventfd: frames are free, a region came or goes, stop */
-    int listen_fd;     /* where shims connect */
-    int evict_wake_fd; /* eventfd: below the low watermark, a region was let go, stop */
+    struct state state; /* the file that page table and regions are kept in, if any */
+    int fault_wake_fd;  /* eventfd: frames are free, a region came or goes, stop */
+    int listen_fd;      /* where shims connect */
+    int evict_wake_fd;  /* eventfd: below the low watermark, a region was let go, stop */
     _Atomic bool evict_asked;
     _Atomic bool stopping;
     _Atomic bool client_seen;
+    _Atomic bool handing_over; /* nothing new is begun; once what is under way is done, the next pager may start */
 
     struct pager_counters counters;
     struct histogram fetch_latency, minor_latency, zero_latency; /* from the event to the waker */
@@ -86,6 +89,16 @@ static inline int64_t pager_free_pages(const struct pager *pager)
 void pager_wake_fault(struct pager *pager);
 /* Cheap when the evictor has been asked already. */
 void pager_wake_evict(struct pager *pager);
+
+/* recover.c: the regions of an earlier pager wait for their processes to come back. Before the threads start. */
+void recover_regions(struct pager *pager);
+/*
+ * The process has come back and the region has its descriptors: every page gets a state that is true, and all who
+ * wait are woken, so that faults that the earlier pager had taken are raised again.
+ */
+void recover_region(struct pager *pager, struct region *region);
+/* The process of an awaited region has ended: its pages are as those of a region that was served here. */
+void recover_forget(struct pager *pager, struct region *region);
 
 /* Makes and opens the socket for shims: link.c. Returns 0 or -errno. */
 int link_listen(struct pager *pager);

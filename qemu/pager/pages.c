@@ -3,25 +3,43 @@
 #include "heat.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 
 static const struct page_list no_pages = {PAGE_NONE, PAGE_NONE, 0};
 
-int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
+/* See pages.h, rules 1 and 2. */
+static inline void keep_order(void)
+{
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+static struct page *map_pages(uint32_t n_pages)
 {
     size_t bytes = (size_t)n_pages * sizeof(struct page);
-    struct page *pages =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (pages == MAP_FAILED)
-        return -errno;
+        return NULL;
     /* A huge page would populate the states of pages that were never touched. */
     madvise(pages, bytes, MADV_NOHUGEPAGE);
+    return pages;
+}
+
+int page_table_create(struct page_table *table, uint32_t n_pages, bool keep, struct page *pages)
+{
+    bool shared = pages != NULL;
+
+    if (!shared)
+        pages = map_pages(n_pages);
+    if (!pages)
+        return -errno;
     *table = (struct page_table){
         .pages = pages,
         .n_pages = n_pages,
         .keep = keep,
+        .shared = shared,
         .epoch_pages = 1,
         .epochs = {{1, 0}, {1, 0}},
         .mapped = {no_pages, no_pages, no_pages},
@@ -35,7 +53,7 @@ int page_table_create(struct page_table *table, uint32_t n_pages, bool keep)
 
 void page_table_destroy(struct page_table *table)
 {
-    if (table->pages)
+    if (table->pages && !table->shared)
         munmap(table->pages, (size_t)table->n_pages * sizeof(struct page));
     table->pages = NULL;
 }
@@ -101,10 +119,12 @@ void page_set_on_donor(struct page_table *table, uint32_t page, bool on_donor)
 
     if (page_on_donor(table, page) != on_donor)
         table->counts.on_donor += on_donor ? 1 : -1;
+    keep_order();
     if (on_donor)
         *flags = (uint8_t)(*flags | PAGE_F_ON_DONOR);
     else
         *flags = (uint8_t)((*flags & ~PAGE_F_ON_DONOR) | (table->keep ? PAGE_F_FORGOTTEN : 0));
+    keep_order();
 }
 
 void page_set_dirty(struct page_table *table, uint32_t page, bool dirty)
@@ -113,7 +133,9 @@ void page_set_dirty(struct page_table *table, uint32_t page, bool dirty)
 
     if (((*flags & PAGE_F_DIRTY) != 0) != dirty)
         table->counts.dirty += dirty ? 1 : -1;
+    keep_order();
     *flags = (uint8_t)(dirty ? *flags | PAGE_F_DIRTY : *flags & ~PAGE_F_DIRTY);
+    keep_order();
 }
 
 static void count_state(struct page_counts *counts, enum page_state state, int by)
@@ -132,7 +154,9 @@ void page_set_state(struct page_table *table, uint32_t page, enum page_state sta
 
     count_state(&table->counts, (enum page_state)p->state, -1);
     count_state(&table->counts, state, 1);
+    keep_order();
     p->state = (uint8_t)state;
+    keep_order();
 }
 
 bool page_unlist(struct page_table *table, uint32_t page)

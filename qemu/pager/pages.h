@@ -20,6 +20,19 @@
  *   POISONED    no             –                –                     –        its bytes are lost; access is SIGBUS
  *
  * "fault may win": a fault takes the page back to RESIDENT and the evictor, when it returns to it, sees that.
+ *
+ * The table may lie in a file (state.h) from which another pager goes on if this one dies, at any instruction. So
+ * what lies there must never lie about the page, whatever was or was not done yet. Three rules for whoever changes a
+ * page:
+ *
+ *   1. The state says what may be under way before it is: MAPPING before the ioctl that maps, DROPPING before the
+ *      punch, WRITEBACK before the read. A state of rest (RESIDENT, INACTIVE, ABSENT) is set after it.
+ *   2. The flags that a state relies on are set before the state: dirty before RESIDENT or INACTIVE, on_donor after
+ * the ack and before DROPPING. The setters below keep this order (they are compiler barriers; that is enough, for
+ * what a killed process had stored, all of it in program order, is in the file).
+ *   3. A page loses PAGE_F_DIRTY only in state WRITEBACK (its donor has acked), DISCARDING or MAPPING (it is gone).
+ *
+ * recover.c has the other half: what each state means to a pager that finds it.
  */
 #ifndef GHOSTBOX_PAGES_H
 #define GHOSTBOX_PAGES_H
@@ -94,8 +107,9 @@ struct page_counts {
 struct page_table {
     struct page *pages;
     uint32_t n_pages;
-    bool keep; /* --contents keep */
-    bool fifo; /* --fifo: pages leave in the order in which they came */
+    bool keep;   /* --contents keep */
+    bool shared; /* pages lie in the state file */
+    bool fifo;   /* --fifo: pages leave in the order in which they came */
     struct page_list mapped[HEAT_CLASSES];
     struct page_list inactive, spent; /* spent: used by a stream and inactive again, the first to go */
     struct page_list waiting;
@@ -107,8 +121,9 @@ struct page_table {
     struct page_counts counts;
 };
 
-/* Returns 0 or -errno. */
-int page_table_create(struct page_table *table, uint32_t n_pages, bool keep);
+/* In the memory given (of a state file, perhaps with another pager's pages in it), or in memory of its own with NULL.
+ * Returns 0 or -errno. */
+int page_table_create(struct page_table *table, uint32_t n_pages, bool keep, struct page *pages);
 void page_table_destroy(struct page_table *table);
 /* Back to untouched, for a run of pages that are on no list and in state ABSENT or POISONED. */
 void page_table_forget(struct page_table *table, uint32_t first, uint32_t n_pages);

@@ -145,6 +145,23 @@ bool region_has_page(const struct region *region, uint32_t page)
     return lseek(region->memfd, offset, SEEK_DATA) == offset;
 }
 
+int64_t region_run(const struct region *region, uint32_t page, uint32_t n, bool *here)
+{
+    off_t start = file_offset(region, page), limit = start + (off_t)n * PAGE_BYTES;
+    off_t data = lseek(region->memfd, start, SEEK_DATA);
+
+    if (data < 0 && errno != ENXIO)
+        return -errno;
+    *here = data == start;
+    off_t end = *here ? lseek(region->memfd, start, SEEK_HOLE) : data;
+
+    if (*here && end < 0)
+        return -errno;
+    if (end < 0 || end > limit) /* ENXIO: no data up to the end */
+        end = limit;
+    return (end - start) / PAGE_BYTES;
+}
+
 int region_written(const struct region *region, uint32_t page, uint32_t n, bool *written)
 {
     uint64_t entries[WRITTEN_MAX];

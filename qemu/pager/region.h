@@ -19,14 +19,16 @@
 
 struct region {
     uint32_t id;
-    bool in_use;    /* guarded by the pager's lock, like the next three */
+    bool in_use;    /* guarded by the pager's lock, like the next four */
     bool connected; /* the shim's thread listens: zaps are possible */
     bool leaving;   /* the process has ended; the fault thread must let go of it */
+    bool awaited;   /* an earlier pager served it; its process has not come back so far: no descriptors but pidfd */
     bool watched;   /* the fault thread has its userfaultfd in its epoll */
     int uffd, memfd, pagemap, pidfd;
     pid_t pid;
     char comm[16];
     uint64_t base, length, memfd_offset;
+    uint64_t memfd_device, memfd_inode;
     uint32_t first_page, n_pages; /* in the pool */
     bool dissolved;               /* leaving: no page of it is here any more (evict thread only) */
     uint32_t n_told;              /* leaving: so many pages the donors may forget (evict thread only) */
@@ -58,6 +60,9 @@ int region_read(const struct region *region, uint32_t page, void *bytes, uint32_
 int region_write(const struct region *region, uint32_t page, const void *bytes, uint32_t n);
 int region_punch(const struct region *region, uint32_t page, uint32_t n);
 bool region_has_page(const struct region *region, uint32_t page);
+/* How many of the n pages from this one on are alike: all in the memfd, or none of them. -errno if nobody can tell.
+ */
+int64_t region_run(const struct region *region, uint32_t page, uint32_t n, bool *here);
 /* written[i] = whether page + i may have been written since it was mapped write-protected. n <= 512. */
 int region_written(const struct region *region, uint32_t page, uint32_t n, bool *written);
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "clock.h"
 #include "evict.h"
 #include "log.h"
 
@@ -7,6 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+
+#define DONORS_WAIT_NS 5000000000ull
 
 /* The first pool page of a free run, or PAGE_NONE. With the lock. */
 static uint32_t find_room(const struct pager *pager, uint32_t n_pages)
@@ -38,14 +41,13 @@ static struct region *find_slot(struct pager *pager)
     return NULL;
 }
 
-static bool shape_valid(const struct gb_region *message, int memfd)
+static bool shape_valid(const struct gb_region *message, int memfd, struct stat *st)
 {
-    struct stat st;
-
     return message->page_bytes == PAGE_BYTES && message->length > 0 && message->length % PAGE_BYTES == 0 &&
            message->base % PAGE_BYTES == 0 && message->base + message->length > message->base &&
-           message->memfd_offset % PAGE_BYTES == 0 && fstat(memfd, &st) == 0 && st.st_size >= 0 &&
-           message->length <= (uint64_t)st.st_size && message->memfd_offset <= (uint64_t)st.st_size - message->length;
+           message->memfd_offset % PAGE_BYTES == 0 && fstat(memfd, st) == 0 && st->st_size >= 0 &&
+           message->length <= (uint64_t)st->st_size &&
+           message->memfd_offset <= (uint64_t)st->st_size - message->length;
 }
 
 /* With the lock. */
@@ -77,8 +79,9 @@ struct region *region_admit(struct evict_loop *loop, const struct link *link, co
 {
     struct pager *pager = loop->pager;
     uint64_t n_pages = message->length / PAGE_BYTES;
+    struct stat memfd;
 
-    if (!shape_valid(message, fds[1])) {
+    if (!shape_valid(message, fds[1], &memfd)) {
         snprintf(text, text_bytes, "the region's address, length or memfd is not valid");
         errno = EINVAL;
         return NULL;
@@ -105,10 +108,13 @@ struct region *region_admit(struct evict_loop *loop, const struct link *link, co
         .base = message->base,
         .length = message->length,
         .memfd_offset = message->memfd_offset,
+        .memfd_device = memfd.st_dev,
+        .memfd_inode = memfd.st_ino,
         .first_page = first,
         .n_pages = (uint32_t)n_pages,
     };
     memcpy(region->comm, link->comm, sizeof(region->comm));
+    state_put_region(&pager->state, region);
     pager_unlock(pager);
     atomic_store(&pager->client_seen, true);
     pager_wake_fault(pager);
@@ -117,22 +123,52 @@ struct region *region_admit(struct evict_loop *loop, const struct link *link, co
     return region;
 }
 
-struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message)
+static bool is_same(const struct region *region, const struct link *link, const struct gb_region *message,
+                    const struct stat *memfd)
+{
+    return region->in_use && !region->leaving && !region->connected && region->pid == link->pid &&
+           region->base == message->base && region->length == message->length &&
+           region->memfd_offset == message->memfd_offset && region->memfd_device == memfd->st_dev &&
+           region->memfd_inode == memfd->st_ino;
+}
+
+/* A region that an earlier pager served gets its descriptors and true states. It is watched from then on. */
+static void take_over(struct pager *pager, struct region *region, const int fds[3])
+{
+    region->uffd = fds[0];
+    region->memfd = fds[1];
+    region->pagemap = fds[2];
+    recover_region(pager, region);
+    pager_lock(pager);
+    region->awaited = false;
+    pager_unlock(pager);
+    pager_wake_fault(pager);
+    pager_wake_evict(pager);
+    log_info("process %d (%s): %llu MiB of its memory are served again", region->pid, region->comm,
+             (unsigned long long)(region->length >> 20));
+}
+
+struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
+                              const int fds[3], bool *fds_taken)
 {
     struct pager *pager = loop->pager;
     struct region *found = NULL;
+    struct stat memfd;
 
+    *fds_taken = false;
+    if (!shape_valid(message, fds[1], &memfd))
+        return NULL;
     pager_lock(pager);
-    for (uint32_t i = 0; i < REGIONS_MAX && !found; i++) {
-        struct region *r = &pager->regions[i];
-
-        if (r->in_use && !r->leaving && !r->connected && r->pid == link->pid && r->base == message->base &&
-            r->length == message->length)
-            found = r;
-    }
+    for (uint32_t i = 0; i < REGIONS_MAX && !found; i++)
+        if (is_same(&pager->regions[i], link, message, &memfd))
+            found = &pager->regions[i];
     if (found)
         found->connected = true;
     pager_unlock(pager);
+    if (found && found->awaited) {
+        *fds_taken = true;
+        take_over(pager, found, fds);
+    }
     return found;
 }
 
@@ -194,6 +230,20 @@ static bool tell_donors(struct evict_loop *loop, struct region *region)
     return left == 0;
 }
 
+/* After a takeover the donors are connected in the background: they are to hear of this, unless that takes too long.
+ */
+static bool donors_expected(const struct pager *pager)
+{
+    bool expected = false;
+
+    for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
+        const struct donor *donor = &pager->pool.donors[i];
+
+        expected = expected || (donor->channels[CHANNEL_WRITEBACK].inherited && !atomic_load(&donor->lost));
+    }
+    return expected && clock_ns() - pager->started_ns < DONORS_WAIT_NS;
+}
+
 static bool forgotten(struct pager *pager, const struct region *region)
 {
     bool clear = true;
@@ -213,10 +263,13 @@ void region_end(struct evict_loop *loop, struct region *region)
     struct link *link = link_of(loop, region);
 
     log_info("process %d (%s): its memory is given up", region->pid, region->comm);
+    if (region->awaited)
+        recover_forget(pager, region);
     if (link)
         link_close(loop, link);
     pager_lock(pager);
     region->leaving = true;
+    state_set_region(&pager->state, region->id, STATE_REGION_LEAVING);
     pager_unlock(pager);
     pager_wake_fault(pager);
 }
@@ -232,11 +285,12 @@ static void reap(struct evict_loop *loop, struct region *region)
     if (watched)
         return;
     region->dissolved = region->dissolved || dissolve(pager, region);
-    if (!region->dissolved || !tell_donors(loop, region) || !forgotten(pager, region))
+    if (!region->dissolved || donors_expected(pager) || !tell_donors(loop, region) || !forgotten(pager, region))
         return;
     pager_lock(pager);
     region_close_fds(region);
     region->in_use = false;
+    state_set_region(&pager->state, region->id, STATE_REGION_FREE);
     pager_unlock(pager);
 }
 

@@ -4,6 +4,7 @@
 
 #include "clock.h"
 #include "heat.h"
+#include "log.h"
 #include "page_map.h"
 #include "pager.h"
 
@@ -27,7 +28,7 @@ static json_t *regions_to_json(struct pager *pager)
             json_array_append_new(array,
                                   json_pack("{s:i, s:i, s:s, s:I, s:b, s:b}", "id", (int)r->id, "pid", (int)r->pid,
                                             "comm", r->comm, "length_bytes", (json_int_t)r->length, "connected",
-                                            (int)r->connected, "leaving", (int)r->leaving));
+                                            (int)(r->connected && !r->awaited), "leaving", (int)r->leaving));
     }
     pager_unlock(pager);
     return array;
@@ -101,12 +102,12 @@ static json_t *cmd_status(void *ctx, const json_t *args, struct control_error *e
 
     pager_unlock(pager);
     json_t *head = json_pack(
-        "{s:s, s:i, s:I, s:I, s:i, s:I, s:I, s:o, s:o, s:s, s:o, s:o, s:o}", "version", GHOSTBOX_VERSION, "pid",
+        "{s:s, s:i, s:I, s:I, s:i, s:I, s:I, s:o, s:o, s:s, s:o, s:o, s:o, s:s?}", "version", GHOSTBOX_VERSION, "pid",
         (int)getpid(), "uptime_s", uptime_s, "cache_bytes", cache_bytes, "poll_us", (int)pager->options->poll_us,
         "extent_bytes", (json_int_t)pager->pool.extent_bytes, "pool_bytes", (json_int_t)pool_bytes(&pager->pool),
         "features", features_to_json(&pager->features), "hidden_features", features_hidden_to_json(&pager->features),
         "dirty_tracking", features_dirty_tracking(&pager->features), "regions", regions_to_json(pager), "pages",
-        pages_to_json(pager), "donors", donors_to_json(pager));
+        pages_to_json(pager), "donors", donors_to_json(pager), "state_file", pager->state.path);
 
     json_object_update(head, status);
     json_decref(status);
@@ -147,7 +148,21 @@ static json_t *cmd_stop(void *ctx, const json_t *args, struct control_error *err
     return json_null();
 }
 
+/* The next pager starts when we have ended; until then nothing is lost and nothing waits but new faults. */
+static json_t *cmd_hand_over(void *ctx, const json_t *args, struct control_error *err)
+{
+    struct pager *pager = ctx;
+
+    (void)args;
+    if (!pager->state.header)
+        return control_fail(err, "no-state", "this pager keeps no page map that another could go on with (--state)");
+    log_info("handing over: ending once the writes under way are done");
+    atomic_store(&pager->handing_over, true);
+    pager_wake_evict(pager);
+    return json_null();
+}
+
 const struct control_command pager_commands[] = {
-    {"status", cmd_status}, {"page-map", page_map_command}, {"set-cache", cmd_set_cache}, {"stop", cmd_stop},
-    {NULL, NULL},
+    {"status", cmd_status}, {"page-map", page_map_command}, {"set-cache", cmd_set_cache},
+    {"stop", cmd_stop},     {"hand-over", cmd_hand_over},   {NULL, NULL},
 };

@@ -7,6 +7,7 @@
 #include "checksum.h"
 #include "clock.h"
 #include "evict.h"
+#include "fault_points.h"
 #include "heat.h"
 #include "log.h"
 
@@ -120,7 +121,9 @@ static void written(struct evict_loop *loop, uint32_t page, bool zero)
         return;
     }
     page_set_dirty(&pager->table, page, false);
+    FAULT_POINT(writeback_clean);
     page_set_on_donor(&pager->table, page, !zero);
+    FAULT_POINT(writeback_on_donor);
     drop_add(loop, page);
     if (zero)
         COUNT(pager->counters.evicted_zero, 1);
@@ -148,6 +151,7 @@ static void op_finish(struct evict_loop *loop, struct write_op *op, struct donor
     struct pager *pager = loop->pager;
     bool failed = op->request.error != 0;
 
+    FAULT_POINT(writeback_acked);
     if (failed) {
         COUNT(donor->counters.errors, 1);
         log_warning("donor %s: %s of %u pages failed: %s", donor->uri, op->kind == WRITE_DATA ? "write" : "trim",
@@ -219,9 +223,11 @@ static void send_run(struct evict_loop *loop, struct stage *stage, uint32_t page
         op->stage = stage;
         stage->users++;
         set_checksums(pager, page, n, bytes);
+        FAULT_POINT(writeback_summed);
     }
     if (op)
         rc = op_send(loop, op, bytes);
+    FAULT_POINT(writeback_sent);
     if (rc == 0)
         return;
     if (op)
@@ -305,6 +311,7 @@ void writeback_start(struct evict_loop *loop, const uint32_t *pages, uint32_t n)
         pager_unlock(pager);
         int rc = stage && region ? region_read(region, pages[i], stage->buf, run) : -EAGAIN;
 
+        FAULT_POINT(writeback_read);
         if (rc == 0) {
             send_stage(loop, stage, pages[i], run);
         } else {

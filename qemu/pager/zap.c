@@ -6,6 +6,7 @@
  */
 #include "clock.h"
 #include "evict.h"
+#include "fault_points.h"
 #include "heat.h"
 #include "log.h"
 
@@ -87,8 +88,10 @@ void zap_start(struct evict_loop *loop, uint32_t n)
     sort_pages(link->zapping, picked);
     fill_ranges(&zap, link);
     zap.h = link_header(GB_MSG_ZAP, ++link->zap_seq, GB_ZAP_BYTES(zap.n_ranges));
+    FAULT_POINT(zap_marked);
     if (link_send(loop, link, &zap, zap.h.bytes) == 0) /* else the link is closed, the batch abandoned */
         COUNT(pager->counters.zapped, picked);
+    FAULT_POINT(zap_sent);
 }
 
 /* With the lock. */
@@ -98,6 +101,7 @@ static void make_inactive(struct pager *pager, uint32_t page, bool written)
         return; /* a fault took it back */
     if (written)
         page_set_dirty(&pager->table, page, true);
+    FAULT_POINT(zap_dirty);
     page_set_state(&pager->table, page, PAGE_INACTIVE);
     page_list_push(&pager->table, heat_inactive(&pager->table, page), page);
 }
@@ -135,6 +139,7 @@ void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *
         zap_abandon(loop, link);
         return;
     }
+    FAULT_POINT(zap_answered);
     for (uint32_t i = 0; i < link->n_zapping;) {
         uint32_t run = run_length(link->zapping + i, link->n_zapping - i, BATCH_PAGES);
 
@@ -142,6 +147,7 @@ void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *
             memset(written + i, true, run);
         i += run;
     }
+    FAULT_POINT(zap_read);
     pager_lock(pager);
     for (uint32_t i = 0; i < link->n_zapping; i++)
         make_inactive(pager, link->zapping[i], written[i]);

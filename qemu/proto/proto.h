@@ -16,14 +16,17 @@
  *   ZAP_DONE                     ──►
  *   DISCARD_BEGIN                ──►    QEMU is about to punch a hole; the calling thread waits
  *                                ◄──    DISCARD_READY     no page of the range is in flight, faults on it are held
- *   DISCARD_END                  ──►    the hole is punched (or error != 0: it was not); faults go on
+ *   DISCARD_END                  ──►    the hole is punched (or error != 0: it was not)
+ *                                ◄──    DISCARD_DONE      the page map knows it; faults go on, and the caller returns
  *
  *   BYE                          ──►    the region is unmapped: drop its pages; no answer, the socket closes
  *
  * PIN/UNPIN are for device passthrough: make a range resident and exempt from eviction until UNPIN.
  *
  * If the connection breaks, the shim keeps its own copy of the userfaultfd, so every access to an absent page waits
- * (and never reads zeroes), and reconnects with HELLO.flags = HELLO_RESUME and the same REGION.
+ * (and never reads zeroes), and reconnects with HELLO.flags = HELLO_RESUME and the same REGION. A READY is good for
+ * its own connection only: after REGION the pager looks at the memfd, and nothing may be punched on an old promise. A
+ * discard without its DISCARD_DONE is asked for again from the start.
  */
 #ifndef GHOSTBOX_PROTO_H
 #define GHOSTBOX_PROTO_H
@@ -32,7 +35,7 @@
 #include <stdint.h>
 
 #define GB_PROTO_MAGIC      0x47424f58u /* "GBOX" */
-#define GB_PROTO_VERSION    1u
+#define GB_PROTO_VERSION    2u
 #define GB_PROTO_MAX_RANGES 256u
 #define GB_PROTO_TEXT_BYTES 240u
 #define GB_SOCKET_ENV       "GHOSTBOX_PAGER_SOCKET"
@@ -53,7 +56,8 @@ enum gb_msg_type {
     GB_MSG_PIN_DONE,
     GB_MSG_UNPIN,
     GB_MSG_UNPIN_DONE,
-    GB_MSG_BYE,  /* only a header: the region is unmapped (memory unplugged); the process lives on. Then close. */
+    GB_MSG_BYE, /* only a header: the region is unmapped (memory unplugged); the process lives on. Then close. */
+    GB_MSG_DISCARD_DONE,
     GB_MSG_TYPES /* count, keep last */
 };
 
@@ -124,7 +128,7 @@ struct gb_zap {
 #define GB_ZAP_BYTES(n) (24u + (uint32_t)(n)*16u)
 static_assert(sizeof(struct gb_zap) == GB_ZAP_BYTES(GB_PROTO_MAX_RANGES), "wire layout");
 
-/* ZAP_DONE, DISCARD_READY, PIN_DONE, UNPIN_DONE */
+/* ZAP_DONE, DISCARD_READY, DISCARD_DONE, PIN_DONE, UNPIN_DONE */
 struct gb_done {
     struct gb_header h;
     int32_t error; /* 0 or errno */

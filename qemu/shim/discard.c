@@ -2,7 +2,8 @@
 /*
  * Discards: QEMU gives memory back (balloon, free page reporting, unplug) by punching holes into the memfd. No event
  * of userfaultfd tells the pager, so it is asked first: DISCARD_BEGIN, wait for DISCARD_READY, the real call,
- * DISCARD_END. Without a pager the call fails with EIO and nothing is punched.
+ * DISCARD_END, wait for DISCARD_DONE. If the pager dies meanwhile, the next one is asked from the start; if none
+ * comes for GRACE_S, the call fails with EIO.
  */
 #include "shim.h"
 
@@ -10,7 +11,9 @@
 #include <linux/falloc.h>
 #include <string.h>
 
-#define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+#define PUNCH   (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+#define GRACE_S 10
+#define LOST    (-1)
 
 static void waiter_remove(struct region *region, const struct waiter *waiter)
 {
@@ -21,20 +24,48 @@ static void waiter_remove(struct region *region, const struct waiter *waiter)
     *link = waiter->next;
 }
 
-/* Locked. Asks the pager and waits for its answer. */
-static int discard_begin(struct region *region, struct gb_range_msg *message)
+/*
+ * Locked. Whether there is a pager to ask: 0, or EIO once the last one has been gone for GRACE_S. Until then one that
+ * died may be followed by another.
+ */
+static int wait_for_pager(struct region *region)
 {
-    struct waiter waiter = {.seq = ++region->last_seq, .next = region->waiters};
+    const struct timespec until = {.tv_sec = region->lost_at_s + GRACE_S};
+    int rc = 0;
 
-    if (region->sock < 0 || region->gone)
-        return EIO;
-    if (link_send(region->sock, message, GB_MSG_DISCARD_BEGIN, waiter.seq, sizeof(*message)) < 0)
-        return EIO;
+    while (region->sock < 0 && !region->gone && rc == 0)
+        rc = pthread_cond_timedwait(&region->changed, &region->lock, &until);
+    return region->sock < 0 || region->gone ? EIO : 0;
+}
+
+/* Locked. Until the region's thread, which needs the lock for it, has noticed that the connection is broken. */
+static void wait_for_loss(struct region *region)
+{
+    uint32_t connection = region->connection;
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec++;
+    while (region->sock >= 0 && region->connection == connection && !region->gone)
+        if (pthread_cond_timedwait(&region->changed, &region->lock, &until) != 0)
+            return;
+}
+
+/* Locked. Sends and waits for the answer. 0, an errno that the pager gave, or LOST. */
+static int ask(struct region *region, struct gb_range_msg *message, enum gb_msg_type type, uint32_t seq,
+               enum gb_msg_type answer)
+{
+    struct waiter waiter = {.seq = seq, .type = (uint16_t)answer, .next = region->waiters};
+
+    if (link_send(region->sock, message, type, seq, sizeof(*message)) < 0) {
+        wait_for_loss(region);
+        return LOST;
+    }
     region->waiters = &waiter;
     while (!waiter.answered)
-        pthread_cond_wait(&region->answered, &region->lock);
+        pthread_cond_wait(&region->changed, &region->lock);
     waiter_remove(region, &waiter);
-    return waiter.error;
+    return waiter.lost ? LOST : waiter.error;
 }
 
 static int punch(const struct region *region, uint64_t offset, uint64_t length)
@@ -47,33 +78,45 @@ static int punch(const struct region *region, uint64_t offset, uint64_t length)
     return rc < 0 ? errno : 0;
 }
 
-/* Whole pages, as an offset from the region's base. */
-static int discard_pages(struct region *region, uint64_t offset, uint64_t length)
+/* Locked, with a pager. One attempt: 0, an errno, or LOST if the pager went before it said that it is done. */
+static int try_discard(struct region *region, uint64_t offset, uint64_t length)
 {
     struct gb_range_msg message = {.range = {offset, length}};
+    uint32_t seq = ++region->last_seq, connection = region->connection;
+    int error = ask(region, &message, GB_MSG_DISCARD_BEGIN, seq, GB_MSG_DISCARD_READY);
 
-    pthread_mutex_lock(&region->lock);
-    int error = discard_begin(region, &message);
-    uint32_t seq = message.h.seq, connection = region->connection;
-
-    pthread_mutex_unlock(&region->lock);
     if (error)
         return error;
+    /* While we hold the lock, no other pager takes over. */
+    if (region->sock < 0 || region->connection != connection)
+        return LOST;
     message.error = punch(region, region->memfd_offset + offset, length);
-    pthread_mutex_lock(&region->lock);
-    if (region->sock >= 0 && region->connection == connection)
-        link_send(region->sock, &message, GB_MSG_DISCARD_END, seq, sizeof(message));
-    pthread_mutex_unlock(&region->lock);
-    return message.error;
+    error = ask(region, &message, GB_MSG_DISCARD_END, seq, GB_MSG_DISCARD_DONE);
+    return error ? error : message.error;
 }
 
-static bool has_pager(struct region *region)
+/* Whole pages, as an offset from the region's base. What a pager left undone is asked of the next one. */
+static int discard_pages(struct region *region, uint64_t offset, uint64_t length)
+{
+    int error;
+
+    pthread_mutex_lock(&region->lock);
+    do {
+        error = wait_for_pager(region);
+        if (!error)
+            error = try_discard(region, offset, length);
+    } while (error == LOST);
+    pthread_mutex_unlock(&region->lock);
+    return error;
+}
+
+static int check_pager(struct region *region)
 {
     pthread_mutex_lock(&region->lock);
-    bool connected = region->sock >= 0;
+    int error = wait_for_pager(region);
 
     pthread_mutex_unlock(&region->lock);
-    return connected;
+    return error;
 }
 
 /* Zeroes a part of a page through the mapping: the rest of the page may be with a donor. */
@@ -89,8 +132,10 @@ static int discard_inside(struct region *region, uint64_t from, uint64_t to)
     uint64_t first = (from + REGION_PAGE_BYTES - 1) & ~(uint64_t)(REGION_PAGE_BYTES - 1);
     uint64_t end = to & ~(uint64_t)(REGION_PAGE_BYTES - 1);
 
-    if (!has_pager(region))
-        return EIO;
+    int error = check_pager(region);
+
+    if (error)
+        return error;
     if (first > end) { /* within one page */
         zero_part(region, from, to);
         return 0;

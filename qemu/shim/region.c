@@ -146,7 +146,7 @@ static void close_if_free(struct region *region)
     close_fd(&region->memfd);
     close_fd(&region->pagemap);
     pthread_mutex_destroy(&region->lock);
-    pthread_cond_destroy(&region->answered);
+    pthread_cond_destroy(&region->changed);
 }
 
 void region_release(struct region *region)
@@ -180,6 +180,7 @@ static void let_go(struct region *region)
         link_send(region->sock, &bye, GB_MSG_BYE, ++region->last_seq, sizeof(bye));
         shutdown(region->sock, SHUT_RDWR);
     }
+    pthread_cond_broadcast(&region->changed); /* a discard that waits for a pager */
     pthread_mutex_unlock(&region->lock);
     close_if_free(region);
 }
@@ -345,6 +346,16 @@ static int open_fds(struct region *region, int fd, struct text *text)
     return -error;
 }
 
+static void cond_init(pthread_cond_t *cond)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 /* Takes a slot for the memfd. The slot is unknown to munmap until it is marked as mapped. */
 static struct region *slot_take(const struct stat *status, off_t offset, uint64_t length, struct text *text)
 {
@@ -360,7 +371,7 @@ static struct region *slot_take(const struct stat *status, off_t offset, uint64_
         region->ino = status->st_ino;
         region->uffd = region->memfd = region->pagemap = region->sock = -1;
         pthread_mutex_init(&region->lock, NULL);
-        pthread_cond_init(&region->answered, NULL);
+        cond_init(&region->changed);
     } else {
         text_set(text, "more than %d pieces of remote memory", REGIONS_MAX);
     }

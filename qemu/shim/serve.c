@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define RETRY_NS           200000000l
-#define RESUME_TIMEOUT_S   5u
+#define RESUME_TIMEOUT_S   30u /* a pager that takes over looks at every page first */
 #define THREAD_STACK_BYTES (256u << 10)
 
 static bool is_gone(struct region *region)
@@ -74,7 +74,7 @@ static int answer_zap(struct region *region, const struct gb_zap *zap, struct te
     return rc;
 }
 
-static int pass_on_ready(struct region *region, const struct gb_done *done, struct text *text)
+static int pass_on(struct region *region, const struct gb_done *done, struct text *text)
 {
     if (done->h.bytes != sizeof(*done)) {
         text_set(text, "the pager sent an answer of %u bytes", done->h.bytes);
@@ -82,11 +82,11 @@ static int pass_on_ready(struct region *region, const struct gb_done *done, stru
     }
     pthread_mutex_lock(&region->lock);
     for (struct waiter *waiter = region->waiters; waiter; waiter = waiter->next) {
-        if (waiter->seq != done->h.seq || waiter->answered)
+        if (waiter->seq != done->h.seq || waiter->type != done->h.type || waiter->answered)
             continue;
         waiter->answered = true;
         waiter->error = done->error;
-        pthread_cond_broadcast(&region->answered);
+        pthread_cond_broadcast(&region->changed);
         break;
     }
     pthread_mutex_unlock(&region->lock);
@@ -109,13 +109,21 @@ static void serve_connection(struct region *region, struct text *text)
             return;
         if (message.h.type == GB_MSG_ZAP) {
             rc = answer_zap(region, &message.zap, text);
-        } else if (message.h.type == GB_MSG_DISCARD_READY) {
-            rc = pass_on_ready(region, &message.done, text);
+        } else if (message.h.type == GB_MSG_DISCARD_READY || message.h.type == GB_MSG_DISCARD_DONE) {
+            rc = pass_on(region, &message.done, text);
         } else {
             text_set(text, "the pager sent message %u, which it never should", message.h.type);
             rc = -EPROTO;
         }
     }
+}
+
+static time_t now_s(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
 }
 
 /* Only this thread closes the socket; others may send on it while they hold the lock. */
@@ -124,13 +132,14 @@ static void disconnect(struct region *region)
     pthread_mutex_lock(&region->lock);
     close(region->sock);
     region->sock = -1;
+    region->lost_at_s = now_s();
     for (struct waiter *waiter = region->waiters; waiter; waiter = waiter->next) {
         if (waiter->answered)
             continue;
         waiter->answered = true;
-        waiter->error = EIO;
+        waiter->lost = true;
     }
-    pthread_cond_broadcast(&region->answered);
+    pthread_cond_broadcast(&region->changed);
     pthread_mutex_unlock(&region->lock);
 }
 
@@ -147,6 +156,10 @@ static int reconnect(struct region *region, struct text *text)
 
     if (rc == 0) {
         close(device_fd);
+        /* From here on no promise of an earlier connection holds (see proto.h). */
+        pthread_mutex_lock(&region->lock);
+        region->connection++;
+        pthread_mutex_unlock(&region->lock);
         rc = link_hand_over(sock, region, text);
     }
     if (rc < 0) {
@@ -156,7 +169,7 @@ static int reconnect(struct region *region, struct text *text)
     link_set_timeout(sock, 0);
     pthread_mutex_lock(&region->lock);
     region->sock = sock;
-    region->connection++;
+    pthread_cond_broadcast(&region->changed);
     pthread_mutex_unlock(&region->lock);
     return 0;
 }

@@ -28,6 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #define REGIONS_MAX       16
 #define REGION_PAGE_BYTES 4096u
@@ -38,10 +39,12 @@ struct text {
     char s[TEXT_BYTES];
 };
 
-/* One caller of fallocate that waits for DISCARD_READY; lives on its stack, listed in its region. */
+/* One caller of fallocate that waits for DISCARD_READY or DISCARD_DONE; lives on its stack, listed in its region. */
 struct waiter {
     uint32_t seq;
+    uint16_t type; /* of the answer */
     bool answered;
+    bool lost; /* the connection ended instead */
     int error;
     struct waiter *next;
 };
@@ -59,12 +62,16 @@ struct region {
     int uffd, memfd, pagemap;
     uint64_t register_modes, ioctls;
 
-    /* Lock order: the table's lock before this one. Held while zapping, so that an unmapped range is never zapped. */
+    /*
+     * Lock order: the table's lock before this one. Held while zapping, so that an unmapped range is never zapped,
+     * and while punching, so that no pager looks at the memfd meanwhile.
+     */
     pthread_mutex_t lock;
-    pthread_cond_t answered;
-    int sock;            /* -1 while there is no pager */
-    uint32_t connection; /* counts connections: an answer belongs to one */
-    bool gone;           /* unmapped: the thread must end */
+    pthread_cond_t changed; /* an answer came, or the connection did or went; its clock is CLOCK_MONOTONIC */
+    int sock;               /* -1 while there is no pager */
+    uint32_t connection;    /* counts connections: an answer belongs to one */
+    time_t lost_at_s;       /* when the last one ended */
+    bool gone;              /* unmapped: the thread must end */
     uint32_t last_seq;
     struct waiter *waiters;
 };

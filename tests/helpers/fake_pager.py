@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAGIC = 0x47424F58
-VERSION = 1
+VERSION = 2
 (
     HELLO,
     WELCOME,
@@ -34,7 +34,8 @@ VERSION = 1
     UNPIN,
     UNPIN_DONE,
     BYE,
-) = range(1, 16)
+    DISCARD_DONE,
+) = range(1, 17)
 HELLO_RESUME = 1
 
 PAGE = 4096
@@ -140,6 +141,16 @@ class Peer:
     def ready(self, seq: int, error: int = 0) -> None:
         """Answer DISCARD_BEGIN."""
         self.send(DISCARD_READY, struct.pack("=iI", error, 0), seq=seq)
+
+    def done(self, seq: int) -> None:
+        """Answer DISCARD_END."""
+        self.send(DISCARD_DONE, struct.pack("=iI", 0, 0), seq=seq)
+
+    def agree(self, seq: int) -> None:
+        """Do all that follows a DISCARD_BEGIN."""
+        self.ready(seq)
+        assert self.take_range(DISCARD_END)[0] == seq
+        self.done(seq)
 
     def serve_fault(self, content: bytes | None = None, timeout_s: float = 10.0) -> tuple[int, int]:
         """Answer one fault: copy ``content`` (or zeroes) or continue; return (page number, flags)."""

@@ -59,17 +59,21 @@ def _runtime(library: str) -> str:
     return str(Path(done.stdout.strip()).resolve())
 
 
-def sanitized_build(kind: str) -> Build:
-    """Build everything with ``asan`` (with UBSan) or ``tsan``."""
-    sanitize, library, env = SANITIZERS[kind]
+def extra_build(kind: str, *options: str) -> dict[str, Path]:
+    """Build everything with these options of meson and return where the programs are."""
     directory = Path(tempfile.gettempdir()) / f"ghostbox-tests-{os.getuid()}" / kind
     with _locked(directory):
         if not (directory / "build.ninja").exists():
-            options = [f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbuildtype=debugoptimized"]
             shutil.rmtree(directory, ignore_errors=True)  # one that was cut off
             _run([_tool("meson"), "setup", *options, str(directory)])
         _run([_tool("ninja"), "-C", str(directory), *TARGETS.values()])
-    paths = {name: directory / target for name, target in TARGETS.items()}
+    return {name: directory / target for name, target in TARGETS.items()}
+
+
+def sanitized_build(kind: str) -> Build:
+    """Build everything with ``asan`` (with UBSan) or ``tsan``."""
+    sanitize, library, env = SANITIZERS[kind]
+    paths = extra_build(kind, f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbuildtype=debugoptimized")
     if kind == "tsan":
         # It sees no order between a reply on one connection and a request on another, so a block that is written,
         # then read, then written again is a race to it.

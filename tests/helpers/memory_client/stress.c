@@ -21,6 +21,9 @@
 #define THREADS_MAX       64
 #define DISCARD_PAGES_MAX 16
 
+/* Set by stress-stop: those that run end now, and check all. */
+static _Atomic bool stopped;
+
 struct stress {
     struct memory *memory;
     uint64_t first, n; /* pages */
@@ -146,7 +149,7 @@ static void *work(void *argument)
     struct worker *worker = argument;
     struct stress *stress = worker->stress;
 
-    while (!atomic_load(&stress->failed) && now_ns() < stress->ends_ns) {
+    while (!atomic_load(&stress->failed) && !atomic_load(&stopped) && now_ns() < stress->ends_ns) {
         uint64_t page = next_random(worker) % stress->n;
         uint64_t draw = next_random(worker);
 
@@ -227,6 +230,7 @@ static int stress(struct call *call)
     stress.discards_in_10000 = call_number(call, "discards", 0);
     if (stress.threads < 1 || stress.threads > THREADS_MAX)
         return call_fail(call, "threads must be from 1 to %d", THREADS_MAX);
+    atomic_store(&stopped, false);
     model_init(&stress, call_number(call, "fresh", 1));
     stress.ends_ns = now_ns() + call_number(call, "seconds", 5) * 1000000000ull;
     for (uint32_t i = 0; i < stress.threads; i++) {
@@ -246,4 +250,11 @@ static int stress(struct call *call)
     return rc;
 }
 
-const struct command stress_commands[] = {{"stress", stress}, {NULL, NULL}};
+static int stress_stop(struct call *call)
+{
+    (void)call;
+    atomic_store(&stopped, true);
+    return 0;
+}
+
+const struct command stress_commands[] = {{"stress", stress}, {"stress-stop", stress_stop}, {NULL, NULL}};

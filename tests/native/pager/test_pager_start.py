@@ -55,6 +55,11 @@ def run_pager(*argv: str) -> subprocess.CompletedProcess[str]:
         ([*COMPLETE, "--peer-uid", "root"], "--peer-uid: 'root' is not a number"),
         ([*COMPLETE, "--hide-features", "poison,magic"], "--hide-features: no feature named 'magic'"),
         ([*COMPLETE, "--log-level", "loud"], "--log-level: 'loud' is none of error, warning, info, debug"),
+        ([*COMPLETE[:4], "--resume"], "--resume: --state FILE is missing: where is the page map?"),
+        (
+            [*COMPLETE, "--resume", "--state", "f"],
+            "--resume: --cache, --donor, --extent and --contents are in the state file; leave them out",
+        ),
         ([*COMPLETE, "--colour"], "unknown option '--colour'"),
         ([*COMPLETE, "--cache"], "option '--cache' needs a value"),
         ([*COMPLETE, "more"], "unexpected argument 'more'"),

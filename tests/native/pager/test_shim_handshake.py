@@ -92,8 +92,14 @@ def test_a_refused_region_ends_the_process(fake: FakePager) -> None:
         (b"HTTP/1.1 400 Bad Request\r\n", "does not speak the pager's protocol"),
         (b"x", "does not speak the pager's protocol"),
         (struct.pack("=IHHII", wire.MAGIC, 7, wire.WELCOME, 0, 16), "the pager speaks version 7 of the protocol"),
-        (struct.pack("=IHHII", wire.MAGIC, 1, wire.WELCOME, 0, 99), "a message of 16 bytes that says it has 99"),
-        (struct.pack("=IHHII", wire.MAGIC, 1, wire.ZAP, 0, 16), "sent message 6 of 16 bytes where 2 of 32 was due"),
+        (
+            struct.pack("=IHHII", wire.MAGIC, wire.VERSION, wire.WELCOME, 0, 99),
+            "a message of 16 bytes that says it has 99",
+        ),
+        (
+            struct.pack("=IHHII", wire.MAGIC, wire.VERSION, wire.ZAP, 0, 16),
+            "sent message 6 of 16 bytes where 2 of 32 was due",
+        ),
         (bytes(5000), "sent a message that is too long"),
     ],
 )

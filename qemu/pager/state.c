@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: MIT */
+#include "state.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Its last character is the version of all that lies in the file, struct page and enum feature included. */
+static const char MAGIC[8] = {'G', 'B', 'P', 'A', 'G', 'E', 'S', '1'};
+
+static_assert(sizeof(struct state_region) % 8 == 0 && sizeof(struct state_donor) % 8 == 0, "no holes at the ends");
+
+uint64_t process_start_ticks(int32_t pid)
+{
+    char path[32], text[1024];
+    unsigned long long ticks = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return 0;
+    ssize_t length = read(fd, text, sizeof(text) - 1);
+
+    close(fd);
+    text[length > 0 ? length : 0] = '\0';
+    /* The command may hold anything: the fields are counted from its closing bracket on, which ends the second. */
+    const char *at = strrchr(text, ')');
+
+    for (int field = 2; at && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    return at && sscanf(at, " %llu", &ticks) == 1 ? ticks : 0;
+}
+
+static uint64_t round_up(uint64_t bytes)
+{
+    return (bytes + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1);
+}
+
+/* Opens and locks the file: -EBUSY while another pager has it. */
+static int open_locked(struct state *state, const char *path, int flags, char *text, size_t text_bytes)
+{
+    *state = (struct state){.path = path, .fd = open(path, O_RDWR | O_CLOEXEC | flags, 0600)};
+    if (state->fd < 0) {
+        int error = errno;
+
+        snprintf(text, text_bytes, "cannot open the state file %s: %s", path, strerror(error));
+        return -error;
+    }
+    if (flock(state->fd, LOCK_EX | LOCK_NB) == 0)
+        return 0;
+    snprintf(text, text_bytes, "the state file %s is in use by another pager", path);
+    return -EBUSY;
+}
+
+static int map_file(struct state *state, uint64_t bytes, char *text, size_t text_bytes)
+{
+    void *header = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, state->fd, 0);
+
+    if (header == MAP_FAILED) {
+        int error = errno;
+
+        snprintf(text, text_bytes, "cannot map the state file %s: %s", state->path, strerror(error));
+        return -error;
+    }
+    state->header = header;
+    return 0;
+}
+
+static bool header_valid(const struct state_header *header, uint64_t file_bytes)
+{
+    return memcmp(header->magic, MAGIC, sizeof(MAGIC)) == 0 && header->header_bytes == sizeof(*header) &&
+           header->page_bytes == sizeof(struct page) && header->file_bytes == file_bytes && header->n_donors > 0 &&
+           header->n_donors <= DONORS_MAX && header->extents_offset == round_up(sizeof(*header)) &&
+           header->pages_offset ==
+               round_up(header->extents_offset + (uint64_t)header->n_extents * sizeof(struct extent)) &&
+           header->file_bytes == header->pages_offset + (uint64_t)header->n_pages * sizeof(struct page) &&
+           header->n_extents > 0 && header->n_pages == header->n_extents * (header->extent_bytes / PAGE_BYTES);
+}
+
+/* Maps what is there; *valid says whether it is a whole state of this version. */
+static int map_existing(struct state *state, bool *valid, char *text, size_t text_bytes)
+{
+    struct stat status;
+
+    *valid = false;
+    if (fstat(state->fd, &status) < 0 || (uint64_t)status.st_size < sizeof(struct state_header))
+        return 0;
+    int rc = map_file(state, (uint64_t)status.st_size, text, text_bytes);
+
+    if (rc < 0)
+        return rc;
+    *valid = header_valid(state->header, (uint64_t)status.st_size);
+    if (!*valid) {
+        munmap(state->header, (size_t)status.st_size);
+        state->header = NULL;
+    }
+    return 0;
+}
+
+static void unmap(struct state *state)
+{
+    if (state->header)
+        munmap(state->header, state->header->file_bytes);
+    state->header = NULL;
+}
+
+static const struct state_region *region_alive(const struct state_header *header)
+{
+    for (uint32_t i = 0; i < REGIONS_MAX; i++) {
+        const struct state_region *r = &header->regions[i];
+
+        if (atomic_load(&r->status) == STATE_REGION_SERVED && process_start_ticks(r->pid) == r->process_started)
+            return r;
+    }
+    return NULL;
+}
+
+/* Whether the file that is there already may be overwritten. */
+static int check_unused(struct state *state, char *text, size_t text_bytes)
+{
+    bool valid;
+    int rc = map_existing(state, &valid, text, text_bytes);
+
+    if (rc < 0 || !valid)
+        return rc;
+    const struct state_region *region = region_alive(state->header);
+
+    if (region) {
+        snprintf(
+            text, text_bytes,
+            "the state file %s knows the memory of process %d (%s), which still runs: go on with it (--resume) or "
+            "end that process",
+            state->path, region->pid, region->comm);
+        rc = -EBUSY;
+    }
+    unmap(state);
+    return rc;
+}
+
+/* Every block is taken here, so that no store into the mapping can fail. */
+static int take_blocks(struct state *state, uint64_t bytes, char *text, size_t text_bytes)
+{
+    int error = ftruncate(state->fd, 0) < 0 ? errno : posix_fallocate(state->fd, 0, (off_t)bytes);
+
+    if (!error)
+        return 0;
+    snprintf(text, text_bytes, "no room for the state file %s (%llu KiB): %s", state->path,
+             (unsigned long long)(bytes >> 10), strerror(error));
+    if (ftruncate(state->fd, 0) == 0)
+        unlink(state->path);
+    return -error;
+}
+
+static int put_donor(struct state_donor *to, const struct donor *donor, char *text, size_t text_bytes)
+{
+    if (strlen(donor->uri) >= sizeof(to->uri) || strlen(donor->identity) >= sizeof(to->identity)) {
+        snprintf(text, text_bytes, "donor %.80s…: its URI or description is too long to be kept", donor->uri);
+        return -ENAMETOOLONG;
+    }
+    strcpy(to->uri, donor->uri);
+    strcpy(to->identity, donor->identity);
+    to->export_bytes = donor->export_bytes;
+    to->n_extents = donor->n_extents;
+    to->can_trim = donor->can_trim;
+    return 0;
+}
+
+static uint64_t features_bits(const struct features *features)
+{
+    uint64_t bits = 0;
+
+    for (int i = 0; i < FEATURES; i++)
+        bits |= (uint64_t)features->have[i] << i;
+    return bits;
+}
+
+static int fill(struct state *state, const struct pool *pool, const struct features *features, bool keep, char *text,
+                size_t text_bytes)
+{
+    struct state_header *header = state->header;
+
+    memcpy((char *)header + header->extents_offset, pool->extents, pool->n_extents * sizeof(*pool->extents));
+    header->features = features_bits(features);
+    header->keep = keep;
+    header->n_donors = pool->n_donors;
+    for (uint32_t i = 0; i < pool->n_donors; i++) {
+        int rc = put_donor(&header->donors[i], &pool->donors[i], text, text_bytes);
+
+        if (rc < 0)
+            return rc;
+    }
+    atomic_signal_fence(memory_order_seq_cst);
+    memcpy(header->magic, MAGIC, sizeof(MAGIC));
+    return 0;
+}
+
+int state_create(struct state *state, const char *path, const struct pool *pool, const struct features *features,
+                 bool keep, char *text, size_t text_bytes)
+{
+    uint64_t extents_offset = round_up(sizeof(struct state_header));
+    uint64_t pages_offset = round_up(extents_offset + pool->n_extents * sizeof(*pool->extents));
+    uint64_t n_pages = pool_bytes(pool) / PAGE_BYTES;
+    uint64_t bytes = pages_offset + n_pages * sizeof(struct page);
+    int rc = open_locked(state, path, O_CREAT, text, text_bytes);
+
+    rc = rc < 0 ? rc : check_unused(state, text, text_bytes);
+    rc = rc < 0 ? rc : take_blocks(state, bytes, text, text_bytes);
+    rc = rc < 0 ? rc : map_file(state, bytes, text, text_bytes);
+    if (rc < 0)
+        return rc;
+    state->header->header_bytes = sizeof(*state->header);
+    state->header->page_bytes = sizeof(struct page);
+    state->header->extents_offset = extents_offset;
+    state->header->pages_offset = pages_offset;
+    state->header->file_bytes = bytes;
+    state->header->extent_bytes = pool->extent_bytes;
+    state->header->n_extents = pool->n_extents;
+    state->header->n_pages = (uint32_t)n_pages;
+    return fill(state, pool, features, keep, text, text_bytes);
+}
+
+int state_open(struct state *state, const char *path, char *text, size_t text_bytes)
+{
+    bool valid;
+    int rc = open_locked(state, path, 0, text, text_bytes);
+
+    rc = rc < 0 ? rc : map_existing(state, &valid, text, text_bytes);
+    if (rc < 0 || valid)
+        return rc;
+    snprintf(text, text_bytes, "the state file %s is not one that this version of the pager wrote", path);
+    return -EINVAL;
+}
+
+int state_restrict_features(const struct state *state, struct features *features, char *text, size_t text_bytes)
+{
+    for (int i = 0; i < FEATURES; i++) {
+        bool used = state->header->features >> i & 1;
+
+        if (used && !features->have[i]) {
+            snprintf(text, text_bytes, "the earlier pager used userfaultfd's %s, which is not there now",
+                     feature_name((enum feature)i));
+            return -ENOTSUP;
+        }
+        features->have[i] = used;
+    }
+    return 0;
+}
+
+void state_close(struct state *state, bool keep_file)
+{
+    if (!state->path)
+        return;
+    if (state->header && !keep_file)
+        unlink(state->path);
+    unmap(state);
+    if (state->fd >= 0)
+        close(state->fd);
+    *state = (struct state){.fd = -1};
+}
+
+struct page *state_pages(const struct state *state)
+{
+    return state->header ? (struct page *)((char *)state->header + state->header->pages_offset) : NULL;
+}
+
+const struct extent *state_extents(const struct state *state)
+{
+    return (const struct extent *)((const char *)state->header + state->header->extents_offset);
+}
+
+void state_set_cache(struct state *state, uint64_t cache_bytes)
+{
+    if (state->header)
+        atomic_store(&state->header->cache_bytes, cache_bytes);
+}
+
+void state_set_region(struct state *state, uint32_t id, enum state_region_status status)
+{
+    if (state->header)
+        atomic_store(&state->header->regions[id].status, status);
+}
+
+void state_put_region(struct state *state, const struct region *region)
+{
+    if (!state->header)
+        return;
+    struct state_region *to = &state->header->regions[region->id];
+
+    to->base = region->base;
+    to->length = region->length;
+    to->memfd_offset = region->memfd_offset;
+    to->memfd_device = region->memfd_device;
+    to->memfd_inode = region->memfd_inode;
+    to->process_started = process_start_ticks(region->pid);
+    to->first_page = region->first_page;
+    to->n_pages = region->n_pages;
+    to->pid = region->pid;
+    memcpy(to->comm, region->comm, sizeof(to->comm));
+    atomic_store(&to->status, STATE_REGION_SERVED);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The state file (--state): all that a new pager needs to go on where a dead one stopped. It lies on a tmpfs, is
+ * mapped shared and used in place: nothing is ever "written out", so it is as new as the last instruction of the
+ * process that died. pages.h has the rules that make each page's entry true at any instruction; here the same holds
+ * because a record's last store is the one that makes it count (state_header.magic, state_region.status).
+ *
+ * What is not in it, because it can be found out: what lies in the memfds (SEEK_DATA), what was written since it was
+ * mapped (the pagemap of the process), which pages were on which list, what was under way.
+ *
+ * The pager holds a lock on the file for as long as it lives. All of its blocks are taken at the start: a full file
+ * system is an error then, and never a SIGBUS later.
+ */
+#ifndef GHOSTBOX_PAGER_STATE_H
+#define GHOSTBOX_PAGER_STATE_H
+
+#include "donor.h"
+#include "kernel_features.h"
+#include "pages.h"
+#include "region.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define STATE_URI_BYTES      1024
+#define STATE_IDENTITY_BYTES 512
+
+struct state_donor {
+    char uri[STATE_URI_BYTES];
+    char identity[STATE_IDENTITY_BYTES];
+    uint64_t export_bytes;
+    uint32_t n_extents;
+    uint32_t can_trim;
+};
+
+enum state_region_status { STATE_REGION_FREE = 0, STATE_REGION_SERVED, STATE_REGION_LEAVING };
+
+struct state_region {
+    uint64_t base, length, memfd_offset;
+    uint64_t memfd_device, memfd_inode;
+    uint64_t process_started; /* ticks after boot: tells a process from a later one with its id */
+    uint32_t first_page, n_pages;
+    int32_t pid;
+    char comm[16];
+    _Atomic uint32_t status; /* enum state_region_status */
+};
+
+struct state_header {
+    char magic[8]; /* written last */
+    uint32_t header_bytes, page_bytes;
+    uint64_t extents_offset, pages_offset, file_bytes;
+    uint64_t extent_bytes;
+    uint64_t features; /* a bit for each enum feature that is in use */
+    _Atomic uint64_t cache_bytes;
+    uint32_t n_pages, n_extents, n_donors, keep;
+    struct state_region regions[REGIONS_MAX];
+    struct state_donor donors[DONORS_MAX];
+};
+
+struct state {
+    const char *path; /* NULL: no state is kept */
+    int fd;
+    struct state_header *header;
+};
+
+/*
+ * Makes the file for a pool that is open. Returns 0, or -errno with a message for the user in text; -EBUSY: another
+ * pager uses it, or it holds the pages of a process that still runs.
+ */
+int state_create(struct state *state, const char *path, const struct pool *pool, const struct features *features,
+                 bool keep, char *text, size_t text_bytes);
+/* Opens the file that another pager left. Returns the same. */
+int state_open(struct state *state, const char *path, char *text, size_t text_bytes);
+/* What was found by the probe, reduced to what the earlier pager used. -ENOTSUP with a text if something lacks. */
+int state_restrict_features(const struct state *state, struct features *features, char *text, size_t text_bytes);
+/* The file goes too, unless another pager is to go on with it. NULL path: nothing. */
+void state_close(struct state *state, bool keep_file);
+
+struct page *state_pages(const struct state *state);
+/* The extents as the earlier pager dealt them. */
+const struct extent *state_extents(const struct state *state);
+
+/* All of these do nothing where no state is kept. */
+void state_set_cache(struct state *state, uint64_t cache_bytes);
+void state_put_region(struct state *state, const struct region *region);
+void state_set_region(struct state *state, uint32_t id, enum state_region_status status);
+
+/* When this process started (field 22 of /proc/PID/stat), 0 if there is none. */
+uint64_t process_start_ticks(int32_t pid);
+
+#endif

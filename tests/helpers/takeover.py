@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""Pagers that follow each other on one state file, and a build of them that can kill itself at a given step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostbox import processes
+from helpers.pager import Build, MemoryClient, _end_pager, _read_line, installed_build, pager_argv, short_dir
+from helpers.sanitized import ROOT, extra_build
+
+
+def fault_points() -> list[str]:
+    """Return the names of all steps at which the test build can kill itself."""
+    header = (ROOT / "qemu" / "pager" / "fault_points.h").read_text()
+    return re.findall(r"^ +X\((\w+)\)", header, re.MULTILINE)
+
+
+def fault_point_build() -> Build:
+    """Build the programs with fault points."""
+    return Build(**extra_build("fault-points", "-Dfault_points=true"))
+
+
+class PagerLine:
+    """One pager after the other, with the same sockets and the same state file."""
+
+    def __init__(self, place: Path, donors: Sequence[str], cache: str, build: Build, options: dict[str, str]) -> None:
+        self.place, self.build = place, build
+        self.listen, self.control = place / "p", place / "c"
+        self.state_file, self.log_path = place / "state", place / "log"
+        self._first = pager_argv(build, place, donors, cache, options)
+        self.process = self._start([*self._first, "--state", str(self.state_file)])
+
+    def _start(self, argv: list[str], crash_at: str | None = None) -> subprocess.Popen[str]:
+        crash = {"GHOSTBOX_CRASH_AT": crash_at} if crash_at else {}
+        with self.log_path.open("a") as log:
+            process = subprocess.Popen(
+                argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **self.build.env, **crash}
+            )
+        line = _read_line(process, "ghostbox-pager")
+        if line != "ready":
+            raise RuntimeError(f"the pager said {line!r}, status {process.wait(10)}: {self.log()}")
+        return process
+
+    def resume(self, *options: str, crash_at: str | None = None) -> None:
+        """Start the next one, with more ``options``; ``crash_at`` is a fault point."""
+        assert self.process.poll() is not None
+        argv = [str(self.build.pager), "--listen", str(self.listen), "--control", str(self.control)]
+        argv += ["--state", str(self.state_file), "--resume", *options]
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process = self._start(argv, crash_at)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def wait_crash(self, timeout_s: float = 30.0) -> None:
+        """Wait until it has killed itself."""
+        assert self.process.wait(timeout_s) == -signal.SIGKILL, self.log()
+
+    def status(self) -> dict[str, Any]:
+        """Answer of the control socket."""
+        status: dict[str, Any] = processes.control_request(self.control, "status")
+        return status
+
+    def served(self, client: MemoryClient) -> bool:
+        """Tell whether the client's memory is in this pager's hands."""
+        return any(region["pid"] == client.pid and region["connected"] for region in self.status()["regions"])
+
+    def wait_served(self, client: MemoryClient) -> None:
+        """Wait until the client has come back."""
+        processes.wait_until(lambda: self.served(client), timeout_s=20, what="the client's return")
+
+    def command(self, cmd: str, **args: Any) -> Any:
+        """Send a command to the control socket."""
+        return processes.control_request(self.control, cmd, **args)
+
+    def log(self) -> str:
+        """All that they wrote."""
+        return self.log_path.read_text()
+
+
+@contextlib.contextmanager
+def pager_line(
+    donors: Sequence[str], *, cache: str = "2M", build: Build | None = None, **options: str
+) -> Iterator[PagerLine]:
+    """Run a first pager with a state file; whichever is the last at the end of the block is ended."""
+    with short_dir() as place:
+        line = PagerLine(place, donors, cache, build or installed_build(), options)
+        try:
+            yield line
+        finally:
+            _end_pager(line.process)

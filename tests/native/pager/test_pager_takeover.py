@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""A pager that dies at any instruction is followed by another, under a process that works on: no wrong word."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from ghostbox.processes import wait_until
+from helpers.pager import Build, MemoryClient, memory_client, running_memserver
+from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_line
+
+CRASHES = 12  # and more where a group has more than half as many steps
+GROUPS = sorted({point.partition("_")[0] for point in fault_points()} - {"recover"})
+
+
+@contextlib.contextmanager
+def two_donors(**exports: str) -> Iterator[list[str]]:
+    with running_memserver(a="16M") as one, running_memserver(b="16M") as two:
+        yield [one.uri("a"), two.uri("b")]
+
+
+@contextlib.contextmanager
+def under_load(line: PagerLine, *, seed: int, **options: int) -> Iterator[MemoryClient]:
+    """A client whose threads check every word that they read, until the end of the block; then every word of all."""
+    with memory_client("16M", line.listen) as client:
+        client.start("stress", threads=8, seconds=600, seed=seed, **{"discards": 100, **options})
+        yield client
+        client.command("stress-stop")
+        answer = client.result("stress", timeout_s=120)
+        assert answer["ok"], (answer, line.log())
+        assert answer["words_verified"] > 100_000
+
+
+def progress(line: PagerLine) -> None:
+    """Wait until pages have gone out and come in again since the takeover."""
+
+    def paged() -> bool:
+        status = line.status()
+        return bool(status["faults"]["missing_fetch"] > 50 and status["evictions"]["dirty"] > 50)
+
+    wait_until(paged, timeout_s=30, what="eviction and fetches after the takeover")
+
+
+@pytest.fixture(scope="module")
+def build() -> Build:
+    """Pagers that kill themselves where they are told to."""
+    return fault_point_build()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_killed_at_each_step_of(group: str, build: Build) -> None:
+    chance = random.Random(group)
+    points = [point for point in fault_points() if point.startswith(f"{group}_")]
+    points *= max(2, CRASHES // len(points))
+    with (
+        two_donors() as donors,
+        pager_line(donors, build=build, readahead="64K") as line,
+        under_load(line, seed=len(points)),
+    ):
+        progress(line)
+        line.kill()
+        for point in points:
+            line.resume(crash_at=f"{point}:{chance.randint(1, 60)}")
+            line.wait_crash()
+        line.resume()
+        progress(line)
+        assert line.status()["pages"]["poisoned"] == 0
+
+
+@pytest.mark.parametrize("hidden", ["poison", "wp_async,wp_unpopulated,continue_wp"])
+def test_killed_at_random_while_recovering_and_at_work(build: Build, hidden: str) -> None:
+    chance = random.Random(hidden)
+    with (
+        two_donors() as donors,
+        pager_line(donors, build=build, hide_features=hidden) as line,
+        under_load(line, seed=77) as client,
+    ):
+        progress(line)
+        for n in range(12):
+            line.kill()
+            if n % 2:
+                step = chance.choice(["recover_begun", "recover_half:100", "recover_half:3000", "recover_done"])
+                line.resume(crash_at=step)
+                line.wait_crash()
+            line.resume()
+            if n % 3:
+                line.wait_served(client)
+                client.answers_nothing("stress", for_s=chance.uniform(0.0, 0.4))
+        progress(line)
+        status = line.status()
+        assert status["pages"]["poisoned"] == 0
+        assert status["surprises"] == {"foreign_pages": 0, "vanished_pages": 0}
