@@ -29,6 +29,7 @@ class PagerFiles:
     socket: Path
     control: Path
     log: Path
+    state: Path
 
 
 def start(program: Path, plan: PagerPlan, files: PagerFiles, donors: Sequence[str], *, peer_uid: int | None) -> int:
@@ -45,7 +46,43 @@ def start(program: Path, plan: PagerPlan, files: PagerFiles, donors: Sequence[st
         ProgramError: it ended at once; the ``why`` is what it said.
         DeadlineExceeded: it does not get ready.
     """
-    argv = _argv(program, plan, files, donors, peer_uid)
+    own = ["--cache", str(plan.cache_bytes), "--extent", str(plan.extent_bytes)]
+    for uri in donors:
+        own += ["--donor", uri]
+    return _start([*_argv(program, plan, files, peer_uid), *own], files)
+
+
+def resume(program: Path, plan: PagerPlan, files: PagerFiles, *, peer_uid: int | None) -> int:
+    """Start a pager that goes on with the page map of one that died; return its process id when it is ready.
+
+    The processes whose memory it is then connect by themselves: see `serves`. Cache, extents and donors are as they
+    were; of ``plan`` the rest counts.
+
+    Raises:
+        ProgramError: there is no page map, or the pager ended at once; the ``why`` is what it said.
+        DeadlineExceeded: it does not get ready.
+    """
+    if not files.state.exists():
+        raise ProgramError(f"the pager left no page map: {files.state} is not there")
+    return _start([*_argv(program, plan, files, peer_uid), "--resume"], files)
+
+
+def hand_over(files: PagerFiles) -> None:
+    """Ask the pager to end in favour of the next one, and wait until it has.
+
+    Raises:
+        ProgramError: it refuses, or does not end.
+    """
+    pids = find(files.control)
+    processes.control_request(files.control, "hand-over")
+    processes.wait_until(
+        lambda: not any(processes.pid_alive(pid) for pid in pids),
+        timeout_s=_STOP_TIMEOUT_S,
+        what="the end of the pager that hands over",
+    )
+
+
+def _start(argv: list[str | Path], files: PagerFiles) -> int:
     said_before = files.log.stat().st_size if files.log.exists() else 0
     child = processes.start_detached(argv, log_path=files.log)
 
@@ -79,7 +116,7 @@ def status(control: Path) -> dict[str, Any] | None:
 def serves(control: Path, pid: int) -> bool:
     """Tell whether the pager has a region of memory of process ``pid``."""
     found = status(control)
-    return found is not None and any(region["pid"] == pid for region in found["regions"])
+    return found is not None and any(region["pid"] == pid and region["connected"] for region in found["regions"])
 
 
 def stop(files: PagerFiles) -> None:
@@ -119,16 +156,11 @@ def find(control: Path) -> list[int]:
     return found
 
 
-def _argv(
-    program: Path, plan: PagerPlan, files: PagerFiles, donors: Sequence[str], peer_uid: int | None
-) -> list[str | Path]:
-    argv: list[str | Path] = [program, "--listen", files.socket, "--control", files.control]
-    argv += ["--cache", str(plan.cache_bytes), "--extent", str(plan.extent_bytes)]
+def _argv(program: Path, plan: PagerPlan, files: PagerFiles, peer_uid: int | None) -> list[str | Path]:
+    argv: list[str | Path] = [program, "--listen", files.socket, "--control", files.control, "--state", files.state]
     argv += ["--readahead", str(plan.readahead_bytes), "--poll-us", str(plan.poll_us)]
     level = {"warn": "warning"}.get(plan.log_level, plan.log_level)
     argv += ["--log-level", level, "--exit-with-client"]
-    for uri in donors:
-        argv += ["--donor", uri]
     if peer_uid is not None:
         argv += ["--peer-uid", str(peer_uid)]
     return argv

@@ -81,6 +81,11 @@ class VmPaths:
         """Control socket of the pager."""
         return self.runtime / "pager-control.sock"
 
+    @property
+    def pager_state(self) -> Path:
+        """The page map, from which another pager can go on. It must lie on a tmpfs, and not survive a reboot."""
+        return self.runtime / "pager.state"
+
 
 @dataclass(frozen=True)
 class Paths:

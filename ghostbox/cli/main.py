@@ -43,6 +43,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "list": Command("ghostbox.cli.vm", "List the VMs."),
         "info": Command("ghostbox.cli.vm", "Show what a VM is made of."),
         "status": Command("ghostbox.cli.vm", "Show whether a VM runs and how its memory does."),
+        "recover": Command("ghostbox.cli.recover", "Go on with a VM whose pager died."),
         "top": Command("ghostbox.cli.top", "Watch the remote memory of a VM at work."),
         "logs": Command("ghostbox.cli.vm", "Show the logs of a VM, its pager and its donors."),
         "console": Command("ghostbox.cli.vm", "Attach to the serial console."),

@@ -45,6 +45,7 @@ Examples:
 )
 @click.option("--timeout", metavar="TIME", help="How long to wait for SSH, then for cloud-init.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the VM runs.")
+@click.option("--no-recover", is_flag=True, help="Leave a VM alone whose pager died.")
 @output_options
 @click.pass_obj
 def up(
@@ -57,6 +58,7 @@ def up(
     printed: str | None,
     timeout: str | None,
     no_wait: bool,
+    no_recover: bool,
     output: str,
     **flags: object,
 ) -> None:
@@ -74,7 +76,7 @@ def up(
     if dry_run or printed:
         _print_plan(context, config, printed or "plan", output)
         return
-    result = session.up(config, context.paths, Stages(), wait=not no_wait)
+    result = session.up(config, context.paths, Stages(), wait=not no_wait, heal_pager=not no_recover)
     emit(result, output, lambda: show.up_result(result))
 
 
@@ -152,6 +154,9 @@ def list_(context: Context, /, output: str) -> None:
     """List the VMs."""
     found = session.summaries(context.paths)
     emit(found, output, lambda: show.summaries(found))
+    for each in found:
+        if each.state is VmState.BROKEN:
+            Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
 
 
 @click.command(
@@ -178,12 +183,18 @@ Examples:
 """
 )
 @_name
+@click.option("--no-recover", is_flag=True, help="Only look, even if the VM is frozen because its pager died.")
 @output_options
 @click.pass_obj
-def status(context: Context, /, name: str | None, output: str) -> int:
-    """Show whether a VM runs and how its memory does; exit code 3 if it does not run."""
-    found = session.status(_chosen(context, name), context.paths)
+def status(context: Context, /, name: str | None, no_recover: bool, output: str) -> int:
+    """Show whether a VM runs and how its memory does; exit code 3 if it does not run.
+
+    A VM that is frozen because its pager died gets another one, as by `ghostbox recover`.
+    """
+    found = session.status(_chosen(context, name), context.paths, heal_pager=not no_recover)
     emit(found, output, lambda: show.status(found))
+    if found.state is VmState.BROKEN:
+        Stages().note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
     return 0 if found.state in (VmState.RUNNING, VmState.STOPPING) else NotRunning.exit_code
 
 

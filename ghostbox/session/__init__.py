@@ -5,12 +5,14 @@ from ghostbox.session.access import console, shell, wait_ready, wait_stopped
 from ghostbox.session.down import delete, down
 from ghostbox.session.planning import make_plan
 from ghostbox.session.record import Book, Record, VmState, names
+from ghostbox.session.takeover import Recovered, recover
 from ghostbox.session.up import UpResult, up
 from ghostbox.session.view import VmInfo, VmStatus, VmSummary, info, status, summaries
 
 __all__ = [
     "Book",
     "Record",
+    "Recovered",
     "UpResult",
     "VmInfo",
     "VmState",
@@ -22,6 +24,7 @@ __all__ = [
     "info",
     "make_plan",
     "names",
+    "recover",
     "shell",
     "status",
     "summaries",

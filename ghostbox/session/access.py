@@ -37,7 +37,7 @@ def need_running(name: str, paths: Paths) -> tuple[Book, Record]:
     if state is VmState.PAUSED:
         hint = f"virsh -c {record.libvirt_uri} resume {record.domain}"
     if state is VmState.BROKEN:
-        hint = f"ghostbox down --force {name}, then ghostbox up {name}"
+        hint = f"ghostbox recover {name}"
     raise NotRunning(f"VM '{name}' is {state}", hint=hint)
 
 

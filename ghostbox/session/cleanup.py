@@ -26,7 +26,7 @@ _LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 
 def pager_files(files: VmPaths) -> pager.PagerFiles:
     """Return where the VM's pager listens and writes."""
-    return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log)
+    return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log, files.pager_state)
 
 
 def qemu_log(record: Record, files: VmPaths) -> Path:

@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.paths import Paths, VmPaths
+from ghostbox.plan import PagerPlan
 
 _FORMAT = 1
 
@@ -97,6 +98,7 @@ class Record:
     new: bool = True
     made: frozenset[Made] = frozenset()
     leases: tuple[LeaseRecord, ...] = ()
+    pager: PagerPlan | None = None
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -118,6 +120,7 @@ class Record:
         fields["state"] = VmState(fields["state"])
         fields["made"] = frozenset(Made(word) for word in fields["made"])
         fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
+        fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
 

@@ -26,7 +26,7 @@ from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
 from ghostbox.placement import split
 from ghostbox.plan import Virt, VmPlan
-from ghostbox.session import cleanup, guest_files, images, observe, planning, readiness
+from ghostbox.session import cleanup, guest_files, images, observe, planning, readiness, takeover
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.session.signals import Interrupts
@@ -48,8 +48,8 @@ class UpResult:
     user: str
 
 
-def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True) -> UpResult:
-    """Bring the VM that ``config`` describes to life.
+def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True, heal_pager: bool = True) -> UpResult:
+    """Bring the VM that ``config`` describes to life; one that is frozen because its pager died gets another pager.
 
     Raises:
         GhostboxError: a stage failed. Up to ``domain`` all is undone; later the VM runs and the message says so.
@@ -61,6 +61,8 @@ def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True) -
         book = Book(paths.vm(name))
         with _no_empty_directory(book), locked(book.files):
             state = observe.heal(book)
+            if state is VmState.BROKEN and heal_pager:
+                state = takeover.heal_pager(book, paths)
             if state not in (VmState.ABSENT, VmState.STOPPED):
                 return _already_there(book, state)
             plan = planning.make_plan(config, paths, book.record)
@@ -96,7 +98,7 @@ def _already_there(book: Book, state: VmState) -> UpResult:
         raise GhostboxError(
             f"VM '{name}' is broken: its pager is gone, so the guest is frozen",
             why=f"the pager's log is {book.files.pager_log}",
-            hint=f"ghostbox down {name} --force, then ghostbox up {name}",
+            hint=f"ghostbox recover {name}",
         )
     return _result(book, already_running=True)
 
@@ -185,6 +187,7 @@ def _record(plan: VmPlan, before: Record | None) -> Record:
         new=before.new if before else True,
         made=frozenset({Made.FILES}),
         leases=before.leases if before else (),
+        pager=plan.pager,
     )
 
 

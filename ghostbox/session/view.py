@@ -9,7 +9,7 @@ from typing import Any
 
 from ghostbox import hypervisor, pager
 from ghostbox.paths import Paths
-from ghostbox.session import observe
+from ghostbox.session import observe, takeover
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 
 
@@ -119,13 +119,16 @@ def info(name: str, paths: Paths) -> VmInfo:
     )
 
 
-def status(name: str, paths: Paths) -> VmStatus:
-    """Return how a VM does.
+def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
+    """Return how a VM does; one that is frozen because its pager died gets another pager first.
 
     Raises:
         NotFound: no such VM.
     """
     book, record, state = _look(name, paths)
+    if heal_pager:
+        state = takeover.recover_if_broken(book, paths, state)
+        record = book.need(name, paths)
     running = state in (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
     qemu = hypervisor.find_qemu(record.uuid) if running else None
     return VmStatus(

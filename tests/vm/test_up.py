@@ -163,6 +163,49 @@ def test_workload_over_the_cache_verifies_and_went_through_both_donors(machine: 
     assert status["pages"]["resident"] + status["pages"]["inactive"] <= (CACHE_MIB << 20) / 4096
 
 
+def test_pager_killed_under_a_workload_is_followed_by_another_and_no_byte_is_wrong(machine: Machine) -> None:
+    """By kill -9 with `recover`, by kill -9 with `status`, and in order: three new pagers under one workload."""
+    work = machine.host.start("shell", VM, "--", f"numactl --membind=1 python3 w.py {WORKLOAD_MIB << 20} 8")
+    killed = wait_for_paging(machine)
+    os.kill(killed, signal.SIGKILL)
+    processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
+    listed = machine.host.cli("list", check=True)
+    assert f"VM '{VM}' is frozen, its pager died: ghostbox recover {VM}" in listed.stderr
+    first = json.loads(machine.cli("recover", "--json").stdout)
+    assert (first["action"], first["pager_pid"]) == ("recovered", machine.pager_pid())
+    os.kill(wait_for_paging(machine), signal.SIGKILL)
+    processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
+    done = machine.cli("status")
+    assert f"warning: the pager of VM '{VM}' had died: another one (pid " in done.stderr
+    wait_for_paging(machine)
+    third = json.loads(machine.cli("recover", "--restart", "--json").stdout)
+    assert third["action"] == "restarted"
+    assert len({killed, first["pager_pid"], third["pager_pid"]}) == 3
+    said, problems = work.communicate(timeout=200)
+    assert work.returncode == 0, problems
+    assert json.loads(said)["wrong_pages"] == 0
+    status = machine.status()["pager"]
+    assert status["pid"] == third["pager_pid"]
+    assert (status["pages"]["poisoned"], status["surprises"]["vanished_pages"]) == (0, 0)
+    assert "is well" in machine.cli("recover").stdout
+
+
+def broken(machine: Machine) -> bool:
+    found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)
+    return bool(found["state"] == "broken")
+
+
+def wait_for_paging(machine: Machine) -> int:
+    """Wait until pages have gone to the donors and come back by this pager; return its process id."""
+
+    def paged() -> bool:
+        pager = machine.status()["pager"]
+        return bool(pager["faults"]["missing_fetch"] > 200 and pager["evictions"]["dirty"] > 200)
+
+    processes.wait_until(paged, timeout_s=120, what="eviction and fetches", interval_s=0.2)
+    return machine.pager_pid()
+
+
 def test_memory_that_the_guest_frees_goes_back_to_the_donors(machine: Machine) -> None:
     """Free page reporting: what the workload used is trimmed some seconds after its end."""
 
@@ -412,6 +455,14 @@ def test_down_of_a_guest_that_does_not_listen_gives_up_and_keeps_it(machine: Mac
     )
 
 
+def test_recover_of_a_vm_that_does_not_run_says_so(machine: Machine) -> None:
+    machine.cli("down", "--force")
+    done = machine.cli("recover", check=False)
+    assert done.returncode == 3
+    assert f"error: VM '{VM}' is stopped: it needs no pager\nfix: ghostbox up {VM}" in done.stderr
+    start_again(machine)
+
+
 def test_guest_that_ended_by_itself_is_cleaned_up_by_the_next_command(machine: Machine) -> None:
     waiting = machine.host.start("wait", VM, "--for", "stopped", "--timeout", "1m")
     subprocess.run(["virsh", "-q", "destroy", f"ghostbox-{VM}"], check=True, capture_output=True)
@@ -424,10 +475,17 @@ def test_guest_that_ended_by_itself_is_cleaned_up_by_the_next_command(machine: M
 def test_vm_whose_pager_died_is_broken_and_can_be_taken_down(machine: Machine) -> None:
     start_again(machine)
     os.kill(machine.pager_pid(), signal.SIGKILL)
-    processes.wait_until(lambda: machine.status()["state"] == "broken", timeout_s=20, what="the VM shown as broken")
-    done = machine.cli("up", check=False)
+    processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
+    done = machine.cli("up", "--no-recover", check=False)
     assert f"error: VM '{VM}' is broken: its pager is gone, so the guest is frozen" in done.stderr
-    assert f"fix: ghostbox down {VM} --force, then ghostbox up {VM}" in done.stderr
+    assert f"fix: ghostbox recover {VM}" in done.stderr
+    again = machine.cli("up")
+    assert f"VM '{VM}' runs already" in again.stdout
+    os.kill(machine.pager_pid(), signal.SIGKILL)
+    machine.host.paths.vm(VM).pager_state.unlink()
+    done = machine.cli("recover", check=False)
+    assert f"error: VM '{VM}' cannot be recovered: its pager left no page map" in done.stderr
+    assert f"fix: ghostbox down --force {VM}, then ghostbox up {VM}" in done.stderr
     machine.cli("down", "--force")
     assert same_but_for_state(machine.outside(), machine.before)
 
