@@ -11,6 +11,7 @@ import pytest
 
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.paths import Paths, VmPaths
+from ghostbox.plan import PagerPlan
 from ghostbox.session.record import (
     TRANSITIONS,
     Book,
@@ -43,6 +44,7 @@ RECORD = Record(
     forwards=((8080, 80),),
     made=frozenset({Made.PAGER, Made.FILES}),
     leases=(LeaseRecord("a:1", "x", 5),),
+    pager=PagerPlan(cache_bytes=1, extent_bytes=2, readahead_bytes=3, poll_us=4, log_level="info"),
 )
 
 

@@ -21,6 +21,7 @@ from helpers.pager import (
     running_pager,
 )
 from helpers.sanitized import COMPLAINTS, sanitized_build
+from helpers.takeover import pager_line
 
 
 @pytest.fixture(params=["asan", "tsan"], scope="module")
@@ -72,6 +73,30 @@ def test_regions_come_and_go(build: Build, place: Path) -> None:
         wait_until(lambda: not pager.status()["regions"], timeout_s=20, what="end of the region")
         with memory_client("8M", pager) as other:
             other.command("fill")
+
+
+@pytest.mark.slow
+def test_takeovers(build: Build, tmp_path: Path) -> None:
+    err = tmp_path / "client"
+    with (
+        running_memserver(a="16M", build=build) as donor,
+        pager_line([donor.uri("a")], build=build) as line,
+        memory_client("16M", line.listen, build=build, stderr=err) as client,
+    ):
+        client.start("stress", threads=8, seconds=600, discards=200, seed=3)
+        for in_order in (False, True, False, True):
+            assert client.answers_nothing("stress", for_s=1.0)
+            if in_order:
+                line.command("hand-over")
+                assert line.process.wait(20) == 0, line.log()
+            else:
+                line.kill()
+            line.resume()
+            line.wait_served(client)
+        client.command("stress-stop")
+        assert client.result("stress", timeout_s=120)["ok"]
+    said = line.log() + err.read_text()
+    assert not [word for word in COMPLAINTS if word in said], said
 
 
 @pytest.mark.slow
