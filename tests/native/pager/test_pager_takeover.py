@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from ghostbox.processes import wait_until
+from helpers.late_link import late_link
 from helpers.pager import Build, MemoryClient, memory_client, running_memserver
 from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_line
 
+WRITE_BACK = 2  # the third connection that a pager makes to a donor
 CRASHES = 12  # and more where a group has more than half as many steps
 GROUPS = sorted({point.partition("_")[0] for point in fault_points()} - {"recover"})
 
@@ -43,6 +45,33 @@ def progress(line: PagerLine) -> None:
         return bool(status["faults"]["missing_fetch"] > 50 and status["evictions"]["dirty"] > 50)
 
     wait_until(paged, timeout_s=30, what="eviction and fetches after the takeover")
+
+
+@pytest.mark.parametrize("how", ["the pager dies", "the connection breaks"])
+def test_what_was_sent_before_never_lands_on_what_was_written_since(how: str) -> None:
+    """The network keeps the writes back and delivers them when the same pages have been written anew."""
+    with (
+        running_memserver(a="16M") as donor,
+        late_link(donor.address) as link,
+        pager_line([f"nbd://{link.address}/a"]) as line,
+        memory_client("16M", line.listen) as client,
+    ):
+        client.command("fill", seed=1)
+        link.keep_back(WRITE_BACK)
+        client.start("fill", seed=2)
+        wait_until(lambda: link.kept_bytes() > 256 * 1024, timeout_s=20, what="writes to be kept back")
+        if how == "the pager dies":
+            line.kill()
+            line.resume()
+        else:
+            link.break_clients()
+        assert client.result("fill")["ok"]
+        client.command("fill", seed=3)
+        client.command("verify", seed=3)  # so that the last of it is with the donor, too
+        link.deliver()
+        client.command("verify", seed=3)
+        client.command("verify", seed=3)
+        assert sum(donor["checksum_errors"] for donor in line.status()["donors"]) == 0
 
 
 @pytest.fixture(scope="module")
