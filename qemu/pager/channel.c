@@ -269,6 +269,19 @@ static void wire_service(struct channel *channel, int epoll_fd, uint32_t events)
         channel_poll(channel, epoll_fd);
 }
 
+/* After libnbd has worked on the connection; rc is what its call returned. */
+static void look_at_state(struct channel *channel, int epoll_fd, int rc)
+{
+    /* Dead or closed: libnbd has called back for every request in flight. Nothing less may drop the handle. */
+    if (nbd_aio_is_dead(channel->nbd) || nbd_aio_is_closed(channel->nbd)) {
+        go_down(channel, epoll_fd, rc < 0 ? nbd_get_error() : "closed by the donor");
+        return;
+    }
+    if (channel->state == CHANNEL_CONNECTING && !nbd_aio_is_connecting(channel->nbd))
+        connected(channel);
+    channel_poll(channel, epoll_fd);
+}
+
 void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
 {
     if (channel->state == CHANNEL_DOWN)
@@ -284,14 +297,7 @@ void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
         rc = nbd_aio_notify_read(channel->nbd);
     else if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) && (direction & LIBNBD_AIO_DIRECTION_WRITE))
         rc = nbd_aio_notify_write(channel->nbd);
-    /* Dead or closed: libnbd has called back for every request in flight. Nothing less may drop the handle. */
-    if (nbd_aio_is_dead(channel->nbd) || nbd_aio_is_closed(channel->nbd)) {
-        go_down(channel, epoll_fd, rc < 0 ? nbd_get_error() : "closed by the donor");
-        return;
-    }
-    if (channel->state == CHANNEL_CONNECTING && !nbd_aio_is_connecting(channel->nbd))
-        connected(channel);
-    channel_poll(channel, epoll_fd);
+    look_at_state(channel, epoll_fd, rc);
 }
 
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
@@ -309,6 +315,6 @@ void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
 
     if (nbd_aio_connect_uri(channel->nbd, channel_uri(channel, uri)) < 0)
         go_down(channel, epoll_fd, nbd_get_error());
-    else
-        channel_poll(channel, epoll_fd);
+    else /* a server that is quick may have answered all: then no event would ever come */
+        look_at_state(channel, epoll_fd, 0);
 }

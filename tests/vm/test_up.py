@@ -167,22 +167,22 @@ def test_pager_killed_under_a_workload_is_followed_by_another_and_no_byte_is_wro
     """By kill -9 with `recover`, by kill -9 with `status`, and in order: three new pagers under one workload."""
     again = f"numactl --membind=1 python3 w.py {WORKLOAD_MIB << 20} 8 || exit 1"
     work = machine.host.start("shell", VM, "--", f"until test -e enough; do {again}; done")
-    killed = wait_for_paging(machine)
+    killed = wait_for_paging(machine, work)
     os.kill(killed, signal.SIGKILL)
     processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
     listed = machine.host.cli("list", check=True)
     assert f"VM '{VM}' is frozen, its pager died: ghostbox recover {VM}" in listed.stderr
     first = json.loads(machine.cli("recover", "--json").stdout)
     assert (first["action"], first["pager_pid"]) == ("recovered", machine.pager_pid())
-    os.kill(wait_for_paging(machine), signal.SIGKILL)
+    os.kill(wait_for_paging(machine, work), signal.SIGKILL)
     processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
     done = machine.cli("status")
     assert f"the pager of VM '{VM}' had died: another one (pid " in " ".join(done.stderr.split())
-    wait_for_paging(machine)
+    wait_for_paging(machine, work)
     third = json.loads(machine.cli("recover", "--restart", "--json").stdout)
     assert third["action"] == "restarted"
     assert len({killed, first["pager_pid"], third["pager_pid"]}) == 3
-    wait_for_paging(machine)
+    wait_for_paging(machine, work)
     machine.guest("touch enough")
     said, problems = work.communicate(timeout=200)
     assert work.returncode == 0, problems
@@ -198,10 +198,11 @@ def broken(machine: Machine) -> bool:
     return bool(found["state"] == "broken")
 
 
-def wait_for_paging(machine: Machine) -> int:
+def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> int:
     """Wait until pages have gone to the donors and come back by this pager; return its process id."""
 
     def paged() -> bool:
+        assert work.poll() is None, work.communicate()
         pager = machine.status()["pager"]
         return bool(pager["faults"]["missing_fetch"] > 200 and pager["evictions"]["dirty"] > 200)
 

@@ -95,7 +95,10 @@ def test_takeovers(build: Build, tmp_path: Path) -> None:
             line.wait_served(client)
         client.command("stress-stop")
         assert client.result("stress", timeout_s=120)["ok"]
-    said = line.log() + err.read_text()
+        client.kill()
+        line.command("stop", force=True)
+        assert line.process.wait(20) == 0, line.log()
+        said = line.log() + err.read_text()
     assert not [word for word in COMPLAINTS if word in said], said
 
 
