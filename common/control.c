@@ -293,6 +293,19 @@ static nfds_t waits_collect(struct control *control, struct pollfd *fds, int *ti
     return n;
 }
 
+/* After poll(). Clients before the listening socket: one that has just been accepted was not waited for. */
+static void events_handle(struct control *control, const struct pollfd *fds)
+{
+    for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
+        if (control->clients[i].fd >= 0) {
+            client_handle(control, &control->clients[i], fds[control->clients[i].poll_index].revents);
+        }
+    }
+    if (fds[1].revents != 0) {
+        client_accept(control);
+    }
+}
+
 static void *control_thread(void *arg)
 {
     struct control *control = arg;
@@ -306,14 +319,7 @@ static void *control_thread(void *arg)
         if (fds[0].revents != 0) {
             return NULL;
         }
-        for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
-            if (control->clients[i].fd >= 0) {
-                client_handle(control, &control->clients[i], fds[control->clients[i].poll_index].revents);
-            }
-        }
-        if (fds[1].revents != 0) {
-            client_accept(control);
-        }
+        events_handle(control, fds);
     }
 }
 

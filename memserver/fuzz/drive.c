@@ -7,7 +7,7 @@
  * what sanitizers check: the connection ends when the client does, within a bounded number of turns; nothing stays
  * attached; and memory that the bitmap calls a hole is zero.
  */
-#include "memserver/fuzz/drive.h"
+#include "common/fuzz/drive.h"
 
 #include "common/log.h"
 #include "memserver/connection.h"

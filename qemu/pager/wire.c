@@ -29,6 +29,10 @@
 #define IOVS     512u
 /* An error's text and the like; more than this is nonsense. */
 #define SKIP_MAX 8192u
+/* Errors about parts of one request: after so many the donor means to keep us busy. */
+#define ERRORS_MAX 16u
+/* Receives in one call: a donor that sends without end must not keep its thread from the other donors. */
+#define RECEIVES_MAX 64
 
 struct nbd_request {
     uint32_t magic;
@@ -56,7 +60,8 @@ struct slot {
     const uint8_t *write_from; /* of a write */
     uint64_t offset;
     uint32_t bytes;
-    uint32_t seen; /* of a read: bytes that have come */
+    uint32_t seen; /* of a read: bytes that have come, from its first on */
+    uint32_t n_errors;
     int error;
     bool sent;       /* as a whole: a reply before that is none */
     uint64_t cookie; /* of the present use */
@@ -300,11 +305,13 @@ static int parse_simple(struct wire *wire)
     return 1;
 }
 
-/* Whether a chunk of this many bytes at the big-endian offset is within what was asked for and not yet there. */
-static bool within(const struct slot *slot, uint64_t offset, uint64_t bytes)
+/*
+ * Whether a chunk is the next part of what was asked for. In order, or else what came twice would count twice, and
+ * hide that something never came.
+ */
+static bool is_next_part(const struct slot *slot, uint64_t offset, uint64_t bytes)
 {
-    return slot->read_to && bytes > 0 && offset >= slot->offset && bytes <= slot->bytes - slot->seen &&
-           offset - slot->offset <= slot->bytes - bytes;
+    return slot->read_to && bytes > 0 && offset == slot->offset + slot->seen && bytes <= slot->bytes - slot->seen;
 }
 
 static uint64_t load_be64(const uint8_t *bytes)
@@ -331,7 +338,7 @@ static int parse_data(struct wire *wire, struct slot *slot, uint32_t length, boo
         return 0;
     uint64_t offset = load_be64(head + sizeof(struct chunk_header));
 
-    if (length < 8 || !within(slot, offset, length - 8))
+    if (length < 8 || !is_next_part(slot, offset, length - 8))
         return -EPROTO;
     wire->rx_at += (uint32_t)sizeof(struct chunk_header) + 8;
     body_begin(wire, slot, slot->read_to + (offset - slot->offset), length - 8, last);
@@ -349,7 +356,7 @@ static int parse_hole(struct wire *wire, struct slot *slot, uint32_t length, boo
     uint64_t offset = load_be64(head + sizeof(struct chunk_header));
     uint32_t bytes = be32toh(load_u32(head + sizeof(struct chunk_header) + 8));
 
-    if (!within(slot, offset, bytes))
+    if (!is_next_part(slot, offset, bytes))
         return -EPROTO;
     wire->rx_at += (uint32_t)sizeof(struct chunk_header) + 12;
     memset(slot->read_to + (offset - slot->offset), 0, bytes);
@@ -363,11 +370,12 @@ static int parse_error(struct wire *wire, struct slot *slot, uint32_t length, bo
 {
     const uint8_t *head = rx_peek(wire, sizeof(struct chunk_header) + 4);
 
-    if (length < 6 || length > SKIP_MAX)
+    if (length < 6 || length > SKIP_MAX || slot->n_errors == ERRORS_MAX)
         return -EPROTO;
     if (!head)
         return 0;
     slot->error = errno_of(load_u32(head + sizeof(struct chunk_header)));
+    slot->n_errors++;
     wire->rx_at += (uint32_t)sizeof(struct chunk_header) + 4;
     wire->skip = length - 4;
     if (last)
@@ -463,7 +471,7 @@ static ssize_t receive_once(struct wire *wire, size_t *wanted)
 
 int wire_receive(struct wire *wire)
 {
-    for (;;) {
+    for (int turn = 0; turn < RECEIVES_MAX; turn++) {
         size_t wanted;
         ssize_t got = receive_once(wire, &wanted);
 
@@ -483,4 +491,5 @@ int wire_receive(struct wire *wire)
         if (rc < 0 || (size_t)got < wanted)
             return rc;
     }
+    return 0;
 }

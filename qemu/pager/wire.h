@@ -5,6 +5,8 @@
  * long ones straight into their buffers. libnbd negotiates the connection before, and keeps it where there is TLS.
  *
  * The other end is not trusted: a reply to nothing, outside its buffer or of the wrong length breaks the connection.
+ * The chunks of a read must come in order, as all servers that we know send them (the specification allows any
+ * order).
  */
 #ifndef GHOSTBOX_WIRE_H
 #define GHOSTBOX_WIRE_H
@@ -27,6 +29,7 @@ int wire_trim(struct wire *wire, struct request *request, uint32_t bytes, uint64
 
 /* Both return 0, or -errno: the connection is of no use any more, and wire_abort() is the only call left. */
 int wire_flush(struct wire *wire);
+/* May leave bytes in the socket, if there are many. */
 int wire_receive(struct wire *wire);
 /* Completes every request under way with this error. */
 void wire_abort(struct wire *wire, int error);

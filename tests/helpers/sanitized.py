@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,21 +59,36 @@ def _runtime(library: str) -> str:
     return str(Path(done.stdout.strip()).resolve())
 
 
-def extra_build(kind: str, *options: str) -> dict[str, Path]:
-    """Build everything with these options of meson and return where the programs are."""
+def _built(kind: str, options: Iterable[str], targets: Iterable[str]) -> Path:
+    """Build targets with these options of meson and return the build directory."""
     directory = Path(tempfile.gettempdir()) / f"ghostbox-tests-{os.getuid()}" / kind
     with _locked(directory):
         if not (directory / "build.ninja").exists():
             shutil.rmtree(directory, ignore_errors=True)  # one that was cut off
             _run([_tool("meson"), "setup", *options, str(directory)])
-        _run([_tool("ninja"), "-C", str(directory), *TARGETS.values()])
+        _run([_tool("ninja"), "-C", str(directory), *targets])
+    return directory
+
+
+def extra_build(kind: str, *options: str) -> dict[str, Path]:
+    """Build everything with these options of meson and return where the programs are."""
+    directory = _built(kind, options, TARGETS.values())
     return {name: directory / target for name, target in TARGETS.items()}
+
+
+def _options(kind: str) -> tuple[str, ...]:
+    return (f"-Db_sanitize={SANITIZERS[kind][0]}", "-Db_lundef=false", "-Dbuildtype=debugoptimized")
+
+
+def sanitized_program(kind: str, target: str) -> tuple[Path, Mapping[str, str]]:
+    """Build one program (``memserver/memserver-replay``) and return where it is and its environment's additions."""
+    return _built(kind, _options(kind), [target]) / target, SANITIZERS[kind][2]
 
 
 def sanitized_build(kind: str) -> Build:
     """Build everything with ``asan`` (with UBSan) or ``tsan``."""
-    sanitize, library, env = SANITIZERS[kind]
-    paths = extra_build(kind, f"-Db_sanitize={sanitize}", "-Db_lundef=false", "-Dbuildtype=debugoptimized")
+    _, library, env = SANITIZERS[kind]
+    paths = extra_build(kind, *_options(kind))
     if kind == "tsan":
         # It sees no order between a reply on one connection and a request on another, so a block that is written,
         # then read, then written again is a race to it.

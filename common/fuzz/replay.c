@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Plays files of the corpus without libFuzzer: memserver-replay FILE... Prints how many it played. */
-#include "memserver/fuzz/drive.h"
+/* Plays files of the corpus without libFuzzer: PROGRAM FILE... Prints how many it played. */
+#include "common/fuzz/drive.h"
 
 #include <stdio.h>
 #include <stdlib.h>
