@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from concurrent import futures
+from pathlib import Path
+
+from ghostbox import processes
 from ghostbox.bench import cgroup
 from ghostbox.bench.lab import Lab, Pager
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
@@ -11,6 +15,7 @@ from ghostbox.units import KIB, MIB, PAGE_BYTES
 CACHE_PERCENTS = (75, 50, 25, 10)
 # What the client needs beside the array: the drawn sequence and its code. Given to the reference on top.
 _CLIENT_BYTES = 12 * MIB
+_WARM_TIMEOUT_S = 120.0
 
 
 def scenarios(lab: Lab) -> list[Scenario]:
@@ -27,16 +32,26 @@ def _cache_bytes(lab: Lab, percent: int) -> int:
 
 
 def _zipf(lab: Lab, percent: int, *options: str, **words: object) -> Outcome:
-    with lab.pager(lab.donor(), _cache_bytes(lab, percent), *options) as running:
-        result = lab.client("zipf", {**_zipf_words(lab), **words}, running)
+    with (
+        lab.pager(lab.donor(), _cache_bytes(lab, percent), *options) as running,
+        futures.ThreadPoolExecutor(max_workers=1) as aside,
+    ):
+        mark = lab.directory / "warm"
+        mark.unlink(missing_ok=True)
+        before = aside.submit(_network_bytes_at, mark, running)
+        try:
+            result = lab.client("zipf", {**_zipf_words(lab), **words, "mark": mark}, running)
+        finally:
+            mark.touch()  # a client that failed does not keep the other one waiting
+        moved = sum(running.network_bytes()) - before.result()
         figures = {key: float(value) for key, value in result.items()}
-        return Outcome({**figures, "bytes_per_step": _bytes_per_step(lab, running, figures)})
+        return Outcome({**figures, "bytes_per_step": moved / figures["count"]})
 
 
-def _bytes_per_step(lab: Lab, pager: Pager, figures: dict[str, float]) -> float:
-    """Return network bytes for each step, without the first load of the array (the same for all)."""
-    total = sum(pager.network_bytes()) - lab.scale.array_bytes
-    return max(total, 0) / figures["count_with_warming"]
+def _network_bytes_at(mark: Path, pager: Pager) -> int:
+    """Wait until the client has warmed up; return what went over the network so far."""
+    processes.wait_until(mark.exists, timeout_s=_WARM_TIMEOUT_S, what="the client to warm up", interval_s=0.002)
+    return sum(pager.network_bytes())
 
 
 def _overcommit(lab: Lab, percent: int) -> Scenario:

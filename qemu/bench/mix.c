@@ -9,10 +9,12 @@
  */
 #include "bench.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define SEQUENCE_STEPS (1u << 20)
 #define CLOCK_EVERY    32u
@@ -114,8 +116,19 @@ static void *scan(void *arg)
     return NULL;
 }
 
+/* Tells who waits for it that the warming is over. */
+static void mark_make(const char *path)
+{
+    int fd = *path ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600) : -1;
+
+    if (*path && fd < 0)
+        fail_errno("cannot make %s", path);
+    if (fd >= 0)
+        close(fd);
+}
+
 static json_t *mix_run(const struct memory *memory, uint64_t array_pages, const struct step *steps, uint64_t warm_ms,
-                       uint64_t ms, bool with_scanner)
+                       uint64_t ms, bool with_scanner, const char *mark)
 {
     struct scanner scanner = {.memory = memory, .first_page = array_pages};
     uint64_t position = 0;
@@ -125,6 +138,7 @@ static json_t *mix_run(const struct memory *memory, uint64_t array_pages, const 
     if (with_scanner && pthread_create(&scanner.thread, NULL, scan, &scanner) != 0)
         fail("cannot start a thread");
     sequence_run(memory, steps, &position, warm_ms);
+    mark_make(mark);
     uint64_t scanned = atomic_load(&scanner.n_pages), started_ns = clock_ns();
     uint64_t n = sequence_run(memory, steps, &position, ms);
     double seconds = (double)(clock_ns() - started_ns) / NS_PER_S;
@@ -148,6 +162,7 @@ json_t *mix_zipf(struct arguments *args)
     uint64_t warm_ms = argument_number(args, "warm_ms", 500, MS_MAX);
     uint64_t seed = argument_number(args, "seed", 1, UINT64_MAX);
     bool with_scanner = argument_number(args, "scan", 0, 1) == 1;
+    const char *mark = argument_text(args, "mark", "");
 
     memory_map(&memory, args);
     uint64_t array_pages = array_bytes ? array_bytes / PAGE_BYTES : memory.n_pages;
@@ -155,7 +170,7 @@ json_t *mix_zipf(struct arguments *args)
     if (array_pages == 0 || array_pages > memory.n_pages || (with_scanner && array_pages == memory.n_pages))
         fail("array must be a part of the memory, and a scanner needs memory behind it");
     struct step *steps = sequence_make(array_pages, exponent, write_percent, seed);
-    json_t *result = mix_run(&memory, array_pages, steps, warm_ms, ms, with_scanner);
+    json_t *result = mix_run(&memory, array_pages, steps, warm_ms, ms, with_scanner, mark);
 
     free(steps);
     return result;

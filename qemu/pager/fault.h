@@ -51,6 +51,7 @@ struct fault_loop {
     uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */
     uint64_t now_ns;
     uint64_t random_ns;          /* the last fetch that belongs to no stream */
+    uint32_t patience;           /* of streams: fetch.c */
     uint64_t readahead_after_ns; /* until then what was read ahead has to wait */
 };
 
