@@ -270,9 +270,11 @@ static void send_from_input(struct drive *drive, struct peer *peer, bool newline
 static void repeat(struct drive *drive, struct peer *peer)
 {
     char bytes[32 * 256];
-    memset(bytes, take(drive), sizeof(bytes));
-    size_t length = (take(drive) + 1u) * 32;
-    for (unsigned times = take(drive) + 1u; times > 0; times--) {
+    uint8_t byte = take(drive), n = take(drive), times = take(drive);
+    /* Each empty line has an answer. */
+    size_t length = byte == '\n' ? n % 16 + 1u : (n + 1u) * 32;
+    memset(bytes, byte, sizeof(bytes));
+    for (unsigned i = 0; i <= times; i++) {
         peer_send(drive, peer, bytes, length);
     }
 }
