@@ -41,6 +41,34 @@ static int on_completion(void *user_data, int *error)
     return 1; /* retire the command */
 }
 
+/*
+ * The same goes for these two. libnbd lets a read succeed whose chunks overlap or do not cover it ("Libnbd does not
+ * validate", nbd_pread_structured(3)); the rest would be what the buffer held before. So chunks must come in order,
+ * up to the end, as in wire.c.
+ */
+static int on_chunk(void *user_data, const void *subbuf, size_t count, uint64_t offset, unsigned status, int *error)
+{
+    struct request *request = user_data;
+
+    (void)subbuf;
+    if (status == LIBNBD_READ_ERROR)
+        return 0;
+    if (offset != request->next_offset) {
+        *error = EPROTO;
+        return -1;
+    }
+    request->next_offset += count;
+    return 0;
+}
+
+static int on_read_completion(void *user_data, int *error)
+{
+    struct request *request = user_data;
+
+    request_complete(request, *error == 0 && request->next_offset != request->end_offset ? EPROTO : *error);
+    return 1;
+}
+
 struct request *channel_done(struct channel *channel)
 {
     struct request *request = channel->done_head;
@@ -106,7 +134,13 @@ int channel_read(struct channel *channel, struct request *request, void *buf, ui
     begin(channel, request, bytes);
     if (channel->wire)
         return queued(channel, wire_read(channel->wire, request, buf, bytes, offset));
-    return finish_begin(channel, request, nbd_aio_pread(channel->nbd, buf, bytes, offset, callback(request), 0));
+    request->next_offset = offset;
+    request->end_offset = offset + bytes;
+    nbd_chunk_callback chunk = {.callback = on_chunk, .user_data = request};
+    nbd_completion_callback completion = {.callback = on_read_completion, .user_data = request};
+
+    return finish_begin(channel, request,
+                        nbd_aio_pread_structured(channel->nbd, buf, bytes, offset, chunk, completion, 0));
 }
 
 int channel_write(struct channel *channel, struct request *request, const void *buf, uint32_t bytes, uint64_t offset)

@@ -47,7 +47,8 @@ struct request {
     struct channel *channel;
     uint64_t started_ns, done_ns;
     uint32_t bytes;
-    int error; /* 0 or errno, when done */
+    uint64_t next_offset, end_offset; /* of a read by libnbd: where the next chunk begins, and the last one ends */
+    int error;                        /* 0 or errno, when done */
 };
 
 struct channel {

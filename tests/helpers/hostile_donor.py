@@ -267,6 +267,8 @@ READ_LIES: tuple[Lie, ...] = (
     twice,
     unknown_chunk,
 )
+# Requests that are never answered to the end: no byte of them is wrong.
+ENDLESS_LIES: tuple[Lie, ...] = (endless_holes, holes_of_nothing, endless_errors)
 WRITE_LIES: tuple[Lie, ...] = (end, other_cookie, garbage, twice, unknown_chunk, data_for_a_write)
 
 
