@@ -173,6 +173,16 @@ void link_close(struct evict_loop *loop, struct link *link)
     link->region = NULL;
 }
 
+/* The name goes into logs and JSON: whatever is not plain ASCII is a question mark. */
+static void take_comm(struct link *link, const char comm[16])
+{
+    memcpy(link->comm, comm, sizeof(link->comm));
+    link->comm[sizeof(link->comm) - 1] = '\0';
+    for (char *c = link->comm; *c; c++)
+        if (*c < ' ' || *c > '~')
+            *c = '?';
+}
+
 static void on_hello(struct evict_loop *loop, struct link *link, const struct gb_hello *hello)
 {
     struct pager *pager = loop->pager;
@@ -192,8 +202,7 @@ static void on_hello(struct evict_loop *loop, struct link *link, const struct gb
     cmsg->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(cmsg), &pager->device_fd, sizeof(int));
     link->resume = hello->flags & GB_HELLO_RESUME;
-    memcpy(link->comm, hello->comm, sizeof(link->comm));
-    link->comm[sizeof(link->comm) - 1] = '\0';
+    take_comm(link, hello->comm);
     link->state = LINK_REGION;
     if (sendmsg(link->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
         link_close(loop, link);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define DONORS_WAIT_NS 5000000000ull
 
@@ -50,6 +51,21 @@ static bool shape_valid(const struct gb_region *message, int memfd, struct stat 
            message->memfd_offset <= (uint64_t)st->st_size - message->length;
 }
 
+/*
+ * Anything else could make the fault thread wait in read(2), or never let it rest. For a userfaultfd that blocks, or
+ * is not set up, poll(2) says POLLERR.
+ */
+static bool uffd_valid(int uffd)
+{
+    static const char wanted[] = "anon_inode:[userfaultfd]";
+    char path[64], link[sizeof(wanted)];
+    struct pollfd fd = {.fd = uffd};
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", uffd);
+    return readlink(path, link, sizeof(link)) == sizeof(wanted) - 1 &&
+           memcmp(link, wanted, sizeof(wanted) - 1) == 0 && poll(&fd, 1, 0) >= 0 && !(fd.revents & POLLERR);
+}
+
 /* With the lock. */
 static void explain_no_room(const struct pager *pager, uint64_t n_pages, bool have_slot, char *text,
                             size_t text_bytes)
@@ -83,6 +99,11 @@ struct region *region_admit(struct evict_loop *loop, const struct link *link, co
 
     if (!shape_valid(message, fds[1], &memfd)) {
         snprintf(text, text_bytes, "the region's address, length or memfd is not valid");
+        errno = EINVAL;
+        return NULL;
+    }
+    if (!uffd_valid(fds[0])) {
+        snprintf(text, text_bytes, "the first descriptor is no userfaultfd that is set up and does not block");
         errno = EINVAL;
         return NULL;
     }
@@ -156,7 +177,7 @@ struct region *region_resumed(struct evict_loop *loop, const struct link *link, 
     struct stat memfd;
 
     *fds_taken = false;
-    if (!shape_valid(message, fds[1], &memfd))
+    if (!shape_valid(message, fds[1], &memfd) || !uffd_valid(fds[0]))
         return NULL;
     pager_lock(pager);
     for (uint32_t i = 0; i < REGIONS_MAX && !found; i++)

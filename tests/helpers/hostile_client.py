@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Processes that break the shim's protocol on purpose: for what the pager must withstand, never for what a shim does.
+
+    python hostile_client.py SOCKET FIRST_SEED N
+
+Each seed is a process of its own that says random things of qemu/proto/proto.h, half of them well-formed, with random
+descriptors, and ends. Prints a line for each kind of answer and how often it came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+MAGIC, VERSION = 0x47424F58, 2
+HELLO, WELCOME, REJECT, REGION, REGION_OK, ZAP, ZAP_DONE = range(1, 8)
+DISCARD_BEGIN, DISCARD_END, PIN, UNPIN, BYE = 8, 10, 11, 13, 15
+PAGE = 4096
+REGION_PAGES = 64
+UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW = 0xC018AA3F, 0xC020AA00, 0xAA00
+ANSWER_S = 0.03
+LIBC = ctypes.CDLL(None)
+LIBC.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+EDGES = (
+    0,
+    1,
+    PAGE - 1,
+    PAGE,
+    2 * PAGE,
+    REGION_PAGES * PAGE,
+    1 << 31,
+    1 << 32,
+    1 << 63,
+    (1 << 64) - PAGE,
+    (1 << 64) - 1,
+)
+
+
+class Client:
+    """One hostile process."""
+
+    def __init__(self, path: str, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.path = path
+        self.seen: Counter[str] = Counter()
+        self.sock = self.connect()
+        self.memfd = os.memfd_create("memory-backend-memfd")
+        os.ftruncate(self.memfd, REGION_PAGES * PAGE)
+        self.memory = mmap.mmap(self.memfd, REGION_PAGES * PAGE, flags=mmap.MAP_SHARED)
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.uffd = -1
+
+    def connect(self) -> socket.socket:
+        """Connect anew."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(5)
+        sock.connect(self.path)
+        return sock
+
+    def number(self) -> int:
+        """Return a number that somebody may have got wrong."""
+        if self.rng.random() < 0.6:
+            return self.rng.choice(EDGES)
+        return self.rng.randrange(REGION_PAGES + 2) * PAGE if self.rng.random() < 0.8 else self.rng.getrandbits(64)
+
+    def send(self, kind: int, body: bytes, fds: list[int] | None = None) -> None:
+        """Send a message, whose header may lie."""
+        length = 16 + len(body)
+        header = [MAGIC, VERSION, kind, self.rng.randrange(4), length]
+        if self.rng.random() < 0.05:
+            header[self.rng.randrange(5)] = self.rng.randrange(1 << 16)
+        with contextlib.suppress(OSError):
+            socket.send_fds(self.sock, [struct.pack("=IHHII", *header) + body], fds or [])
+
+    def receive(self) -> None:
+        """Take what has come; a WELCOME makes a userfaultfd."""
+        while select.select([self.sock], [], [], ANSWER_S if self.rng.random() < 0.5 else 0)[0]:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.sock, 8192, 4)
+            except OSError:
+                data, fds = b"", []
+            if len(data) < 16:
+                self.sock.close()
+                self.sock = self.connect()
+                return
+            kind = struct.unpack_from("=IHHII", data)[2]
+            self.seen[{WELCOME: "welcome", REJECT: "reject", REGION_OK: "region"}.get(kind, "other")] += 1
+            if kind == WELCOME and fds and self.uffd < 0:
+                self.make_uffd(fds[0], data[16:])
+
+    def make_uffd(self, device: int, welcome: bytes) -> None:
+        """Register the memory, as the shim does."""
+        features, modes = struct.unpack("=QQ", welcome)
+        self.uffd = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.ioctl(self.uffd, UFFDIO_API, bytearray(struct.pack("=QQQ", 0xAA, features, 0)))
+        request = struct.pack("=QQQQ", self.base, REGION_PAGES * PAGE, modes, 0)
+        fcntl.ioctl(self.uffd, UFFDIO_REGISTER, bytearray(request))
+
+    def descriptor(self) -> int:
+        """Return a descriptor of any kind, mostly of the wrong one."""
+        made: list[Callable[[], int]] = [
+            lambda: self.memfd,
+            lambda: self.uffd if self.uffd >= 0 else self.memfd,
+            lambda: os.open("/proc/self/pagemap", os.O_RDONLY),
+            lambda: os.open("/dev/null", os.O_RDWR),
+            lambda: os.open("/dev/zero", os.O_RDWR),
+            lambda: os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC),
+            lambda: os.open("/", os.O_RDONLY),
+            lambda: os.pipe()[0],
+            lambda: os.pipe()[1],
+            lambda: os.eventfd(0),
+            lambda: os.eventfd(1),
+            socket.socketpair()[0].detach,
+            lambda: os.dup(self.sock.fileno()),
+            lambda: os.memfd_create("other"),
+        ]
+        return self.rng.choice(made)()
+
+    def hello(self) -> None:
+        """Introduce itself, as anybody."""
+        name = self.rng.choice([b"qemu", b"", b"\xff\xfe\x80", b"a\nerror: forged", b"x" * 16, b'"}\x00\x01'])
+        flags = self.rng.choice([0, 0, 0, 1, 0xFFFFFFFF])
+        self.send(HELLO, struct.pack("=II16s", flags, os.getpid(), name))
+
+    def region(self) -> None:
+        """Hand memory over: as it should be, or not."""
+        shape = [self.base, REGION_PAGES * PAGE, 0, PAGE, 0]
+        fds = [self.uffd, self.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)]
+        if self.uffd < 0:
+            fds[0] = self.descriptor()
+        if self.rng.random() < 0.4:
+            shape[self.rng.randrange(5)] = self.number()
+        if self.rng.random() < 0.5:
+            fds[self.rng.randrange(3)] = self.descriptor()
+        if self.rng.random() < 0.2:
+            fds = [self.descriptor() for _ in range(self.rng.randrange(8))]
+        self.send(REGION, struct.pack("=QQQQQ", *shape), fds)
+
+    def greet(self, name: bytes) -> None:
+        """Say a proper HELLO and take the answer."""
+        hello = struct.pack("=IHHIIII16s", MAGIC, VERSION, HELLO, 1, 40, 0, os.getpid(), name)
+        self.sock.send(hello)
+        data, fds, _, _ = socket.recv_fds(self.sock, 8192, 4)
+        self.make_uffd(fds[0], data[16:])
+
+    def hand_over(self, fds: list[int]) -> None:
+        """Say a proper REGION with these descriptors."""
+        body = struct.pack("=QQQQQ", self.base, REGION_PAGES * PAGE, 0, PAGE, 0)
+        socket.send_fds(self.sock, [struct.pack("=IHHII", MAGIC, VERSION, REGION, 2, 56) + body], fds)
+
+    def answer(self) -> tuple[int, str]:
+        """Wait for a message: its type and, of a REJECT, its text."""
+        data = self.sock.recv(8192)
+        kind = struct.unpack_from("=IHHII", data)[2]
+        return kind, data[24:].split(b"\0")[0].decode() if kind == REJECT else ""
+
+    def range_message(self) -> None:
+        """Discard, or end a discard that may be none."""
+        kind = self.rng.choice([DISCARD_BEGIN, DISCARD_BEGIN, DISCARD_END, DISCARD_END, PIN, UNPIN])
+        self.send(kind, struct.pack("=QQiI", self.number(), self.number(), self.rng.choice([0, 0, 22, -1]), 0))
+
+    def zap_done(self) -> None:
+        """Answer what was asked, or was not."""
+        self.send(ZAP_DONE, struct.pack("=iI", self.rng.choice([0, 0, 5, -5, 1 << 30]), 0))
+
+    def touch(self) -> None:
+        """Access the memory: whoever does may wait for ever, so it is a thread."""
+        address = self.base + self.rng.randrange(REGION_PAGES) * PAGE
+        if self.uffd >= 0:  # by C, which waits without the interpreter's lock
+            threading.Thread(target=LIBC.memset, args=(address, 1, 8), daemon=True).start()
+
+    def other(self) -> None:
+        """Say anything else."""
+        kind = self.rng.random()
+        if kind < 0.3:
+            with contextlib.suppress(OSError):
+                self.sock.send(self.rng.randbytes(self.rng.choice([0, 1, 15, 16, 40, 512, 8000])))
+        elif kind < 0.5:
+            self.send(self.rng.randrange(20), self.rng.randbytes(self.rng.randrange(64)), [self.descriptor()])
+        elif kind < 0.6:
+            self.send(BYE, b"")
+        elif kind < 0.8:
+            os.ftruncate(self.memfd, self.rng.randrange(REGION_PAGES + 1) * PAGE)
+        else:
+            self.sock.close()
+            self.sock = self.connect()
+
+    def run(self) -> dict[str, int]:
+        """Say some twenty things."""
+        steps = [self.range_message, self.zap_done, self.touch, self.other, self.hello, self.region]
+        for _ in range(self.rng.randrange(1, 4)):
+            self.hello()
+            self.receive()
+            self.region()
+            for _ in range(self.rng.randrange(8)):
+                self.rng.choices(steps, [4, 2, 3, 2, 1, 1])[0]()
+                self.receive()
+        return dict(self.seen)
+
+
+def main(path: str, first_seed: int, n: int) -> None:
+    """Run a process for each seed, one after the other."""
+    seen: Counter[str] = Counter()
+    for seed in range(first_seed, first_seed + n):
+        result, told = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            client = Client(path, seed)  # kept: its memory is accessed until the end
+            os.write(told, json.dumps(client.run()).encode())
+            os._exit(0)
+        os.close(told)
+        with os.fdopen(result) as pipe:
+            text = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status not in (0, -signal.SIGBUS):  # who cuts its memory short has no more of it
+            sys.exit(f"seed {seed}: status {status}")
+        seen.update(json.loads(text or '{"bus": 1}'))
+    print(json.dumps(dict(seen)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
