@@ -32,6 +32,7 @@ PAGE = 4096
 REGION_PAGES = 64
 UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW = 0xC018AA3F, 0xC020AA00, 0xAA00
 ANSWER_S = 0.03
+PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 LIBC.memset.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 EDGES = (
@@ -85,9 +86,11 @@ class Client:
         with contextlib.suppress(OSError):
             socket.send_fds(self.sock, [struct.pack("=IHHII", *header) + body], fds or [])
 
-    def receive(self) -> None:
+    def receive(self, first_s: float = 0.0) -> None:
         """Take what has come; a WELCOME makes a userfaultfd."""
-        while select.select([self.sock], [], [], ANSWER_S if self.rng.random() < 0.5 else 0)[0]:
+        wait_s = first_s or (ANSWER_S if self.rng.random() < 0.5 else 0)
+        while select.select([self.sock], [], [], wait_s)[0]:
+            wait_s = 0
             try:
                 data, fds, _, _ = socket.recv_fds(self.sock, 8192, 4)
             except OSError:
@@ -203,7 +206,7 @@ class Client:
         steps = [self.range_message, self.zap_done, self.touch, self.other, self.hello, self.region]
         for _ in range(self.rng.randrange(1, 4)):
             self.hello()
-            self.receive()
+            self.receive(10 * ANSWER_S)
             self.region()
             for _ in range(self.rng.randrange(8)):
                 self.rng.choices(steps, [4, 2, 3, 2, 1, 1])[0]()
@@ -218,6 +221,7 @@ def main(path: str, first_seed: int, n: int) -> None:
         result, told = os.pipe()
         pid = os.fork()
         if pid == 0:
+            LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))  # one that hangs does not stay behind
             client = Client(path, seed)  # kept: its memory is accessed until the end
             os.write(told, json.dumps(client.run()).encode())
             os._exit(0)
