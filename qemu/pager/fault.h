@@ -30,6 +30,7 @@ struct stream {
     int32_t stride;   /* never 0 while in use */
     int64_t frontier; /* the first page that was not asked for yet; may lie outside the pool */
     uint32_t window;  /* steps to ask for next */
+    uint32_t n_used;  /* how often it was right */
     uint64_t used;    /* for replacement: tick of the last hit; 0: never */
 };
 
@@ -38,6 +39,7 @@ struct fault_loop {
     int epoll_fd;
     struct fetch demand[DEMAND_SLOTS], readahead[READAHEAD_SLOTS];
     struct fetch *free_demand, *free_readahead;
+    uint32_t n_demand;   /* slots in use */
     struct fetch *retry; /* waiting for retry_ns or for the donor */
     uint8_t *buffers;
     uint32_t readahead_pages;            /* largest window, 0: off */

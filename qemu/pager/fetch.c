@@ -15,7 +15,8 @@
 
 #define RETRY_NS      10000000ull
 #define RETRY_LOST_NS 1000000000ull
-/* Faults that belong to no stream count this long. */
+/* Faults that belong to no stream count this long; and so soon the next one is expected. */
+#define RANDOM_GAP_NS    200000u
 #define RANDOM_LATELY_NS 200000u
 
 static uint8_t *slot_buffers(size_t bytes)
@@ -85,6 +86,8 @@ static void slot_give(struct fault_loop *loop, struct fetch *fetch)
 {
     struct fetch **list = fetch->demand ? &loop->free_demand : &loop->free_readahead;
 
+    loop->n_demand -= fetch->demand;
+
     fetch->next = *list;
     *list = fetch;
 }
@@ -111,6 +114,7 @@ bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
 
     if (!fetch)
         return false;
+    loop->n_demand++;
     fetch->page = page;
     fetch->n_pages = 1;
     fetch->attempts = 0;
@@ -418,7 +422,12 @@ void fetch_finish(struct fault_loop *loop, struct channel *channel)
 
 bool fetch_held_back(const struct fault_loop *loop, const struct channel *channel)
 {
-    return channel->class == CHANNEL_READAHEAD && loop->readahead_after_ns && clock_ns() < loop->readahead_after_ns;
+    if (channel->class != CHANNEL_READAHEAD || loop->readahead_after_ns == 0)
+        return false;
+    uint64_t now_ns = clock_ns();
+
+    /* Only for the sake of somebody: who waits for a page that is being read ahead must not wait for nothing. */
+    return now_ns < loop->readahead_after_ns && (loop->n_demand > 0 || now_ns - loop->random_ns < RANDOM_GAP_NS);
 }
 
 void fetch_took(struct fault_loop *loop, const struct channel *channel, uint64_t began_ns)
@@ -432,7 +441,7 @@ void fetch_took(struct fault_loop *loop, const struct channel *channel, uint64_t
 
 bool fetch_random_access(const struct fault_loop *loop)
 {
-    return loop->now_ns - loop->random_ns < RANDOM_LATELY_NS;
+    return clock_ns() - loop->random_ns < RANDOM_LATELY_NS;
 }
 
 uint64_t fetch_retry(struct fault_loop *loop)

@@ -18,7 +18,7 @@
 #define WINDOW_START 8u
 /* While there are faults at random, too: they wait for no more than this to be put in place. */
 #define WINDOW_BESIDE_RANDOM 16u
-/* How far ahead of the reader data is asked for, in windows. */
+/* How far ahead of the reader data is asked for, in windows; one more each time that the stream was right. */
 #define WINDOWS_AHEAD 3u
 /* The longest stride: 2 MiB. */
 #define STRIDE_MAX 512
@@ -149,9 +149,16 @@ uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **st
 struct stream *stream_hit(struct fault_loop *loop, uint32_t page)
 {
     for (uint32_t i = 0; i < STREAMS; i++)
-        if (is_ahead(&loop->streams[i], page, reach(loop)))
+        if (is_ahead(&loop->streams[i], page, reach(loop))) {
+            loop->streams[i].n_used++;
             return &loop->streams[i];
+        }
     return NULL;
+}
+
+static uint32_t windows_ahead(const struct stream *s)
+{
+    return s->n_used + 1 < WINDOWS_AHEAD ? s->n_used + 1 : WINDOWS_AHEAD;
 }
 
 /* Asks for the next pages of the stream; false if that cannot be done now. */
@@ -176,7 +183,7 @@ void stream_advance(struct fault_loop *loop, struct stream *stream, uint32_t pag
     stream->used = ++loop->tick;
     stream->last = page;
     stream->window = grow(loop, stream);
-    while (llabs(stream->frontier - page) <= (int64_t)stream->window * WINDOWS_AHEAD * abs(stream->stride))
+    while (llabs(stream->frontier - page) <= (int64_t)stream->window * windows_ahead(stream) * abs(stream->stride))
         if (!ask(loop, stream))
             break;
 }
