@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -61,7 +62,9 @@ def _runtime(library: str) -> str:
 
 def _built(kind: str, options: Iterable[str], targets: Iterable[str]) -> Path:
     """Build targets with these options of meson and return the build directory."""
-    directory = Path(tempfile.gettempdir()) / f"ghostbox-tests-{os.getuid()}" / kind
+    # A build directory belongs to one source tree: another clone must not get the programs of this one.
+    tree = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
+    directory = Path(tempfile.gettempdir()) / f"ghostbox-tests-{os.getuid()}" / f"{kind}-{tree}"
     with _locked(directory):
         if not (directory / "build.ninja").exists():
             shutil.rmtree(directory, ignore_errors=True)  # one that was cut off
