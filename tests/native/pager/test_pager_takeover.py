@@ -59,7 +59,7 @@ def test_what_was_sent_before_never_lands_on_what_was_written_since(how: str) ->
         client.command("fill", seed=1)
         link.keep_back(WRITE_BACK)
         client.start("fill", seed=2)
-        wait_until(lambda: link.kept_bytes() > 256 * 1024, timeout_s=20, what="writes to be kept back")
+        wait_until(lambda: link.kept_bytes() > 64 * 1024, timeout_s=20, what="writes to be kept back")
         if how == "the pager dies":
             line.kill()
             line.resume()
