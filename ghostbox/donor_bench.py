@@ -122,10 +122,11 @@ def resolve(word: str, configured: Sequence[str]) -> str:
 
 def client(paths: Paths, command: str, words: Mapping[str, object]) -> dict[str, Any]:
     """Run one command of ``ghostbox-bench-client`` and return its result."""
-    program = paths.native / "ghostbox-bench-client"
-    if not program.exists():
-        raise ProgramError(f"{program} is not there", hint="install GhostBox again: ./bootstrap install")
-    argv: list[str | Path] = [program, command, *(f"{key}={value}" for key, value in words.items())]
+    argv: list[str | Path] = [
+        paths.program("ghostbox-bench-client"),
+        command,
+        *(f"{key}={value}" for key, value in words.items()),
+    ]
     return dict(json.loads(processes.run(argv, timeout_s=_TIMEOUT_S)))
 
 

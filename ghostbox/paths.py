@@ -13,6 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
+from ghostbox.errors import ProgramError
+
 
 @dataclass(frozen=True)
 class VmPaths:
@@ -101,6 +103,17 @@ class Paths:
     def images(self) -> Path:
         """Guest images, one directory each."""
         return self.cache / "images"
+
+    def program(self, name: str) -> Path:
+        """One of our programs that is about to be run.
+
+        Raises:
+            ProgramError: it is not installed.
+        """
+        found = self.native / name
+        if not found.exists():
+            raise ProgramError(f"{found} is not there", hint="install GhostBox again: ./bootstrap install")
+        return found
 
     @property
     def memserver_program(self) -> Path:

@@ -25,9 +25,12 @@ def run(
     timeout_s: float | None = None,
     input_text: str | None = None,
     env: Mapping[str, str] | None = None,
+    inherit_env: bool = True,
     cwd: Path | None = None,
 ) -> str:
     """Run a program to its end and return its stdout.
+
+    ``env`` is added to our own environment, or is all of the program's where ``inherit_env`` is false.
 
     Raises:
         ProgramError: not found, or a non-zero exit; the last lines of its stderr are the ``why``.
@@ -43,7 +46,7 @@ def run(
             text=True,
             timeout=timeout_s,
             input=input_text,
-            env=None if env is None else {**os.environ, **env},
+            env={**(os.environ if inherit_env else {}), **(env or {})},
             cwd=cwd,
         )
     except FileNotFoundError as err:

@@ -162,10 +162,7 @@ class Lab:
         Raises:
             ProgramError: it is not installed.
         """
-        program = self.paths.native / "ghostbox-bench-client"
-        if not program.exists():
-            raise ProgramError(f"{program} is not there", hint="install GhostBox again: ./bootstrap install")
-        return program
+        return self.paths.program("ghostbox-bench-client")
 
     @contextlib.contextmanager
     def running(self, argv: Sequence[str | Path], ready: Callable[[], bool]) -> Iterator[int]:
@@ -229,7 +226,7 @@ class Lab:
     @contextlib.contextmanager
     def nbdkit(self, size_bytes: int) -> Iterator[Server]:
         """Run nbdkit's memory plugin; it serves the same memory under any export name."""
-        port = _free_port()
+        port = free_port()
         argv = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "memory", str(size_bytes)]
         with self.running(argv, lambda: _listens(port)) as pid:
             yield Server("nbdkit", pid, port)
@@ -237,7 +234,7 @@ class Lab:
     @contextlib.contextmanager
     def qemu_nbd(self, size_bytes: int) -> Iterator[Server]:
         """Run qemu-nbd over a file in RAM."""
-        port = _free_port()
+        port = free_port()
         with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="ghostbox-bench-") as ram:
             ram.truncate(size_bytes)
             argv = ["qemu-nbd", "-t", "-f", "raw", "-b", "127.0.0.1", "-p", str(port), "-x", EXPORT, "-e", "64"]
@@ -347,7 +344,7 @@ def _answers(control: Path) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that was free a moment ago, for servers that cannot pick one."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])

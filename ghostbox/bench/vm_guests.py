@@ -18,9 +18,8 @@ from ghostbox.bench.lab import Lab
 from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say, Told
 from ghostbox.config import Config
-from ghostbox.errors import GuestError, ProgramError
+from ghostbox.errors import GuestError
 from ghostbox.images import ImageStore
-from ghostbox.paths import Paths
 from ghostbox.session import Book, readiness
 from ghostbox.session.record import Made
 from ghostbox.ssh import GuestSsh
@@ -29,7 +28,8 @@ LoadConfig = Callable[[dict[str, object]], Config]
 GHOSTBOX, SWAP = "ghostbox", "swap"
 OWN_PLACE, NBD_PLACE = "/var/tmp/ghostbox-weights", "/mnt/ghostbox-weights"
 _N_LENDERS = 2
-_PROGRAM = "/tmp/ghostbox-guest-load"
+_PROGRAM = "ghostbox-guest-load"
+_PROGRAM_THERE = f"/tmp/{_PROGRAM}"
 _SETUP_TIMEOUT_S = 60.0
 _LOAD_TIMEOUT_S = 900.0
 # A guest reports free pages 2 s after they were freed (PAGE_REPORTING_DELAY, mm/page_reporting.c).
@@ -64,7 +64,7 @@ class Guest:
         Raises:
             GuestError: it failed, or the guest killed it.
         """
-        done = self.ssh.run(f"{_PROGRAM} {words}", _LOAD_TIMEOUT_S)
+        done = self.ssh.run(f"{_PROGRAM_THERE} {words}", _LOAD_TIMEOUT_S)
         if done.status != 0:
             killed = "the guest has too little memory for it and killed it" if done.status == 137 else None
             why = done.stderr.strip() or killed
@@ -145,7 +145,7 @@ def check(setup: Setup) -> None:
         ProgramError: one of our programs is missing.
     """
     config = setup.load_config({})
-    _program(setup.lab.paths)
+    setup.lab.paths.program(_PROGRAM)
     hypervisor.connect(config.libvirt.uri).close()
     ImageStore(setup.lab.paths.images).get(config.vm.image)
 
@@ -210,15 +210,10 @@ def _ready(name: str, book: Book, setup: Setup) -> Iterator[Guest]:
     with vm_session.explained():
         readiness.wait_ready(book, Told(record.name, setup.say), timeout_s=timeout_s)
     with readiness.guest(record, book.files) as ssh:
-        ssh.put_text(f"{_PROGRAM}.b64", base64.b64encode(_program(setup.lab.paths).read_bytes()).decode())
+        ssh.put_text(f"{_PROGRAM_THERE}.b64", base64.b64encode(setup.lab.paths.program(_PROGRAM).read_bytes()).decode())
         control = book.files.pager_control if Made.PAGER in record.made else None
         guest = Guest(name, ssh, control)
-        guest.root(f"base64 -d {_PROGRAM}.b64 > {_PROGRAM}; chmod 755 {_PROGRAM}; rm {_PROGRAM}.b64")
+        guest.root(
+            f"base64 -d {_PROGRAM_THERE}.b64 > {_PROGRAM_THERE}; chmod 755 {_PROGRAM_THERE}; rm {_PROGRAM_THERE}.b64"
+        )
         yield guest
-
-
-def _program(paths: Paths) -> Path:
-    program = paths.native / "ghostbox-guest-load"
-    if not program.exists():
-        raise ProgramError(f"{program} is not there", hint="install GhostBox again: ./bootstrap install")
-    return program

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import secrets
-import socket
 import uuid
 from collections.abc import Iterator
 
 from ghostbox import hypervisor, pager
 from ghostbox.bench import vm_domain, vm_session
-from ghostbox.bench.lab import EXPORT, Lab, missing_tool, resident_bytes
+from ghostbox.bench.lab import EXPORT, Lab, free_port, missing_tool, resident_bytes
 from ghostbox.bench.vm_domain import NbdDisk
 from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say
 from ghostbox.errors import ProgramError
 from ghostbox.paths import Paths
 from ghostbox.plan import NetworkPlan, VmPlan, domain_name
-from ghostbox.session import Book, Record, VmState, guest_files, images
-from ghostbox.session.record import Made, locked
+from ghostbox.session import Book, VmState, guest_files, images
+from ghostbox.session.record import Made, locked, now_utc, prepared
 from ghostbox.units import MIB
 
 _USE_DISKS = """\
@@ -86,7 +84,7 @@ def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int) -> VmPlan:
         name=name,
         domain=domain_name(name),
         uuid=str(uuid.uuid4()),
-        network=NetworkPlan(mac, _free_port()),
+        network=NetworkPlan(mac, free_port()),
         memory_bytes=memory_bytes,
         remote_memory_bytes=0,
         guest=dataclasses.replace(plan.guest, tiering=False),
@@ -103,44 +101,12 @@ def started(plan: VmPlan, paths: Paths, use: Disks, say: Say) -> Iterator[Book]:
     try:
         say(f"{plan.name}: start")
         with locked(plan.files), hypervisor.connect(plan.libvirt_uri) as connection:
-            record = book.save(_record(plan))
+            record = book.save(dataclasses.replace(prepared(plan, None), cache_bytes=0, pager=None))
             guest_files.prepare(plan, images.ready(plan, paths, say), paths, paths.shim_library)
             record = book.save(record.with_made(Made.DOMAIN).to(VmState.STARTING))
             connection.create_paused(vm_domain.build(plan, (use.swap, use.files)))
             connection.resume(plan.domain)
-            book.save(record.to(VmState.RUNNING, new=False, started_at=_now()))
+            book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
         yield book
     finally:
         vm_session.remove(plan.name, paths)
-
-
-def _record(plan: VmPlan) -> Record:
-    return Record(
-        name=plan.name,
-        state=VmState.PREPARING,
-        uuid=plan.uuid,
-        mac=plan.network.mac,
-        ssh_port=plan.network.ssh_port,
-        created_at=_now(),
-        domain=plan.domain,
-        libvirt_uri=plan.libvirt_uri,
-        image=plan.image.name,
-        user=plan.guest.user,
-        virt=str(plan.virt),
-        cpus=plan.cpus,
-        memory_bytes=plan.memory_bytes,
-        remote_memory_bytes=0,
-        cache_bytes=0,
-        disk_bytes=plan.disk_bytes,
-        made=frozenset({Made.FILES}),
-    )
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,10 @@ def _start_units() -> None:
 
 
 def _start_directly() -> None:
-    """Virtlogd first: libvirtd hands it the consoles, and has nobody to start it without systemd."""
+    """Virtlogd first: libvirtd hands it the consoles, and has nobody to start it without systemd.
+
+    They serve the whole machine and outlive us, so our caller's environment is none of theirs.
+    """
     if shutil.which("libvirtd") is None:
         raise HypervisorError(
             "cannot start libvirt: libvirtd is not installed",
@@ -48,7 +52,9 @@ def _start_directly() -> None:
         )
     for daemon in ("virtlogd", "libvirtd"):
         try:
-            processes.run([daemon, "-d"], timeout_s=60)
+            processes.run(
+                [daemon, "-d"], timeout_s=60, env={"PATH": os.environ.get("PATH", os.defpath)}, inherit_env=False
+            )
         except ProgramError as err:
             if not _already_running(err):
                 raise HypervisorError(

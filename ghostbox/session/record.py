@@ -15,6 +15,7 @@ struck out after it is gone, so nothing is ever forgotten.
 
 from __future__ import annotations
 
+import datetime
 import enum
 import fcntl
 import json
@@ -27,7 +28,7 @@ from typing import Any, Self
 
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import PagerPlan
+from ghostbox.plan import PagerPlan, VmPlan
 
 _FORMAT = 1
 
@@ -127,6 +128,38 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return {"format": _FORMAT, **asdict(self), "made": sorted(self.made)}
+
+
+def now_utc() -> str:
+    """Return the present time as records have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def prepared(plan: VmPlan, before: Record | None) -> Record:
+    """Return the record of a VM in preparation; ``before`` is what there was of it."""
+    return Record(
+        name=plan.name,
+        state=VmState.PREPARING,
+        uuid=plan.uuid,
+        mac=plan.network.mac,
+        ssh_port=plan.network.ssh_port,
+        created_at=before.created_at if before else now_utc(),
+        domain=plan.domain,
+        libvirt_uri=plan.libvirt_uri,
+        image=plan.image.name,
+        user=plan.guest.user,
+        virt=str(plan.virt),
+        cpus=plan.cpus,
+        memory_bytes=plan.memory_bytes,
+        remote_memory_bytes=plan.remote_memory_bytes,
+        cache_bytes=plan.pager.cache_bytes,
+        disk_bytes=plan.disk_bytes,
+        forwards=tuple((forward.host, forward.guest) for forward in plan.network.forwards),
+        new=before.new if before else True,
+        made=frozenset({Made.FILES}),
+        leases=before.leases if before else (),
+        pager=plan.pager,
+    )
 
 
 @dataclass

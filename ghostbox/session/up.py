@@ -8,7 +8,6 @@ boot, ssh, cloud-init                    the VM runs, the lock is free; a failur
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import logging
 import secrets
@@ -28,7 +27,7 @@ from ghostbox.placement import split
 from ghostbox.plan import Virt, VmPlan
 from ghostbox.session import cleanup, guest_files, images, observe, planning, readiness, takeover
 from ghostbox.session.progress import Progress
-from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, locked
+from ghostbox.session.record import Book, LeaseRecord, Made, VmState, locked, now_utc, prepared
 from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_bytes
 
@@ -130,7 +129,7 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
 def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts) -> VmPlan:
     """Run the stages up to ``domain``; whatever goes wrong in them is undone."""
     try:
-        book.save(_record(plan, book.record))
+        book.save(prepared(plan, book.record))
         plan = _image_stage(plan, paths, progress)
         plan = _donors_stage(plan, progress)
         uris = _leases_stage(plan, book, progress)
@@ -161,34 +160,6 @@ def _explained(err: BaseException, name: str) -> BaseException:
             hint="free some space, or set GHOSTBOX_STATE_DIR and GHOSTBOX_RUNTIME_DIR to directories that have it",
         )
     return err
-
-
-def _record(plan: VmPlan, before: Record | None) -> Record:
-    """Return the record of a VM in preparation."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Record(
-        name=plan.name,
-        state=VmState.PREPARING,
-        uuid=plan.uuid,
-        mac=plan.network.mac,
-        ssh_port=plan.network.ssh_port,
-        created_at=before.created_at if before else now,
-        domain=plan.domain,
-        libvirt_uri=plan.libvirt_uri,
-        image=plan.image.name,
-        user=plan.guest.user,
-        virt=str(plan.virt),
-        cpus=plan.cpus,
-        memory_bytes=plan.memory_bytes,
-        remote_memory_bytes=plan.remote_memory_bytes,
-        cache_bytes=plan.pager.cache_bytes,
-        disk_bytes=plan.disk_bytes,
-        forwards=tuple((forward.host, forward.guest) for forward in plan.network.forwards),
-        new=before.new if before else True,
-        made=frozenset({Made.FILES}),
-        leases=before.leases if before else (),
-        pager=plan.pager,
-    )
 
 
 def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
@@ -252,8 +223,7 @@ def _domain_stage(plan: VmPlan, book: Book, progress: Progress) -> None:
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         connection.resume(plan.domain)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        book.save(record.to(VmState.RUNNING, new=False, started_at=now))
+        book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
         stage.say(f"{plan.domain}, {plan.virt.upper()}, pid {pid}")
 
 

@@ -19,10 +19,11 @@
  * Each phase prints a line of JSON: what it did, how long it took, and what the guest's kernel moved meanwhile
  * (/proc/vmstat).
  */
+#include "zipf.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -182,31 +183,17 @@ static struct done read_random(const struct load *load)
     return (struct done){n, seconds_since(started_ns)};
 }
 
-/* Draws ranks by inverting the sums of 1 / rank^0.9; a rank's page is far from its neighbour's. */
+/* A rank's page is far from its neighbour's. */
 static uint32_t *zipf_sequence(uint64_t n_pages)
 {
-    double *sums = malloc(n_pages * sizeof(*sums)), sum = 0;
+    double *sums = zipf_sums(n_pages, ZIPF_EXPONENT);
     uint32_t *pages = malloc(ZIPF_STEPS * sizeof(*pages));
     uint64_t state = clock_ns();
 
     if (!sums || !pages)
         fail("out of memory");
-    for (uint64_t rank = 0; rank < n_pages; rank++)
-        sums[rank] = sum += 1.0 / pow((double)(rank + 1), ZIPF_EXPONENT);
-    for (uint64_t i = 0; i < ZIPF_STEPS; i++) {
-        double value = (double)(random_next(&state) >> 11) / (double)(1ull << 53) * sum;
-        uint64_t low = 0, high = n_pages - 1;
-
-        while (low < high) {
-            uint64_t middle = (low + high) / 2;
-
-            if (sums[middle] > value)
-                high = middle;
-            else
-                low = middle + 1;
-        }
-        pages[i] = (uint32_t)(low * SPREAD_PRIME % n_pages);
-    }
+    for (uint64_t i = 0; i < ZIPF_STEPS; i++)
+        pages[i] = (uint32_t)(zipf_rank(sums, n_pages, random_next(&state)) * SPREAD_PRIME % n_pages);
     free(sums);
     return pages;
 }

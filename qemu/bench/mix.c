@@ -8,9 +8,9 @@
  * same.
  */
 #include "bench.h"
+#include "zipf.h"
 
 #include <fcntl.h>
-#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -33,36 +33,6 @@ struct scanner {
     _Atomic uint64_t n_pages;
 };
 
-static double *zipf_sums(uint64_t n_pages, double exponent)
-{
-    double *sums = malloc(n_pages * sizeof(*sums));
-    double sum = 0;
-
-    if (!sums)
-        fail("out of memory");
-    for (uint64_t rank = 0; rank < n_pages; rank++) {
-        sum += 1.0 / pow((double)(rank + 1), exponent);
-        sums[rank] = sum;
-    }
-    return sums;
-}
-
-/* The first rank whose sum is above the value. */
-static uint64_t rank_find(const double *sums, uint64_t n, double value)
-{
-    uint64_t low = 0, high = n - 1;
-
-    while (low < high) {
-        uint64_t middle = (low + high) / 2;
-
-        if (sums[middle] > value)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
 static struct step *sequence_make(uint64_t n_pages, double exponent, uint64_t write_percent, uint64_t seed)
 {
     struct step *steps = malloc(SEQUENCE_STEPS * sizeof(*steps));
@@ -70,12 +40,10 @@ static struct step *sequence_make(uint64_t n_pages, double exponent, uint64_t wr
     uint32_t *page_of_rank = pages_shuffled(n_pages, n_pages, 1);
     uint64_t state = random_start(seed);
 
-    if (!steps)
+    if (!steps || !sums)
         fail("out of memory");
     for (uint64_t i = 0; i < SEQUENCE_STEPS; i++) {
-        double value = (double)(random_next(&state) >> 11) / (double)(1ull << 53) * sums[n_pages - 1];
-
-        steps[i].page = page_of_rank[rank_find(sums, n_pages, value)];
+        steps[i].page = page_of_rank[zipf_rank(sums, n_pages, random_next(&state))];
         steps[i].word = (uint16_t)(random_next(&state) % PAGE_WORDS);
         steps[i].is_write = random_next(&state) % 100 < write_percent;
     }

@@ -9,7 +9,7 @@
  * and go first, as long as more than a twentieth of the cache is mapped: a scan lives on its own pages.
  *   - Any other page that comes in is on *probation*: zapped next, with the same exception.
  *   - A page is *protected* when it is used again while inactive, when it comes back soon after it has left
- *     (a twentieth of the cache in evictions), or for the third time in a row not long after (half the cache). Pages
+ *     (a sixteenth of the cache in evictions), or for the third time in a row not long after (half the cache). Pages
  * of streams are so by the third way only, and their evictions do not count for the others.
  *   - What is hot today must not be protected for ever: in the course of five minutes each is zapped once.
  *   - Each use while inactive is worth two more rounds on the inactive list. A dirty page has one for nothing: to let

@@ -79,7 +79,8 @@ static struct stream *replace_oldest(struct fault_loop *loop)
     return oldest;
 }
 
-/* The page before this position at which a reader is that has asked for it; behind is the way to the frontier. */
+/* Whether the page is among the n_pages steps before the stream's frontier: asked for, and perhaps not used so far.
+ */
 static bool is_ahead(const struct stream *s, uint32_t page, uint32_t n_pages)
 {
     int64_t behind = (s->frontier - page) * (s->stride > 0 ? 1 : -1);
