@@ -68,7 +68,8 @@ struct drive {
     struct wire *wire;
     int pager_fd, donor_fd; /* donor_fd -1: closed */
     bool structured, aborting, broken;
-    bool lied; /* raw bytes or a wrong cookie: who knows what the pager took that for */
+    bool lied;        /* raw bytes or a wrong cookie: who knows what the pager took that for */
+    bool canary_sent; /* in a header, which may have been taken for content after a lie */
     size_t portion;
     uint64_t cookie_change;
     size_t buffer_bytes;
@@ -103,7 +104,7 @@ static uint8_t content(uint64_t offset)
 static bool byte_comes_from_donor(const struct drive *drive, const struct request *request, uint32_t i)
 {
     if (drive->lied)
-        return request->buf[i] != CANARY;
+        return request->buf[i] != CANARY || drive->canary_sent;
     return request->buf[i] == content(request->offset + i) || request->buf[i] == 0;
 }
 
@@ -244,6 +245,7 @@ static void donor_read(struct drive *drive)
 
 static void donor_send(struct drive *drive, const uint8_t *bytes, size_t length)
 {
+    drive->canary_sent = drive->canary_sent || memchr(bytes, CANARY, length);
     while (length > 0 && !drive->broken && drive->donor_fd >= 0) {
         size_t portion = length < drive->portion ? length : drive->portion;
         ssize_t sent = send(drive->donor_fd, bytes, portion, MSG_DONTWAIT | MSG_NOSIGNAL);
