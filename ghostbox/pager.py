@@ -32,7 +32,15 @@ class PagerFiles:
     state: Path
 
 
-def start(program: Path, plan: PagerPlan, files: PagerFiles, donors: Sequence[str], *, peer_uid: int | None) -> int:
+def start(
+    program: Path,
+    plan: PagerPlan,
+    files: PagerFiles,
+    donors: Sequence[str],
+    *,
+    peer_uid: int | None,
+    backup: str | None = None,
+) -> int:
     """Start a pager and wait until it is ready; return its process id.
 
     Args:
@@ -41,6 +49,7 @@ def start(program: Path, plan: PagerPlan, files: PagerFiles, donors: Sequence[st
         files: its sockets and log.
         donors: NBD URIs.
         peer_uid: who besides us may hand it memory (the user that QEMU runs as).
+        backup: NBD URI of the copy on disk.
 
     Raises:
         ProgramError: it ended at once; the ``why`` is what it said.
@@ -49,6 +58,14 @@ def start(program: Path, plan: PagerPlan, files: PagerFiles, donors: Sequence[st
     own = ["--cache", str(plan.cache_bytes), "--extent", str(plan.extent_bytes)]
     for uri in donors:
         own += ["--donor", uri]
+    if backup is not None:
+        own += ["--backup", backup]
+    if plan.pool_bytes and (plan.replicas > 1 or backup is not None):
+        own += ["--pool", str(plan.pool_bytes)]
+    if plan.replicas > 1:
+        own += ["--replicas", str(plan.replicas)]
+    if plan.allow_same_host:
+        own.append("--allow-same-host")
     return _start([*_argv(program, plan, files, peer_uid), *own], files)
 
 
@@ -161,9 +178,25 @@ def _argv(program: Path, plan: PagerPlan, files: PagerFiles, peer_uid: int | Non
     argv += ["--readahead", str(plan.readahead_bytes), "--poll-us", str(plan.poll_us)]
     level = {"warn": "warning"}.get(plan.log_level, plan.log_level)
     argv += ["--log-level", level, "--exit-with-client"]
+    argv += _care_options(plan)
     if peer_uid is not None:
         argv += ["--peer-uid", str(peer_uid)]
     return argv
+
+
+def _care_options(plan: PagerPlan) -> list[str]:
+    """Return what differs from the pager's own defaults."""
+    usual = PagerPlan(0, 0, 0, 0, "info")
+    options = []
+    if plan.on_donor_loss == "poison":
+        options += ["--on-donor-loss", "poison"]
+    if plan.rebuild_after_s != usual.rebuild_after_s:
+        options += ["--rebuild-after", f"{plan.rebuild_after_s:g}"]
+    if plan.rebuild_rate_bytes != usual.rebuild_rate_bytes:
+        options += ["--rebuild-rate", str(plan.rebuild_rate_bytes)]
+    if plan.slow_us != usual.slow_us:
+        options += ["--slow-us", str(plan.slow_us)]
+    return options
 
 
 def _answers(files: PagerFiles) -> bool:

@@ -64,13 +64,24 @@ class NetworkPlan:
 
 @dataclass(frozen=True)
 class PagerPlan:
-    """How the pager is started."""
+    """How the pager is started.
+
+    ``pool_bytes`` is what the VM may use of the donors' memory (0: all of it), ``on_donor_loss`` is ``wait``, ``pause``
+    or ``poison``: the pager knows the first and the last, pausing is the supervisor's.
+    """
 
     cache_bytes: int
     extent_bytes: int
     readahead_bytes: int
     poll_us: int
     log_level: str
+    pool_bytes: int = 0
+    replicas: int = 1
+    allow_same_host: bool = False
+    on_donor_loss: str = "wait"
+    rebuild_after_s: float = 10.0
+    rebuild_rate_bytes: int = 256 * MIB
+    slow_us: int = 50_000
 
 
 @dataclass(frozen=True)
@@ -122,12 +133,14 @@ class VmPlan:
     network: NetworkPlan
     pager: PagerPlan
     guest: GuestPlan
+    donors: tuple[str, ...]
     shares: tuple[Share, ...]
     shim: Path
     security_models: tuple[str, ...]
     files: VmPaths
     boot_timeout_s: float
     forecast: Forecast
+    backup: Path | None = None
 
 
 def domain_name(name: str) -> str:
@@ -144,7 +157,8 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
     """
     check_sizes(config)
     vm, pool = config.vm, config.pool
-    shares = split(vm.remote_memory_bytes, facts.offers, extent_bytes=pool.extent_bytes)
+    pager = _pager_plan(config)
+    shares = shares_of(pager, facts.offers)
     return VmPlan(
         name=vm.name,
         domain=domain_name(vm.name),
@@ -158,20 +172,58 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         disk_bytes=vm.disk_bytes,
         image=facts.image,
         network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports),
-        pager=PagerPlan(
-            cache_bytes=pool.cache_bytes,
-            extent_bytes=pool.extent_bytes,
-            readahead_bytes=config.pager.readahead_bytes,
-            poll_us=config.pager.poll_us,
-            log_level=config.pager.log_level,
-        ),
+        pager=pager,
         guest=GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, config.guest.tiering),
+        donors=tuple(offer.address for offer in facts.offers),
         shares=shares,
         shim=facts.shim,
         security_models=facts.security_models,
         files=paths.vm(vm.name),
         boot_timeout_s=vm.boot_timeout_s,
         forecast=predict({share.address: share.size_bytes for share in shares}, facts.links, facts.host_costs),
+        backup=backup_file(pool.backup, vm.name),
+    )
+
+
+def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int] | None = None) -> tuple[Share, ...]:
+    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held`` (bytes by address).
+
+    Raises:
+        DonorTooSmall, Refused: see `placement.split`.
+    """
+    return split(
+        pager.pool_bytes,
+        offers,
+        extent_bytes=pager.extent_bytes,
+        replicas=pager.replicas,
+        same_host=pager.allow_same_host,
+        held=held,
+    )
+
+
+def backup_file(given: Path | None, name: str) -> Path | None:
+    """Return the file of the copy on disk: the one given, or one named after the VM in the directory given."""
+    if given is None:
+        return None
+    return given / f"ghostbox-{name}.backup" if given.is_dir() else given
+
+
+def _pager_plan(config: Config) -> PagerPlan:
+    pool = config.pool
+    extents = -(-config.vm.remote_memory_bytes // pool.extent_bytes)
+    return PagerPlan(
+        cache_bytes=pool.cache_bytes,
+        extent_bytes=pool.extent_bytes,
+        readahead_bytes=config.pager.readahead_bytes,
+        poll_us=config.pager.poll_us,
+        log_level=config.pager.log_level,
+        pool_bytes=extents * pool.extent_bytes,
+        replicas=pool.replicas,
+        allow_same_host=pool.allow_same_host,
+        on_donor_loss=pool.on_donor_loss,
+        rebuild_after_s=pool.rebuild_after_s,
+        rebuild_rate_bytes=pool.rebuild_rate_bytes,
+        slow_us=round(pool.slow_s * 1e6),
     )
 
 

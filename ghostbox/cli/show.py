@@ -44,6 +44,7 @@ def plan(found: VmPlan) -> RenderableType:
             ("local memory", format_bytes(found.memory_bytes)),
             ("remote memory", format_bytes(found.remote_memory_bytes)),
             *(("  from", f"{share.address}: {format_bytes(share.size_bytes)}") for share in found.shares),
+            ("copies", _copies(found)),
             ("cache", format_bytes(found.pager.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
             ("SSH", f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"),
@@ -52,6 +53,15 @@ def plan(found: VmPlan) -> RenderableType:
         ]
     )
     return Group(head, "", forecast(found.forecast))
+
+
+def _copies(found: VmPlan) -> str:
+    copies = (
+        "1, so a donor that dies takes its part with it" if found.pager.replicas == 1 else "2, on different machines"
+    )
+    if found.pager.replicas > 1 and found.pager.allow_same_host:
+        copies = "2, perhaps on one machine"
+    return copies if found.backup is None else f"{found.pager.replicas} on donors and one in {found.backup}"
 
 
 def forecast(found: Forecast) -> RenderableType:

@@ -18,6 +18,7 @@ from ghostbox.session import VmState, guest_files, logs
 from ghostbox.units import parse_duration
 
 _name = click.argument("name", required=False)
+_POOL_FLAGS = frozenset({"cache", "replicas", "allow_same_host", "backup", "on_donor_loss"})
 
 
 @click.command(
@@ -25,6 +26,7 @@ _name = click.argument("name", required=False)
 Examples:
   ghostbox up --donor tower --remote-memory 16G          borrow 16 GiB from 'tower'
   ghostbox up work --memory 4G --cache 2G -p 8080:80     a second VM, port 8080 leads to its port 80
+  ghostbox up --donor tower --donor attic --replicas 2   any one of the two may die
   ghostbox up -c lab.yaml --dry-run                      what would be done
   ghostbox up --print xml                                the libvirt domain, and nothing is done
 """
@@ -37,6 +39,12 @@ Examples:
 @click.option("--disk", metavar="SIZE", help="Size of the disk.")
 @click.option("--image", metavar="NAME", help="Guest image; ours is built if it is missing.")
 @click.option("--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="A donor; may be given again.")
+@click.option("--replicas", type=int, metavar="N", help="Copies of the remote memory on different machines, 1 or 2.")
+@click.option("--allow-same-host", is_flag=True, default=None, help="Let both copies lie on one machine.")
+@click.option("--backup", metavar="PATH", help="One more copy in a file on a local disk, written behind.")
+@click.option(
+    "--on-donor-loss", type=click.Choice(["wait", "pause", "poison"]), help="When no copy of a page can be read."
+)
 @click.option("--cloud-init", metavar="FILE", help="cloud-init user-data to merge with ours.")
 @click.option("-p", "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Forward a port of 127.0.0.1.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
@@ -63,13 +71,12 @@ def up(
     **flags: object,
 ) -> None:
     """Create and start a VM with the RAM of the donors; a VM that runs already is left alone."""
-    keys = {f"vm.{key}": value for key, value in flags.items() if key != "cache"}
+    keys = {f"{'pool' if key in _POOL_FLAGS else 'vm'}.{key}": value for key, value in flags.items()}
     config = context.config(
         {
             **keys,
             "vm.name": name,
             "vm.boot_timeout": timeout,
-            "pool.cache": flags["cache"],
             "pool.donors": donors,
         }
     )

@@ -81,6 +81,28 @@ class PoolConfig:
     extent_bytes: int = _key(
         "extent", kinds.PageMultiple(64 * KIB), "16MiB", "unit in which memory is spread over the donors"
     )
+    replicas: int = _key("replicas", kinds.Integer(1, 2), 1, "copies of the remote memory, each on another machine")
+    allow_same_host: bool = _key(
+        "allow_same_host", kinds.Boolean(), False, "let both copies lie on one machine (two donors of it)"
+    )
+    backup: Path | None = _key(
+        "backup", kinds.File(), None, "file or directory on a local disk for one more copy, written behind"
+    )
+    on_donor_loss: str = _key(
+        "on_donor_loss",
+        kinds.Text("what to do", choices=("wait", "pause", "poison")),
+        "wait",
+        "when no copy can be read: wait, pause the VM, or poison the pages after a while",
+    )
+    rebuild_after_s: float = _key(
+        "rebuild_after", kinds.Duration(), "10s", "a donor that is away for longer has its copies made elsewhere"
+    )
+    rebuild_rate_bytes: int = _key(
+        "rebuild_rate", kinds.Size(), "256MiB", "copies are made at most at this many bytes a second, 0: no limit"
+    )
+    slow_s: float = _key(
+        "slow", kinds.Duration(0.001), "50ms", "a donor whose answers often take longer is used last and named"
+    )
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from ghostbox.donor_client import Holder
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
-from ghostbox.placement import split
-from ghostbox.plan import Virt, VmPlan
+from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import cleanup, guest_files, images, observe, planning, readiness, takeover
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Made, VmState, locked, now_utc, prepared
@@ -173,8 +172,8 @@ def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
     """Ask again: building an image takes minutes, and donors have other guests."""
     with progress.stage("donors") as stage:
-        offers = planning.offers(tuple(share.address for share in plan.shares))
-        shares = split(plan.remote_memory_bytes, offers, extent_bytes=plan.pager.extent_bytes)
+        offers = planning.offers(plan.donors)
+        shares = shares_of(plan.pager, offers)
         stage.say(", ".join(f"{share.address} {format_bytes(share.size_bytes)}" for share in shares))
     return dataclasses.replace(plan, shares=shares)
 

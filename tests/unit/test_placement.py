@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostbox.errors import DonorTooSmall
+from ghostbox.errors import DonorTooSmall, Refused
 from ghostbox.placement import Offer, Share, split
 from ghostbox.units import GIB, MIB
 
@@ -64,3 +64,66 @@ def test_shares_add_up_and_never_exceed_what_is_free(needed: int, free: list[int
     for share in shares:
         assert 0 < share.size_bytes <= free[int(share.address)]
         assert share.size_bytes % extent == 0
+
+
+def test_two_copies_lie_on_different_machines_and_none_holds_more_than_one() -> None:
+    offers = [Offer("big:1", 64 * GIB), Offer("a:1", 2 * GIB), Offer("b:1", 2 * GIB)]
+    shares = split(2 * GIB, offers, extent_bytes=EXTENT, replicas=2)
+    assert shares == (Share("big:1", 2 * GIB), Share("a:1", GIB), Share("b:1", GIB))
+
+
+def test_two_donors_of_one_machine_count_as_one_unless_that_is_allowed() -> None:
+    offers = [Offer("tower:1", 4 * GIB), Offer("tower:2", 4 * GIB)]
+    with pytest.raises(Refused, match="2 copies need donors on 2 machines, and these are on 1") as caught:
+        split(GIB, offers, extent_bytes=EXTENT, replicas=2)
+    assert caught.value.why == "tower"
+    assert "--allow-same-host" in str(caught.value.hint) and "--backup PATH" in str(caught.value.hint)
+    allowed = split(GIB, offers, extent_bytes=EXTENT, replicas=2, same_host=True)
+    assert allowed == (Share("tower:1", GIB), Share("tower:2", GIB))
+
+
+def test_memory_that_only_one_machine_has_is_too_little_for_two_copies() -> None:
+    with pytest.raises(DonorTooSmall, match=re.escape("the VM needs 8 GiB (2 copies of 4 GiB)")) as caught:
+        split(4 * GIB, [Offer("a", 64 * GIB), Offer("b", GIB)], extent_bytes=EXTENT, replicas=2)
+    assert caught.value.why == "a 64 GiB, b 1 GiB; no machine can hold more than one copy, 4 GiB"
+
+
+def test_what_is_held_already_is_not_taken_again() -> None:
+    held = {"a": GIB, "b": GIB}
+    assert split(2 * GIB, [Offer("a", GIB), Offer("c", 8 * GIB)], extent_bytes=EXTENT, held=held) == ()
+    shares = split(2 * GIB, [Offer("a", GIB), Offer("c", GIB)], extent_bytes=EXTENT, replicas=2, held=held)
+    assert shares == (Share("a", GIB), Share("c", GIB))
+
+
+@given(
+    needed=st.integers(1, 8 * GIB),
+    free=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 8 * GIB), st.integers(0, 4 * GIB)), min_size=1, max_size=6
+    ),
+    replicas=st.sampled_from([1, 2]),
+    same_host=st.booleans(),
+)
+def test_copies_fit_whenever_they_can(
+    needed: int, free: list[tuple[int, int, int]], replicas: int, same_host: bool
+) -> None:
+    """The rule at the top of the module, and that what was taken and held can be laid out by it."""
+    offers = [Offer(f"h{host}:{number + 1}", n_bytes) for number, (host, n_bytes, _) in enumerate(free)]
+    held = {offer.address: there for offer, (_, _, there) in zip(offers, free, strict=True) if there}
+    n_extents = -(-needed // EXTENT)
+
+    def usable(more: dict[str, int]) -> int:
+        per_host: dict[str, int] = {}
+        for offer in offers:
+            host = offer.address if same_host else offer.address.partition(":")[0]
+            own = held.get(offer.address, 0) // EXTENT + more.get(offer.address, 0) // EXTENT
+            per_host[host] = per_host.get(host, 0) + own
+        return sum(min(count, n_extents) for count in per_host.values())
+
+    try:
+        shares = split(needed, offers, extent_bytes=EXTENT, replicas=replicas, same_host=same_host, held=held)
+    except Refused:
+        assert usable({offer.address: offer.free_bytes for offer in offers}) < replicas * n_extents
+        return
+    assert usable({share.address: share.size_bytes for share in shares}) >= replicas * n_extents
+    free_of = {offer.address: offer.free_bytes for offer in offers}
+    assert all(0 < share.size_bytes <= free_of[share.address] for share in shares)

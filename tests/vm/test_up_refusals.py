@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import email
+import json
 import re
 import socket
 import subprocess
@@ -73,6 +74,25 @@ def test_donor_too_small(host: Host, donor: RunningDonor) -> None:
     says(
         done, f"error: donor {donor.address}: offers 256 MiB, the VM needs 512 MiB fix: lower vm.remote_memory", code=5
     )
+
+
+@pytest.mark.parametrize("more", [(), ("--allow-same-host",)])
+def test_two_copies_on_one_machine(host: Host, donor: RunningDonor, more: tuple[str, ...]) -> None:
+    done = up(host, "--donor", donor.address, "--donor", donor.address, "--replicas", "2", *more)
+    says(
+        done,
+        "error: 2 copies need donors on 2 machines, and these are on 1 why: 127.0.0.1.* fix: add a donor on another"
+        " machine; or --allow-same-host; or --replicas 1 with --backup PATH",
+        code=5,
+    )
+
+
+def test_plan_says_how_many_copies_there_will_be(host: Host, donor: RunningDonor) -> None:
+    words = ("--donor", donor.address, "--backup", str(host.root), "--on-donor-loss", "pause", "--dry-run")
+    plan = json.loads(up(host, *words, "--json").stdout)
+    assert (plan["pager"]["replicas"], plan["pager"]["on_donor_loss"]) == (1, "pause")
+    assert plan["backup"] == str(host.root / f"ghostbox-{VM}.backup")
+    assert f"1 on donors and one in {plan['backup']}" in up(host, *words).stdout
 
 
 def test_cache_larger_than_the_remote_memory(host: Host, donor: RunningDonor) -> None:
