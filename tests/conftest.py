@@ -36,6 +36,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers (pytest-xdist): one for all tests with VMs, which come first; the others take module by module.
+
+    Tests with VMs look at what is on the whole machine; the tests of a module share its fixtures.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("vm" if _with_vms(item) else item.path.stem))
+    items.sort(key=lambda item: not _with_vms(item))  # stable
+
+
+def _with_vms(item: pytest.Item) -> bool:
+    return item.path.parent.name == "vm"
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Turn a skip without a permitted reason into a failure in CI."""
