@@ -64,7 +64,10 @@ class Holder:
 
 @dataclass(frozen=True)
 class DonorStatus:
-    """A donor's account of itself. ``address`` is where it was asked; ``leases`` counts them."""
+    """A donor's account of itself. ``address`` is where it was asked; ``leases`` counts them.
+
+    What an older donor does not tell has a default.
+    """
 
     address: str
     name: str
@@ -77,6 +80,14 @@ class DonorStatus:
     resident_bytes: int
     leases: int
     draining: bool
+    drain_causes: tuple[str, ...] = ()
+    memory_pressure: float | None = None
+
+    @property
+    def state(self) -> str:
+        """``up``, or ``draining`` with the reasons that the donor gives: asked, ending, pressure."""
+        reasons = f" ({', '.join(self.drain_causes)})" if self.drain_causes else ""
+        return f"draining{reasons}" if self.draining else "up"
 
 
 @dataclass(frozen=True)
@@ -139,13 +150,15 @@ class DonorClient:
 
     def status(self) -> DonorStatus:
         """Return the donor's sizes and state."""
-        fields = self._dict(self._request("GET", "/v1/status"))
-        try:
-            status = DonorStatus(address=str(self.address), **_known(DonorStatus, fields))
-        except TypeError as err:
-            raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
-        self._nbd_port = status.nbd_port
-        return status
+        return self._status(self._request("GET", "/v1/status"))
+
+    def drain(self) -> DonorStatus:
+        """Ask the donor to give no new leases and to say that it drains, until ``keep``; returns its state then."""
+        return self._status(self._request("PUT", "/v1/drain"))
+
+    def keep(self) -> DonorStatus:
+        """Take back what ``drain`` asked for; a donor may go on draining for other reasons."""
+        return self._status(self._request("DELETE", "/v1/drain"))
 
     def leases(self) -> list[Lease]:
         """Return all leases of the donor, whoever holds them."""
@@ -182,6 +195,17 @@ class DonorClient:
         """
         path = f"/v1/leases/{quote(name, safe='')}"
         self._request("DELETE", path, params={"force": "true" if force else "false"})
+
+    def _status(self, document: Any) -> DonorStatus:
+        fields = self._dict(document)
+        try:
+            known = _known(DonorStatus, fields)
+            known["drain_causes"] = tuple(known.get("drain_causes", ()))
+            status = DonorStatus(address=str(self.address), **known)
+        except TypeError as err:
+            raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
+        self._nbd_port = status.nbd_port
+        return status
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         try:

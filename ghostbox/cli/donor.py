@@ -198,7 +198,7 @@ def _donor_table(found: Sequence[Survey]) -> Table:
 
 
 def _state(status: DonorStatus) -> Text:
-    return Text("draining", style="yellow") if status.draining else Text("up", style="green")
+    return Text(status.state, style="yellow" if status.draining else "green")
 
 
 def _info_table(status: DonorStatus) -> Table:
@@ -206,7 +206,7 @@ def _info_table(status: DonorStatus) -> Table:
     rows = {
         "name": status.name,
         "address": status.address,
-        "state": "draining" if status.draining else "up",
+        "state": status.state,
         "version": status.version,
         "NBD port": str(status.nbd_port),
         "size": format_bytes(status.size_bytes),

@@ -99,6 +99,20 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Percent:
+    """A share written ``20%``; null or ``never`` is none."""
+
+    def parse(self, raw: object) -> float | None:
+        """Return percent."""
+        if raw is None or raw == "never":
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(raw))
+        if match is None or not 0 < float(match[1]) <= 100:
+            raise _not_a("a percentage above 0%, or never", raw, "write a share such as 20%")
+        return float(match[1])
+
+
+@dataclass(frozen=True)
 class Boolean:
     """True or false."""
 

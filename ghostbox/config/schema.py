@@ -154,6 +154,15 @@ class MemserverConfig:
     drain_timeout_s: float = _key(
         "drain_timeout", kinds.Duration(), "5m", "on SIGTERM, how long to wait for leases to end"
     )
+    drain_on_pressure_percent: float | None = _key(
+        "drain_on_pressure",
+        kinds.Percent(),
+        None,
+        "share of 10 s spent waiting for memory (PSI, some avg10) from which it drains by itself; null never",
+    )
+    pressure_file: Path = _key(
+        "pressure_file", kinds.File(), "/proc/pressure/memory", "where that is read; a cgroup's memory.pressure fits"
+    )
     insecure: bool = _key(
         "insecure", kinds.Boolean(), False, "listen on the network without encryption or authentication"
     )

@@ -20,7 +20,8 @@ def answers(name: str, machine: Machine) -> Check:
         why = "; ".join(f"{err.message}: {err.why}" if err.why else err.message for err in errors)
         return warn(name, found, why=why, fix=next((err.hint for err in errors if err.hint), None))
     if any(each.status is not None and each.status.draining for each in asked):
-        return warn(name, found, why="a donor that is draining ends soon and gives no new lease", fix="start it again")
+        why = "a donor that is draining wants its memory back and gives no new lease"
+        return warn(name, found, why=why, fix="ghostbox donor info ADDRESS says why; there, memserver drain --undo")
     return ok(name, found)
 
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 import ghostbox
 from ghostbox.memserver.body_limit import BodyLimit
-from ghostbox.memserver.leases import Lease, LeaseBook, LeaseRefused
+from ghostbox.memserver.leases import DrainCause, Lease, LeaseBook, LeaseRefused
 from ghostbox.memserver.models import (
     LEASE_NAME,
     DonorStatus,
@@ -64,6 +64,7 @@ def make_app(name: str, book: LeaseBook) -> FastAPI:
     )
     app.add_middleware(BodyLimit)
     _add_status(app, name, book)
+    _add_drain(app, name, book)
     _add_lease_queries(app, book)
     _add_lease_changes(app, book)
     _add_error_forms(app)
@@ -81,19 +82,47 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _add_status(app: FastAPI, name: str, book: LeaseBook) -> None:
     @app.get("/v1/status", summary="Sizes and state of this donor", responses=_errors(503))
     def status() -> DonorStatus:
-        now = book.status()
-        return DonorStatus(
-            name=name,
-            version=ghostbox.__version__,
-            incarnation=now.incarnation,
-            nbd_port=now.plane.port,
-            size_bytes=now.plane.size_bytes,
-            exported_bytes=now.plane.exported_bytes,
-            free_bytes=now.plane.size_bytes - now.plane.exported_bytes,
-            resident_bytes=now.plane.resident_bytes,
-            leases=now.n_leases,
-            draining=now.draining,
+        return _status(name, book)
+
+
+def _add_drain(app: FastAPI, name: str, book: LeaseBook) -> None:
+    @app.put(
+        "/v1/drain",
+        summary="Ask for the memory back: no new leases; hosts that follow `draining` move their pages away",
+        responses=_errors(500, 503),
+    )
+    def drain() -> DonorStatus:
+        book.drain(DrainCause.ASKED)
+        status = _status(name, book)
+        _log.warning("asked to drain: no new leases are given, %d are held", status.leases)
+        return status
+
+    @app.delete("/v1/drain", summary="Take the drain that was asked for back", responses=_errors(500, 503))
+    def keep() -> DonorStatus:
+        book.stop_draining(DrainCause.ASKED)
+        status = _status(name, book)
+        _log.warning(
+            "the drain was taken back%s", ", another goes on" if status.draining else ": leases are given again"
         )
+        return status
+
+
+def _status(name: str, book: LeaseBook) -> DonorStatus:
+    now = book.status()
+    return DonorStatus(
+        name=name,
+        version=ghostbox.__version__,
+        incarnation=now.incarnation,
+        nbd_port=now.plane.port,
+        size_bytes=now.plane.size_bytes,
+        exported_bytes=now.plane.exported_bytes,
+        free_bytes=now.plane.size_bytes - now.plane.exported_bytes,
+        resident_bytes=now.plane.resident_bytes,
+        leases=now.n_leases,
+        draining=bool(now.drain_causes),
+        drain_causes=list(now.drain_causes),
+        memory_pressure=now.memory_pressure,
+    )
 
 
 def _add_lease_queries(app: FastAPI, book: LeaseBook) -> None:

@@ -15,6 +15,7 @@ All methods may be called from any thread; one lock orders them.
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 from collections.abc import Callable
@@ -39,6 +40,21 @@ class LeaseRefused(DonorError):
         self.code = code
 
 
+class DrainCause(enum.StrEnum):
+    """Why no new leases are given; each comes and goes on its own account."""
+
+    ASKED = "asked"  # `ghostbox memserver drain`
+    ENDING = "ending"  # SIGTERM or SIGINT
+    PRESSURE = "pressure"  # the machine is short of memory
+
+
+_REFUSAL = {
+    DrainCause.ENDING: "is being shut down",
+    DrainCause.ASKED: "is being drained",
+    DrainCause.PRESSURE: "is short of memory",
+}
+
+
 @dataclass(frozen=True)
 class Lease:
     """A lease and its export as they are now."""
@@ -60,7 +76,8 @@ class BookStatus:
     plane: PlaneStatus
     incarnation: str
     n_leases: int
-    draining: bool
+    drain_causes: tuple[DrainCause, ...]
+    memory_pressure: float | None
 
 
 class LeaseBook:
@@ -72,11 +89,18 @@ class LeaseBook:
         self._path = path
         self._records = kept
         self._on_change = on_change
-        self._draining = False
+        self._causes: set[DrainCause] = {DrainCause.ASKED} if kept.drain_asked else set()
+        self.memory_pressure: float | None = None
+        """Share of the last 10 s in which something waited for memory, in percent; None where nobody looks."""
 
     def reconcile(self) -> None:
         """Bring the records in step with what an adopted (or a new, empty) data plane holds."""
         with self._lock:
+            if self._plane.record != self._records.plane:  # what was drained is gone
+                self._causes.discard(DrainCause.ASKED)
+                self._records = replace(self._records, drain_asked=False)
+            elif self._causes:
+                _log.warning("draining, as it was asked to earlier (ghostbox memserver drain --undo takes that back)")
             exports = self._plane.status().exports
             kept = replace(self._records, plane=self._plane.record)
             for lease in self._records.leases.values():
@@ -123,10 +147,27 @@ class LeaseBook:
         with self._lock:
             return len(self._records.leases)
 
-    def drain(self) -> None:
-        """From now on refuse new leases."""
+    def drain(self, cause: DrainCause) -> None:
+        """From now on refuse new leases; that it was asked for is kept for the next control plane.
+
+        Raises:
+            LeaseRefused: the records cannot be written; nothing has changed.
+        """
         with self._lock:
-            self._draining = True
+            if cause is DrainCause.ASKED:
+                self._save(replace(self._records, drain_asked=True))
+            self._causes.add(cause)
+
+    def stop_draining(self, cause: DrainCause) -> None:
+        """Take one cause back; without any left, leases are given again.
+
+        Raises:
+            LeaseRefused: the records cannot be written; nothing has changed.
+        """
+        with self._lock:
+            if cause is DrainCause.ASKED:
+                self._save(replace(self._records, drain_asked=False))
+            self._causes.discard(cause)
 
     def stop_plane(self) -> None:
         """End the data plane, and all memory with it."""
@@ -145,7 +186,9 @@ class LeaseBook:
         """Return sizes and counts."""
         with self._lock:
             plane = self._plane.status()
-            return BookStatus(plane, self._plane.record.incarnation, len(self._records.leases), self._draining)
+            causes = tuple(sorted(self._causes))
+            incarnation = self._plane.record.incarnation
+            return BookStatus(plane, incarnation, len(self._records.leases), causes, self.memory_pressure)
 
     def all(self) -> list[Lease]:
         """Return all leases by name."""
@@ -210,10 +253,11 @@ class LeaseBook:
         self._on_change()
 
     def _check_new(self, name: str) -> None:
-        if self._draining:
-            raise LeaseRefused(
-                "this donor is being shut down and gives no new leases", code="draining", hint="use another donor"
-            )
+        for cause, what in _REFUSAL.items():
+            if cause in self._causes:
+                raise LeaseRefused(
+                    f"this donor {what} and gives no new leases", code="draining", hint="use another donor"
+                )
         found = self._records.leases.get(name)
         if found is not None:
             raise LeaseRefused(

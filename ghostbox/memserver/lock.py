@@ -8,13 +8,44 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from ghostbox import processes
 from ghostbox.errors import GhostboxError, Refused
 
 
+class HeldLock:
+    """A lock that we hold; its file says who we are."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, control_address: str = "") -> None:
+        """Write our pid, and once there is one the address of the control API, for `running`."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()} {control_address}\n".encode(), 0)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A memserver that says it runs here: its process, and where its control API is."""
+
+    pid: int
+    control_address: str
+
+
+def running(directory: Path) -> Running | None:
+    """Return what the lock file in ``directory`` says, if its process lives and serves."""
+    try:
+        pid, control_address = (directory / "lock").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return Running(int(pid), control_address) if processes.pid_alive(int(pid)) else None
+
+
 @contextmanager
-def name_lock(name: str, directory: Path) -> Iterator[None]:
+def name_lock(name: str, directory: Path) -> Iterator[HeldLock]:
     """Hold the lock of the memserver called ``name``; its file names our pid, for the one who finds it locked.
 
     Raises:
@@ -26,7 +57,7 @@ def name_lock(name: str, directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = _lock_file(path)
     except BlockingIOError as err:
-        holder = path.read_text().strip() or "unknown"
+        holder = next(iter(path.read_text().split()), "unknown")
         raise Refused(
             f"memserver '{name}' is already running (pid {holder})",
             hint=f"choose another --name, or end that one: kill {holder}",
@@ -37,9 +68,9 @@ def name_lock(name: str, directory: Path) -> Iterator[None]:
             hint="run as a user who may write there, or set GHOSTBOX_RUNTIME_DIR",
         ) from err
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
+        held = HeldLock(descriptor)
+        held.write()
+        yield held
     finally:
         path.unlink(missing_ok=True)  # still locked, so it is ours
         os.close(descriptor)

@@ -71,7 +71,15 @@ class DonorStatus(BaseModel):
     free_bytes: int = Field(description="What can still be leased.")
     resident_bytes: int = Field(description="Memory that the leases' content takes now.")
     leases: int = Field(description="How many leases there are.")
-    draining: bool = Field(description="True when the donor is being shut down and gives no new leases.")
+    draining: bool = Field(
+        description="True when the donor wants its memory back: it gives no new leases, and hosts move away."
+    )
+    drain_causes: list[str] = Field(
+        description="Why it drains: `asked` (by its owner), `ending` (by a signal), `pressure` (it is short of memory)."
+    )
+    memory_pressure: float | None = Field(
+        description="Percent of the last 10 s in which something here waited for memory; null if nobody looks."
+    )
 
 
 class ErrorDetail(BaseModel):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ghostbox.errors import GhostboxError, Refused, UsageError
 from ghostbox.memserver import memory
 from ghostbox.memserver.data_plane import DataPlane, PlaneSettings, PlaneStatus
+from ghostbox.memserver.pressure import PressureLimit, read_pressure
 from ghostbox.memserver.records import PlaneRecord
 from ghostbox.units import GIB, format_bytes
 
@@ -38,6 +39,7 @@ class ServiceOptions:
     nbd_port: int = NBD_PORT
     control_port: int = CONTROL_PORT
     drain_timeout_s: float = 300.0
+    pressure: PressureLimit | None = None
     insecure: bool = False
 
 
@@ -51,7 +53,7 @@ def check_options(options: ServiceOptions) -> ServiceOptions:
 
     Raises:
         UsageError: the name or the address cannot be used.
-        Refused: the address is not loopback and ``insecure`` is not set.
+        Refused: the address is not loopback and ``insecure`` is not set; or the memory pressure cannot be read.
     """
     if not _NAME.fullmatch(options.name):
         raise UsageError(
@@ -74,6 +76,8 @@ def check_options(options: ServiceOptions) -> ServiceOptions:
         )
     if not address.is_loopback:
         _log.warning("listening on %s without encryption or authentication: %s", bind, _INSECURE)
+    if options.pressure is not None:
+        read_pressure(options.pressure.path)
     return replace(options, bind=bind)
 
 

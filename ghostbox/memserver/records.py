@@ -58,11 +58,16 @@ class PlaneRecord:
 
 @dataclass(frozen=True)
 class Records:
-    """All that is kept. ``lost`` holds leases whose memory is gone, until their name is used again."""
+    """All that is kept.
+
+    ``lost`` holds leases whose memory is gone, until their name is used again. ``drain_asked``: ``ghostbox memserver
+    drain`` was run; that holds for as long as the data plane lives.
+    """
 
     plane: PlaneRecord | None = None
     leases: dict[str, LeaseRecord] = field(default_factory=dict)
     lost: dict[str, LeaseRecord] = field(default_factory=dict)
+    drain_asked: bool = False
 
     def with_lease(self, lease: LeaseRecord) -> Records:
         """Return the records with ``lease`` added or replaced."""
@@ -97,6 +102,7 @@ def load(path: Path) -> Records:
             plane=None if plane is None else PlaneRecord(**plane),
             leases={lease["name"]: _lease(lease) for lease in document["leases"]},
             lost={lease["name"]: _lease(lease) for lease in document["lost"]},
+            drain_asked=bool(document.get("drain_asked", False)),
         )
     except FileNotFoundError:
         return Records()
@@ -118,6 +124,7 @@ def save(path: Path, records: Records) -> None:
         "plane": None if records.plane is None else asdict(records.plane),
         "leases": [asdict(lease) for lease in records.leases.values()],
         "lost": [asdict(lease) for lease in records.lost.values()],
+        "drain_asked": records.drain_asked,
     }
     draft = path.with_suffix(".new")
     with draft.open("w") as file:

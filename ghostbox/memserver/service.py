@@ -3,6 +3,7 @@
 
     checks → lock → control port → data plane (adopted or started) → leases reconciled → serving
     serving ──data plane died──► restarted, leases of a new incarnation ──► serving
+    serving ──`memserver drain`, memory pressure──► no new leases, hosts move away ──taken back──► serving
     serving ──SIGTERM/SIGINT──► draining ──last lease released──► ended (0)
                                          ──--drain-timeout──────► ended (124), leases given up
                                          ──second signal────────► ended (130), leases given up
@@ -25,14 +26,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted, ProgramError
+from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted, ProgramError, Refused
 from ghostbox.memserver import records
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
 from ghostbox.memserver.http_server import HttpServer
-from ghostbox.memserver.leases import LeaseBook
-from ghostbox.memserver.lock import name_lock
+from ghostbox.memserver.leases import DrainCause, LeaseBook
+from ghostbox.memserver.lock import HeldLock, name_lock
 from ghostbox.memserver.opening import ServiceOptions, check_options, listen, open_plane
+from ghostbox.memserver.pressure import Pressure, PressureLimit, read_pressure
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
 from ghostbox.units import format_duration
@@ -41,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_RESTARTS = 5
 _RESTART_WINDOW_S = 60.0
+_PRESSURE_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
     """
     options = check_options(options)
     runtime, state = paths.memserver_runtime(options.name), paths.memserver_state(options.name)
-    with name_lock(options.name, runtime):
+    with name_lock(options.name, runtime) as held:
         try:
             state.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as err:
@@ -87,7 +90,15 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
                 port=options.nbd_port,
                 size_bytes=0,
             )
-            asyncio.run(_Service(options, settings, listener, on_ready).run(state / "leases.json"))
+            service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
+            asyncio.run(service.run(state / "leases.json"))
+
+
+def _say_ready(held: HeldLock, on_ready: Callable[[Ready], None], ready: Ready) -> None:
+    host, _, port = ready.control_address.rpartition(":")
+    reached_at = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    held.write(f"{reached_at}:{port}")
+    on_ready(ready)
 
 
 class _Service:
@@ -139,16 +150,19 @@ class _Service:
 
         server = HttpServer(make_app(self._options.name, book), accepts)
         serving = self._task(server.serve([self._listener]))
-        watching = self._task(self._watch(book))
+        watching = [self._task(self._watch(book))]
+        if self._options.pressure is not None:
+            watching.append(self._task(_watch_pressure(book, self._options.pressure)))
         try:
             await self._wait_for(accepting.is_set)
             self._on_ready(await asyncio.to_thread(self._ready, book, adopted))
             await self._wait_for(lambda: self._n_signals > 0)
             failure = await self._drain(book)
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             server.should_exit = True
-            await asyncio.wait([serving, watching])
+            await asyncio.wait([serving, *watching])
         await asyncio.to_thread(book.stop_plane)
         if failure is not None:
             raise failure
@@ -202,7 +216,7 @@ class _Service:
 
     async def _drain(self, book: LeaseBook) -> GhostboxError | None:
         """Wait until no lease is left; returns what to report if some had to be given up."""
-        book.drain()
+        book.drain(DrainCause.ENDING)
         if not book.count():
             return None
         await asyncio.to_thread(self._say_who_holds, book)
@@ -260,6 +274,39 @@ class _Service:
                 hint=f"its log is {self._settings.log_path}",
             )
         self._restarts.append(time.monotonic())
+
+
+async def _watch_pressure(book: LeaseBook, limit: PressureLimit) -> None:
+    """Drain while the machine is short of memory."""
+    draining = False
+    while True:
+        try:
+            now = await asyncio.to_thread(read_pressure, limit.path)
+        except Refused as err:  # a control group that was removed: nothing is known, so nothing changes
+            if book.memory_pressure is not None:
+                _log.warning("%s", err)
+            book.memory_pressure = None
+        else:
+            book.memory_pressure = now.avg10
+            draining = _follow_pressure(book, limit, now, draining=draining)
+        await asyncio.sleep(_PRESSURE_INTERVAL_S)
+
+
+def _follow_pressure(book: LeaseBook, limit: PressureLimit, now: Pressure, *, draining: bool) -> bool:
+    """Begin or end the drain as the pressure says; returns whether it is on."""
+    crossed = limit.crossed(now, draining=draining)
+    if crossed and not draining:
+        _log.warning(
+            "memory pressure: something waited for memory in %.1f %% of the last 10 s (limit %.1f %%): draining,"
+            " no new leases are given",
+            now.avg10,
+            limit.percent,
+        )
+        book.drain(DrainCause.PRESSURE)
+    elif draining and not crossed:
+        _log.warning("memory pressure is gone (%.1f %% of the last 10 s): no more reason to drain", now.avg10)
+        book.stop_draining(DrainCause.PRESSURE)
+    return crossed
 
 
 async def _readable(descriptor: int) -> None:

@@ -47,6 +47,8 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "memserver.port": ("0", 0),
     "memserver.control_port": ("7000", 7000),
     "memserver.drain_timeout": ("10s", 10.0),
+    "memserver.drain_on_pressure": ("20%", 20.0),
+    "memserver.pressure_file": ("/sys/fs/cgroup/x/memory.pressure", Path("/sys/fs/cgroup/x/memory.pressure")),
     "memserver.insecure": ("true", True),
     "image.suite": ("forky", "forky"),
     "image.packages": ("[htop]", ("htop",)),

@@ -311,7 +311,7 @@ def test_donor_that_is_draining_is_said_to_be(tmp_path: Path) -> None:
             processes.wait_until(lambda: client.status().draining, timeout_s=20, what="the donor drains")
         found = check("donors", machine_with({"pool.donors": [donor.address]}))
     assert (found.result, found.found) == (Result.WARN, f"{donor.address} is draining")
-    assert found.why == "a donor that is draining ends soon and gives no new lease"
+    assert found.why == "a donor that is draining wants its memory back and gives no new lease"
 
 
 def test_no_donor_in_the_configuration_is_well() -> None:

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""How a memserver ends: at once without leases; with leases it says who holds them and waits."""
+"""How a memserver ends: at once without leases; with leases it says who holds them and waits.
+
+And how it asks for its memory back without ending: when its owner says so, or when the machine is short of memory.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,7 @@ import pytest
 from ghostbox import processes
 from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.errors import DonorError
+from ghostbox.memserver.leases import DrainCause
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import held_connection
@@ -91,3 +98,130 @@ def test_a_data_plane_that_dies_while_draining_does_not_end_the_wait(tmp_path: P
         donor.wait_for_log("restarted with empty memory")
         client.release_lease("one")
         assert donor.wait() == 0
+
+
+def _ghostbox(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "ghostbox.cli.main", *words]
+    return subprocess.run(argv, env=donor.env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _drain(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]:
+    return _ghostbox(donor, "memserver", "drain", "--name", "donor", *words)
+
+
+def test_drain_refuses_new_leases_until_undone_and_outlives_the_control_plane(tmp_path: Path) -> None:
+    with running_donor(tmp_path) as donor:
+        _lease(donor)
+        asked = _drain(donor, "--no-wait", "--json")
+        assert asked.returncode == 0, asked.stderr
+        status = json.loads(asked.stdout)
+        assert (status["draining"], status["drain_causes"], status["leases"]) == (True, ["asked"], 1)
+        donor.wait_for_log("asked to drain: no new leases are given, 1 are held")
+        donor.kill_control_plane()
+        donor.restart()
+        assert "draining, as it was asked to earlier" in donor.stderr()
+        with DonorClient(donor.address) as client:
+            with pytest.raises(DonorError, match="this donor is being drained and gives no new leases"):
+                _lease(donor, "two")
+            assert client.lease("one").size_bytes == 4 * MIB  # what is held is served as before
+            assert "draining (asked)" in _ghostbox(donor, "donor", "info", donor.address).stdout
+            undone = _drain(donor, "--undo")
+            assert (undone.returncode, undone.stdout) == (0, "donor is up: 1 leases held, 0 B in use\n"), undone.stderr
+            donor.wait_for_log("the drain was taken back: leases are given again")
+            _lease(donor, "two")
+            assert client.status().drain_causes == ()
+
+
+def test_drain_waits_for_the_hosts_and_says_what_is_held_when_they_take_too_long(tmp_path: Path) -> None:
+    with running_donor(tmp_path) as donor, DonorClient(donor.address) as client:
+        _lease(donor)
+        late = _drain(donor, "--timeout", "200ms")
+        assert late.returncode == 124
+        assert "error: 1 leases are still held after 0.2 s; the donor goes on draining" in late.stderr
+        assert "why: one: 4 MiB, held by tower/ana" in late.stderr
+        argv = [sys.executable, "-m", "ghostbox.cli.main", "memserver", "drain", "--name", "donor", "--wait"]
+        waiting = subprocess.Popen(argv, env=donor.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        donor.wait_for_log("asked to drain", times=2)
+        assert waiting.poll() is None
+        client.release_lease("one")
+        out, err = waiting.communicate(timeout=20)
+        assert (waiting.returncode, out) == (0, "donor is draining (asked): 0 leases held, 0 B in use\n"), err
+        assert donor.process.poll() is None  # it goes on running
+
+
+def test_a_drain_ends_with_the_memory_it_was_asked_for(tmp_path: Path) -> None:
+    with running_donor(tmp_path) as donor:
+        with DonorClient(donor.address) as client:
+            client.drain()
+        data_plane = donor.data_plane_pid
+        donor.kill_control_plane()
+        processes.terminate(data_plane)
+        donor.restart(port="0")
+        with DonorClient(donor.address) as client:
+            assert client.status().draining is False
+
+
+def test_drain_without_a_memserver_names_those_that_run(tmp_path: Path) -> None:
+    with running_donor(tmp_path) as donor:
+        missing = _ghostbox(donor, "memserver", "drain", "--name", "nobody")
+        misplaced = _ghostbox(donor, "memserver", "--size", "1G", "drain")
+        donor.kill_control_plane()
+        dead = _drain(donor)
+    assert missing.returncode == 3
+    assert "error: no memserver 'nobody' runs on this machine" in missing.stderr
+    assert "fix: --name donor" in missing.stderr
+    assert misplaced.returncode == 2
+    assert "error: --size is an option of ghostbox memserver itself" in misplaced.stderr
+    assert dead.returncode == 3
+    assert "fix: start one: ghostbox memserver" in dead.stderr
+
+
+def _say_pressure(path: Path, avg10: float, avg60: float) -> None:
+    draft = path.with_suffix(".new")
+    lines = [f"{kind} avg10={avg10:.2f} avg60={avg60:.2f} avg300=0.00 total=1\n" for kind in ("some", "full")]
+    draft.write_text("".join(lines))
+    draft.replace(path)
+
+
+def test_memory_pressure_drains_and_its_end_takes_that_back(tmp_path: Path) -> None:
+    pressure = tmp_path / "memory.pressure"
+    _say_pressure(pressure, 19.9, 0)
+
+    def causes() -> tuple[str, ...]:
+        return client.status().drain_causes
+
+    with (
+        running_donor(tmp_path, drain_on_pressure="20%", pressure_file=str(pressure)) as donor,
+        DonorClient(donor.address) as client,
+    ):
+        processes.wait_until(lambda: client.status().memory_pressure == 19.9, timeout_s=20, what="a look")
+        assert causes() == ()
+        _say_pressure(pressure, 20.5, 3)
+        processes.wait_until(lambda: causes() == (DrainCause.PRESSURE,), timeout_s=20, what="the drain")
+        donor.wait_for_log("waited for memory in 20.5 % of the last 10 s (limit 20.0 %): draining")
+        with pytest.raises(DonorError, match="this donor is short of memory and gives no new leases"):
+            _lease(donor)
+        _drain(donor, "--undo")  # takes back what was asked for, and this was not
+        assert causes() == ("pressure",)
+        _say_pressure(pressure, 10.5, 3)  # not yet under half of the limit
+        processes.wait_until(lambda: client.status().memory_pressure == 10.5, timeout_s=20, what="a look")
+        assert causes() == ("pressure",)
+        _say_pressure(pressure, 4, 3)
+        processes.wait_until(lambda: causes() == (), timeout_s=20, what="the drain's end")
+        donor.wait_for_log("memory pressure is gone (4.0 % of the last 10 s)")
+        _lease(donor)
+
+
+def test_pressure_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    wanted = {
+        str(empty): f"cannot read the memory pressure from {empty}: it has no line 'some avg10=",
+        f"{empty}.none": f"cannot read the memory pressure from {empty}.none: No such file or directory",
+    }
+    for path, message in wanted.items():
+        with (
+            pytest.raises(RuntimeError, match=rf"(?s)status 5.*{message}"),
+            running_donor(tmp_path, drain_on_pressure="20%", pressure_file=path),
+        ):
+            pass

@@ -187,7 +187,7 @@ def test_the_description_is_true(donor: RunningDonor, client: DonorClient) -> No
     base = f"http://{donor.address}"
     described = httpx.get(f"{base}/openapi.json").json()
     assert described["openapi"].startswith("3.1")
-    assert set(described["paths"]) == {"/v1/status", "/v1/leases", "/v1/leases/{name}"}
+    assert set(described["paths"]) == {"/v1/status", "/v1/drain", "/v1/leases", "/v1/leases/{name}"}
     assert "HTTPValidationError" not in described["components"]["schemas"]
     assert {"201", "409", "422", "503", "507"} == set(described["paths"]["/v1/leases"]["post"]["responses"])
     assert {"204", "404", "409", "422", "503"} == set(described["paths"]["/v1/leases/{name}"]["delete"]["responses"])
