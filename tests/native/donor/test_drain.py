@@ -19,7 +19,7 @@ from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.errors import DonorError
 from ghostbox.memserver.leases import DrainCause
 from ghostbox.units import MIB
-from helpers.donor import RunningDonor, running_donor
+from helpers.donor import RunningDonor, donor_environment, running_donor
 from helpers.nbd import held_connection
 
 
@@ -112,7 +112,7 @@ def _drain(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]
 def test_drain_refuses_new_leases_until_undone_and_outlives_the_control_plane(tmp_path: Path) -> None:
     with running_donor(tmp_path) as donor:
         _lease(donor)
-        asked = _drain(donor, "--no-wait", "--json")
+        asked = _drain(donor, "--no-wait", "--output", "json")
         assert asked.returncode == 0, asked.stderr
         status = json.loads(asked.stdout)
         assert (status["draining"], status["drain_causes"], status["leases"]) == (True, ["asked"], 1)
@@ -219,9 +219,11 @@ def test_pressure_that_cannot_be_read_is_refused_at_the_start(tmp_path: Path) ->
         str(empty): f"cannot read the memory pressure from {empty}: it has no line 'some avg10=",
         f"{empty}.none": f"cannot read the memory pressure from {empty}.none: No such file or directory",
     }
+    words = ["memserver", "--name", "donor", "--drain-on-pressure", "20%", "--pressure-file"]
+    env = donor_environment(tmp_path, tmp_path)
     for path, message in wanted.items():
-        with (
-            pytest.raises(RuntimeError, match=rf"(?s)status 5.*{message}"),
-            running_donor(tmp_path, drain_on_pressure="20%", pressure_file=path),
-        ):
-            pass
+        argv = [sys.executable, "-m", "ghostbox.cli.main", *words, path]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 5
+        assert f"error: {message}" in done.stderr
+        assert "fix: start the kernel with psi=1" in done.stderr
