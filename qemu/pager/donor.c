@@ -11,11 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EXTENT_MAX_BYTES (16ull << 20)
-#define EXTENT_MIN_BYTES (64ull << 10)
-#define FENCE_NS         1000000000ull
-#define OUR_IDENTITY     "GhostBox memory "
-#define WRITER_SUFFIX    "%3Fwriter" /* "?writer", as a URI's path has it */
+#define FENCE_NS      1000000000ull
+#define OUR_IDENTITY  "GhostBox memory "
+#define WRITER_SUFFIX "%3Fwriter" /* "?writer", as a URI's path has it */
 
 static bool donor_fences(const struct donor *donor)
 {
@@ -97,10 +95,40 @@ static int donor_learn(struct donor *donor, char *text, size_t text_bytes)
     return donor->identity ? 0 : -ENOMEM;
 }
 
-static int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes)
+bool donor_uri_valid(const char *uri)
+{
+    return strncmp(uri, "nbd://", 6) == 0 || strncmp(uri, "nbd+unix://", 11) == 0;
+}
+
+/* nbd://[USER@]HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH */
+char *donor_host(const char *uri)
+{
+    const char *socket = strstr(uri, "socket="), *begin = strstr(uri, "://");
+
+    if (strncmp(uri, "nbd+unix", 8) == 0 && socket) {
+        socket += strlen("socket=");
+        return strndup(socket, strcspn(socket, "&#"));
+    }
+    begin = begin ? begin + 3 : uri;
+    size_t length = strcspn(begin, "/?#");
+    const char *user_end = memchr(begin, '@', length);
+
+    if (user_end) {
+        length -= (size_t)(user_end + 1 - begin);
+        begin = user_end + 1;
+    }
+    if (*begin == '[')
+        return strndup(begin, strcspn(begin, "]/") + 1);
+    const char *port = memchr(begin, ':', length);
+
+    return strndup(begin, port ? (size_t)(port - begin) : length);
+}
+
+int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes)
 {
     donor->uri = strdup(uri);
-    if (!donor->uri)
+    donor->host = donor_host(uri);
+    if (!donor->uri || !donor->host)
         return -ENOMEM;
     for (int class = 0; class < CHANNEL_CLASSES; class ++) {
         int rc = channel_open(&donor->channels[class], donor, (enum channel_class) class, text, text_bytes);
@@ -114,128 +142,38 @@ static int donor_open(struct donor *donor, const char *uri, char *text, size_t t
     return 0;
 }
 
-static uint64_t choose_extent_bytes(const struct pool *pool)
+int donor_cut(struct donor *donor, uint64_t extent_bytes)
 {
-    uint64_t extent_bytes = EXTENT_MAX_BYTES;
-
-    for (uint32_t i = 0; i < pool->n_donors; i++)
-        while (extent_bytes > EXTENT_MIN_BYTES && pool->donors[i].export_bytes % extent_bytes)
-            extent_bytes /= 2;
-    return extent_bytes;
+    donor->n_slots = (uint32_t)(donor->export_bytes / extent_bytes);
+    donor->slots = calloc(donor->n_slots + 1, sizeof(*donor->slots));
+    return donor->slots ? 0 : -ENOMEM;
 }
 
-/* The donor that is furthest behind its share: after k extents each has k × its part of the whole, within one. */
-static uint32_t next_donor(const struct pool *pool, const uint32_t *dealt)
-{
-    uint32_t best = 0;
-    double best_fill = 2.0;
-
-    for (uint32_t i = 0; i < pool->n_donors; i++) {
-        uint32_t n = pool->donors[i].n_extents;
-        double fill = n ? (dealt[i] + 0.5) / n : 2.0;
-
-        if (dealt[i] < n && fill < best_fill) {
-            best = i;
-            best_fill = fill;
-        }
-    }
-    return best;
-}
-
-static int deal_extents(struct pool *pool)
-{
-    uint32_t dealt[DONORS_MAX] = {0};
-
-    for (uint32_t i = 0; i < pool->n_donors; i++) {
-        pool->donors[i].n_extents = (uint32_t)(pool->donors[i].export_bytes / pool->extent_bytes);
-        pool->n_extents += pool->donors[i].n_extents;
-    }
-    if (pool->n_extents == 0 || (uint64_t)pool->n_extents * pool->extent_pages >= PAGE_NONE)
-        return -ERANGE;
-    pool->extents = calloc(pool->n_extents, sizeof(*pool->extents));
-    if (!pool->extents)
-        return -ENOMEM;
-    for (uint32_t e = 0; e < pool->n_extents; e++) {
-        uint32_t donor = next_donor(pool, dealt);
-
-        pool->extents[e] = (struct extent){.donor = (uint16_t)donor, .index = dealt[donor]++};
-    }
-    return 0;
-}
-
-int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, bool libnbd_only,
-              char *text, size_t text_bytes)
-{
-    for (uint32_t i = 0; i < n_uris; i++) {
-        pool->donors[i].libnbd_only = libnbd_only;
-        int rc = donor_open(&pool->donors[i], uris[i], text, text_bytes);
-
-        pool->n_donors = i + 1;
-        if (rc < 0)
-            return rc;
-    }
-    pool->extent_bytes = extent_bytes ? extent_bytes : choose_extent_bytes(pool);
-    pool->extent_pages = (uint32_t)(pool->extent_bytes / PAGE_BYTES);
-    int rc = deal_extents(pool);
-
-    if (rc < 0)
-        snprintf(text, text_bytes, "the donors' exports cannot be cut into extents of %llu bytes: %s",
-                 (unsigned long long)pool->extent_bytes, strerror(-rc));
-    return rc;
-}
-
-void pool_inherit(struct pool *pool)
+void donor_inherit(struct donor *donor)
 {
     uint64_t now = clock_ns();
 
-    pool->extent_pages = (uint32_t)(pool->extent_bytes / PAGE_BYTES);
-    for (uint32_t i = 0; i < pool->n_donors; i++) {
-        struct donor *donor = &pool->donors[i];
+    for (int class = 0; class < CHANNEL_CLASSES; class ++) {
+        struct channel *channel = &donor->channels[class];
 
-        for (int class = 0; class < CHANNEL_CLASSES; class ++) {
-            struct channel *channel = &donor->channels[class];
-
-            channel_init(channel, donor, (enum channel_class) class, CHANNEL_DOWN);
-            channel->inherited = true;
-            if (class == CHANNEL_WRITEBACK && !donor_fences(donor))
-                channel->retry_ns = now + FENCE_NS;
-        }
+        channel_init(channel, donor, (enum channel_class) class, CHANNEL_DOWN);
+        channel->inherited = true;
+        if (class == CHANNEL_WRITEBACK && !donor_fences(donor))
+            channel->retry_ns = now + FENCE_NS;
     }
 }
 
-void pool_close(struct pool *pool)
+void donor_close(struct donor *donor)
 {
-    for (uint32_t i = 0; i < pool->n_donors; i++) {
-        struct donor *donor = &pool->donors[i];
-
-        for (int class = 0; class < CHANNEL_CLASSES; class ++) {
-            wire_destroy(donor->channels[class].wire);
-            if (donor->channels[class].nbd)
-                nbd_close(donor->channels[class].nbd);
-        }
-        free(donor->identity);
-        free(donor->uri);
+    for (int class = 0; class < CHANNEL_CLASSES; class ++) {
+        wire_destroy(donor->channels[class].wire);
+        if (donor->channels[class].nbd)
+            nbd_close(donor->channels[class].nbd);
     }
-    free(pool->extents);
-    pool->n_donors = 0;
-    pool->extents = NULL;
-}
-
-uint64_t pool_bytes(const struct pool *pool)
-{
-    return (uint64_t)pool->n_extents * pool->extent_bytes;
-}
-
-struct place pool_place(struct pool *pool, uint32_t page)
-{
-    const struct extent *extent = &pool->extents[page / pool->extent_pages];
-    uint32_t within = page % pool->extent_pages;
-
-    return (struct place){
-        .donor = &pool->donors[extent->donor],
-        .offset = extent->index * pool->extent_bytes + (uint64_t)within * PAGE_BYTES,
-        .n_pages = pool->extent_pages - within,
-    };
+    free(donor->slots);
+    free(donor->identity);
+    free(donor->host);
+    free(donor->uri);
 }
 
 static const char *donor_state_name(struct donor *donor)
@@ -255,10 +193,10 @@ json_t *donor_to_json(struct donor *donor)
     return json_pack(
         "{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri, "state",
         donor_state_name(donor), "identity", donor->identity, "export_bytes", (json_int_t)donor->export_bytes,
-        "extents", (int)donor->n_extents, "read_bytes", (json_int_t)atomic_load(&c->read_bytes), "written_bytes",
-        (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes", (json_int_t)atomic_load(&c->trimmed_bytes),
-        "reads", (json_int_t)atomic_load(&c->reads), "writes", (json_int_t)atomic_load(&c->writes), "trims",
-        (json_int_t)atomic_load(&c->trims), "errors", (json_int_t)atomic_load(&c->errors), "checksum_errors",
-        (json_int_t)atomic_load(&c->checksum_errors), "reconnects", (json_int_t)atomic_load(&c->reconnects),
-        "latency", histogram_to_json(&donor->latency));
+        "extents", (int)atomic_load(&donor->used_slots), "read_bytes", (json_int_t)atomic_load(&c->read_bytes),
+        "written_bytes", (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes",
+        (json_int_t)atomic_load(&c->trimmed_bytes), "reads", (json_int_t)atomic_load(&c->reads), "writes",
+        (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims), "errors",
+        (json_int_t)atomic_load(&c->errors), "checksum_errors", (json_int_t)atomic_load(&c->checksum_errors),
+        "reconnects", (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
 }

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Donors: NBD exports, and how the pool's pages lie on them.
- *
- * The pool is cut into extents; extents are dealt out to the donors in turn, by their size, so that bulk work uses
- * all links. Each donor has one connection a class, so that a bulk transfer never holds up a demand fault.
+ * Donors: NBD exports. How the pool's pages lie on them: pool.h. Each donor has one connection a class, so that a
+ * bulk transfer never holds up a demand fault.
  *
  * A channel belongs to one thread's loop: only that thread calls into it. libnbd runs the completion callbacks inside
  * channel_service(), holding the handle's lock, so a callback only appends to the channel's list of finished
@@ -70,12 +68,30 @@ struct donor_counters {
         checksum_errors;
 };
 
+/* Of a slot, a piece of extent_bytes of the export. Evict thread only. */
+enum slot_state {
+    SLOT_FREE = 0,
+    SLOT_USED,
+    SLOT_GIVEN_UP, /* to be trimmed before it is used again */
+    SLOT_TRIMMING,
+};
+
 struct donor {
     char *uri;
+    char *host;     /* of its URI: a machine, or the path of a Unix socket */
     char *identity; /* "" if the server gives none */
     uint64_t export_bytes;
-    uint32_t n_extents;
-    _Atomic bool lost;
+    uint32_t n_slots;
+    uint8_t *slots;              /* enum slot_state */
+    _Atomic uint32_t used_slots; /* of copies, in whatever state */
+    bool backup;                 /* a copy of all, written behind */
+    _Atomic bool lost;           /* its memory is gone: nothing on it is read again */
+    _Atomic bool draining;       /* its copies are moved elsewhere */
+    _Atomic bool removed;        /* holds nothing and is never used again */
+    /* Kept by the fault thread (channel.c). */
+    _Atomic uint64_t down_since_ns; /* 0: it is connected */
+    _Atomic uint32_t smoothed_us;   /* latency of late */
+    _Atomic bool slow;              /* used last */
     bool can_trim;
     bool libnbd_only; /* --transport libnbd */
     struct channel channels[CHANNEL_CLASSES];
@@ -84,42 +100,19 @@ struct donor {
     struct histogram latency; /* demand reads */
 };
 
-struct extent {
-    uint16_t donor;
-    uint32_t index; /* on the donor: byte offset / extent_bytes */
-};
+#define EXTENT_MIN_BYTES (64ull << 10)
 
-struct pool {
-    struct donor donors[DONORS_MAX];
-    uint32_t n_donors;
-    uint64_t extent_bytes;
-    uint32_t extent_pages;
-    struct extent *extents;
-    uint32_t n_extents;
-};
-
-/*
- * Connects every channel of every donor and deals out the extents. extent_bytes 0 chooses: 16 MiB, or less where a
- * donor's size is no multiple. Returns 0, or -errno with a message for the user in text.
- */
-int pool_open(struct pool *pool, char *const *uris, uint32_t n_uris, uint64_t extent_bytes, bool libnbd_only,
-              char *text, size_t text_bytes);
-/*
- * Takes over a pool that an earlier pager opened: n_donors, extent_bytes, extents and each donor's uri, identity,
- * export_bytes, n_extents, can_trim and libnbd_only are set. Nothing is connected yet: each loop connects its
- * channels, and a donor that is away keeps nobody else waiting.
- */
-void pool_inherit(struct pool *pool);
-void pool_close(struct pool *pool);
-uint64_t pool_bytes(const struct pool *pool);
-
-/* Where a pool page lies, and how many pages from it on are together on that donor. */
-struct place {
-    struct donor *donor;
-    uint64_t offset;
-    uint32_t n_pages;
-};
-struct place pool_place(struct pool *pool, uint32_t page);
+/* Connects all channels, one after the other. libnbd_only is set. Returns 0, or -errno with a text. */
+int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes);
+/* As an earlier pager knew it: uri, identity, export_bytes, flags and can_trim are set. Nothing is connected. */
+void donor_inherit(struct donor *donor);
+/* Cuts its export into slots. Returns 0 or -ENOMEM. */
+int donor_cut(struct donor *donor, uint64_t extent_bytes);
+/* Whether it is the URI of an NBD export. */
+bool donor_uri_valid(const char *uri);
+/* The part of an URI that names a machine; NULL: no memory. */
+char *donor_host(const char *uri);
+void donor_close(struct donor *donor);
 
 /* Where this channel connects: the donor's URI, or the same in the buffer with what its class adds. */
 const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTES]);

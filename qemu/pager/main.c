@@ -140,8 +140,17 @@ static int print_probe(const struct options *options)
 static int begin(struct pager *pager, char *text, size_t text_bytes)
 {
     const struct options *options = pager->options;
-    int rc = pool_open(&pager->pool, options->donors, options->n_donors, options->extent_bytes, options->libnbd_only,
-                       text, text_bytes);
+    const struct pool_wishes wishes = {
+        .uris = options->donors,
+        .n_uris = options->n_donors,
+        .backup = options->backup,
+        .extent_bytes = options->extent_bytes,
+        .pool_bytes = options->pool_bytes,
+        .replicas = options->replicas ? options->replicas : 1,
+        .allow_same_host = options->allow_same_host,
+        .libnbd_only = options->libnbd_only,
+    };
+    int rc = pool_open(&pager->pool, &wishes, text, text_bytes);
 
     if (rc < 0)
         return rc;
@@ -162,38 +171,6 @@ static int begin(struct pager *pager, char *text, size_t text_bytes)
     return rc;
 }
 
-static int inherit_pool(struct pager *pager)
-{
-    const struct state_header *header = pager->state.header;
-    struct pool *pool = &pager->pool;
-
-    pool->extent_bytes = header->extent_bytes;
-    pool->n_extents = header->n_extents;
-    pool->extents = calloc(header->n_extents, sizeof(*pool->extents));
-    if (!pool->extents)
-        return -ENOMEM;
-    memcpy(pool->extents, state_extents(&pager->state), header->n_extents * sizeof(*pool->extents));
-    pool->n_donors = header->n_donors;
-    for (uint32_t i = 0; i < header->n_donors; i++) {
-        const struct state_donor *from = &header->donors[i];
-        struct donor *donor = &pool->donors[i];
-
-        donor->uri = strndup(from->uri, sizeof(from->uri));
-        donor->identity = strndup(from->identity, sizeof(from->identity));
-        donor->export_bytes = from->export_bytes;
-        donor->n_extents = from->n_extents;
-        donor->can_trim = from->can_trim;
-        donor->libnbd_only = pager->options->libnbd_only;
-        if (!donor->uri || !donor->identity)
-            return -ENOMEM;
-    }
-    for (uint32_t i = 0; i < pool->n_extents; i++)
-        if (pool->extents[i].donor >= pool->n_donors)
-            return -EINVAL;
-    pool_inherit(pool);
-    return 0;
-}
-
 /* Those of the pager before us. Returns 0, or -errno with a message. */
 static int go_on(struct pager *pager, char *text, size_t text_bytes)
 {
@@ -204,7 +181,7 @@ static int go_on(struct pager *pager, char *text, size_t text_bytes)
         return rc;
     const struct state_header *header = pager->state.header;
 
-    rc = inherit_pool(pager);
+    rc = state_pool(&pager->state, &pager->pool, pager->options->libnbd_only);
     rc = rc < 0 ? rc
                 : page_table_create(&pager->table, header->n_pages, header->keep != 0, state_pages(&pager->state));
     if (rc < 0) {
@@ -329,6 +306,7 @@ static void destroy(struct pager *pager, bool keep_state)
     pool_close(&pager->pool);
     page_table_destroy(&pager->table);
     state_close(&pager->state, keep_state);
+    pthread_mutex_destroy(&pager->suspects.lock);
     pthread_mutex_destroy(&pager->lock);
     free(pager);
 }
@@ -349,6 +327,7 @@ static struct pager *create(const struct options *options)
     pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
     pthread_mutex_init(&pager->lock, &attr);
     pthread_mutexattr_destroy(&attr);
+    pthread_mutex_init(&pager->suspects.lock, NULL);
     return pager;
 }
 

@@ -27,6 +27,15 @@ enum option_id {
     OPT_STATE,
     OPT_RESUME,
     OPT_HIDE,
+    OPT_REPLICAS,
+    OPT_SAME_HOST,
+    OPT_BACKUP,
+    OPT_POOL,
+    OPT_REBUILD_AFTER,
+    OPT_REBUILD_RATE,
+    OPT_SLOW,
+    OPT_ON_LOSS,
+    OPT_POISON_AFTER,
     OPT_FIFO,
     OPT_LIBNBD,
     OPT_LOG_FILE,
@@ -49,6 +58,15 @@ static const struct option long_options[] = {
     {"exit-with-client", no_argument, NULL, OPT_EXIT_WITH_CLIENT},
     {"state", required_argument, NULL, OPT_STATE},
     {"resume", no_argument, NULL, OPT_RESUME},
+    {"replicas", required_argument, NULL, OPT_REPLICAS},
+    {"allow-same-host", no_argument, NULL, OPT_SAME_HOST},
+    {"backup", required_argument, NULL, OPT_BACKUP},
+    {"pool", required_argument, NULL, OPT_POOL},
+    {"rebuild-after", required_argument, NULL, OPT_REBUILD_AFTER},
+    {"rebuild-rate", required_argument, NULL, OPT_REBUILD_RATE},
+    {"slow-us", required_argument, NULL, OPT_SLOW},
+    {"on-donor-loss", required_argument, NULL, OPT_ON_LOSS},
+    {"poison-after", required_argument, NULL, OPT_POISON_AFTER},
     {"hide-features", required_argument, NULL, OPT_HIDE},
     {"fifo", no_argument, NULL, OPT_FIFO},
     {"libnbd", no_argument, NULL, OPT_LIBNBD},
@@ -72,6 +90,19 @@ void options_usage(void)
         "  --cache SIZE           at most this much remote memory is kept here (1M or more)\n"
         "  --donor URI            an NBD export: nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH\n"
         "  --contents fresh|keep  keep: what the exports hold is the memory's first content (default fresh: zeroes)\n"
+        "  --replicas N           keep each extent on so many donors, 1 or 2 (default 1), of different hosts\n"
+        "  --allow-same-host      … of different URIs is enough\n"
+        "  --backup URI           one more copy of all, written behind: an NBD export as large as the pool\n"
+        "  --pool SIZE            memory that regions may use (default: all that fits); what the donors have beyond "
+        "it is\n"
+        "                         spare room for copies that are lost or moved\n"
+        "  --rebuild-after S      copies on a donor that is down so long are made anew elsewhere (default 10)\n"
+        "  --rebuild-rate SIZE    bytes a second that making copies may take, 0: no limit (default 256M)\n"
+        "  --slow-us N            a donor is slow if more than 1 % of its answers take longer (default 50000)\n"
+        "  --on-donor-loss wait|poison\n"
+        "                         pages whose last copy is on a donor that is down: wait for it (default), or give "
+        "them up\n"
+        "  --poison-after S       … after so long (default 30)\n"
         "  --extent SIZE          how the pages are spread over the donors (default: 16M or what fits)\n"
         "  --readahead SIZE       largest window that is read ahead, 0 turns it off (default 256K)\n"
         "  --poll-us N            spin this long for the next event before sleeping, 0 to 10000 (default 50)\n"
@@ -135,14 +166,19 @@ static int parse_number(const char *option, const char *value, uint64_t max, uin
     return 0;
 }
 
+static int check_uri(const char *option, const char *uri, char *text, size_t text_bytes)
+{
+    if (!donor_uri_valid(uri))
+        return fail(text, text_bytes, "%s: '%s' is not an NBD URI such as nbd://HOST:PORT/EXPORT", option, uri);
+    return 0;
+}
+
 static int add_donor(struct options *options, char *uri, char *text, size_t text_bytes)
 {
-    if (options->n_donors == DONORS_MAX)
-        return fail(text, text_bytes, "--donor: at most %d", DONORS_MAX);
-    if (strncmp(uri, "nbd://", 6) != 0 && strncmp(uri, "nbd+unix://", 11) != 0)
-        return fail(text, text_bytes, "--donor: '%s' is not an NBD URI such as nbd://HOST:PORT/EXPORT", uri);
+    if (options->n_donors == DONORS_MAX - 1) /* one is for the backup */
+        return fail(text, text_bytes, "--donor: at most %d", DONORS_MAX - 1);
     options->donors[options->n_donors++] = uri;
-    return 0;
+    return check_uri("--donor", uri, text, text_bytes);
 }
 
 static int parse_extent(struct options *options, const char *value, char *text, size_t text_bytes)
@@ -161,6 +197,62 @@ static int parse_contents(struct options *options, const char *value, char *text
     if (!options->keep && strcmp(value, "fresh") != 0)
         return fail(text, text_bytes, "--contents: '%s' is neither fresh nor keep", value);
     return 0;
+}
+
+static int parse_on_loss(struct options *options, const char *value, char *text, size_t text_bytes)
+{
+    options->poison_on_loss = strcmp(value, "poison") == 0;
+    if (!options->poison_on_loss && strcmp(value, "wait") != 0)
+        return fail(text, text_bytes, "--on-donor-loss: '%s' is neither wait nor poison", value);
+    return 0;
+}
+
+static int parse_seconds(const char *option, const char *value, uint32_t *seconds, char *text, size_t text_bytes)
+{
+    uint64_t number = 0;
+    int rc = parse_number(option, value, 1000000, &number, text, text_bytes);
+
+    *seconds = (uint32_t)number;
+    return rc;
+}
+
+static int parse_replicas(struct options *options, const char *value, char *text, size_t text_bytes)
+{
+    uint64_t number = 0;
+
+    if (number_parse(value, 1, REPLICAS_MAX, &number) < 0)
+        return fail(text, text_bytes, "--replicas: '%s' is neither 1 nor 2", value);
+    options->replicas = (uint32_t)number;
+    return 0;
+}
+
+/* How copies are kept. */
+static int parse_copies(struct options *options, int id, char *value, char *text, size_t text_bytes)
+{
+    switch (id) {
+    case OPT_REPLICAS:
+        return parse_replicas(options, value, text, text_bytes);
+    case OPT_BACKUP:
+        options->backup = value;
+        return check_uri("--backup", value, text, text_bytes);
+    case OPT_POOL:
+        return parse_size("--pool", value, EXTENT_MIN_BYTES, 1ull << 46, &options->pool_bytes, text, text_bytes);
+    case OPT_REBUILD_AFTER:
+        return parse_seconds("--rebuild-after", value, &options->rebuild_after_s, text, text_bytes);
+    case OPT_REBUILD_RATE:
+        return parse_size("--rebuild-rate", value, 0, 1ull << 46, &options->rebuild_rate, text, text_bytes);
+    case OPT_ON_LOSS:
+        return parse_on_loss(options, value, text, text_bytes);
+    case OPT_POISON_AFTER:
+        return parse_seconds("--poison-after", value, &options->poison_after_s, text, text_bytes);
+    default: {
+        uint64_t number = 0;
+        int rc = parse_number("--slow-us", value, 60000000, &number, text, text_bytes);
+
+        options->slow_us = (uint32_t)number;
+        return rc;
+    }
+    }
 }
 
 /* Options with a number or a list. */
@@ -227,6 +319,18 @@ static int parse_one(struct options *options, int id, char *value, char *text, s
     case OPT_LIBNBD:
         options->libnbd_only = true;
         return 0;
+    case OPT_SAME_HOST:
+        options->allow_same_host = true;
+        return 0;
+    case OPT_REPLICAS:
+    case OPT_BACKUP:
+    case OPT_POOL:
+    case OPT_REBUILD_AFTER:
+    case OPT_REBUILD_RATE:
+    case OPT_SLOW:
+    case OPT_ON_LOSS:
+    case OPT_POISON_AFTER:
+        return parse_copies(options, id, value, text, text_bytes);
     case OPT_PROBE:
         options->probe = true;
         return 0;
@@ -249,6 +353,10 @@ static int check_resume(const struct options *options, char *text, size_t text_b
     if (options->cache_bytes || options->n_donors || options->extent_bytes || options->has_contents)
         return fail(text, text_bytes,
                     "--resume: --cache, --donor, --extent and --contents are in the state file; leave them out");
+    if (options->replicas || options->allow_same_host || options->backup || options->pool_bytes)
+        return fail(
+            text, text_bytes,
+            "--resume: --replicas, --allow-same-host, --backup and --pool are in the state file; leave them out");
     return 0;
 }
 
@@ -266,6 +374,9 @@ static int check_complete(const struct options *options, char *text, size_t text
         return fail(text, text_bytes, "--cache SIZE is missing");
     if (!options->n_donors)
         return fail(text, text_bytes, "--donor URI is missing: at least one is needed");
+    if (options->keep && (options->replicas > 1 || options->backup))
+        return fail(text, text_bytes, "--contents keep: what the exports hold has one copy; leave out %s",
+                    options->backup ? "--backup" : "--replicas");
     return 0;
 }
 
@@ -273,7 +384,15 @@ int options_parse(struct options *options, int argc, char **argv, char *text, si
 {
     int id;
 
-    *options = (struct options){.readahead_bytes = 256 << 10, .poll_us = 50, .log_level = LOG_INFO};
+    *options = (struct options){
+        .readahead_bytes = 256 << 10,
+        .poll_us = 50,
+        .log_level = LOG_INFO,
+        .rebuild_after_s = 10,
+        .rebuild_rate = 256ull << 20,
+        .poison_after_s = 30,
+        .slow_us = 50000,
+    };
     opterr = 0;
     while ((id = getopt_long(argc, argv, ":", long_options, NULL)) != -1) {
         if (id == '?')

@@ -2,9 +2,9 @@
 #ifndef GHOSTBOX_PAGER_OPTIONS_H
 #define GHOSTBOX_PAGER_OPTIONS_H
 
-#include "donor.h"
 #include "kernel_features.h"
 #include "log.h"
+#include "pool.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -13,8 +13,11 @@
 #define PEER_UIDS_MAX 8
 
 struct options {
-    const char *listen, *control, *log_file, *state;
-    uint64_t cache_bytes, extent_bytes, readahead_bytes;
+    const char *listen, *control, *log_file, *state, *backup;
+    uint64_t cache_bytes, extent_bytes, readahead_bytes, pool_bytes;
+    uint64_t rebuild_rate; /* bytes a second, 0: no limit */
+    uint32_t rebuild_after_s, poison_after_s, slow_us, replicas;
+    bool allow_same_host, poison_on_loss;
     char *donors[DONORS_MAX];
     uint32_t n_donors;
     bool keep, resume, exit_with_client, fifo, probe, help, version;

@@ -4,11 +4,11 @@
 #define GHOSTBOX_PAGER_H
 
 #include "control.h"
-#include "donor.h"
 #include "histogram.h"
 #include "kernel_features.h"
 #include "options.h"
 #include "pages.h"
+#include "pool.h"
 #include "region.h"
 #include "state.h"
 
@@ -23,6 +23,20 @@ struct pager_counters {
     _Atomic uint64_t evicted_clean, evicted_dirty, evicted_zero, zapped, second_chance;
     _Atomic uint64_t discard_requests, discard_pages;
     _Atomic uint64_t foreign_pages, vanished_pages, poisoned;
+};
+
+/* Copies that did not give what was written to them: the fault thread tells the evict thread. */
+#define SUSPECTS_MAX 64u
+
+struct suspect {
+    uint32_t extent, copy;
+    uint64_t word;
+};
+
+struct suspects {
+    pthread_mutex_t lock;
+    struct suspect list[SUSPECTS_MAX];
+    uint32_t n; /* more than there is room for are found again when they are read again */
 };
 
 /* When eviction starts and where it stops, in pages that are free of cache_pages. */
@@ -51,6 +65,7 @@ struct pager {
     uint32_t last_wasted;
 
     struct pool pool;
+    struct suspects suspects;
     struct state state; /* the file that page table and regions are kept in, if any */
     int fault_wake_fd;  /* eventfd: frames are free, a region came or goes, stop */
     int listen_fd;      /* where shims connect */
@@ -89,6 +104,12 @@ static inline int64_t pager_free_pages(const struct pager *pager)
 void pager_wake_fault(struct pager *pager);
 /* Cheap when the evictor has been asked already. */
 void pager_wake_evict(struct pager *pager);
+
+/*
+ * rebuild.c: a copy gave wrong bytes of this page, or an error, while another copy served: it is filled anew. Any
+ * thread, with or without the lock.
+ */
+void pager_suspect(struct pager *pager, uint32_t page, uint32_t copy, uint64_t word);
 
 /* recover.c: the regions of an earlier pager wait for their processes to come back. Before the threads start. */
 void recover_regions(struct pager *pager);

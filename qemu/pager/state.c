@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -12,7 +13,7 @@
 #include <unistd.h>
 
 /* Its last character is the version of all that lies in the file, struct page and enum feature included. */
-static const char MAGIC[8] = {'G', 'B', 'P', 'A', 'G', 'E', 'S', '1'};
+static const char MAGIC[8] = {'G', 'B', 'P', 'A', 'G', 'E', 'S', '2'};
 
 static_assert(sizeof(struct state_region) % 8 == 0 && sizeof(struct state_donor) % 8 == 0, "no holes at the ends");
 
@@ -81,7 +82,8 @@ static bool header_valid(const struct state_header *header, uint64_t file_bytes)
            header->pages_offset ==
                round_up(header->extents_offset + (uint64_t)header->n_extents * sizeof(struct extent)) &&
            header->file_bytes == header->pages_offset + (uint64_t)header->n_pages * sizeof(struct page) &&
-           header->n_extents > 0 && header->n_pages == header->n_extents * (header->extent_bytes / PAGE_BYTES);
+           header->n_extents > 0 && header->n_pages == header->n_extents * (header->extent_bytes / PAGE_BYTES) &&
+           header->replicas > 0 && header->replicas <= REPLICAS_MAX;
 }
 
 /* Maps what is there; *valid says whether it is a whole state of this version. */
@@ -158,6 +160,13 @@ static int take_blocks(struct state *state, uint64_t bytes, char *text, size_t t
     return -error;
 }
 
+static uint32_t donor_flags(const struct donor *donor)
+{
+    return (donor->backup ? STATE_DONOR_BACKUP : 0u) | (atomic_load(&donor->lost) ? STATE_DONOR_LOST : 0u) |
+           (atomic_load(&donor->draining) ? STATE_DONOR_DRAINING : 0u) |
+           (atomic_load(&donor->removed) ? STATE_DONOR_REMOVED : 0u);
+}
+
 static int put_donor(struct state_donor *to, const struct donor *donor, char *text, size_t text_bytes)
 {
     if (strlen(donor->uri) >= sizeof(to->uri) || strlen(donor->identity) >= sizeof(to->identity)) {
@@ -167,8 +176,8 @@ static int put_donor(struct state_donor *to, const struct donor *donor, char *te
     strcpy(to->uri, donor->uri);
     strcpy(to->identity, donor->identity);
     to->export_bytes = donor->export_bytes;
-    to->n_extents = donor->n_extents;
     to->can_trim = donor->can_trim;
+    atomic_store(&to->flags, donor_flags(donor));
     return 0;
 }
 
@@ -181,12 +190,27 @@ static uint64_t features_bits(const struct features *features)
     return bits;
 }
 
-static int fill(struct state *state, const struct pool *pool, const struct features *features, bool keep, char *text,
+static struct extent *state_extents(const struct state *state)
+{
+    return (struct extent *)((char *)state->header + state->header->extents_offset);
+}
+
+static void move_extents(struct state *state, struct pool *pool)
+{
+    memcpy(state_extents(state), pool->extents, pool->n_extents * sizeof(*pool->extents));
+    free(pool->extents);
+    pool->extents = state_extents(state);
+    pool->extents_shared = true;
+}
+
+static int fill(struct state *state, struct pool *pool, const struct features *features, bool keep, char *text,
                 size_t text_bytes)
 {
     struct state_header *header = state->header;
 
-    memcpy((char *)header + header->extents_offset, pool->extents, pool->n_extents * sizeof(*pool->extents));
+    move_extents(state, pool);
+    header->replicas = pool->replicas;
+    header->allow_same_host = pool->allow_same_host;
     header->features = features_bits(features);
     header->keep = keep;
     header->n_donors = pool->n_donors;
@@ -201,8 +225,8 @@ static int fill(struct state *state, const struct pool *pool, const struct featu
     return 0;
 }
 
-int state_create(struct state *state, const char *path, const struct pool *pool, const struct features *features,
-                 bool keep, char *text, size_t text_bytes)
+int state_create(struct state *state, const char *path, struct pool *pool, const struct features *features, bool keep,
+                 char *text, size_t text_bytes)
 {
     uint64_t extents_offset = round_up(sizeof(struct state_header));
     uint64_t pages_offset = round_up(extents_offset + pool->n_extents * sizeof(*pool->extents));
@@ -270,9 +294,53 @@ struct page *state_pages(const struct state *state)
     return state->header ? (struct page *)((char *)state->header + state->header->pages_offset) : NULL;
 }
 
-const struct extent *state_extents(const struct state *state)
+int state_pool(const struct state *state, struct pool *pool, bool libnbd_only)
 {
-    return (const struct extent *)((const char *)state->header + state->header->extents_offset);
+    const struct state_header *header = state->header;
+
+    pool->extent_bytes = header->extent_bytes;
+    pool->n_extents = header->n_extents;
+    pool->replicas = header->replicas;
+    pool->allow_same_host = header->allow_same_host;
+    pool->extents = state_extents(state);
+    pool->extents_shared = true;
+    pool->n_donors = header->n_donors;
+    for (uint32_t i = 0; i < header->n_donors; i++) {
+        const struct state_donor *from = &header->donors[i];
+        struct donor *donor = &pool->donors[i];
+        uint32_t flags = atomic_load(&from->flags);
+
+        donor->uri = strndup(from->uri, sizeof(from->uri));
+        donor->identity = strndup(from->identity, sizeof(from->identity));
+        donor->host = donor->uri ? donor_host(donor->uri) : NULL;
+        donor->export_bytes = from->export_bytes;
+        donor->can_trim = from->can_trim;
+        donor->libnbd_only = libnbd_only;
+        donor->backup = flags & STATE_DONOR_BACKUP;
+        atomic_store(&donor->lost, flags & STATE_DONOR_LOST);
+        atomic_store(&donor->draining, flags & STATE_DONOR_DRAINING);
+        atomic_store(&donor->removed, flags & STATE_DONOR_REMOVED);
+        if (!donor->host || !donor->identity)
+            return -ENOMEM;
+    }
+    return pool_inherit(pool);
+}
+
+int state_add_donor(struct state *state, const struct donor *donor, char *text, size_t text_bytes)
+{
+    if (!state->header)
+        return 0;
+    int rc = put_donor(&state->header->donors[state->header->n_donors], donor, text, text_bytes);
+
+    if (rc == 0)
+        atomic_fetch_add(&state->header->n_donors, 1);
+    return rc;
+}
+
+void state_set_donor(struct state *state, uint32_t index, const struct donor *donor)
+{
+    if (state->header)
+        atomic_store(&state->header->donors[index].flags, donor_flags(donor));
 }
 
 void state_set_cache(struct state *state, uint64_t cache_bytes)

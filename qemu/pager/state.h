@@ -14,9 +14,9 @@
 #ifndef GHOSTBOX_PAGER_STATE_H
 #define GHOSTBOX_PAGER_STATE_H
 
-#include "donor.h"
 #include "kernel_features.h"
 #include "pages.h"
+#include "pool.h"
 #include "region.h"
 
 #include <stdatomic.h>
@@ -31,8 +31,15 @@ struct state_donor {
     char uri[STATE_URI_BYTES];
     char identity[STATE_IDENTITY_BYTES];
     uint64_t export_bytes;
-    uint32_t n_extents;
     uint32_t can_trim;
+    _Atomic uint32_t flags; /* enum state_donor_flags */
+};
+
+enum state_donor_flags {
+    STATE_DONOR_BACKUP = 1 << 0,
+    STATE_DONOR_LOST = 1 << 1,
+    STATE_DONOR_DRAINING = 1 << 2,
+    STATE_DONOR_REMOVED = 1 << 3,
 };
 
 enum state_region_status { STATE_REGION_FREE = 0, STATE_REGION_SERVED, STATE_REGION_LEAVING };
@@ -54,7 +61,9 @@ struct state_header {
     uint64_t extent_bytes;
     uint64_t features; /* a bit for each enum feature that is in use */
     _Atomic uint64_t cache_bytes;
-    uint32_t n_pages, n_extents, n_donors, keep;
+    uint32_t n_pages, n_extents, keep;
+    _Atomic uint32_t n_donors; /* those before it are whole */
+    uint32_t replicas, allow_same_host;
     struct state_region regions[REGIONS_MAX];
     struct state_donor donors[DONORS_MAX];
 };
@@ -66,11 +75,11 @@ struct state {
 };
 
 /*
- * Makes the file for a pool that is open. Returns 0, or -errno with a message for the user in text; -EBUSY: another
- * pager uses it, or it holds the pages of a process that still runs.
+ * Makes the file for a pool that is open, whose extents lie in it from then on. Returns 0, or -errno with a message
+ * for the user in text; -EBUSY: another pager uses it, or it holds the pages of a process that still runs.
  */
-int state_create(struct state *state, const char *path, const struct pool *pool, const struct features *features,
-                 bool keep, char *text, size_t text_bytes);
+int state_create(struct state *state, const char *path, struct pool *pool, const struct features *features, bool keep,
+                 char *text, size_t text_bytes);
 /* Opens the file that another pager left. Returns the same. */
 int state_open(struct state *state, const char *path, char *text, size_t text_bytes);
 /* What was found by the probe, reduced to what the earlier pager used. -ENOTSUP with a text if something lacks. */
@@ -79,11 +88,15 @@ int state_restrict_features(const struct state *state, struct features *features
 void state_close(struct state *state, bool keep_file);
 
 struct page *state_pages(const struct state *state);
-/* The extents as the earlier pager dealt them. */
-const struct extent *state_extents(const struct state *state);
+/* The pool as the earlier pager knew it, its extents in the file. Returns 0 or -errno. */
+int state_pool(const struct state *state, struct pool *pool, bool libnbd_only);
 
 /* All of these do nothing where no state is kept. */
 void state_set_cache(struct state *state, uint64_t cache_bytes);
+/* A donor that came later. -ENAMETOOLONG with a text. */
+int state_add_donor(struct state *state, const struct donor *donor, char *text, size_t text_bytes);
+/* Its flags have changed. */
+void state_set_donor(struct state *state, uint32_t index, const struct donor *donor);
 void state_put_region(struct state *state, const struct region *region);
 void state_set_region(struct state *state, uint32_t id, enum state_region_status status);
 
