@@ -2,7 +2,8 @@
 /*
  * libFuzzer's entry. In a build directory made with clang:
  *
- *   CC=clang meson setup BUILD && ninja -C BUILD memserver/memserver-fuzz common/control-fuzz qemu/pager/wire-fuzz
+ *   CC=clang meson setup BUILD
+ *   ninja -C BUILD memserver/memserver-fuzz common/control-fuzz qemu/pager/wire-fuzz qemu/pager/link-fuzz
  *   BUILD/memserver/memserver-fuzz -max_len=8192 NEW_INPUTS memserver/fuzz/corpus
  */
 #include "common/fuzz/drive.h"
