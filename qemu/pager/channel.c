@@ -7,16 +7,20 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 
-#define RETRY_NS 250000000ull
+#define RETRY_NS    250000000ull
+#define BREAK_TURNS 16
 
 static void set_state(struct channel *channel, enum channel_state state)
 {
     channel->state = state;
     atomic_store(&channel->donor->states[channel->class], (int)state);
+    pulse_note_state(channel->donor, clock_ns());
 }
 
 static void append_done(struct channel *channel, struct request *request)
@@ -28,10 +32,21 @@ static void append_done(struct channel *channel, struct request *request)
 
 void request_complete(struct request *request, int error)
 {
+    struct channel *channel = request->channel;
+
     request->error = error;
     request->done_ns = clock_ns();
-    request->channel->in_flight--;
-    append_done(request->channel, request);
+    uint64_t took_ns = request->done_ns - request->started_ns;
+
+    channel->in_flight--;
+    channel->n_ended++;
+    channel->longest_ns = channel->longest_ns > took_ns ? channel->longest_ns : took_ns;
+    if (request != &channel->beat.request) {
+        append_done(channel, request);
+        return;
+    }
+    channel->beat.out = false;
+    channel->beat.took_ns = error ? 0 : took_ns;
 }
 
 /* Runs inside libnbd, with the handle locked: no call into libnbd from here. */
@@ -58,6 +73,7 @@ static int on_chunk(void *user_data, const void *subbuf, size_t count, uint64_t 
         return -1;
     }
     request->next_offset += count;
+    request->channel->n_chunks++;
     return 0;
 }
 
@@ -97,7 +113,7 @@ static nbd_completion_callback callback(struct request *request)
 
 /*
  * A command that libnbd refuses to queue never calls back, or (when the connection breaks while it is queued) has
- * already done so: the done list says which.
+ * already done so: the done list says which, or the mark of a heartbeat.
  */
 static int finish_begin(struct channel *channel, struct request *request, int64_t cookie)
 {
@@ -105,6 +121,8 @@ static int finish_begin(struct channel *channel, struct request *request, int64_
         return 0;
     int error = nbd_get_errno();
 
+    if (request == &channel->beat.request && !channel->beat.out)
+        return 0;
     for (struct request *r = channel->done_head; r; r = r->next)
         if (r == request)
             return 0;
@@ -219,6 +237,11 @@ static void go_down(struct channel *channel, int epoll_fd, const char *why)
     channel->nbd = NULL;
     set_state(channel, CHANNEL_DOWN);
     channel->retry_ns = clock_ns() + RETRY_NS;
+    channel->beat.pending = false;
+    channel->beat.silent = channel->beat.stuck = 0;
+    channel->beat.heard = 0;
+    channel->beat.ended = channel->n_ended;
+    channel->longest_ns = 0;
 }
 
 /* The wire is of no use any more: whatever was under way has failed. */
@@ -228,8 +251,34 @@ static void wire_broke(struct channel *channel, int epoll_fd, int rc)
     go_down(channel, epoll_fd, strerror(-rc));
 }
 
+/*
+ * libnbd drops a handle's requests without a word when it is closed, but answers them when their connection ends. So
+ * that is what it is shown: both directions shut, which it notices at once.
+ */
+static void libnbd_break(struct channel *channel)
+{
+    shutdown(nbd_aio_get_fd(channel->nbd), SHUT_RDWR);
+    for (int turn = 0; turn < BREAK_TURNS && channel->in_flight > 0; turn++) {
+        if (nbd_aio_get_direction(channel->nbd) & LIBNBD_AIO_DIRECTION_READ)
+            nbd_aio_notify_read(channel->nbd);
+        else
+            nbd_aio_notify_write(channel->nbd);
+    }
+}
+
+void channel_break(struct channel *channel, int epoll_fd, const char *why)
+{
+    if (channel->wire)
+        wire_abort(channel->wire, ENOTCONN);
+    else if (channel->in_flight > 0)
+        libnbd_break(channel);
+    if (channel->in_flight == 0) /* or else the event that follows the shutdown does it */
+        go_down(channel, epoll_fd, why);
+}
+
 void channel_go_direct(struct channel *channel)
 {
+    pulse_guard(channel, nbd_aio_get_fd(channel->nbd));
     if (channel->donor->libnbd_only || nbd_get_tls_negotiated(channel->nbd) == 1)
         return;
     /* Without memory for it libnbd goes on. */
@@ -332,6 +381,32 @@ void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
     else if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) && (direction & LIBNBD_AIO_DIRECTION_WRITE))
         rc = nbd_aio_notify_write(channel->nbd);
     look_at_state(channel, epoll_fd, rc);
+}
+
+int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes)
+{
+    struct nbd_handle *nbd = channel->nbd;
+    uint64_t end_ns = clock_ns() + (uint64_t)timeout_ms * 1000000u;
+    char uri[CHANNEL_URI_BYTES];
+    int rc = nbd_aio_connect_uri(nbd, channel_uri(channel, uri));
+
+    while (rc >= 0 && nbd_aio_is_connecting(nbd)) {
+        uint64_t now_ns = clock_ns();
+
+        if (now_ns >= end_ns) {
+            snprintf(text, text_bytes, "it did not finish to connect within %d s", timeout_ms / 1000);
+            return -ETIMEDOUT;
+        }
+        rc = nbd_poll(nbd, (int)((end_ns - now_ns) / 1000000u) + 1);
+    }
+    if (rc >= 0 && nbd_aio_is_ready(nbd)) {
+        channel_go_direct(channel);
+        return 0;
+    }
+    int error = nbd_get_errno();
+
+    snprintf(text, text_bytes, "%s", rc < 0 ? nbd_get_error() : "it closed the connection");
+    return error ? -error : -EIO;
 }
 
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)

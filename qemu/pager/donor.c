@@ -11,9 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FENCE_NS      1000000000ull
-#define OUR_IDENTITY  "GhostBox memory "
-#define WRITER_SUFFIX "%3Fwriter" /* "?writer", as a URI's path has it */
+#define FENCE_NS           1000000000ull
+#define CONNECT_TIMEOUT_MS 5000
+#define CONNECT_TEXT_BYTES 512
+#define OUR_IDENTITY       "GhostBox memory "
+#define WRITER_SUFFIX      "%3Fwriter" /* "?writer", as a URI's path has it */
 
 static bool donor_fences(const struct donor *donor)
 {
@@ -43,7 +45,7 @@ static void channel_init(struct channel *channel, struct donor *donor, enum chan
 static int channel_open(struct channel *channel, struct donor *donor, enum channel_class class, char *text,
                         size_t text_bytes)
 {
-    char uri[CHANNEL_URI_BYTES];
+    char why[CONNECT_TEXT_BYTES];
 
     channel_init(channel, donor, class, CHANNEL_UP);
     channel->nbd = nbd_create();
@@ -53,14 +55,11 @@ static int channel_open(struct channel *channel, struct donor *donor, enum chann
     }
     nbd_set_full_info(channel->nbd, true);
     nbd_set_pread_initialize(channel->nbd, false);
-    if (nbd_connect_uri(channel->nbd, channel_uri(channel, uri)) == 0) {
-        channel_go_direct(channel);
-        return 0;
-    }
-    int error = nbd_get_errno();
+    int rc = channel_connect(channel, CONNECT_TIMEOUT_MS, why, sizeof(why));
 
-    snprintf(text, text_bytes, "donor %s: cannot connect: %s", donor->uri, nbd_get_error());
-    return error ? -error : -EIO;
+    if (rc < 0)
+        snprintf(text, text_bytes, "donor %s: cannot connect: %s", donor->uri, why);
+    return rc;
 }
 
 /* What the server told us while we connected; valid before anything depends on it. */
@@ -190,7 +189,7 @@ json_t *donor_to_json(struct donor *donor)
 {
     struct donor_counters *c = &donor->counters;
 
-    return json_pack(
+    json_t *status = json_pack(
         "{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri, "state",
         donor_state_name(donor), "identity", donor->identity, "export_bytes", (json_int_t)donor->export_bytes,
         "extents", (int)atomic_load(&donor->used_slots), "read_bytes", (json_int_t)atomic_load(&c->read_bytes),
@@ -199,4 +198,7 @@ json_t *donor_to_json(struct donor *donor)
         (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims), "errors",
         (json_int_t)atomic_load(&c->errors), "checksum_errors", (json_int_t)atomic_load(&c->checksum_errors),
         "reconnects", (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
+
+    pulse_to_json(donor, status);
+    return status;
 }

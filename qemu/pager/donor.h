@@ -22,6 +22,7 @@
 #define GHOSTBOX_DONOR_H
 
 #include "histogram.h"
+#include "pulse.h"
 
 #include <jansson.h>
 #include <libnbd.h>
@@ -49,6 +50,18 @@ struct request {
     int error;                        /* 0 or errno, when done */
 };
 
+/* What pulse.c knows of a channel. */
+struct beat {
+    struct request request; /* the heartbeat: it never appears on the done list */
+    bool out;
+    bool pending;          /* something was under way at the last look */
+    uint32_t silent;       /* looks in a row, with something under way, that saw no byte come */
+    uint32_t stuck;        /* the same, that saw no request end */
+    uint32_t patience;     /* so many silent ones are too many; 0: PATIENCE_LOOKS */
+    uint64_t heard, ended; /* the counters at the last look */
+    uint64_t took_ns;      /* of a heartbeat that was answered since the last look; 0: none was */
+};
+
 struct channel {
     struct donor *donor;
     enum channel_class class;
@@ -58,8 +71,12 @@ struct channel {
     int fd;                 /* registered with the loop, -1 if none */
     uint32_t polled;        /* EPOLL* now registered */
     uint32_t in_flight;
-    uint64_t retry_ns; /* DOWN: when to try again */
-    bool inherited;    /* an earlier pager used this donor, and we have not been connected to it so far */
+    uint64_t retry_ns;   /* DOWN: when to try again */
+    bool inherited;      /* an earlier pager used this donor, and we have not been connected to it so far */
+    uint64_t n_ended;    /* requests */
+    uint64_t n_chunks;   /* of reads by libnbd */
+    uint64_t longest_ns; /* request since the last look */
+    struct beat beat;
     struct request *done_head, **done_tail;
 };
 
@@ -88,8 +105,8 @@ struct donor {
     _Atomic bool lost;           /* its memory is gone: nothing on it is read again */
     _Atomic bool draining;       /* its copies are moved elsewhere */
     _Atomic bool removed;        /* holds nothing and is never used again */
-    /* Kept by the fault thread (channel.c). */
-    _Atomic uint64_t down_since_ns; /* 0: it is connected */
+    /* Kept by pulse.c; the last two by the fault thread. */
+    _Atomic uint64_t down_since_ns; /* when the first of its connections broke; 0: all are up */
     _Atomic uint32_t smoothed_us;   /* latency of late */
     _Atomic bool slow;              /* used last */
     bool can_trim;
@@ -98,6 +115,7 @@ struct donor {
     _Atomic int states[CHANNEL_CLASSES]; /* copies of channels[].state, for status */
     struct donor_counters counters;
     struct histogram latency; /* demand reads */
+    struct pulse pulse;
 };
 
 #define EXTENT_MIN_BYTES (64ull << 10)
@@ -134,6 +152,10 @@ void channel_poll(struct channel *channel, int epoll_fd);
 void channel_service(struct channel *channel, int epoll_fd, uint32_t events);
 /* DOWN and due: starts to connect again. */
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns);
+/* Gives the connection up: all that is under way fails. */
+void channel_break(struct channel *channel, int epoll_fd, const char *why);
+/* Connects, waiting until the donor has negotiated or timeout_ms is over. 0, or -errno with a reason in text. */
+int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes);
 /* Takes the next finished request, or NULL. */
 struct request *channel_done(struct channel *channel);
 

@@ -259,6 +259,18 @@ static bool mind_channels(struct evict_loop *loop)
     return down;
 }
 
+static void look_at_channels(struct evict_loop *loop)
+{
+    struct pool *pool = &loop->pager->pool;
+    uint64_t now_ns = clock_ns(), slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
+
+    if (now_ns < loop->look_ns)
+        return;
+    for (uint32_t d = 0; d < pool->n_donors; d++)
+        pulse_look(&pool->donors[d].channels[CHANNEL_WRITEBACK], loop->epoll_fd, now_ns, slow_ns);
+    loop->look_ns = now_ns + PULSE_NS;
+}
+
 static bool any_region(struct evict_loop *loop)
 {
     bool any = false;
@@ -304,7 +316,10 @@ static int choose_timeout(const struct evict_loop *loop, bool discards, bool lea
         return REAP_POLL_MS;
     if (down || clock_ns() < loop->writeback_pause_ns)
         return DONOR_POLL_MS;
-    return 1000; /* to notice ended processes whose connection is gone already */
+    /* Also to notice ended processes whose connection is gone already. */
+    uint64_t now_ns = clock_ns();
+
+    return now_ns < loop->look_ns ? (int)((loop->look_ns - now_ns) / 1000000 + 1) : 0;
 }
 
 static void run(struct evict_loop *loop)
@@ -313,6 +328,7 @@ static void run(struct evict_loop *loop)
     struct pager *pager = loop->pager;
 
     while (!atomic_load(&pager->stopping)) {
+        look_at_channels(loop);
         bool down = mind_channels(loop);
         bool discards = discard_progress(loop);
         bool leaving = regions_reap(loop);

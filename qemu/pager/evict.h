@@ -74,6 +74,7 @@ struct evict_loop {
     uint32_t dropping[BATCH_PAGES * 2];
     uint32_t n_dropping;
     uint64_t writeback_pause_ns; /* after an error: no write-back before this */
+    uint64_t look_ns;            /* when the channels are looked at next: pulse.h */
     uint64_t hand_over_ns;       /* asked to hand over: when it is done at the latest */
 };
 

@@ -52,6 +52,8 @@ struct fault_loop {
     uint64_t n_wasted_seen;
     uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */
     uint64_t now_ns;
+    uint64_t spun_ns;            /* when the loop last looked at the clock */
+    uint64_t look_ns;            /* when the channels are looked at next: pulse.h */
     uint64_t random_ns;          /* the last fetch that belongs to no stream */
     uint32_t patience;           /* of streams: fetch.c */
     uint64_t readahead_after_ns; /* until then what was read ahead has to wait */

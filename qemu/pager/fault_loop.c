@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define EVENTS_MAX 64
+#define DOWN_MS    50
 /* So many userfaultfds and donors are polled one by one; more are left to epoll. */
 #define FEW_SOURCES     4u
 #define TURNS_PER_EPOLL 8u
@@ -118,19 +119,32 @@ static int timeout_ms(uint64_t when_ns)
     return when_ns <= now ? 0 : (int)((when_ns - now) / 1000000 + 1);
 }
 
-static int sleep_ms(uint64_t retry_ns, uint64_t waiting_ns, bool donor_down)
+/* Whether the donors are alive. What their connections give up is on the done lists afterwards. */
+static void look_at_channels(struct fault_loop *loop)
 {
-    int ms = donor_down ? 50 : -1;
+    struct pool *pool = &loop->pager->pool;
+    uint64_t now_ns = clock_ns(), slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
 
+    for (uint32_t d = 0; d < pool->n_donors; d++)
+        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++)
+            pulse_look(&pool->donors[d].channels[class], loop->epoll_fd, now_ns, slow_ns);
+    loop->look_ns = now_ns + PULSE_NS;
+}
+
+static int sleep_ms(uint64_t look_ns, uint64_t retry_ns, uint64_t waiting_ns, bool donor_down)
+{
+    int ms = timeout_ms(look_ns);
+
+    ms = donor_down && ms > DOWN_MS ? DOWN_MS : ms;
     if (retry_ns) {
         int t = timeout_ms(retry_ns);
 
-        ms = ms < 0 || t < ms ? t : ms;
+        ms = t < ms ? t : ms;
     }
     if (waiting_ns) {
         int t = timeout_ms(waiting_ns);
 
-        ms = ms < 0 || t < ms ? t : ms;
+        ms = t < ms ? t : ms;
     }
     return ms;
 }
@@ -174,7 +188,9 @@ static bool spin(struct fault_loop *loop, struct epoll_event *events, int *n)
 
     if (spin_ns == 0)
         return false;
-    for (uint64_t end = clock_ns() + spin_ns; clock_ns() < end; turn++) {
+    uint64_t end_ns = clock_ns() + spin_ns;
+
+    for (; (loop->spun_ns = clock_ns()) < end_ns; turn++) {
         if (few && serve_few_sources(loop))
             return true;
         if (!few || turn % TURNS_PER_EPOLL == TURNS_PER_EPOLL - 1)
@@ -192,7 +208,9 @@ static int wait_events(struct fault_loop *loop, struct epoll_event *events, int 
 
     if (ms != 0 && spin(loop, events, &n))
         return n;
-    return epoll_wait(loop->epoll_fd, events, EVENTS_MAX, ms);
+    n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, ms);
+    loop->spun_ns = clock_ns();
+    return n;
 }
 
 static void run(struct fault_loop *loop)
@@ -205,6 +223,8 @@ static void run(struct fault_loop *loop)
 
         if (loop->retry_waiting_ns && clock_ns() >= loop->retry_waiting_ns)
             fault_serve_waiting(loop);
+        if (loop->spun_ns >= loop->look_ns)
+            look_at_channels(loop);
         bool held_back;
         bool down = mind_channels(loop, &held_back);
 
@@ -213,7 +233,7 @@ static void run(struct fault_loop *loop)
             down = mind_channels(loop, &held_back);
             retry_ns = loop->retry && !retry_ns ? clock_ns() : retry_ns;
         }
-        int ms = sleep_ms(retry_ns, loop->retry_waiting_ns, down);
+        int ms = sleep_ms(loop->look_ns, retry_ns, loop->retry_waiting_ns, down);
         int n = wait_events(loop, events, held_back ? 0 : ms);
 
         for (int i = 0; i < n; i++)

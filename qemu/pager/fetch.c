@@ -400,8 +400,12 @@ static void finish_one(struct fault_loop *loop, struct fetch *fetch)
     FAULT_POINT(fetch_arrived);
     COUNT(donor->counters.reads, 1);
     COUNT(donor->counters.read_bytes, fetch->request.bytes);
-    if (fetch->demand)
-        histogram_add(&donor->latency, fetch->request.done_ns - fetch->request.started_ns);
+    if (fetch->demand) {
+        uint64_t took_ns = fetch->request.done_ns - fetch->request.started_ns;
+
+        histogram_add(&donor->latency, took_ns);
+        pulse_sample(donor, took_ns, (uint64_t)loop->pager->options->slow_us * 1000);
+    }
     install(loop, fetch);
     if (fetch->demand)
         add_latency(loop->pager, fetch);

@@ -76,6 +76,7 @@ struct wire {
     struct slot *free;
     struct slot *unsent, **unsent_tail;
     size_t sent; /* bytes of the first unsent one that have left */
+    uint64_t received;
 
     /* The body that is being received: its slot, and where it goes (NULL: nowhere). */
     struct slot *body_of;
@@ -150,6 +151,11 @@ int wire_trim(struct wire *wire, struct request *request, uint32_t bytes, uint64
 bool wire_blocked(const struct wire *wire)
 {
     return wire->blocked;
+}
+
+uint64_t wire_received(const struct wire *wire)
+{
+    return wire->received;
 }
 
 /* Adds the part of [bytes, bytes + length) that is behind *skip. */
@@ -479,6 +485,7 @@ int wire_receive(struct wire *wire)
             return (int)got;
         size_t bytes = (size_t)got;
 
+        wire->received += bytes;
         if (wire->body_of) {
             uint32_t n = wire->body_left < bytes ? wire->body_left : (uint32_t)bytes;
 

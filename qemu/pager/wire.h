@@ -31,6 +31,8 @@ int wire_trim(struct wire *wire, struct request *request, uint32_t bytes, uint64
 int wire_flush(struct wire *wire);
 /* May leave bytes in the socket, if there are many. */
 int wire_receive(struct wire *wire);
+/* Bytes that have come so far. */
+uint64_t wire_received(const struct wire *wire);
 /* Completes every request under way with this error. */
 void wire_abort(struct wire *wire, int error);
 /* Whether something is to be sent that the socket does not take now. */
