@@ -13,6 +13,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -211,6 +212,13 @@ def without_chunks(conn: Connection, request: Request) -> None:
     conn.simple(request.cookie, 0, bytes(request.length))
 
 
+def half(conn: Connection, request: Request) -> None:
+    """Half of the data, and then nothing more."""
+    length = request.length + 8
+    conn.send(struct.pack(">IHHQIQ", STRUCTURED_MAGIC, 1, CHUNK_DATA, request.cookie, length, request.offset))
+    conn.send(bytes(request.length // 2))
+
+
 # --- lies about anything ---
 
 
@@ -280,16 +288,22 @@ def honestly(request: Request) -> Lie | None:
 
 @dataclass
 class HostileDonor:
-    """Listens on loopback. ``choose`` names the lie for a request, or None; one call at a time."""
+    """Listens on loopback. ``choose`` names the lie for a request, or None; one call at a time.
+
+    A read is answered after ``delay_s``, and new connections are accepted but not talked to while ``talks`` is unset.
+    """
 
     size_bytes: int
     identity: str
     choose: Callable[[Request], Lie | None] = honestly
     memory: bytearray = field(init=False)
     told: list[str] = field(default_factory=list)
+    delay_s: float = 0.0
+    talks: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.memory = bytearray(self.size_bytes)
+        self.talks.set()
         self._lock = threading.Lock()
         self._socks: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -303,6 +317,7 @@ class HostileDonor:
     def close(self) -> None:
         """End."""
         self._listener.close()
+        self.talks.set()
         for sock in self._socks:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -317,11 +332,14 @@ class HostileDonor:
 
     def _serve(self, conn: Connection) -> None:
         with contextlib.suppress(OSError, EOFError), conn.sock:
+            self.talks.wait()
             if self._negotiate(conn):
                 while True:
                     self._answer(conn, _take_request(conn))
 
     def _answer(self, conn: Connection, request: Request) -> None:
+        if request.command == READ and self.delay_s:
+            time.sleep(self.delay_s)
         with self._lock:
             lie = self.choose(request)
             if lie is not None:

@@ -130,12 +130,20 @@ class RunningMemserver:
 
 @contextlib.contextmanager
 def running_memserver(
-    *, size: str = "1G", build: Build | None = None, options: Sequence[str] = (), **exports: str
+    *,
+    size: str = "1G",
+    build: Build | None = None,
+    options: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    **exports: str,
 ) -> Iterator[RunningMemserver]:
-    """Run the C memory server on a free port: ``running_memserver(a="64M", b="32M")``."""
+    """Run the C memory server on a free port: ``running_memserver(a="64M", b="32M")``.
+
+    ``prefix`` is what starts it elsewhere: the prefix of a ``netns.Machine``, with its address in ``options``.
+    """
     build = build or installed_build()
     with short_dir() as place:
-        argv = [str(build.memserver), "--port", "0", "--size", size, "--control", str(place / "c"), *options]
+        argv = [*prefix, str(build.memserver), "--port", "0", "--size", size, "--control", str(place / "c"), *options]
         for name, export_size in exports.items():
             argv += ["--export", f"{name}={export_size}"]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, **build.env})

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""Donors that are silent or slow: they are noticed, waited for as long as it takes, and named."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ghostbox.processes import wait_until
+from helpers.hostile_donor import HostileDonor, half, hostile_donor
+from helpers.nbd_raw import READ
+from helpers.netns import machines
+from helpers.pager import (
+    MemoryClient,
+    RunningPager,
+    installed_build,
+    memory_client,
+    pager_argv,
+    running_memserver,
+    running_pager,
+)
+
+PAGES = 16 << 8  # 16 MiB
+# A donor is noticed within 2 s; a test machine may be at work.
+NOTICED_S = 10.0
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Stop a process for the block."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def down_s(pager: RunningPager, donor: int = 0) -> float | None:
+    """How long a donor has been away by the pager's account."""
+    seconds: float | None = pager.status()["donors"][donor]["down_s"]
+    return seconds
+
+
+def wait_until_down(pager: RunningPager, donor: int = 0) -> None:
+    wait_until(lambda: down_s(pager, donor) is not None, timeout_s=NOTICED_S, what="a donor is noticed to be away")
+
+
+def wait_until_up(pager: RunningPager, donor: int = 0) -> None:
+    wait_until(lambda: down_s(pager, donor) is None, timeout_s=60, what="the donor is back")
+
+
+@pytest.mark.parametrize("libnbd", [False, True], ids=["wire", "libnbd"])
+def test_a_donor_that_stops_is_noticed_without_being_asked_and_goes_on_when_it_does(libnbd: bool) -> None:
+    options = {"libnbd": ""} if libnbd else {}
+    with (
+        running_memserver(a="16M") as donor,
+        running_pager([donor.uri("a")], cache="2M", readahead="0", **options) as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=1)
+        with stopped(donor.process):
+            wait_until_down(pager)
+            assert "connection lost: no answer for 1." in pager.log()
+            client.start("read", first=0)
+            assert client.answers_nothing("read", for_s=0.3)
+            client.command("verify", seed=1, first=PAGES - 1, n=1)
+        assert client.result("read")["ok"]
+        wait_until_up(pager)
+        client.command("verify", seed=1)
+        assert pager.status()["pages"]["poisoned"] == 0
+
+
+def page_content(page: int) -> bytes:
+    return struct.pack("=Q", page + 1) * 512
+
+
+@contextlib.contextmanager
+def hostile(**options: str) -> Iterator[tuple[HostileDonor, RunningPager, MemoryClient]]:
+    """Memory whose first content is that of a donor in Python: the number of each page, and one."""
+    with hostile_donor(16 << 20) as donor:
+        donor.memory[:] = b"".join(page_content(page) for page in range(PAGES))
+        with (
+            running_pager([donor.uri], cache="2M", readahead="0", contents="keep", **options) as pager,
+            memory_client("16M", pager) as client,
+        ):
+            yield donor, pager, client
+
+
+@pytest.mark.parametrize("libnbd", [False, True], ids=["wire", "libnbd"])
+def test_an_answer_that_never_ends_is_asked_for_again(libnbd: bool) -> None:
+    with hostile(**({"libnbd": ""} if libnbd else {})) as (donor, pager, client):
+        lies = [half]
+        donor.choose = lambda request: (
+            lies.pop() if lies and (request.command, request.offset) == (READ, 5 << 12) else None
+        )
+        assert client.command("read", first=5)["value"] == 6
+        assert donor.told == ["half"]
+        assert "connection lost: no answer for 1." in pager.log()
+
+
+def test_a_donor_that_takes_longer_than_the_pager_waits_answers_in_the_end() -> None:
+    """The pager waits longer each time that it gave a connection up too soon."""
+    with hostile() as (donor, pager, client):
+        donor.delay_s = 2.0
+        assert client.command("read", first=7, timeout_s=60)["value"] == 8
+        assert "connection lost: no answer for 1." in pager.log()
+        said = pager.log().count("connection lost")
+        for page in (8, 9):
+            assert client.command("read", first=page, timeout_s=60)["value"] == page + 1
+        assert pager.log().count("connection lost") <= said + 2, "the other connections may learn yet"
+
+
+def test_a_donor_that_accepts_and_never_negotiates_is_given_up_and_tried_again() -> None:
+    with hostile(log_level="debug") as (donor, pager, client):
+        donor.talks.clear()
+        lies = [half]
+        donor.choose = lambda request: lies.pop() if lies and request.command == READ else None
+        client.start("read", first=3)
+        wait_until(lambda: "no connection: it did not negotiate for" in pager.log(), timeout_s=30, what="giving up")
+        donor.talks.set()
+        assert client.result("read")["value"] == 4
+
+
+def test_a_pager_does_not_start_with_a_donor_that_never_negotiates(place: Path) -> None:
+    with hostile_donor(16 << 20) as donor:
+        donor.talks.clear()
+        argv = pager_argv(installed_build(), place, [donor.uri], "2M", {})
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert f"donor {donor.uri}: cannot connect: it did not finish to connect within 5 s" in done.stderr
+
+
+def test_a_slow_donor_is_named_until_it_is_quick_again() -> None:
+    with hostile(slow_us="20000") as (donor, pager, client):
+        client.command("seq-read", first=0, n=20)
+        assert pager.status()["donors"][0]["slow"] is False
+        donor.delay_s = 0.03
+        client.command("seq-read", first=100, n=3)
+        status = pager.status()["donors"][0]
+        assert status["slow"] is True
+        assert status["smoothed_us"] > 5_000
+        assert f"donor {donor.uri} is slow: " in pager.log()
+        assert "answers took more than 20 ms" in pager.log()
+        donor.delay_s = 0.0
+        client.command("seq-read", first=1000, n=1000)
+        wait_until(lambda: not pager.status()["donors"][0]["slow"], timeout_s=60, what="it is quick again")
+        assert f"donor {donor.uri} is slow no more" in pager.log()
+
+
+def test_a_cable_that_is_pulled_is_noticed_and_mended() -> None:
+    with (
+        machines(1) as (machine,),
+        running_memserver(a="16M", prefix=machine.prefix, options=("--bind", machine.address)) as donor,
+        running_pager([donor.uri("a")], cache="2M", readahead="0") as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=3)
+        machine.pull_cable()
+        wait_until_down(pager)
+        client.start("read", first=0)
+        assert client.answers_nothing("read", for_s=0.3)
+        machine.plug_cable()
+        assert client.result("read")["ok"]
+        client.command("verify", seed=3)
