@@ -48,9 +48,9 @@ def machines(count: int) -> Iterator[list[Machine]]:
 
 
 def _make(stack: contextlib.ExitStack, number: int) -> Machine:
-    # Two runs on one machine must not meet: names and addresses carry the process id.
+    # Two runs on one machine must not meet: names carry the process id, addresses are those that nobody has.
     tag = f"{os.getpid() % 10000:04d}{number}"
-    base = (os.getpid() * 2 + number) % 63 * 4
+    base = _free_network(os.getpid() * 2 + number)
     machine = Machine(f"gbtest{tag}", f"{_NETWORK}.{base + 2}", f"gbv{tag}")
     _ip("netns", "add", machine.namespace)
     stack.callback(_ip, "netns", "del", machine.namespace)
@@ -63,6 +63,13 @@ def _make(stack: contextlib.ExitStack, number: int) -> Machine:
     for device in ("lo", "eth0"):
         _ip(*inside, "link", "set", device, "up")
     return machine
+
+
+def _free_network(first: int) -> int:
+    """Return the last number of a /30 that no cable here has."""
+    shown = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True, check=True).stdout
+    bases = [(first + step) % 63 * 4 for step in range(63)]
+    return next(base for base in bases if f" {_NETWORK}.{base + 1}/" not in shown)
 
 
 def _ip(*words: str) -> None:

@@ -23,6 +23,8 @@
 
 /* Set by stress-stop: those that run end now, and check all. */
 static _Atomic bool stopped;
+/* Of each thread of the last run, for stress-progress. */
+static _Atomic uint64_t steps[THREADS_MAX];
 
 struct stress {
     struct memory *memory;
@@ -161,6 +163,7 @@ static void *work(void *argument)
             worker->reads++;
             on_own_words(worker, page, check_word);
         }
+        atomic_fetch_add_explicit(&steps[worker->index], 1, memory_order_relaxed);
     }
     return NULL;
 }
@@ -257,4 +260,18 @@ static int stress_stop(struct call *call)
     return 0;
 }
 
-const struct command stress_commands[] = {{"stress", stress}, {"stress-stop", stress_stop}, {NULL, NULL}};
+/* How many operations each thread has done so far. */
+static int stress_progress(struct call *call)
+{
+    uint64_t n_threads = call_number(call, "threads", 8);
+    char key[16];
+
+    for (uint64_t i = 0; i < n_threads && i < THREADS_MAX; i++) {
+        snprintf(key, sizeof(key), "thread_%u", (unsigned)i);
+        call_field(call, key, atomic_load_explicit(&steps[i], memory_order_relaxed));
+    }
+    return 0;
+}
+
+const struct command stress_commands[] = {
+    {"stress", stress}, {"stress-stop", stress_stop}, {"stress-progress", stress_progress}, {NULL, NULL}};

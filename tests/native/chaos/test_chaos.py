@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""A short run of the chaos that tests/helpers/chaos.py makes; SEEDS.md has the long ones, and how to run them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from helpers.chaos import Setting, run_chaos
+from helpers.chaos_plan import HARMLESS, plan
+
+SEED = int(os.environ.get("GHOSTBOX_TEST_CHAOS_SEED", "1"))
+SECONDS = float(os.environ.get("GHOSTBOX_TEST_CHAOS_SECONDS", "20"))
+
+
+@pytest.fixture(autouse=True)
+def userfaultfd_device() -> None:
+    """Skip where no userfaultfd can be made."""
+    try:
+        os.close(os.open("/dev/userfaultfd", os.O_RDWR))
+    except OSError as err:
+        pytest.skip(f"cannot run here: /dev/userfaultfd: {err.strerror}")
+
+
+def test_a_seed_gives_the_same_events_again() -> None:
+    assert plan(7, 60) == plan(7, 60)
+    assert plan(7, 60) != plan(8, 60)
+
+
+@pytest.mark.slow
+def test_links_donors_and_pagers_fail_without_replicas_and_no_word_is_wrong() -> None:
+    result = run_chaos(Setting(SEED, SECONDS, replicas=1))
+    assert set(result["events"]) <= set(HARMLESS)
+    assert result["events"]["kill-pager"]
+    assert result["words_verified"] > 1_000_000
