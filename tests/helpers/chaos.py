@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -143,7 +142,7 @@ class Run:
         self._step(active)
 
     def _may_begin(self, event: Event) -> bool:
-        kinds = {active.event.kind for active in self.active}
+        kinds = self._kinds()
         if self.world.pager_down:
             return False
         if event.kind in HARMLESS:
@@ -165,10 +164,21 @@ class Run:
         self.looked_at = now
         if world.client.process.poll() is not None:
             raise ChaosFailed(f"the client ended with status {world.client.process.returncode}")
+        self._mind_filtered()
         self._note_exposure()
         if not world.pager_down:
             world.look()
         self._note_progress(now)
+
+    def _mind_filtered(self) -> None:
+        """Start it again if it ended by itself."""
+        filtered = self.world.donors.filtered
+        if filtered.process.poll() is not None and "crash" not in self._kinds():
+            self.world.say(f"filtered ended by itself, status {filtered.process.returncode}")
+            filtered.start()
+
+    def _kinds(self) -> set[str]:
+        return {active.event.kind for active in self.active}
 
     def _note_exposure(self) -> None:
         """Waiting is right if two donors are away, or one before all copies of another's were made anew."""
@@ -346,4 +356,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,6 +20,7 @@ HARMLESS = {
     "break": (2, 0.0, 0.0),
     "garble": (2, 0.0, 0.5),
     "rate": (2, 0.5, 2.0),
+    "crash": (2, 0.0, 2.0),
     "kill-pager": (6, 0.0, 1.0),
     "hand-over": (2, 0.0, 0.0),
     "set-cache": (2, 0.0, 0.0),
@@ -35,7 +36,7 @@ WITH_COPIES = {
     "spare": (3, 0.0, 0.0),
 }
 ALWAYS_AT = {"delay": "relayed", "break": "relayed", "garble": "relayed", "flip": "relayed"}
-ALWAYS_AT |= {"rate": "filtered", "errors": "filtered", "rot": "plain", "spare": "spare"}
+ALWAYS_AT |= {"rate": "filtered", "crash": "filtered", "errors": "filtered", "rot": "plain", "spare": "spare"}
 NOWHERE = ("kill-pager", "hand-over", "set-cache", "look")
 
 

@@ -203,6 +203,13 @@ def _errors(world: World, event: Event) -> Steps:
     world.donors.filtered.errors(False)
 
 
+def _crash(world: World, event: Event) -> Steps:
+    """A server that dies and comes back with its memory."""
+    world.donors.filtered.kill()
+    yield world.pause(event.lasts_s)
+    world.donors.filtered.start()
+
+
 def _kill(world: World, event: Event) -> Steps:
     donor = world.donors[event.donor]
     donor.kill()
@@ -256,6 +263,7 @@ ACTIONS: dict[str, Callable[[World, Event], Steps]] = {
     "look": _look,
     "flip": _flip,
     "errors": _errors,
+    "crash": _crash,
     "kill": _kill,
     "drain": _drain,
     "rot": _rot,
