@@ -143,7 +143,7 @@ def _garble(world: World, event: Event) -> Steps:
 
 
 def _rate(world: World, event: Event) -> Steps:
-    world.donors.filtered.rate(f"{event.amount}M")
+    world.donors.filtered.rate(f"{event.amount + 10}M")
     yield world.pause(event.lasts_s)
     world.donors.filtered.rate("10G")
 
