@@ -57,16 +57,22 @@ def _cold_cache_bytes(lab: Lab) -> int:
     return lab.scale.n_faults * PAGE_BYTES * 2 + 32 * MIB
 
 
+def cold_random(lab: Lab) -> Outcome:
+    """Touch pages in random order, each for the first time; latency of one touch."""
+    with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
+        return latency(lab.client("random", _random_words(lab), running))
+
+
+def _random_words(lab: Lab) -> dict[str, object]:
+    return {"bytes": lab.scale.data_bytes, "count": lab.scale.n_faults}
+
+
 def _random(lab: Lab) -> Scenario:
-    words: dict[str, object] = {"bytes": lab.scale.data_bytes, "count": lab.scale.n_faults}
+    words = _random_words(lab)
     sparse = {**words, "count": lab.scale.n_faults // _SPARSE}
 
-    def pager() -> Outcome:
-        with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
-            return latency(lab.client("random", words, running))
-
     contenders = (
-        Contender("pager", pager, ours=True),
+        Contender("pager", lambda: cold_random(lab), ours=True),
         Contender("floor", lambda: _floor(lab)),
         nbdfuse_contender(lab, "random", {**words, "advise_random": 1}),
         nbdfuse_contender(lab, "random", sparse, _READ_AROUND),

@@ -90,8 +90,8 @@ uint32_t *pages_shuffled(uint64_t n, uint64_t count, uint64_t seed);
 /* Each command prints nothing: its result is returned. */
 typedef json_t *command_run(struct arguments *args);
 
-command_run touch_random, touch_sequential, mix_zipf, mix_write, floor_ping_pong, floor_userfault, wire_throughput,
-    nbd_load;
+command_run checksum_cost, touch_random, touch_sequential, mix_zipf, mix_write, floor_ping_pong, floor_userfault,
+    wire_throughput, nbd_load;
 
 /* A connected pair of TCP sockets on loopback; the second belongs to a child that runs serve(fd, ctx) and ends. */
 struct tcp_peer {

@@ -4,13 +4,14 @@
  *
  *   ghostbox-bench-client COMMAND [KEY=VALUE]…
  *
- * Three kinds of commands:
+ * Four kinds of commands:
  *
  * - random, sequential, zipf, write: a process in place of QEMU. It maps memory (remote memory through the shim, a
  * file, or plain local memory: see memory_map in bench.h), touches it in a pattern and takes the time. Nothing but
  * the touch is inside the clock; what decides which page comes next is made before.
  * - ping-pong, userfault, wire: the floor, that is what the machine needs at least for the same thing without any of
  *   GhostBox. Both ends wait as the pager does: they try again for poll_us, then sleep.
+ * - checksum: what it costs to check a page.
  * - load: an NBD client that is only a load (nbd_load.c).
  *
  * The kernel ends this process (SIGTERM) when the one that started it is gone. `follow CMD…` becomes CMD, which is
@@ -44,6 +45,7 @@ static const struct command {
     {"ping-pong", floor_ping_pong, "count= times 16 bytes out and 4096 back over TCP, client_us=, server_us="},
     {"userfault", floor_userfault, "count= empty round trips of a userfaultfd between processes, poll_us="},
     {"wire", wire_throughput, "send over TCP for ms="},
+    {"checksum", checksum_cost, "check and copy count= pages"},
     {"load", nbd_load,
      "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= first= span= poll_us= ms="},
 };

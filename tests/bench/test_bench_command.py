@@ -24,6 +24,7 @@ CliRun = subprocess.CompletedProcess[str]
 Cli = Callable[..., CliRun]
 PARTS = {
     "faults",
+    "checksum",
     "sequential",
     "threads",
     "overcommit",
