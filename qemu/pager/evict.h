@@ -51,6 +51,7 @@ struct link {
     int fd;
     int pidfd;
     pid_t pid;
+    uint64_t opened_ns;
     bool resume;
     char comm[16];
     struct region *region;
@@ -128,7 +129,8 @@ struct gb_header link_header(enum gb_msg_type type, uint32_t seq, size_t bytes);
 /* zap.c */
 /* Takes up to n pages from the head of the resident list out of the guest's page tables. */
 void zap_start(struct evict_loop *loop, uint32_t n);
-void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message);
+/* False: no such zap is under way. */
+bool zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message);
 /* The answer will not come: nothing is known of these pages, so they stay, as written. */
 void zap_abandon(struct evict_loop *loop, struct link *link);
 

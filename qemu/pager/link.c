@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Connections of shims: see ../proto/proto.h. A peer that breaks the protocol is disconnected, nothing else. */
+#include "clock.h"
 #include "evict.h"
 #include "log.h"
 
@@ -75,12 +76,24 @@ static bool uid_allowed(const struct options *options, uid_t uid)
     return false;
 }
 
-static struct link *find_free(struct evict_loop *loop)
+/* A place for a new connection. If all are taken, whoever has been the longest without handing memory over goes. */
+static struct link *find_place(struct evict_loop *loop)
 {
-    for (size_t i = 0; i < LINKS; i++)
-        if (loop->links[i].state == LINK_FREE)
-            return &loop->links[i];
-    return NULL;
+    struct link *oldest = NULL;
+
+    for (size_t i = 0; i < LINKS; i++) {
+        struct link *link = &loop->links[i];
+
+        if (link->state == LINK_FREE)
+            return link;
+        if (link->state != LINK_SERVING && (!oldest || link->opened_ns < oldest->opened_ns))
+            oldest = link;
+    }
+    if (oldest) {
+        log_warning("process %d connected and handed no memory over: it makes room for another", oldest->pid);
+        link_close(loop, oldest);
+    }
+    return oldest;
 }
 
 struct link *link_of(struct evict_loop *loop, const struct region *region)
@@ -124,7 +137,7 @@ void link_accept(struct evict_loop *loop)
     int fd = accept4(loop->pager->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     struct ucred cred;
     socklen_t length = sizeof(cred);
-    struct link *link = find_free(loop);
+    struct link *link = fd < 0 ? NULL : find_place(loop);
 
     if (fd < 0)
         return;
@@ -132,7 +145,7 @@ void link_accept(struct evict_loop *loop)
         close(fd);
         return;
     }
-    *link = (struct link){.state = LINK_HELLO, .fd = fd, .pidfd = -1, .pid = cred.pid};
+    *link = (struct link){.state = LINK_HELLO, .fd = fd, .pidfd = -1, .pid = cred.pid, .opened_ns = clock_ns()};
     if (!uid_allowed(loop->pager->options, cred.uid)) {
         char text[GB_PROTO_TEXT_BYTES];
 
@@ -271,6 +284,12 @@ static bool is(const union message *message, enum gb_msg_type type, size_t bytes
     return message->h.type == type && message->h.bytes == bytes;
 }
 
+static void on_zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message)
+{
+    if (!zap_done(loop, link, message))
+        reject(loop, link, EPROTO, "it answered a zap that was not asked for");
+}
+
 static void on_message(struct evict_loop *loop, struct link *link, const union message *m, int fds[3])
 {
     bool serving = link->state == LINK_SERVING;
@@ -287,7 +306,7 @@ static void on_message(struct evict_loop *loop, struct link *link, const union m
     else if (serving && is(m, GB_MSG_BYE, sizeof(m->h)))
         region_end(loop, link->region);
     else if (serving && is(m, GB_MSG_ZAP_DONE, sizeof(m->done)))
-        zap_done(loop, link, &m->done);
+        on_zap_done(loop, link, &m->done);
     else if (serving && is(m, GB_MSG_DISCARD_BEGIN, sizeof(m->range)))
         discard_begin(loop, link, &m->range);
     else if (serving && is(m, GB_MSG_DISCARD_END, sizeof(m->range)))

@@ -125,19 +125,17 @@ void zap_abandon(struct evict_loop *loop, struct link *link)
     link->n_zapping = 0;
 }
 
-void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message)
+bool zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *message)
 {
     struct pager *pager = loop->pager;
     bool written[BATCH_PAGES];
 
-    if (link->n_zapping == 0 || message->h.seq != link->zap_seq) {
-        log_warning("process %d answered a zap that was not asked for", link->pid);
-        return;
-    }
+    if (link->n_zapping == 0 || message->h.seq != link->zap_seq)
+        return false;
     if (message->error) {
         log_error("process %d cannot zap: %s", link->pid, strerror(message->error));
         zap_abandon(loop, link);
-        return;
+        return true;
     }
     FAULT_POINT(zap_answered);
     for (uint32_t i = 0; i < link->n_zapping;) {
@@ -153,4 +151,5 @@ void zap_done(struct evict_loop *loop, struct link *link, const struct gb_done *
         make_inactive(pager, link->zapping[i], written[i]);
     pager_unlock(pager);
     link->n_zapping = 0;
+    return true;
 }

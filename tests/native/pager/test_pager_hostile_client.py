@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -127,3 +130,25 @@ def test_a_name_is_shown_as_plain_text() -> None:
             assert [region["comm"] for region in pager.status()["regions"]] == ["q???error: me"]
             process.kill()
         assert "(q???error: me): 0 MiB of its memory are now served" in pager.log()
+
+
+def test_who_connects_and_says_nothing_makes_room_for_a_process_with_memory() -> None:
+    with running_memserver(a="32M") as donor, running_pager([donor.uri("a")], cache="4M") as pager:
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):  # there are 32 places
+                silent = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                silent.connect(str(pager.listen))
+            with memory_client("8M", pager) as client:
+                client.command("fill", seed=1)
+                client.command("verify", seed=1)
+        assert f"process {os.getpid()} connected and handed no memory over: it makes room for another" in pager.log()
+
+
+def test_who_answers_a_zap_that_was_not_asked_for_is_cut_off() -> None:
+    with running_memserver(a="32M") as donor, running_pager([donor.uri("a")]) as pager:
+        peer = hostile_client.Client(str(pager.listen), 0)
+        peer.greet(b"qemu")
+        peer.hand_over([peer.uffd, peer.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)])
+        assert peer.answer()[0] == hostile_client.REGION_OK
+        peer.send(hostile_client.ZAP_DONE, struct.pack("=iI", 0, 0))
+        assert peer.answer() == (hostile_client.REJECT, "it answered a zap that was not asked for")
