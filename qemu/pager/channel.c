@@ -102,6 +102,7 @@ static void begin(struct channel *channel, struct request *request, uint32_t byt
     request->channel = channel;
     request->bytes = bytes;
     request->error = 0;
+    request->done_ns = 0;
     request->started_ns = clock_ns();
     channel->in_flight++;
 }

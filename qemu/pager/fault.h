@@ -1,23 +1,39 @@
 /* SPDX-License-Identifier: MIT */
-/* Inside the fault thread: shared by fault_loop.c, fault.c, fetch.c and stream.c. */
+/* Inside the fault thread: shared by fault_loop.c, fault.c, fetch.c, failover.c, hedge.c and stream.c. */
 #ifndef GHOSTBOX_FAULT_H
 #define GHOSTBOX_FAULT_H
 
 #include "pager.h"
 
-#define DEMAND_SLOTS    128u
-#define READAHEAD_SLOTS 16u
+/* So many fetches at a time; the slots beyond are for asking a second copy (hedge.c). */
+#define DEMAND_MAX      128u
+#define READAHEAD_MAX   16u
+#define DEMAND_SLOTS    (DEMAND_MAX + 64u)
+#define READAHEAD_SLOTS (READAHEAD_MAX + 4u)
 #define STREAMS         16u
 #define RECENT_FAULTS   32u
 #define FETCH_ATTEMPTS  5u /* reads of a page that a donor answers with an error before the page counts as lost */
 
-/* A read from a donor under way: one page for a fault, a run for readahead. */
+/*
+ * A read from a donor under way: one page for a fault, a run for readahead. It is with one copy of its pages at a
+ * time; when that one takes too long, a twin asks another, and the first good answer counts. The other fetch is then
+ * "overtaken": nothing but its buffer is of any concern, until its own answer has come.
+ */
 struct fetch {
     struct request request; /* first */
     struct fetch *next;     /* free list or retry list */
     uint8_t *buf;
     uint32_t page, n_pages;
-    uint32_t attempts;
+    struct place place; /* where the request went */
+    uint32_t tried;     /* copies that failed in this round, by index */
+    uint32_t denied;    /* those of them whose donor has answered: with an error or wrong bytes */
+    uint64_t denied_words[COPIES_MAX];
+    struct fetch *twin;
+    uint64_t hedge_ns; /* when another copy is asked, too; 0: never */
+    bool is_hedge;
+    bool late; /* counted in its donor's n_late */
+    bool overtaken;
+    uint32_t attempts; /* rounds in which all copies denied it */
     uint64_t retry_ns;
     uint64_t fault_ns; /* when the fault was seen */
     bool demand;
@@ -39,8 +55,9 @@ struct fault_loop {
     int epoll_fd;
     struct fetch demand[DEMAND_SLOTS], readahead[READAHEAD_SLOTS];
     struct fetch *free_demand, *free_readahead;
-    uint32_t n_demand;   /* slots in use */
-    struct fetch *retry; /* waiting for retry_ns or for the donor */
+    uint32_t n_demand, n_readahead; /* under way, without those overtaken */
+    uint64_t hedge_ns;              /* when the first fetch is due to be hedged; 0: none is, or earlier than it was */
+    struct fetch *retry;            /* waiting for retry_ns or for the donor */
     uint8_t *buffers;
     uint32_t readahead_pages;            /* largest window, 0: off */
     struct region *watched[REGIONS_MAX]; /* whose userfaultfd is in the epoll */
@@ -78,6 +95,40 @@ void fetch_took(struct fault_loop *loop, const struct channel *channel, uint64_t
 bool fetch_random_access(const struct fault_loop *loop);
 /* Sends again what is due. Without the lock. Returns when to call again (0: no need). */
 uint64_t fetch_retry(struct fault_loop *loop);
+
+/* The rest of fetch.c is for failover.c and hedge.c; without the lock. */
+/* Asks the best copy that was not tried. 0, or -errno: there is none, or none that is connected. */
+int fetch_send(struct fault_loop *loop, struct fetch *fetch);
+struct fetch *fetch_slot(struct fault_loop *loop, bool demand);
+void fetch_slot_give(struct fault_loop *loop, struct fetch *fetch);
+/* Its pages are as they are to be: it is under way no more. */
+void fetch_over(struct fault_loop *loop, struct fetch *fetch);
+void fetch_retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t after_ns);
+/* With the lock. Back to absent, as if never asked for; whoever waits is put on the waiting list. */
+void fetch_give_up_page(struct fault_loop *loop, uint32_t page);
+
+/* failover.c: what becomes of a read that failed. Without the lock. */
+/* request.error says how; ESTALE: the copy is not what it was when it was asked, EAGAIN: its turn is still to come.
+ */
+void fetch_failed(struct fault_loop *loop, struct fetch *fetch);
+/* Not even sent. */
+void fetch_unsent(struct fault_loop *loop, struct fetch *fetch);
+/* A copy has served: those that denied the page are suspect. */
+void fetch_report(struct fault_loop *loop, const struct fetch *fetch);
+
+/* hedge.c. Without the lock. */
+/* The copy to ask: the best one, but rather one whose donor has nothing overtaken under way. */
+bool hedge_choose(const struct fault_loop *loop, const struct fetch *fetch, struct place *place);
+/* The request was sent: notes when to ask another copy, too. */
+void hedge_arm(struct fault_loop *loop, struct fetch *fetch);
+/* Asks other copies where it is time. */
+void hedge_due(struct fault_loop *loop);
+/* The request is over, well or not. */
+void hedge_answered(struct fetch *fetch);
+/* Its answer is good: a twin is overtaken. */
+void hedge_won(struct fault_loop *loop, struct fetch *fetch);
+/* It failed while its twin is under way: that one goes on alone. Returns false if there is none. */
+bool hedge_leave(struct fault_loop *loop, struct fetch *fetch);
 
 /* stream.c */
 /* A fault on an absent page: finds or starts its stream; returns the pages to bring in besides this one. */

@@ -202,13 +202,26 @@ static bool spin(struct fault_loop *loop, struct epoll_event *events, int *n)
     return false;
 }
 
+/* In milliseconds, or up to the moment when a second copy is to be asked. */
+static int sleep_for(struct fault_loop *loop, struct epoll_event *events, int ms)
+{
+    uint64_t ns = (uint64_t)ms * 1000000u, now_ns = loop->spun_ns;
+
+    if (!loop->hedge_ns || ms == 0 || loop->hedge_ns >= now_ns + ns)
+        return epoll_wait(loop->epoll_fd, events, EVENTS_MAX, ms);
+    ns = loop->hedge_ns > now_ns ? loop->hedge_ns - now_ns : 0;
+    struct timespec time = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+
+    return epoll_pwait2(loop->epoll_fd, events, EVENTS_MAX, &time, NULL);
+}
+
 static int wait_events(struct fault_loop *loop, struct epoll_event *events, int ms)
 {
     int n = 0;
 
     if (ms != 0 && spin(loop, events, &n))
         return n;
-    n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, ms);
+    n = sleep_for(loop, events, ms);
     loop->spun_ns = clock_ns();
     return n;
 }
@@ -225,6 +238,8 @@ static void run(struct fault_loop *loop)
             fault_serve_waiting(loop);
         if (loop->spun_ns >= loop->look_ns)
             look_at_channels(loop);
+        if (loop->hedge_ns && loop->spun_ns >= loop->hedge_ns)
+            hedge_due(loop);
         bool held_back;
         bool down = mind_channels(loop, &held_back);
 

@@ -13,8 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define RETRY_NS      10000000ull
-#define RETRY_LOST_NS 1000000000ull
+#define RETRY_NS 10000000ull
 /* Faults that belong to no stream count this long; and so soon the next one is expected. */
 #define RANDOM_GAP_NS    200000u
 #define RANDOM_LATELY_NS 200000u
@@ -73,34 +72,51 @@ void fetch_destroy(struct fault_loop *loop)
         munmap(loop->buffers, buffers_bytes(loop));
 }
 
-static struct fetch *slot_take(struct fetch **list)
+struct fetch *fetch_slot(struct fault_loop *loop, bool demand)
 {
+    struct fetch **list = demand ? &loop->free_demand : &loop->free_readahead;
     struct fetch *fetch = *list;
 
-    if (fetch)
-        *list = fetch->next;
+    if (!fetch)
+        return NULL;
+    *list = fetch->next;
+    fetch->tried = fetch->denied = fetch->attempts = 0;
+    fetch->twin = NULL;
+    fetch->hedge_ns = 0;
+    fetch->is_hedge = fetch->late = fetch->overtaken = fetch->of_stream = false;
     return fetch;
 }
 
-static void slot_give(struct fault_loop *loop, struct fetch *fetch)
+void fetch_slot_give(struct fault_loop *loop, struct fetch *fetch)
 {
     struct fetch **list = fetch->demand ? &loop->free_demand : &loop->free_readahead;
-
-    loop->n_demand -= fetch->demand;
 
     fetch->next = *list;
     *list = fetch;
 }
 
-static int send_read(struct fault_loop *loop, struct fetch *fetch)
+void fetch_over(struct fault_loop *loop, struct fetch *fetch)
 {
-    struct place place = pool_place(&loop->pager->pool, fetch->page);
-    struct channel *channel = &place.donor->channels[fetch->demand ? CHANNEL_DEMAND : CHANNEL_READAHEAD];
-
-    return channel_read(channel, &fetch->request, fetch->buf, fetch->n_pages * PAGE_BYTES, place.offset);
+    if (fetch->demand)
+        loop->n_demand--;
+    else
+        loop->n_readahead--;
+    fetch_slot_give(loop, fetch);
 }
 
-static void retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t after_ns)
+int fetch_send(struct fault_loop *loop, struct fetch *fetch)
+{
+    if (!hedge_choose(loop, fetch, &fetch->place))
+        return -ENOENT;
+    struct channel *channel = &fetch->place.donor->channels[fetch->demand ? CHANNEL_DEMAND : CHANNEL_READAHEAD];
+    int rc = channel_read(channel, &fetch->request, fetch->buf, fetch->n_pages * PAGE_BYTES, fetch->place.offset);
+
+    if (rc == 0)
+        hedge_arm(loop, fetch);
+    return rc;
+}
+
+void fetch_retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t after_ns)
 {
     fetch->retry_ns = clock_ns() + after_ns;
     fetch->next = loop->retry;
@@ -110,14 +126,13 @@ static void retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t a
 bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
 {
     struct page_table *table = &loop->pager->table;
-    struct fetch *fetch = slot_take(&loop->free_demand);
+    struct fetch *fetch = loop->n_demand < DEMAND_MAX ? fetch_slot(loop, true) : NULL;
 
     if (!fetch)
         return false;
     loop->n_demand++;
     fetch->page = page;
     fetch->n_pages = 1;
-    fetch->attempts = 0;
     fetch->fault_ns = loop->now_ns;
     fetch->of_stream = of_stream;
     table->counts.present++;
@@ -125,8 +140,8 @@ bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
     table->pages[page].flags |= PAGE_F_WANTED;
     pager_unlock(loop->pager);
     FAULT_POINT(fetch_marked);
-    if (send_read(loop, fetch) < 0)
-        retry_later(loop, fetch, RETRY_NS);
+    if (fetch_send(loop, fetch) < 0)
+        fetch_retry_later(loop, fetch, RETRY_NS);
     FAULT_POINT(fetch_sent);
     pager_lock(loop->pager);
     return true;
@@ -166,45 +181,26 @@ uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_page
 
     if (n == 0) /* here already, or nothing to fetch: step over it */
         return page_on_donor(table, page) || table->pages[page].state != PAGE_ABSENT ? 1 : 0;
-    struct fetch *fetch = slot_take(&loop->free_readahead);
+    struct fetch *fetch = loop->n_readahead < READAHEAD_MAX ? fetch_slot(loop, false) : NULL;
 
     if (!fetch)
         return 0;
+    loop->n_readahead++;
     fetch->page = page;
     fetch->n_pages = n;
-    fetch->attempts = 0;
     fetch->fault_ns = loop->now_ns;
     for (uint32_t i = 0; i < n; i++)
         page_set_state(table, page + i, PAGE_FETCHING);
     table->counts.present += n;
     COUNT(pager->counters.readahead_issued, n);
     pager_unlock(pager);
-    if (send_read(loop, fetch) < 0)
-        retry_later(loop, fetch, RETRY_NS);
+    if (fetch_send(loop, fetch) < 0)
+        fetch_retry_later(loop, fetch, RETRY_NS);
     pager_lock(pager);
     return n;
 }
 
-/* A fetch that failed for good: the page's bytes are gone. Never a zero page (trap 3). */
-static void lose_page(struct fault_loop *loop, uint32_t page)
-{
-    struct pager *pager = loop->pager;
-    struct region *region = pager_region_of(pager, page);
-
-    pager->table.counts.present--;
-    page_set_state(&pager->table, page, PAGE_POISONED);
-    pager->table.pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
-    COUNT(pager->counters.poisoned, 1);
-    struct place place = pool_place(&pager->pool, page);
-
-    log_error("page %u is lost: donor %s cannot return offset %llu; access to it is SIGBUS from now on", page,
-              place.donor->uri, (unsigned long long)place.offset);
-    if (region)
-        region_poison(region, page);
-}
-
-/* Back to absent, as if never asked for; whoever waits is put on the waiting list. */
-static void give_up_page(struct fault_loop *loop, uint32_t page)
+void fetch_give_up_page(struct fault_loop *loop, uint32_t page)
 {
     struct page_table *table = &loop->pager->table;
     bool wanted = table->pages[page].flags & PAGE_F_WANTED;
@@ -214,53 +210,6 @@ static void give_up_page(struct fault_loop *loop, uint32_t page)
     page_set_state(table, page, PAGE_ABSENT);
     if (wanted)
         fault_make_wait(loop, page, RETRY_NS);
-}
-
-static bool region_leaves(struct pager *pager, uint32_t page)
-{
-    pager_lock(pager);
-    const struct region *region = pager_region_of(pager, page);
-    bool leaves = !region || region->leaving;
-
-    pager_unlock(pager);
-    return leaves;
-}
-
-static void finish_failed(struct fault_loop *loop, struct fetch *fetch)
-{
-    struct pager *pager = loop->pager;
-    struct place place = pool_place(&pager->pool, fetch->page);
-    bool answered = fetch->request.error != ENOTCONN && place.donor->channels[CHANNEL_DEMAND].state == CHANNEL_UP;
-    bool hopeless = atomic_load(&place.donor->lost) || (answered && ++fetch->attempts >= FETCH_ATTEMPTS);
-
-    COUNT(place.donor->counters.errors, 1);
-    log_debug("donor %s: read of %u pages at %llu failed: %s", place.donor->uri, fetch->n_pages,
-              (unsigned long long)place.offset, strerror(fetch->request.error));
-    if (fetch->demand && region_leaves(pager, fetch->page)) {
-        pager_lock(pager);
-        give_up_page(loop, fetch->page);
-        pager_unlock(pager);
-        slot_give(loop, fetch);
-        return;
-    }
-    if (fetch->demand && !hopeless) {
-        retry_later(loop, fetch, RETRY_NS);
-        return;
-    }
-    if (fetch->demand && !pager->features.have[FEATURE_POISON]) {
-        log_error("page %u cannot be read from donor %s; its reader waits", fetch->page, place.donor->uri);
-        retry_later(loop, fetch, RETRY_LOST_NS);
-        return;
-    }
-    pager_lock(pager);
-    for (uint32_t i = 0; i < fetch->n_pages; i++) {
-        if (fetch->demand)
-            lose_page(loop, fetch->page + i);
-        else
-            give_up_page(loop, fetch->page + i);
-    }
-    pager_unlock(pager);
-    slot_give(loop, fetch);
 }
 
 /*
@@ -302,7 +251,7 @@ static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_
     }
     if (rc != -ESRCH) /* ESRCH: the process is gone */
         log_debug("page %u: UFFDIO_COPY: %s; trying again", page, strerror(-rc));
-    give_up_page(loop, page);
+    fetch_give_up_page(loop, page);
 }
 
 /* Pages that nobody waits for so far: into the memfd, mapped nowhere. */
@@ -323,7 +272,7 @@ static void install_inactive(struct fault_loop *loop, struct fetch *fetch, uint3
     pager_lock(pager);
     for (uint32_t page = fetch->page + first; page < fetch->page + first + n; page++) {
         if (rc < 0) {
-            give_up_page(loop, page);
+            fetch_give_up_page(loop, page);
             continue;
         }
         page_set_state(&pager->table, page, PAGE_INACTIVE);
@@ -360,22 +309,27 @@ static void install(struct fault_loop *loop, struct fetch *fetch)
     pager_unlock(pager);
 }
 
-/* Whether each page is what was sent. Nobody else touches the entry of a page that is being fetched. */
-static bool verify(struct fault_loop *loop, const struct fetch *fetch)
+/* 0, or why the answer is no good. Nobody else touches the entry of a page that is being fetched. */
+static int verify(struct fault_loop *loop, const struct fetch *fetch)
 {
+    const struct pool *pool = &loop->pager->pool;
+    const struct place *place = &fetch->place;
+
+    if (copy_word(&pool->extents[fetch->page / pool->extent_pages], place->copy) != place->word)
+        return ESTALE;
     for (uint32_t i = 0; i < fetch->n_pages; i++) {
         const struct page *p = &loop->pager->table.pages[fetch->page + i];
 
-        if ((p->flags & PAGE_F_SUM) && checksum_page(fetch->buf + (size_t)i * PAGE_BYTES) != p->checksum) {
-            struct place place = pool_place(&loop->pager->pool, fetch->page + i);
-
-            COUNT(place.donor->counters.checksum_errors, 1);
-            log_error("donor %s: the page at offset %llu is not what was written there (checksum)", place.donor->uri,
-                      (unsigned long long)place.offset);
-            return false;
-        }
+        if (!(p->flags & PAGE_F_SUM) || checksum_page(fetch->buf + (size_t)i * PAGE_BYTES) == p->checksum)
+            continue;
+        if (p->flags & PAGE_F_IO) /* a copy that is written behind, and this page is on its way there */
+            return EAGAIN;
+        COUNT(place->donor->counters.checksum_errors, 1);
+        log_error("donor %s: the page at offset %llu is not what was written there (checksum)", place->donor->uri,
+                  (unsigned long long)place->offset + i * PAGE_BYTES);
+        return EBADMSG;
     }
-    return true;
+    return 0;
 }
 
 static void add_latency(struct pager *pager, const struct fetch *fetch)
@@ -387,29 +341,41 @@ static void add_latency(struct pager *pager, const struct fetch *fetch)
     histogram_add(&pager->install_latency, now_ns - fetch->request.done_ns);
 }
 
-static void finish_one(struct fault_loop *loop, struct fetch *fetch)
+static void count_answer(struct fault_loop *loop, const struct fetch *fetch)
 {
     struct donor *donor = fetch->request.channel->donor;
+    uint64_t took_ns = fetch->request.done_ns - fetch->request.started_ns;
 
-    if (!fetch->request.error && !verify(loop, fetch))
-        fetch->request.error = EBADMSG;
+    COUNT(donor->counters.reads, 1);
+    COUNT(donor->counters.read_bytes, fetch->request.bytes);
+    if (!fetch->demand)
+        return;
+    histogram_add(&donor->latency, took_ns);
+    pulse_sample(donor, took_ns, (uint64_t)loop->pager->options->slow_us * 1000);
+}
+
+static void finish_one(struct fault_loop *loop, struct fetch *fetch)
+{
+    hedge_answered(fetch);
+    if (!fetch->request.error && !fetch->overtaken)
+        fetch->request.error = verify(loop, fetch);
+    if (!fetch->request.error)
+        count_answer(loop, fetch);
+    if (fetch->overtaken) {
+        fetch_slot_give(loop, fetch);
+        return;
+    }
     if (fetch->request.error) {
-        finish_failed(loop, fetch);
+        fetch_failed(loop, fetch);
         return;
     }
     FAULT_POINT(fetch_arrived);
-    COUNT(donor->counters.reads, 1);
-    COUNT(donor->counters.read_bytes, fetch->request.bytes);
-    if (fetch->demand) {
-        uint64_t took_ns = fetch->request.done_ns - fetch->request.started_ns;
-
-        histogram_add(&donor->latency, took_ns);
-        pulse_sample(donor, took_ns, (uint64_t)loop->pager->options->slow_us * 1000);
-    }
+    hedge_won(loop, fetch);
+    fetch_report(loop, fetch);
     install(loop, fetch);
     if (fetch->demand)
         add_latency(loop->pager, fetch);
-    slot_give(loop, fetch);
+    fetch_over(loop, fetch);
 }
 
 void fetch_finish(struct fault_loop *loop, struct channel *channel)
@@ -461,9 +427,8 @@ uint64_t fetch_retry(struct fault_loop *loop)
         if (fetch->retry_ns > now) {
             fetch->next = loop->retry;
             loop->retry = fetch;
-        } else if (send_read(loop, fetch) < 0) {
-            fetch->request.error = ENOTCONN;
-            finish_failed(loop, fetch);
+        } else if (fetch_send(loop, fetch) < 0) {
+            fetch_unsent(loop, fetch);
         }
     }
     for (struct fetch *fetch = loop->retry; fetch; fetch = fetch->next)

@@ -23,6 +23,7 @@ struct pager_counters {
     _Atomic uint64_t evicted_clean, evicted_dirty, evicted_zero, zapped, second_chance;
     _Atomic uint64_t discard_requests, discard_pages;
     _Atomic uint64_t foreign_pages, vanished_pages, poisoned;
+    _Atomic uint64_t hedges_sent, hedges_won;
 };
 
 /* Copies that did not give what was written to them: the fault thread tells the evict thread. */

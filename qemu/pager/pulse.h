@@ -29,6 +29,7 @@ struct pulse {
     uint64_t smoothed_ns;       /* latency: an eighth of each answer, the rest of what there was; 0: none yet */
     uint64_t p99_ns;            /* about the 99th percentile of the last thousand answers; 0: none yet */
     uint32_t n_answers, n_slow; /* of late: halved every DECAY_NS */
+    uint32_t n_late;            /* requests under way that another donor was asked for, too: hedge.c */
     uint64_t decay_ns;          /* when to halve them next */
 };
 

@@ -109,6 +109,9 @@ static json_t *cmd_status(void *ctx, const json_t *args, struct control_error *e
         "dirty_tracking", features_dirty_tracking(&pager->features), "regions", regions_to_json(pager), "pages",
         pages_to_json(pager), "donors", donors_to_json(pager), "state_file", pager->state.path);
 
+    json_object_set_new(head, "hedges",
+                        json_pack("{s:I, s:I}", "sent", load(&pager->counters.hedges_sent), "won",
+                                  load(&pager->counters.hedges_won)));
     json_object_update(head, status);
     json_decref(status);
     return head;

@@ -318,6 +318,10 @@ class HostileDonor:
         """End."""
         self._listener.close()
         self.talks.set()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Break all connections."""
         for sock in self._socks:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
