@@ -127,8 +127,10 @@ static void bring_in(struct fault_loop *loop, struct region *region, uint32_t pa
         uint32_t n = zero_run(loop, region, page, window + 1);
 
         fill_zero(loop, region, page, n);
-        if (stream && n > 1)
+        if (stream && n > 1) {
             stream->last = page + n - 1;
+            stream->window = window;
+        }
     } else if (!fetch_demand(loop, page, stream != NULL)) {
         fault_make_wait(loop, page, RETRY_NS);
         return;

@@ -85,3 +85,17 @@ def test_random_access_is_not_read_ahead(cold: tuple[RunningPager, MemoryClient]
     issued = pager.status()["readahead"]["issued"]
     touch(client, random.Random(2).sample(range(12000), 500))
     assert pager.status()["readahead"]["issued"] - issued < 100
+
+
+def test_who_fills_fresh_memory_in_order_gets_ever_longer_runs_of_it() -> None:
+    with (
+        running_memserver(a="16M") as donor,
+        running_pager([donor.uri("a")], cache="32M") as pager,
+        memory_client("16M", pager) as client,
+    ):
+        touch(client, (3000, 100, 2000, 500))
+        assert pager.status()["pages"]["resident"] == 4, "nobody fills anything so far"
+        client.command("fill", seed=1, n=2000)
+        faults = pager.status()["faults"]
+        assert faults["zero_filled"] >= 2000
+        assert faults["missing_zero"] < 100, "8, 16, 32, then 64 at a time"
