@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "donor.h"
 
+#include "address.h"
 #include "clock.h"
 #include "log.h"
 #include "pages.h"
@@ -25,12 +26,17 @@ static bool donor_fences(const struct donor *donor)
 const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTES])
 {
     const struct donor *donor = channel->donor;
+    char plain[CHANNEL_URI_BYTES];
 
-    if (channel->class != CHANNEL_WRITEBACK || !donor_fences(donor))
-        return donor->uri;
-    int path_length = (int)strcspn(donor->uri, "?#");
+    if (donor->address)
+        address_put(donor->uri, donor->address, plain, sizeof(plain));
+    else
+        snprintf(plain, sizeof(plain), "%s", donor->uri);
+    bool as_writer = channel->class == CHANNEL_WRITEBACK && donor_fences(donor);
+    int path_length = (int)strcspn(plain, "?#");
 
-    snprintf(uri, CHANNEL_URI_BYTES, "%.*s%s%s", path_length, donor->uri, WRITER_SUFFIX, donor->uri + path_length);
+    snprintf(uri, CHANNEL_URI_BYTES, "%.*s%s%s", path_length, plain, as_writer ? WRITER_SUFFIX : "",
+             plain + path_length);
     return uri;
 }
 
@@ -137,6 +143,8 @@ int donor_open(struct donor *donor, const char *uri, char *text, size_t text_byt
             rc = donor_learn(donor, text, text_bytes);
         if (rc < 0)
             return rc;
+        if (class == CHANNEL_DEMAND)
+            donor->address = address_of_peer(nbd_aio_get_fd(donor->channels[class].nbd));
     }
     return 0;
 }
@@ -152,6 +160,7 @@ void donor_inherit(struct donor *donor)
 {
     uint64_t now = clock_ns();
 
+    donor->address = address_look_up(donor->uri);
     for (int class = 0; class < CHANNEL_CLASSES; class ++) {
         struct channel *channel = &donor->channels[class];
 
@@ -171,6 +180,7 @@ void donor_close(struct donor *donor)
     }
     free(donor->slots);
     free(donor->identity);
+    free(donor->address);
     free(donor->host);
     free(donor->uri);
 }

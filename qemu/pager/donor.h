@@ -96,6 +96,7 @@ enum slot_state {
 struct donor {
     char *uri;
     char *host;     /* of its URI: a machine, or the path of a Unix socket */
+    char *address;  /* where that machine was found, NULL: not known */
     char *identity; /* "" if the server gives none */
     uint64_t export_bytes;
     uint32_t n_slots;
@@ -132,7 +133,7 @@ bool donor_uri_valid(const char *uri);
 char *donor_host(const char *uri);
 void donor_close(struct donor *donor);
 
-/* Where this channel connects: the donor's URI, or the same in the buffer with what its class adds. */
+/* Where this channel connects, in the buffer: the donor's URI with its address and with what the class adds. */
 const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTES]);
 
 /* Each returns 0 (the request will appear on the done list) or -errno (it will not). */

@@ -221,7 +221,13 @@ def pager_argv(build: Build, place: Path, donors: Sequence[str], cache: str, opt
 
 @contextlib.contextmanager
 def running_pager(
-    donors: Sequence[str], *, cache: str = "8M", build: Build | None = None, place: Path | None = None, **options: str
+    donors: Sequence[str],
+    *,
+    cache: str = "8M",
+    build: Build | None = None,
+    place: Path | None = None,
+    prefix: Sequence[str] = (),
+    **options: str,
 ) -> Iterator[RunningPager]:
     """Run a pager until the end of the block.
 
@@ -230,13 +236,14 @@ def running_pager(
         cache: its bound.
         build: which programs.
         place: directory of its sockets, to start a second pager where the first one was.
+        prefix: what starts it elsewhere.
         options: any other option; ``exit_with_client=""`` for a flag.
     """
     build = build or installed_build()
     with contextlib.ExitStack() as stack:
         place = place or stack.enter_context(short_dir())
         log_path = place / "log"
-        argv = pager_argv(build, place, donors, cache, options)
+        argv = [*prefix, *pager_argv(build, place, donors, cache, options)]
         with log_path.open("a") as log:
             process = subprocess.Popen(
                 argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **build.env}

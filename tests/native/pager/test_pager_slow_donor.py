@@ -168,3 +168,21 @@ def test_a_cable_that_is_pulled_is_noticed_and_mended() -> None:
         machine.plug_cable()
         assert client.result("read")["ok"]
         client.command("verify", seed=3)
+
+
+def test_a_donors_name_is_looked_up_once(place: Path) -> None:
+    """A resolver that does not answer would hold up all donors; here the name has no answer any more."""
+    hosts = place / "hosts"
+    hosts.write_text("127.0.0.1 donor.example\n")
+    prefix = ("unshare", "-m", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
+    with hostile_donor(16 << 20) as donor:
+        uri = donor.uri.replace("127.0.0.1", "donor.example")
+        with (
+            running_pager([uri], cache="2M", readahead="0", prefix=prefix) as pager,
+            memory_client("16M", pager) as client,
+        ):
+            client.command("fill", seed=1, timeout_s=120)
+            hosts.write_text("")
+            donor.hang_up()
+            client.command("verify", seed=1, timeout_s=120)
+            assert pager.status()["donors"][0]["reconnects"] > 0
