@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from ghostbox.processes import wait_until
 from helpers.pager import MemoryClient, RunningPager, memory_client, running_memserver, running_pager
 
 HOT = range(0, 400)
@@ -87,15 +88,22 @@ def test_random_access_is_not_read_ahead(cold: tuple[RunningPager, MemoryClient]
     assert pager.status()["readahead"]["issued"] - issued < 100
 
 
+def zero_fills(pager: RunningPager) -> tuple[int, int]:
+    """Return the faults on memory that was never written, and the pages that they brought."""
+    faults = pager.status()["faults"]
+    return int(faults["missing_zero"]), int(faults["zero_filled"])
+
+
 def test_who_fills_fresh_memory_in_order_gets_ever_longer_runs_of_it() -> None:
     with (
         running_memserver(a="16M") as donor,
         running_pager([donor.uri("a")], cache="32M") as pager,
         memory_client("16M", pager) as client,
     ):
+        # A reader goes on before the pager has counted its fault.
         touch(client, (3000, 100, 2000, 500))
-        assert pager.status()["pages"]["resident"] == 4, "nobody fills anything so far"
+        wait_until(lambda: zero_fills(pager)[0] >= 4, timeout_s=10, what="the pager's counters")
+        assert zero_fills(pager) == (4, 4), "nobody fills anything so far"
         client.command("fill", seed=1, n=2000)
-        faults = pager.status()["faults"]
-        assert faults["zero_filled"] >= 2000
-        assert faults["missing_zero"] < 100, "8, 16, 32, then 64 at a time"
+        wait_until(lambda: zero_fills(pager)[1] >= 2000, timeout_s=10, what="the pager's counters")
+        assert zero_fills(pager)[0] < 100, "8, 16, 32, then 64 at a time"
