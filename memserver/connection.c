@@ -83,6 +83,17 @@ static enum connection_parse input_parse(struct connection *connection)
     return connection->phase == PHASE_TRANSMISSION ? transmit_parse(connection) : negotiate_parse(connection);
 }
 
+/* errno says what. That a client goes is nothing to tell of, but that it had to be given up is. */
+static void failure_say(const struct connection *connection, const char *what)
+{
+    if (errno == ETIMEDOUT) {
+        log_info("%s: given up: it has vanished, or takes nothing of what it asked for (--peer-timeout)",
+                 connection->peer);
+    } else {
+        log_debug("%s: cannot %s: %s", connection->peer, what, strerror(errno));
+    }
+}
+
 /* Returns false when the turn ends here; *step says how. */
 static bool output_flush(struct connection *connection, bool *worked, enum connection_step *step)
 {
@@ -93,7 +104,7 @@ static bool output_flush(struct connection *connection, bool *worked, enum conne
     *worked = true;
     *step = status == REPLIES_BLOCKED ? STEP_OUTPUT : STEP_CLOSED;
     if (status == REPLIES_FAILED) {
-        log_debug("%s: cannot send: %s", connection->peer, strerror(errno));
+        failure_say(connection, "send");
     }
     return status == REPLIES_SENT;
 }
@@ -108,7 +119,7 @@ static bool input_take(struct connection *connection, bool *worked, enum connect
     }
     bool wait = n < 0 && (errno == EAGAIN || errno == EINTR);
     if (n < 0 && !wait) {
-        log_debug("%s: cannot receive: %s", connection->peer, strerror(errno));
+        failure_say(connection, "receive");
     }
     *step = wait ? STEP_INPUT : STEP_CLOSED;
     return false;

@@ -33,6 +33,8 @@ static const char usage[] =
     "                          while that serves more requests; 0: not at all (100)\n"
     "  --max-connections N     more are refused (1024)\n"
     "  --handshake-timeout N   seconds a client has to choose an export (30)\n"
+    "  --peer-timeout N        seconds after which a client is given up that has vanished, or takes nothing of what\n"
+    "                          it asked for (60)\n"
     "  --log-file FILE         append log lines to FILE instead of stderr\n"
     "  --log-level LEVEL       error, warning, info or debug (info)\n"
     "  --version, --help\n";
@@ -48,6 +50,7 @@ enum {
     OPT_POLL_US,
     OPT_MAX_CONNECTIONS,
     OPT_HANDSHAKE_TIMEOUT,
+    OPT_PEER_TIMEOUT,
     OPT_LOG_FILE,
     OPT_LOG_LEVEL,
     OPT_VERSION,
@@ -65,6 +68,7 @@ static const struct option long_options[] = {
     {"poll-us", required_argument, NULL, OPT_POLL_US},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
+    {"peer-timeout", required_argument, NULL, OPT_PEER_TIMEOUT},
     {"log-file", required_argument, NULL, OPT_LOG_FILE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -167,6 +171,8 @@ static enum options_result option_take(struct options *options, int option, cons
         return number_option("--max-connections", text, 1, 65536, &options->max_connections);
     case OPT_HANDSHAKE_TIMEOUT:
         return number_option("--handshake-timeout", text, 1, 3600, &options->handshake_limit_s);
+    case OPT_PEER_TIMEOUT:
+        return number_option("--peer-timeout", text, 1, 3600, &options->peer_limit_s);
     case OPT_LOG_FILE:
         options->log_path = text;
         return OPTIONS_OK;
@@ -203,6 +209,7 @@ enum options_result options_parse(struct options *options, int argc, char **argv
                                 .poll_us = POLL_DEFAULT_US,
                                 .max_connections = 1024,
                                 .handshake_limit_s = 30,
+                                .peer_limit_s = 60,
                                 .log_level = LOG_INFO};
     int option;
     /* ':' first: we say what is wrong ourselves, in one form. */

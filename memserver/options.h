@@ -26,6 +26,7 @@ struct options {
     unsigned poll_us;
     unsigned max_connections;
     unsigned handshake_limit_s;
+    unsigned peer_limit_s;
     const char *log_path; /* NULL: stderr */
     enum log_level log_level;
 };

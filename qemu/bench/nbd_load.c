@@ -92,45 +92,58 @@ static int all_send(int fd, struct iovec *iov, int n)
     return 0;
 }
 
-static int load_connect(struct load *load)
+const char *nbd_connect(const char *host, const char *port, int *fd)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     struct addrinfo *address;
-    if (getaddrinfo(load->plan->host, load->plan->port, &hints, &address) != 0) {
-        return load_fail(load, "no such address");
+    *fd = -1;
+    if (getaddrinfo(host, port, &hints, &address) != 0) {
+        return "no such address";
     }
-    load->fd = socket(address->ai_family, SOCK_STREAM, 0);
-    int rc = load->fd < 0 ? -1 : connect(load->fd, address->ai_addr, address->ai_addrlen);
+    *fd = socket(address->ai_family, SOCK_STREAM, 0);
+    int rc = *fd < 0 ? -1 : connect(*fd, address->ai_addr, address->ai_addrlen);
     freeaddrinfo(address);
     if (rc < 0) {
-        return load_fail(load, "cannot connect");
+        return "cannot connect";
     }
     const int on = 1;
-    setsockopt(load->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    return 0;
+    setsockopt(*fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    return NULL;
 }
 
-static int load_negotiate(struct load *load)
+const char *nbd_negotiate(int fd, const char *export, uint64_t *export_bytes)
 {
     struct nbd_greeting greeting;
     const uint32_t flags = htobe32(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES);
-    uint32_t name_bytes = (uint32_t)strlen(load->plan->export);
+    uint32_t name_bytes = (uint32_t)strlen(export);
     struct nbd_option_header option = {
         .magic = htobe64(NBD_OPTION_MAGIC), .option = htobe32(NBD_OPT_EXPORT_NAME), .length = htobe32(name_bytes)};
     struct iovec iov[] = {{(void *)(uintptr_t)&flags, sizeof(flags)},
                           {&option, sizeof(option)},
-                          {(void *)(uintptr_t)load->plan->export, name_bytes}};
+                          {(void *)(uintptr_t) export, name_bytes}};
     struct {
         uint64_t size_bytes;
         uint16_t flags;
     } NBD_PACKED reply;
-    if (all_receive(load->fd, &greeting, sizeof(greeting)) < 0 || be64toh(greeting.magic) != NBD_MAGIC ||
-        all_send(load->fd, iov, 3) < 0 || all_receive(load->fd, &reply, sizeof(reply)) < 0) {
-        return load_fail(load, "the handshake failed");
+    if (all_receive(fd, &greeting, sizeof(greeting)) < 0 || be64toh(greeting.magic) != NBD_MAGIC ||
+        all_send(fd, iov, 3) < 0 || all_receive(fd, &reply, sizeof(reply)) < 0) {
+        return "the handshake failed";
     }
-    load->export_bytes = be64toh(reply.size_bytes);
-    bool fits = load->export_bytes >= load->plan->request_bytes;
-    return fits ? 0 : load_fail(load, "the export is smaller than a request");
+    *export_bytes = be64toh(reply.size_bytes);
+    return NULL;
+}
+
+static int load_open(struct load *load)
+{
+    const struct plan *plan = load->plan;
+    load->failure = nbd_connect(plan->host, plan->port, &load->fd);
+    if (load->failure == NULL) {
+        load->failure = nbd_negotiate(load->fd, plan->export, &load->export_bytes);
+    }
+    if (load->failure == NULL && load->export_bytes < plan->request_bytes) {
+        load->failure = "the export is smaller than a request";
+    }
+    return load->failure == NULL ? 0 : -1;
 }
 
 static uint64_t offset_next(struct load *load)
@@ -308,7 +321,7 @@ static json_t *plan_run(struct plan *plan)
         loads[i].plan = plan;
         loads[i].random = random_start(i + 1);
         loads[i].position = plan->first;
-        if (load_connect(&loads[i]) < 0 || load_negotiate(&loads[i]) < 0) {
+        if (load_open(&loads[i]) < 0) {
             fail("NBD server %s:%s: %s", plan->host, plan->port, loads[i].failure);
         }
     }
