@@ -48,6 +48,24 @@ static void channel_init(struct channel *channel, struct donor *donor, enum chan
     atomic_store(&donor->states[class], (int)state);
 }
 
+/* Returns 0 or -errno; nbd_get_error() has more, except of -ETIMEDOUT. */
+static int connect_in_time(struct nbd_handle *nbd, const char *uri)
+{
+    uint64_t deadline_ns = clock_ns() + CONNECT_NS;
+    int rc = nbd_aio_connect_uri(nbd, uri);
+
+    while (rc >= 0 && nbd_aio_is_connecting(nbd)) {
+        if (clock_ns() >= deadline_ns)
+            return -ETIMEDOUT;
+        rc = nbd_poll(nbd, POLL_MS);
+    }
+    if (rc >= 0 && nbd_aio_is_ready(nbd))
+        return 0;
+    int error = nbd_get_errno();
+
+    return error ? -error : -EIO;
+}
+
 static int channel_open(struct channel *channel, struct donor *donor, enum channel_class class, char *text,
                         size_t text_bytes)
 {
@@ -183,32 +201,4 @@ void donor_close(struct donor *donor)
     free(donor->address);
     free(donor->host);
     free(donor->uri);
-}
-
-static const char *donor_state_name(struct donor *donor)
-{
-    if (atomic_load(&donor->lost))
-        return "lost";
-    for (int class = 0; class < CHANNEL_CLASSES; class ++)
-        if (atomic_load(&donor->states[class]) != CHANNEL_UP)
-            return "down";
-    return "up";
-}
-
-json_t *donor_to_json(struct donor *donor)
-{
-    struct donor_counters *c = &donor->counters;
-
-    json_t *status = json_pack(
-        "{s:s, s:s, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "uri", donor->uri, "state",
-        donor_state_name(donor), "identity", donor->identity, "export_bytes", (json_int_t)donor->export_bytes,
-        "extents", (int)atomic_load(&donor->used_slots), "read_bytes", (json_int_t)atomic_load(&c->read_bytes),
-        "written_bytes", (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes",
-        (json_int_t)atomic_load(&c->trimmed_bytes), "reads", (json_int_t)atomic_load(&c->reads), "writes",
-        (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims), "errors",
-        (json_int_t)atomic_load(&c->errors), "checksum_errors", (json_int_t)atomic_load(&c->checksum_errors),
-        "reconnects", (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
-
-    pulse_to_json(donor, status);
-    return status;
 }

@@ -24,7 +24,6 @@
 #include "histogram.h"
 #include "pulse.h"
 
-#include <jansson.h>
 #include <libnbd.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -100,12 +99,15 @@ struct donor {
     char *identity; /* "" if the server gives none */
     uint64_t export_bytes;
     uint32_t n_slots;
-    uint8_t *slots;              /* enum slot_state */
-    _Atomic uint32_t used_slots; /* of copies, in whatever state */
-    bool backup;                 /* a copy of all, written behind */
-    _Atomic bool lost;           /* its memory is gone: nothing on it is read again */
-    _Atomic bool draining;       /* its copies are moved elsewhere */
-    _Atomic bool removed;        /* holds nothing and is never used again */
+    uint8_t *slots;                 /* enum slot_state */
+    _Atomic uint32_t used_slots;    /* of copies, in whatever state */
+    uint32_t n_given_up;            /* slots that are not trimmed so far */
+    _Atomic uint64_t away_since_ns; /* 0: the evict thread can write to it */
+    _Atomic uint64_t lost_pages;    /* that were on no other donor when it was lost */
+    bool backup;                    /* a copy of all, written behind */
+    _Atomic bool lost;              /* its memory is gone: nothing on it is read again */
+    _Atomic bool draining;          /* its copies are moved elsewhere */
+    _Atomic bool removed;           /* holds nothing and is never used again */
     /* Kept by pulse.c; the last two by the fault thread. */
     _Atomic uint64_t down_since_ns; /* when the first of its connections broke; 0: all are up */
     _Atomic uint32_t smoothed_us;   /* latency of late */
@@ -159,7 +161,5 @@ void channel_break(struct channel *channel, int epoll_fd, const char *why);
 int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes);
 /* Takes the next finished request, or NULL. */
 struct request *channel_done(struct channel *channel);
-
-json_t *donor_to_json(struct donor *donor);
 
 #endif

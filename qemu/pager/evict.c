@@ -215,6 +215,16 @@ static bool evict_round(struct evict_loop *loop)
            (victims.n_dirty > 0 && loop->writes_in_flight == 0 && writeback_possible(loop));
 }
 
+/* Works off what a donor has answered. */
+static void finish_requests(struct evict_loop *loop, struct channel *channel)
+{
+    struct request *request;
+
+    while ((request = channel_done(channel)))
+        if (!rebuild_request_done(loop, request))
+            writeback_part_done(loop, request);
+}
+
 static void serve_event(struct evict_loop *loop, const struct epoll_event *event)
 {
     struct pager *pager = loop->pager;
@@ -234,7 +244,7 @@ static void serve_event(struct evict_loop *loop, const struct epoll_event *event
         struct channel *channel = event->data.ptr;
 
         channel_service(channel, loop->epoll_fd, event->events);
-        writeback_finish(loop, channel);
+        finish_requests(loop, channel);
     }
 }
 
@@ -247,7 +257,7 @@ static bool mind_channels(struct evict_loop *loop)
         struct channel *channel = &pool->donors[d].channels[CHANNEL_WRITEBACK];
 
         do {
-            writeback_finish(loop, channel);
+            finish_requests(loop, channel);
             channel_flush(channel, loop->epoll_fd);
         } while (channel->done_head);
         channel_poll(channel, loop->epoll_fd);
@@ -308,10 +318,12 @@ static bool handed_over(struct evict_loop *loop)
     return true;
 }
 
-static int choose_timeout(const struct evict_loop *loop, bool discards, bool leaving, bool down)
+static int choose_timeout(const struct evict_loop *loop, bool discards, bool leaving, bool down, int rebuild_ms)
 {
     if (discards || loop->hand_over_ns)
         return DISCARD_POLL_MS;
+    if (rebuild_ms >= 0)
+        return rebuild_ms;
     if (leaving)
         return REAP_POLL_MS;
     if (down || clock_ns() < loop->writeback_pause_ns)
@@ -336,6 +348,8 @@ static void run(struct evict_loop *loop)
         while (!atomic_load(&pager->handing_over) && evict_round(loop))
             continue;
         drop_flush(loop);
+        int rebuild_ms = atomic_load(&pager->handing_over) ? -1 : rebuild_turn(loop);
+
         if (handed_over(loop))
             break;
         if (finished(loop)) {
@@ -344,7 +358,8 @@ static void run(struct evict_loop *loop)
             break;
         }
         mind_channels(loop);
-        int n = epoll_wait(loop->epoll_fd, events, EVENTS_MAX, choose_timeout(loop, discards, leaving, down));
+        int n =
+            epoll_wait(loop->epoll_fd, events, EVENTS_MAX, choose_timeout(loop, discards, leaving, down, rebuild_ms));
 
         for (int i = 0; i < n; i++)
             serve_event(loop, &events[i]);
@@ -362,6 +377,7 @@ static int start(struct evict_loop *loop)
         return -errno;
     int rc = writeback_init(loop);
 
+    rc = rc < 0 ? rc : rebuild_init(loop);
     if (rc < 0)
         return rc;
     epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->evict_wake_fd, &wake);
@@ -390,6 +406,7 @@ void *evict_thread(void *arg)
     for (size_t i = 0; i < sizeof(loop->links) / sizeof(*loop->links); i++)
         if (loop->links[i].state != LINK_FREE)
             close(loop->links[i].fd);
+    rebuild_destroy(loop);
     writeback_destroy(loop);
     if (loop->epoll_fd >= 0)
         close(loop->epoll_fd);

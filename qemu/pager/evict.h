@@ -5,6 +5,7 @@
 
 #include "pager.h"
 #include "proto.h"
+#include "rebuild.h"
 
 #define BATCH_PAGES  256u
 #define STAGES       32u
@@ -25,12 +26,28 @@ enum write_kind {
     WRITE_FORGET, /* a trim after a discard; the pages are in any state */
 };
 
-struct write_op {
+enum part_state { PART_NONE, PART_FLYING, PART_DONE, PART_FAILED };
+
+/* What of a write goes to one copy. */
+struct write_part {
     struct request request; /* first */
+    struct write_op *op;
+    enum part_state state;
+    uint64_t word; /* the copy as it was when this was sent */
+};
+
+/*
+ * The same run of pages to every copy of its extent. It is over when all parts are; but the pages go on (served)
+ * before those parts are that are written behind.
+ */
+struct write_op {
     struct write_op *next;
     enum write_kind kind;
+    bool served;
     struct stage *stage;
     uint32_t page, n_pages;
+    uint32_t n_flying, n_behind; /* parts under way; those of them that are written behind */
+    struct write_part parts[COPIES_MAX];
 };
 
 /* What QEMU wants to discard. */
@@ -72,6 +89,8 @@ struct evict_loop {
     struct write_op *free_writes;
     uint8_t *buffers;
     uint32_t writes_in_flight;
+    uint32_t n_behind; /* writes whose pages have gone on */
+    struct rebuild rebuild;
     uint32_t dropping[BATCH_PAGES * 2];
     uint32_t n_dropping;
     uint64_t writeback_pause_ns; /* after an error: no write-back before this */
@@ -96,8 +115,8 @@ void writeback_destroy(struct evict_loop *loop);
  * the inactive list. Without the lock.
  */
 void writeback_start(struct evict_loop *loop, const uint32_t *pages, uint32_t n);
-/* Works off what the donors have acked. Without the lock. */
-void writeback_finish(struct evict_loop *loop, struct channel *channel);
+/* A part of a write is over. Without the lock. */
+void writeback_part_done(struct evict_loop *loop, struct request *request);
 /*
  * Tells the donors that they need not keep these pages; PAGE_F_IO is on them until they have answered. Returns how
  * many of the pages, from the first, this covers: fewer than n while too many requests are under way. Without the
@@ -107,6 +126,8 @@ uint32_t writeback_forget(struct evict_loop *loop, uint32_t page, uint32_t n);
 /* Without the lock. */
 void writeback_mark_io(struct pager *pager, uint32_t page, uint32_t n, bool io);
 bool writeback_possible(const struct evict_loop *loop);
+/* Whether a write or trim of ours is under way in this slot. */
+bool writeback_touches(const struct evict_loop *loop, uint32_t donor, uint32_t slot);
 
 /* discard.c: DISCARD_BEGIN … DISCARD_END. Without the lock. */
 void discard_begin(struct evict_loop *loop, struct link *link, const struct gb_range_msg *message);

@@ -30,6 +30,7 @@
     X(writeback_summed)   /* the checksum is that of the new bytes */                                                \
     X(writeback_sent)     /* the write is on its way */                                                              \
     X(writeback_acked)    /* the donor has it, we have not noted it */                                               \
+    X(writeback_stale)    /* copies without it are STALE, the page is dirty */                                       \
     X(writeback_clean)    /* not dirty, and not on a donor so far */                                                 \
     X(writeback_on_donor) /* noted, not DROPPING */                                                                  \
     X(discard_taken)      /* DISCARDING, READY not sent */                                                           \
@@ -38,6 +39,14 @@
     X(discard_settling)   /* the first page is settled */                                                            \
     X(discard_settled)    /* all are, DONE is not sent */                                                            \
     X(discard_forgotten)  /* DONE is sent, the donors are being told */                                              \
+    X(rebuild_begun)      /* a copy is FILLING, in a slot of its own */                                              \
+    X(rebuild_taken)      /* pages are PAGE_F_IO, nothing read */                                                    \
+    X(rebuild_read)       /* their bytes are here */                                                                 \
+    X(rebuild_written)    /* the FILLING copy has them */                                                            \
+    X(rebuild_filled)     /* all are written, the copy is FILLING */                                                 \
+    X(rebuild_current)    /* it is CURRENT, none has gone for it */                                                  \
+    X(rebuild_dropped)    /* a copy is given up, its slot not trimmed */                                             \
+    X(rebuild_trimmed)    /* the slot is trimmed, not noted */                                                       \
     X(recover_begun)      /* another pager's pages: none looked at */                                                \
     X(recover_half)       /* one of them is */                                                                       \
     X(recover_done)       /* all of them are, nobody is woken */

@@ -321,6 +321,7 @@ static struct pager *create(const struct options *options)
     pager->options = options;
     pager->device_fd = pager->listen_fd = pager->state.fd = -1;
     pager->started_ns = clock_ns();
+    atomic_store(&pager->rebuild_status.rate, options->rebuild_rate);
     pager->fault_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pager->evict_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pthread_mutexattr_init(&attr);

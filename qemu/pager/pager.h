@@ -9,6 +9,7 @@
 #include "options.h"
 #include "pages.h"
 #include "pool.h"
+#include "rebuild.h"
 #include "region.h"
 #include "state.h"
 
@@ -67,6 +68,7 @@ struct pager {
 
     struct pool pool;
     struct suspects suspects;
+    struct rebuild_status rebuild_status;
     struct state state; /* the file that page table and regions are kept in, if any */
     int fault_wake_fd;  /* eventfd: frames are free, a region came or goes, stop */
     int listen_fd;      /* where shims connect */

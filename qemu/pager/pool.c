@@ -326,8 +326,10 @@ static void distrust_free_slots(struct pool *pool)
 {
     for (uint32_t i = 0; i < pool->n_donors; i++)
         for (uint32_t s = 0; s < pool->donors[i].n_slots; s++)
-            if (pool->donors[i].slots[s] == SLOT_FREE)
+            if (pool->donors[i].slots[s] == SLOT_FREE) {
                 pool->donors[i].slots[s] = SLOT_GIVEN_UP;
+                pool->donors[i].n_given_up++;
+            }
 }
 
 int pool_inherit(struct pool *pool)

@@ -19,7 +19,9 @@
  *   2. A copy is FILLING before the first of its pages is read from another, CURRENT after the last one was written;
  *      a page whose write is under way (PAGE_F_IO) when its turn comes is visited again.
  *   3. The last CURRENT copy of an extent stays, whatever became of its donor.
- *   4. A slot that was given up is trimmed before it is used again, and that not before all writes to it have ended.
+ *   4. Pages go on without their copy on a backup donor, which is written behind; they keep PAGE_F_IO until it has
+ *      the write, or is STALE. Recovery cannot tell, so there it is STALE.
+ *   5. A slot that was given up is trimmed before it is used again, and that not before all writes to it have ended.
  */
 #ifndef GHOSTBOX_POOL_H
 #define GHOSTBOX_POOL_H
@@ -104,6 +106,12 @@ int pool_open(struct pool *pool, const struct pool_wishes *wishes, char *text, s
 int pool_inherit(struct pool *pool);
 void pool_close(struct pool *pool);
 uint64_t pool_bytes(const struct pool *pool);
+
+/* Pages from this one on to the end of its extent. */
+static inline uint32_t pool_left(const struct pool *pool, uint32_t page)
+{
+    return pool->extent_pages - page % pool->extent_pages;
+}
 
 /* Where a pool page lies, and how many pages from it on are together there. */
 struct place {

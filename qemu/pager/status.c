@@ -3,10 +3,12 @@
 #include "control.h"
 
 #include "clock.h"
+#include "donor_commands.h"
 #include "heat.h"
 #include "log.h"
 #include "page_map.h"
 #include "pager.h"
+#include "status_pool.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -80,15 +82,6 @@ static json_t *counters_to_json(struct pager *pager)
                      histogram_to_json(&pager->install_latency));
 }
 
-static json_t *donors_to_json(struct pager *pager)
-{
-    json_t *array = json_array();
-
-    for (uint32_t i = 0; i < pager->pool.n_donors; i++)
-        json_array_append_new(array, donor_to_json(&pager->pool.donors[i]));
-    return array;
-}
-
 static json_t *cmd_status(void *ctx, const json_t *args, struct control_error *err)
 {
     struct pager *pager = ctx;
@@ -102,12 +95,13 @@ static json_t *cmd_status(void *ctx, const json_t *args, struct control_error *e
 
     pager_unlock(pager);
     json_t *head = json_pack(
-        "{s:s, s:i, s:I, s:I, s:i, s:I, s:I, s:o, s:o, s:s, s:o, s:o, s:o, s:s?}", "version", GHOSTBOX_VERSION, "pid",
-        (int)getpid(), "uptime_s", uptime_s, "cache_bytes", cache_bytes, "poll_us", (int)pager->options->poll_us,
-        "extent_bytes", (json_int_t)pager->pool.extent_bytes, "pool_bytes", (json_int_t)pool_bytes(&pager->pool),
-        "features", features_to_json(&pager->features), "hidden_features", features_hidden_to_json(&pager->features),
-        "dirty_tracking", features_dirty_tracking(&pager->features), "regions", regions_to_json(pager), "pages",
-        pages_to_json(pager), "donors", donors_to_json(pager), "state_file", pager->state.path);
+        "{s:s, s:i, s:I, s:I, s:i, s:I, s:I, s:o, s:o, s:s, s:o, s:o, s:o, s:s?, s:s, s:o}", "version",
+        GHOSTBOX_VERSION, "pid", (int)getpid(), "uptime_s", uptime_s, "cache_bytes", cache_bytes, "poll_us",
+        (int)pager->options->poll_us, "extent_bytes", (json_int_t)pager->pool.extent_bytes, "pool_bytes",
+        (json_int_t)pool_bytes(&pager->pool), "features", features_to_json(&pager->features), "hidden_features",
+        features_hidden_to_json(&pager->features), "dirty_tracking", features_dirty_tracking(&pager->features),
+        "regions", regions_to_json(pager), "pages", pages_to_json(pager), "donors", donors_to_json(pager),
+        "state_file", pager->state.path, "health", pool_health(pager), "pool", pool_to_json(pager));
 
     json_object_set_new(head, "hedges",
                         json_pack("{s:I, s:I}", "sent", load(&pager->counters.hedges_sent), "won",
@@ -166,6 +160,15 @@ static json_t *cmd_hand_over(void *ctx, const json_t *args, struct control_error
 }
 
 const struct control_command pager_commands[] = {
-    {"status", cmd_status}, {"page-map", page_map_command}, {"set-cache", cmd_set_cache},
-    {"stop", cmd_stop},     {"hand-over", cmd_hand_over},   {NULL, NULL},
+    {"status", cmd_status},
+    {"page-map", page_map_command},
+    {"set-cache", cmd_set_cache},
+    {"stop", cmd_stop},
+    {"hand-over", cmd_hand_over},
+    {"add-donor", donor_command_add},
+    {"drain-donor", donor_command_drain},
+    {"keep-donor", donor_command_keep},
+    {"remove-donor", donor_command_remove},
+    {"set-rebuild-rate", donor_command_set_rate},
+    {NULL, NULL},
 };

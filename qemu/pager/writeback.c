@@ -2,7 +2,8 @@
 /*
  * Dirty pages to their donors: zap → read → send → ack → punch, in this order, always.
  *
- * Neighbours go in one request. A page of zeroes is not sent: the donor is told to trim it if it holds anything.
+ * To all copies that are to have them: see pool.h. Neighbours go in one request. A page of zeroes is not sent: the
+ * donor is told to trim it if it holds anything.
  */
 #include "checksum.h"
 #include "clock.h"
@@ -78,6 +79,8 @@ static struct write_op *op_take(struct evict_loop *loop, enum write_kind kind, u
     op->page = page;
     op->n_pages = n;
     op->stage = NULL;
+    op->served = false;
+    op->n_flying = op->n_behind = 0;
     loop->writes_in_flight++;
     return op;
 }
@@ -98,23 +101,18 @@ bool writeback_possible(const struct evict_loop *loop)
 /* With the lock: the write of this page is over (or was not begun), and it is still to be written. */
 static void keep_dirty(struct pager *pager, uint32_t page)
 {
-    struct page *p = &pager->table.pages[page];
-
-    p->flags &= (uint8_t)~PAGE_F_IO;
-    if (p->state != PAGE_WRITEBACK)
+    if (pager->table.pages[page].state != PAGE_WRITEBACK)
         return; /* a fault took it back */
     page_set_state(&pager->table, page, PAGE_INACTIVE);
     page_list_push(&pager->table, heat_inactive(&pager->table, page), page);
 }
 
-/* With the lock: the donor holds what the page held when it was read. */
+/* With the lock: the donors hold what the page held when it was read. */
 static void written(struct evict_loop *loop, uint32_t page, bool zero)
 {
     struct pager *pager = loop->pager;
-    struct page *p = &pager->table.pages[page];
 
-    p->flags &= (uint8_t)~PAGE_F_IO;
-    if (p->state != PAGE_WRITEBACK) {
+    if (pager->table.pages[page].state != PAGE_WRITEBACK) {
         /* Taken back: dirty as it was. A trim may have removed an old copy, or not: it counts as there. */
         if (!zero)
             page_set_on_donor(&pager->table, page, true);
@@ -131,68 +129,176 @@ static void written(struct evict_loop *loop, uint32_t page, bool zero)
         COUNT(pager->counters.evicted_dirty, 1);
 }
 
-static void count_sent(struct donor *donor, const struct write_op *op)
+static void clear_io(struct pager *pager, uint32_t page)
+{
+    pager->table.pages[page].flags &= (uint8_t)~PAGE_F_IO;
+}
+
+static struct donor *part_donor(struct evict_loop *loop, const struct write_part *part)
+{
+    return &loop->pager->pool.donors[copy_of_word(part->word).donor];
+}
+
+static void count_sent(struct donor *donor, const struct write_op *op, const struct write_part *part)
 {
     if (op->kind == WRITE_DATA) {
         COUNT(donor->counters.writes, 1);
-        COUNT(donor->counters.written_bytes, op->request.bytes);
+        COUNT(donor->counters.written_bytes, part->request.bytes);
     } else {
         COUNT(donor->counters.trims, 1);
-        COUNT(donor->counters.trimmed_bytes, op->request.bytes);
+        COUNT(donor->counters.trimmed_bytes, part->request.bytes);
     }
 }
 
+/* Whether a CURRENT copy has this write; of those that are not written behind, or of all. */
+static bool op_taken(struct evict_loop *loop, const struct write_op *op, bool behind_too)
+{
+    const struct pool *pool = &loop->pager->pool;
+    const struct extent *extent = &pool->extents[op->page / pool->extent_pages];
+
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        struct copy now = copy_load(extent, i), then = copy_of_word(op->parts[i].word);
+
+        if (op->parts[i].state == PART_DONE && now.state == COPY_CURRENT && now.donor == then.donor &&
+            now.slot == then.slot && (behind_too || !pool->donors[now.donor].backup))
+            return true;
+    }
+    return false;
+}
+
+/* Copies that a write did not reach, while another has it. */
+static void op_outdates(struct evict_loop *loop, struct write_op *op)
+{
+    for (uint32_t i = 0; i < COPIES_MAX && op->kind == WRITE_DATA; i++)
+        if (op->parts[i].state == PART_FAILED)
+            rebuild_copy_missed(loop, op->page / loop->pager->pool.extent_pages, i, op->parts[i].word);
+    FAULT_POINT(writeback_stale);
+}
+
 /*
- * A trim that failed is no harm: a page that is known to be zero is never read from the donor.
- * A write that failed keeps its pages here.
+ * The write is over for its pages. A trim that failed is no harm: a page that is known to be zero is never read from
+ * a donor. A write that no CURRENT copy took keeps its pages here.
  */
-static void op_finish(struct evict_loop *loop, struct write_op *op, struct donor *donor)
+static void op_serve(struct evict_loop *loop, struct write_op *op, bool taken)
 {
     struct pager *pager = loop->pager;
-    bool failed = op->request.error != 0;
+    bool over = op->n_flying == 0;
 
     FAULT_POINT(writeback_acked);
-    if (failed) {
-        COUNT(donor->counters.errors, 1);
-        log_warning("donor %s: %s of %u pages failed: %s", donor->uri, op->kind == WRITE_DATA ? "write" : "trim",
-                    op->n_pages, strerror(op->request.error));
+    if (taken)
+        op_outdates(loop, op);
+    else if (op->kind == WRITE_DATA)
         loop->writeback_pause_ns = clock_ns() + PAUSE_NS;
-    } else {
-        count_sent(donor, op);
-    }
     pager_lock(pager);
     for (uint32_t page = op->page; page < op->page + op->n_pages; page++) {
-        if (op->kind == WRITE_FORGET)
-            pager->table.pages[page].flags &= (uint8_t)~PAGE_F_IO;
-        else if (failed && op->kind == WRITE_DATA)
+        if (over)
+            clear_io(pager, page);
+        if (op->kind == WRITE_DATA && !taken)
             keep_dirty(pager, page);
-        else
+        else if (op->kind != WRITE_FORGET)
             written(loop, page, op->kind == WRITE_ZERO);
     }
     pager_unlock(pager);
-    op_give(loop, op);
+    op->served = true;
+    loop->n_behind += !over;
     if (loop->n_dropping >= BATCH_PAGES)
         drop_flush(loop);
 }
 
-void writeback_finish(struct evict_loop *loop, struct channel *channel)
+/* What was written behind is over, too. */
+static void op_finish(struct evict_loop *loop, struct write_op *op)
 {
-    struct request *request;
-
-    while ((request = channel_done(channel)))
-        op_finish(loop, (struct write_op *)request, channel->donor);
+    if (!op->served) {
+        op_serve(loop, op, op_taken(loop, op, true));
+    } else {
+        op_outdates(loop, op);
+        loop->n_behind--;
+        writeback_mark_io(loop->pager, op->page, op->n_pages, false);
+    }
+    op_give(loop, op);
 }
 
-/* Returns 0 or -errno; on success the op's completion follows. */
-static int op_send(struct evict_loop *loop, struct write_op *op, const uint8_t *bytes)
+void writeback_part_done(struct evict_loop *loop, struct request *request)
 {
-    struct place place = pool_place(&loop->pager->pool, op->page);
+    struct write_part *part = (struct write_part *)request;
+    struct write_op *op = part->op;
+    struct donor *donor = part_donor(loop, part);
+
+    part->state = request->error ? PART_FAILED : PART_DONE;
+    op->n_flying--;
+    op->n_behind -= donor->backup;
+    if (request->error) {
+        COUNT(donor->counters.errors, 1);
+        log_warning("donor %s: %s of %u pages failed: %s", donor->uri, op->kind == WRITE_DATA ? "write" : "trim",
+                    op->n_pages, strerror(request->error));
+    } else {
+        count_sent(donor, op, part);
+    }
+    if (op->n_flying == 0)
+        op_finish(loop, op);
+    else if (!op->served && op->n_flying == op->n_behind && op_taken(loop, op, false))
+        op_serve(loop, op, true);
+}
+
+bool writeback_touches(const struct evict_loop *loop, uint32_t donor, uint32_t slot)
+{
+    for (uint32_t w = 0; w < WRITES && loop->writes_in_flight > 0; w++)
+        for (uint32_t i = 0; loop->writes[w].n_flying > 0 && i < COPIES_MAX; i++) {
+            const struct write_part *part = &loop->writes[w].parts[i];
+            struct copy copy = copy_of_word(part->word);
+
+            if (part->state == PART_FLYING && copy.donor == donor && copy.slot == slot)
+                return true;
+        }
+    return false;
+}
+
+/* Too much is under way to copies that are written behind: those of others have to be filled anew. */
+static bool lags_behind(const struct evict_loop *loop, const struct write_op *op)
+{
+    return op->kind == WRITE_DATA && op->n_flying > 0 && loop->n_behind >= STAGES / 2;
+}
+
+static int part_send(struct evict_loop *loop, struct write_op *op, uint32_t index, const uint8_t *bytes)
+{
+    struct write_part *part = &op->parts[index];
+    struct place place = pool_place_of(&loop->pager->pool, op->page, index, part->word);
     struct channel *channel = &place.donor->channels[CHANNEL_WRITEBACK];
     uint32_t length = op->n_pages * PAGE_BYTES;
 
+    if (place.donor->backup && lags_behind(loop, op))
+        return -EBUSY;
     if (op->kind == WRITE_DATA)
-        return channel_write(channel, &op->request, bytes, length, place.offset);
-    return channel_trim(channel, &op->request, length, place.offset);
+        return channel_write(channel, &part->request, bytes, length, place.offset);
+    return channel_trim(channel, &part->request, length, place.offset);
+}
+
+/* Returns 0 or -errno; on success the op's end follows. Copies that are written behind come last: see pool.h. */
+static int op_send(struct evict_loop *loop, struct write_op *op, const uint8_t *bytes)
+{
+    struct pool *pool = &loop->pager->pool;
+    const struct extent *extent = &pool->extents[op->page / pool->extent_pages];
+    int result = -ENOTCONN;
+
+    for (uint32_t turn = 0; turn < 2; turn++)
+        for (uint32_t i = 0; i < COPIES_MAX; i++) {
+            struct write_part *part = &op->parts[i];
+            uint64_t word = copy_word(extent, i);
+            struct copy copy = copy_of_word(word);
+            bool takes = copy.state == COPY_CURRENT || copy.state == COPY_FILLING;
+
+            if (turn == 0)
+                *part = (struct write_part){.op = op, .word = word};
+            if (!takes || pool->donors[copy.donor].backup != (turn == 1))
+                continue;
+            int rc = part_send(loop, op, i, bytes);
+
+            part->state = rc == 0 ? PART_FLYING : PART_FAILED;
+            op->n_flying += rc == 0;
+            op->n_behind += rc == 0 && turn == 1;
+            result = rc == 0 || result == 0 ? 0 : rc;
+        }
+    return result;
 }
 
 /*
@@ -236,6 +342,7 @@ static void send_run(struct evict_loop *loop, struct stage *stage, uint32_t page
         loop->writeback_pause_ns = clock_ns() + PAUSE_NS;
     pager_lock(pager);
     for (uint32_t i = page; i < page + n; i++) {
+        clear_io(pager, i);
         if (zero)
             written(loop, i, true); /* the donor keeps an old copy that is never read */
         else
@@ -262,6 +369,7 @@ static bool needs_trim(struct pager *pager, uint32_t page)
 static void zero_without_trace(struct evict_loop *loop, uint32_t page)
 {
     pager_lock(loop->pager);
+    clear_io(loop->pager, page);
     written(loop, page, true);
     pager_unlock(loop->pager);
 }
@@ -288,8 +396,10 @@ static void send_stage(struct evict_loop *loop, struct stage *stage, uint32_t pa
 static void keep_run(struct pager *pager, uint32_t page, uint32_t n)
 {
     pager_lock(pager);
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
+        clear_io(pager, page + i);
         keep_dirty(pager, page + i);
+    }
     pager_unlock(pager);
 }
 
@@ -298,8 +408,8 @@ void writeback_start(struct evict_loop *loop, const uint32_t *pages, uint32_t n)
     struct pager *pager = loop->pager;
 
     for (uint32_t i = 0; i < n;) {
-        struct place place = pool_place(&pager->pool, pages[i]);
-        uint32_t max = place.n_pages < STAGE_PAGES ? place.n_pages : STAGE_PAGES;
+        uint32_t left = pool_left(&pager->pool, pages[i]);
+        uint32_t max = left < STAGE_PAGES ? left : STAGE_PAGES;
         uint32_t run = run_length(pages + i, n - i, max);
         struct stage *stage = stage_take(loop);
 
@@ -341,8 +451,8 @@ uint32_t writeback_forget(struct evict_loop *loop, uint32_t page, uint32_t n)
     uint32_t covered = 0;
 
     while (covered < n) {
-        struct place place = pool_place(&pager->pool, page + covered);
-        uint32_t run = n - covered < place.n_pages ? n - covered : place.n_pages;
+        uint32_t left = pool_left(&pager->pool, page + covered);
+        uint32_t run = n - covered < left ? n - covered : left;
         struct write_op *op = op_take(loop, WRITE_FORGET, page + covered, run);
 
         if (!op)
