@@ -141,7 +141,7 @@ static int queued(struct channel *channel, int rc)
 
 static int check_up(const struct channel *channel)
 {
-    return channel->state == CHANNEL_UP && !atomic_load(&channel->donor->lost) ? 0 : -ENOTCONN;
+    return channel->state == CHANNEL_UP && !donor_gone(channel->donor) ? 0 : -ENOTCONN;
 }
 
 int channel_read(struct channel *channel, struct request *request, void *buf, uint32_t bytes, uint64_t offset)
@@ -226,7 +226,9 @@ static void go_down(struct channel *channel, int epoll_fd, const char *why)
 {
     struct donor *donor = channel->donor;
 
-    if (channel->state == CHANNEL_UP)
+    if (atomic_load(&donor->removed))
+        log_info("donor %s: connection closed", donor->uri);
+    else if (channel->state == CHANNEL_UP)
         log_warning("donor %s: connection lost: %s; trying again", donor->uri, why);
     else
         log_debug("donor %s: no connection: %s", donor->uri, why);
@@ -410,9 +412,16 @@ int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t 
     return error ? -error : -EIO;
 }
 
+void channel_retire(struct channel *channel, int epoll_fd)
+{
+    if (atomic_load(&channel->donor->removed) && channel->state != CHANNEL_DOWN &&
+        (channel->in_flight == 0 || channel->state == CHANNEL_CONNECTING))
+        channel_break(channel, epoll_fd, "removed");
+}
+
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
 {
-    if (channel->state != CHANNEL_DOWN || now_ns < channel->retry_ns || atomic_load(&channel->donor->lost))
+    if (channel->state != CHANNEL_DOWN || now_ns < channel->retry_ns || donor_gone(channel->donor))
         return;
     channel->retry_ns = now_ns + RETRY_NS;
     channel->nbd = nbd_create();

@@ -48,24 +48,6 @@ static void channel_init(struct channel *channel, struct donor *donor, enum chan
     atomic_store(&donor->states[class], (int)state);
 }
 
-/* Returns 0 or -errno; nbd_get_error() has more, except of -ETIMEDOUT. */
-static int connect_in_time(struct nbd_handle *nbd, const char *uri)
-{
-    uint64_t deadline_ns = clock_ns() + CONNECT_NS;
-    int rc = nbd_aio_connect_uri(nbd, uri);
-
-    while (rc >= 0 && nbd_aio_is_connecting(nbd)) {
-        if (clock_ns() >= deadline_ns)
-            return -ETIMEDOUT;
-        rc = nbd_poll(nbd, POLL_MS);
-    }
-    if (rc >= 0 && nbd_aio_is_ready(nbd))
-        return 0;
-    int error = nbd_get_errno();
-
-    return error ? -error : -EIO;
-}
-
 static int channel_open(struct channel *channel, struct donor *donor, enum channel_class class, char *text,
                         size_t text_bytes)
 {

@@ -121,6 +121,13 @@ struct donor {
     struct pulse pulse;
 };
 
+/* Nothing is ever asked of it again. */
+static inline bool donor_gone(const struct donor *donor)
+{
+    return atomic_load_explicit(&donor->lost, memory_order_relaxed) ||
+           atomic_load_explicit(&donor->removed, memory_order_relaxed);
+}
+
 #define EXTENT_MIN_BYTES (64ull << 10)
 
 /* Connects all channels, one after the other. libnbd_only is set. Returns 0, or -errno with a text. */
@@ -153,6 +160,8 @@ void channel_receive(struct channel *channel, int epoll_fd);
 void channel_poll(struct channel *channel, int epoll_fd);
 /* Handles EPOLL* events: moves bytes, finishes requests, notices a dead peer. */
 void channel_service(struct channel *channel, int epoll_fd, uint32_t events);
+/* Closes the connection of a donor that was removed. */
+void channel_retire(struct channel *channel, int epoll_fd);
 /* DOWN and due: starts to connect again. */
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns);
 /* Gives the connection up: all that is under way fails. */

@@ -261,7 +261,7 @@ static bool mind_channels(struct evict_loop *loop)
             channel_flush(channel, loop->epoll_fd);
         } while (channel->done_head);
         channel_poll(channel, loop->epoll_fd);
-        if (channel->state == CHANNEL_DOWN && !atomic_load(&channel->donor->lost)) {
+        if (channel->state == CHANNEL_DOWN && !donor_gone(channel->donor)) {
             down = true;
             channel_revive(channel, loop->epoll_fd, clock_ns());
         }
@@ -276,8 +276,12 @@ static void look_at_channels(struct evict_loop *loop)
 
     if (now_ns < loop->look_ns)
         return;
-    for (uint32_t d = 0; d < pool->n_donors; d++)
-        pulse_look(&pool->donors[d].channels[CHANNEL_WRITEBACK], loop->epoll_fd, now_ns, slow_ns);
+    for (uint32_t d = 0; d < pool->n_donors; d++) {
+        struct channel *channel = &pool->donors[d].channels[CHANNEL_WRITEBACK];
+
+        pulse_look(channel, loop->epoll_fd, now_ns, slow_ns);
+        channel_retire(channel, loop->epoll_fd);
+    }
     loop->look_ns = now_ns + PULSE_NS;
 }
 

@@ -105,7 +105,7 @@ static bool mind_channels(struct fault_loop *loop, bool *held_back)
             channel_poll(channel, loop->epoll_fd);
             if (channel->state != CHANNEL_DOWN)
                 continue;
-            down = !atomic_load(&channel->donor->lost) || down;
+            down = !donor_gone(channel->donor) || down;
             now = now ? now : clock_ns();
             channel_revive(channel, loop->epoll_fd, now);
         }
@@ -126,8 +126,10 @@ static void look_at_channels(struct fault_loop *loop)
     uint64_t now_ns = clock_ns(), slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
 
     for (uint32_t d = 0; d < pool->n_donors; d++)
-        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++)
+        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
             pulse_look(&pool->donors[d].channels[class], loop->epoll_fd, now_ns, slow_ns);
+            channel_retire(&pool->donors[d].channels[class], loop->epoll_fd);
+        }
     loop->look_ns = now_ns + PULSE_NS;
 }
 

@@ -399,7 +399,7 @@ bool pool_pick(const struct pool *pool, uint32_t page, enum channel_class class,
         uint64_t word = copy_word(extent, i);
         struct copy copy = copy_of_word(word);
 
-        if (copy.state != COPY_CURRENT || (tried_mask >> i & 1) || atomic_load(&pool->donors[copy.donor].lost))
+        if (copy.state != COPY_CURRENT || (tried_mask >> i & 1) || donor_gone(&pool->donors[copy.donor]))
             continue;
         uint64_t rank = reluctance(&pool->donors[copy.donor], class);
 
