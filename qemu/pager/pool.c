@@ -234,8 +234,7 @@ static int choose_size(struct pool *pool, const struct pool_wishes *wishes, char
                  pool->replicas, pool->replicas);
     else if (wanted > fit)
         snprintf(text, text_bytes,
-                 "the pool is to have %llu MiB in %u copies on distinct hosts; the donors' %llu MiB are enough for "
-                 "%llu MiB",
+                 "the pool is to have %llu MiB (replicas: %u): the donors' %llu MiB are enough for %llu MiB",
                  (unsigned long long)(wishes->pool_bytes >> 20), pool->replicas,
                  (unsigned long long)(offered_bytes >> 20), (unsigned long long)(fit * pool->extent_bytes >> 20));
     else

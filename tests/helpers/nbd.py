@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -42,3 +42,17 @@ def held_connection(uri: str) -> Iterator[subprocess.Popen[str]]:
         client.stdin.close()
         client.wait(20)
         client.stdout.close()
+
+
+_FLIP = """
+h.connect_uri({uri!r})
+for offset, mask in {masks!r}.items():
+    h.pwrite(bytes([h.pread(1, offset)[0] ^ mask]), offset)
+h.shutdown()
+"""
+
+
+def flip(uri: str, masks: Mapping[int, int]) -> None:
+    """Change bits of an export: offset in bytes to the bits of that byte."""
+    script = _FLIP.format(uri=uri, masks=dict(masks))
+    subprocess.run(["nbdsh", "-c", script], env=system_python(), check=True, timeout=60)

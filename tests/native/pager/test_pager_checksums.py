@@ -4,27 +4,12 @@
 from __future__ import annotations
 
 import random
-import subprocess
-from collections.abc import Mapping
 
-from helpers.nbd import system_python
+from helpers.nbd import flip
 from helpers.pager import memory_client, running_memserver, running_pager
 
 PAGES = 16 << 8  # 16 MiB
 CACHE_PAGES = 2 << 8
-
-_FLIP = """
-h.connect_uri({uri!r})
-for offset, mask in {masks!r}.items():
-    h.pwrite(bytes([h.pread(1, offset)[0] ^ mask]), offset)
-h.shutdown()
-"""
-
-
-def flip(uri: str, masks: Mapping[int, int]) -> None:
-    """Change bits of an export: offset in bytes to the bits of that byte."""
-    script = _FLIP.format(uri=uri, masks=dict(masks))
-    subprocess.run(["nbdsh", "-c", script], env=system_python(), check=True, timeout=60)
 
 
 def test_every_flipped_bit_on_a_donor_is_found_and_only_its_page_is_lost() -> None:

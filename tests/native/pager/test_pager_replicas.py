@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from ghostbox.processes import ControlError, wait_until
 from helpers.pager import (
+    Build,
     MemoryClient,
     RunningMemserver,
     RunningPager,
@@ -21,7 +21,7 @@ from helpers.pager import (
     running_memserver,
     running_pager,
 )
-from helpers.takeover import PagerLine
+from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_line
 
 MIB = 1 << 20
 OPTIONS = {"replicas": "2", "allow_same_host": "", "pool": "16M", "extent": "1M", "rebuild_after": "0"}
@@ -100,3 +100,126 @@ def test_one_donor_dies_its_copies_are_made_anew_and_then_another_may_die() -> N
             )
             assert pager.status()["pages"]["poisoned"] == 0
             assert pager.status()["health"] == "degraded"
+
+
+def test_a_donor_is_drained_under_load_and_removed_and_another_takes_on_its_share() -> None:
+    with donors(4) as running:
+        uris = [donor.uri("a") for donor in running]
+        with running_pager(uris[:3], cache="2M", **OPTIONS) as pager, under_load(pager):
+            wait_paged(pager)
+            with pytest.raises(ControlError, match="still holds 1. MiB; drain it first") as refused:
+                pager.command("remove-donor", uri=uris[0])
+            assert refused.value.code == "busy"
+            assert pager.command("drain-donor", uri=uris[0])["bytes"] >= 10 * MIB
+            wait_until(lambda: donor_status(pager, uris[0])["state"] == "drained", timeout_s=30, what="the drain")
+            assert pager.command("remove-donor", uri=uris[0]) is None
+            assert donor_status(pager, uris[0])["state"] == "removed"
+            wait_until(lambda: running[0].status()["connections"] == 0, timeout_s=10, what="connections to be closed")
+            assert running[0].resident_bytes("a") == 0
+            assert pager.command("add-donor", uri=uris[3]) is None
+            wait_until(
+                lambda: donor_status(pager, uris[3])["copies"]["current"] >= 9, timeout_s=30, what="the new one's share"
+            )
+            wait_complete(pager)
+            kill(running[1])
+            wait_until(lambda: donor_status(pager, uris[1])["used_slots"] == 0, timeout_s=30, what="new copies")
+            wait_complete(pager)
+            assert pager.status()["pages"]["poisoned"] == 0
+
+
+def test_what_does_not_fit_or_makes_no_sense_is_refused_with_figures() -> None:
+    with donors(2) as (one, two), running_memserver(small="64K") as small:
+        uri = one.uri("a")
+        with running_pager([uri, two.uri("a")], cache="2M", **OPTIONS) as pager:
+            refusals = {
+                ("drain-donor", uri): (
+                    "too-small",
+                    "what it holds (16 MiB) does not fit elsewhere: the pool has 16 MiB in 2 copies on distinct hosts, "
+                    "the other donors have room for 0 MiB of that",
+                ),
+                ("add-donor", uri): ("exists", f"donor {uri} is in use already"),
+                ("add-donor", "http://a/b"): ("invalid", "'http://a/b' is not an NBD URI such as"),
+                ("add-donor", small.uri("small")): ("too-small", "its export has 65536 bytes, less than one extent"),
+                ("add-donor", "nbd://127.0.0.1:1/a"): ("unreachable", "cannot connect"),
+                ("remove-donor", "nbd://127.0.0.1:1/a"): ("not-found", "no donor nbd://127.0.0.1:1/a"),
+                ("remove-donor", uri): ("busy", "still holds 16 MiB; drain it first"),
+            }
+            for (command, argument), (code, text) in refusals.items():
+                with pytest.raises(ControlError) as refused:
+                    pager.command(command, uri=argument)
+                assert refused.value.code == code
+                assert text in str(refused.value)
+            with pytest.raises(ControlError, match="bytes_per_s must be 0"):
+                pager.command("set-rebuild-rate", bytes_per_s=-1)
+            assert pager.command("set-rebuild-rate", bytes_per_s=MIB) is None
+            assert pager.status()["pool"]["rebuild"]["bytes_per_s_limit"] == MIB
+            assert pager.command("keep-donor", uri=uri) is None
+            assert pager.status()["health"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replicas": "2"}, "2 replicas need donors on 2 hosts: --donor of another host is missing"),
+        (
+            {"replicas": "2", "allow_same_host": "", "pool": "17M", "extent": "1M"},
+            "the pool is to have 17 MiB (replicas: 2): the donors' 32 MiB are enough for 16 MiB",
+        ),
+        ({"pool": "33M"}, "the pool is to have 33 MiB (replicas: 1): the donors' 32 MiB are enough for 32 MiB"),
+    ],
+)
+def test_donors_that_are_not_enough_are_refused_at_the_start(options: dict[str, str], message: str) -> None:
+    with donors(2) as (one, two), pytest.raises(RuntimeError) as refused:
+        with running_pager([one.uri("a"), two.uri("a")], cache="2M", **options):
+            pass
+    assert message in str(refused.value)
+
+
+def test_the_copy_written_behind_is_enough_when_the_donors_memory_is_gone(place: Path) -> None:
+    with donors(1) as (one,), nbdkit_memory("16M") as backup:
+        options = {"pool": "16M", "extent": "1M", "backup": backup}
+        with running_pager([one.uri("a")], cache="2M", **options) as pager, memory_client("16M", pager) as client:
+            client.command("fill", seed=3)
+            client.command("verify", seed=3)
+            wait_complete(pager)
+            kill(one)
+            client.command("verify", seed=3, timeout_s=120)
+            client.command("fill", seed=4, timeout_s=120)
+            client.command("verify", seed=4, timeout_s=120)
+            status = pager.status()
+            assert status["pages"]["poisoned"] == 0
+            assert status["health"] == "degraded"
+            assert donor_status(pager, backup)["backup"]
+
+
+@pytest.fixture(scope="module")
+def build() -> Build:
+    """Pagers that kill themselves where they are told to."""
+    return fault_point_build()
+
+
+def test_killed_at_each_step_of_a_rebuild_the_next_pager_goes_on_with_it(build: Build) -> None:
+    points = [point for point in fault_points() if point.startswith("rebuild_")]
+    assert len(points) == 8
+    with donors(3) as running, pager_line([d.uri("a") for d in running], build=build, **OPTIONS) as line:
+        with under_load(line):
+            wait_paged(line)
+            for number, point in enumerate(points * 2):
+                uri = running[number % 3].uri("a")
+                line.kill()
+                line.resume("--rebuild-after", "1", crash_at=f"{point}:{1 + number % 5}")
+                wait_until(lambda: drained_or_dead(line, uri), timeout_s=10, what="the donors")  # noqa: B023
+                line.wait_crash()
+                line.resume("--rebuild-after", "1")
+                line.command("keep-donor", uri=uri)
+            wait_complete(line)
+            assert line.status()["pages"]["poisoned"] == 0
+
+
+def drained_or_dead(line: PagerLine, uri: str) -> bool:
+    """Ask for a drain, which a pager refuses that has only begun to connect."""
+    try:
+        line.command("drain-donor", uri=uri)
+    except ControlError as err:
+        return err.code == "gone"
+    return True
