@@ -24,7 +24,7 @@ from helpers.pager import (
 from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_line
 
 MIB = 1 << 20
-OPTIONS = {"replicas": "2", "allow_same_host": "", "pool": "16M", "extent": "1M", "rebuild_after": "0"}
+OPTIONS: dict[str, Any] = {"replicas": "2", "allow_same_host": "", "pool": "16M", "extent": "1M", "rebuild_after": "0"}
 
 
 @contextlib.contextmanager
@@ -168,16 +168,19 @@ def test_what_does_not_fit_or_makes_no_sense_is_refused_with_figures() -> None:
         ({"pool": "33M"}, "the pool is to have 33 MiB (replicas: 1): the donors' 32 MiB are enough for 32 MiB"),
     ],
 )
-def test_donors_that_are_not_enough_are_refused_at_the_start(options: dict[str, str], message: str) -> None:
-    with donors(2) as (one, two), pytest.raises(RuntimeError) as refused:
-        with running_pager([one.uri("a"), two.uri("a")], cache="2M", **options):
-            pass
+def test_donors_that_are_not_enough_are_refused_at_the_start(options: dict[str, Any], message: str) -> None:
+    with (
+        donors(2) as (one, two),
+        pytest.raises(RuntimeError) as refused,
+        running_pager([one.uri("a"), two.uri("a")], cache="2M", **options),
+    ):
+        pass
     assert message in str(refused.value)
 
 
 def test_the_copy_written_behind_is_enough_when_the_donors_memory_is_gone(place: Path) -> None:
     with donors(1) as (one,), nbdkit_memory("16M") as backup:
-        options = {"pool": "16M", "extent": "1M", "backup": backup}
+        options: dict[str, Any] = {"pool": "16M", "extent": "1M", "backup": backup}
         with running_pager([one.uri("a")], cache="2M", **options) as pager, memory_client("16M", pager) as client:
             client.command("fill", seed=3)
             client.command("verify", seed=3)
@@ -201,19 +204,22 @@ def build() -> Build:
 def test_killed_at_each_step_of_a_rebuild_the_next_pager_goes_on_with_it(build: Build) -> None:
     points = [point for point in fault_points() if point.startswith("rebuild_")]
     assert len(points) == 8
-    with donors(3) as running, pager_line([d.uri("a") for d in running], build=build, **OPTIONS) as line:
-        with under_load(line):
-            wait_paged(line)
-            for number, point in enumerate(points * 2):
-                uri = running[number % 3].uri("a")
-                line.kill()
-                line.resume("--rebuild-after", "1", crash_at=f"{point}:{1 + number % 5}")
-                wait_until(lambda: drained_or_dead(line, uri), timeout_s=10, what="the donors")  # noqa: B023
-                line.wait_crash()
-                line.resume("--rebuild-after", "1")
-                line.command("keep-donor", uri=uri)
-            wait_complete(line)
-            assert line.status()["pages"]["poisoned"] == 0
+    with (
+        donors(3) as running,
+        pager_line([donor.uri("a") for donor in running], build=build, **OPTIONS) as line,
+        under_load(line),
+    ):
+        wait_paged(line)
+        for number, point in enumerate(points * 2):
+            uri = running[number % 3].uri("a")
+            line.kill()
+            line.resume("--rebuild-after", "1", crash_at=f"{point}:{1 + number % 5}")
+            wait_until(lambda: drained_or_dead(line, uri), timeout_s=10, what="the donors")  # noqa: B023
+            line.wait_crash()
+            line.resume("--rebuild-after", "1")
+            line.command("keep-donor", uri=uri)
+        wait_complete(line)
+        assert line.status()["pages"]["poisoned"] == 0
 
 
 def drained_or_dead(line: PagerLine, uri: str) -> bool:
