@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ghostbox.processes import ControlError, wait_until
+from helpers.nbd import flip, read_export
 from helpers.pager import (
     Build,
     MemoryClient,
@@ -193,6 +194,30 @@ def test_the_copy_written_behind_is_enough_when_the_donors_memory_is_gone(place:
             assert status["pages"]["poisoned"] == 0
             assert status["health"] == "degraded"
             assert donor_status(pager, backup)["backup"]
+
+
+def test_a_copy_that_was_changed_is_served_from_the_other_found_and_mended(tmp_path: Path) -> None:
+    flips = range(50, 13 * 256, 97)
+    with donors(1) as (one,), nbdkit_memory("16M", "--filter=delay", "rdelay=3ms") as other:
+        uri = one.uri("a")  # the quick one: it is read
+        with (
+            running_pager([uri, other], cache="2M", readahead="0", **OPTIONS) as pager,
+            memory_client("16M", pager) as client,
+        ):
+            client.command("fill", seed=5)
+            client.command("verify", seed=5, first=0, n=16)
+            intact = read_export(uri, tmp_path / "export")
+            flip(uri, {page * 4096 + page % 4096: 0x40 for page in flips})
+            for page in flips:
+                client.command("verify", seed=5, first=page, n=1)
+            wait_complete(pager)
+            status = pager.status()
+            assert status["pages"]["poisoned"] == 0
+            assert status["donors"][0]["checksum_errors"] >= 13
+            assert status["donors"][1]["checksum_errors"] == 0
+            assert f"donor {uri}: the page at offset " in pager.log()
+            mended = read_export(uri, tmp_path / "export")
+            assert [page for page in flips if mended[page << 12 :][:4096] != intact[page << 12 :][:4096]] == []
 
 
 @pytest.fixture(scope="module")
