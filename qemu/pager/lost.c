@@ -2,8 +2,10 @@
 /*
  * Donors whose memory is gone, or that count as lost by --on-donor-loss poison.
  *
- * Pages that only they held are poisoned. Then their extents, where there is room, get a copy elsewhere, in which
- * nothing lies: so what is here of them, or will be written, has a place to go.
+ * A STALE copy of what only they held is better than none: it is taken for CURRENT, and the checksum of each page
+ * tells whether it is one of those whose writes were missed. Where there is none, the pages are poisoned. Then their
+ * extents, where there is room, get a copy elsewhere, in which nothing lies: so what is here of them, or will be
+ * written, has a place to go.
  */
 #include "clock.h"
 #include "evict.h"
@@ -58,6 +60,11 @@ static void give_up_waiting(struct pager *pager, uint32_t index)
               pager->options->poison_after_s);
     atomic_store(&donor->lost, true);
     pager_wake_fault(pager);
+}
+
+static bool holds_lost(const struct donor *donor)
+{
+    return atomic_load(&donor->lost) && atomic_load(&donor->used_slots) > 0;
 }
 
 static bool page_here(const struct page *p)
@@ -149,6 +156,24 @@ static void revive(struct evict_loop *loop, uint32_t extent, uint32_t index)
     slot_give_up(&pager->pool.donors[lost.donor], lost.slot);
 }
 
+/* Not with kept contents: pages that were never written have no checksum there. */
+static void salvage(struct evict_loop *loop, uint32_t extent)
+{
+    struct pool *pool = &loop->pager->pool;
+
+    for (uint32_t i = 0; i < COPIES_MAX && !loop->pager->table.keep; i++) {
+        struct copy copy = copy_load(&pool->extents[extent], i);
+
+        if (copy.state != COPY_STALE || donor_gone(&pool->donors[copy.donor]))
+            continue;
+        copy.state = COPY_CURRENT;
+        copy_store(&pool->extents[extent], i, copy);
+        log_warning("extent %u: its last good copy is lost; an older one on donor %s has to do", extent,
+                    pool->donors[copy.donor].uri);
+        return;
+    }
+}
+
 void lost_mind(struct evict_loop *loop)
 {
     struct pager *pager = loop->pager;
@@ -157,9 +182,14 @@ void lost_mind(struct evict_loop *loop)
 
     for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
         give_up_waiting(pager, i);
+        any = any || holds_lost(&pager->pool.donors[i]);
+    }
+    for (uint32_t e = 0; any && e < pager->pool.n_extents; e++)
+        if (extent_lost(&pager->pool, e, &copy))
+            salvage(loop, e);
+    for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
         bool lost = atomic_load(&pager->pool.donors[i].lost);
 
-        any = any || (lost && atomic_load(&pager->pool.donors[i].used_slots) > 0);
         if (lost && !(loop->rebuild.lost_seen >> i & 1))
             tell_loss(loop, i);
         loop->rebuild.lost_seen |= (uint64_t)lost << i;

@@ -263,6 +263,19 @@ static enum urgency urgency_of(const struct evict_loop *loop, const struct look 
     return look->n_good >= replicas ? COMPLETE : look->n_current < replicas ? LACKS_COPIES : HAS_TO_MOVE;
 }
 
+/* Copies that only wait for their donors, which have not been away for long. */
+static bool waits_for_donors(struct evict_loop *loop, const struct look *look)
+{
+    uint32_t n = look->n_good;
+
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        const struct donor *donor = &loop->pager->pool.donors[look->copies[i].donor];
+
+        n += look->copies[i].state == COPY_STALE && !donor->backup && donor_stays(loop->pager, donor);
+    }
+    return n >= loop->pager->pool.replicas;
+}
+
 static bool prepare(struct evict_loop *loop, uint32_t extent, enum urgency urgency, struct fill_job *job)
 {
     struct look look = look_at(loop, extent);
@@ -273,6 +286,8 @@ static bool prepare(struct evict_loop *loop, uint32_t extent, enum urgency urgen
         return fill_backup(loop, extent, &look, job);
     if (refill(loop, extent, &look, job))
         return true;
+    if (waits_for_donors(loop, &look))
+        return false;
     struct donor *target = choose_target(loop, &look);
 
     if (target)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,59 @@ def drained_or_dead(line: PagerLine, uri: str) -> bool:
     except ControlError as err:
         return err.code == "gone"
     return True
+
+
+def test_the_only_donor_is_gone_for_good_and_only_its_pages_are_lost() -> None:
+    options: dict[str, Any] = {"pool": "16M", "extent": "1M", "on_donor_loss": "poison", "poison_after": "1"}
+    with donors(3, "8M") as (one, two, three):
+        uris = [donor.uri("a") for donor in (one, two, three)]
+        with (
+            running_pager(uris[:2], cache="2M", readahead="0", **options) as pager,
+            memory_client("16M", pager) as client,
+        ):
+            client.command("fill", seed=6)
+            kill(one)
+            wait_until(lambda: pager.status()["health"] == "lost", timeout_s=20, what="the loss to be noticed")
+            status = pager.status()
+            lost = status["donors"][0]["lost_pages"]
+            assert 6 * 256 <= lost <= 8 * 256
+            assert status["pool"]["lost_pages"] == lost
+            told = f"donor {uris[0]}: {(lost * 4096 + MIB // 2) // MIB} MiB ({lost} pages) that only it held are lost"
+            assert told in pager.log()
+            bad = [page for page in range(0, 4096, 256) if client.attempt("read", first=page).get("error") == "SIGBUS"]
+            assert 6 <= len(bad) <= 8
+            # A donor that comes has room for what is written from now on.
+            with pytest.raises(ControlError, match="still holds 8 MiB"):
+                pager.command("remove-donor", uri=uris[0])
+            pager.command("add-donor", uri=uris[2])
+            wait_until(lambda: donor_status(pager, uris[0])["used_slots"] == 0, timeout_s=20, what="new extents")
+            assert pager.command("remove-donor", uri=uris[0]) is None
+            for page in set(range(0, 4096, 256)) - set(bad):
+                client.command("verify", seed=6, first=page, n=256)
+                client.command("fill", seed=7, first=page, n=256)
+            for page in set(range(0, 4096, 256)) - set(bad):
+                client.command("verify", seed=7, first=page, n=256)
+            assert pager.status()["pages"]["poisoned"] >= lost
+            assert pager.status()["pool"]["missing_copies"] == 0
+
+
+def test_an_older_copy_is_better_than_none() -> None:
+    """One donor misses writes, the other is lost for good: only pages that were written meanwhile are lost."""
+    with donors(2) as (one, two):
+        uris = [one.uri("a"), two.uri("a")]
+        options = OPTIONS | {"rebuild_after": "60", "on_donor_loss": "poison", "poison_after": "1"}
+        with running_pager(uris, cache="2M", readahead="0", **options) as pager, memory_client("16M", pager) as client:
+            client.command("fill", seed=8)
+            client.command("verify", seed=8)
+            one.process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: donor_status(pager, uris[0])["down_s"], timeout_s=20, what="its silence to be noticed")
+            client.command("fill", seed=9, first=0, n=1024)
+            client.command("verify", seed=8, first=2048, n=2048)
+            assert donor_status(pager, uris[0])["copies"]["stale"] >= 4
+            kill(two)
+            one.process.send_signal(signal.SIGCONT)
+            wait_until(lambda: "an older one on donor" in pager.log(), timeout_s=20, what="the loss")
+            wait_until(lambda: not pager.status()["donors"][0]["down_s"], timeout_s=20, what="the older copy")
+            client.command("verify", seed=8, first=1024, n=3072)
+            assert client.attempt("read", first=0).get("error") == "SIGBUS"
+            assert "is lost: donor" in pager.log()
