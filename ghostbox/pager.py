@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ghostbox.processes import ControlError
 _log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
+_ADD_TIMEOUT_S = 40.0
 _LOG_LINES = 6
 # sockaddr_un.sun_path (unix(7)), less the terminating NUL.
 SOCKET_PATH_BYTES = 107
@@ -136,6 +138,38 @@ def serves(control: Path, pid: int) -> bool:
     return found is not None and any(region["pid"] == pid and region["connected"] for region in found["regions"])
 
 
+def add_donor(control: Path, uri: str) -> None:
+    """Have the pager use one more export; it has connected to it when this returns.
+
+    Raises:
+        ControlError: it has it already (``exists``), or cannot use it (``invalid``, ``unreachable``).
+    """
+    processes.control_request(control, "add-donor", timeout_s=_ADD_TIMEOUT_S, uri=uri)
+
+
+def drain_donor(control: Path, uri: str) -> int:
+    """Have the pager move what an export holds to the others, and put nothing more there; return the bytes to move.
+
+    Raises:
+        ControlError: it does not fit there (``too-small``).
+    """
+    return int(processes.control_request(control, "drain-donor", uri=uri)["bytes"])
+
+
+def keep_donor(control: Path, uri: str) -> None:
+    """Call a drain off."""
+    processes.control_request(control, "keep-donor", uri=uri)
+
+
+def remove_donor(control: Path, uri: str) -> None:
+    """Have the pager forget an export that holds nothing any more.
+
+    Raises:
+        ControlError: it still holds something (``busy``).
+    """
+    processes.control_request(control, "remove-donor", uri=uri)
+
+
 def stop(files: PagerFiles) -> None:
     """End the pager, whatever it still serves. One that is gone is no error.
 
@@ -159,18 +193,7 @@ def stop(files: PagerFiles) -> None:
 
 def find(control: Path) -> list[int]:
     """Return the process ids of pagers with this control socket (one, or none), by their command lines."""
-    wanted = str(control).encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"ghostbox-pager") and wanted in words and processes.pid_alive(int(entry.name)):
-            found.append(int(entry.name))
-    return found
+    return processes.find("ghostbox-pager", str(control))
 
 
 def _argv(program: Path, plan: PagerPlan, files: PagerFiles, peer_uid: int | None) -> list[str | Path]:
@@ -191,7 +214,7 @@ def _care_options(plan: PagerPlan) -> list[str]:
     if plan.on_donor_loss == "poison":
         options += ["--on-donor-loss", "poison"]
     if plan.rebuild_after_s != usual.rebuild_after_s:
-        options += ["--rebuild-after", f"{plan.rebuild_after_s:g}"]
+        options += ["--rebuild-after", str(math.ceil(plan.rebuild_after_s))]
     if plan.rebuild_rate_bytes != usual.rebuild_rate_bytes:
         options += ["--rebuild-rate", str(plan.rebuild_rate_bytes)]
     if plan.slow_us != usual.slow_us:

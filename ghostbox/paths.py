@@ -54,6 +54,31 @@ class VmPaths:
         return self.state / "pager.log"
 
     @property
+    def supervisor_log(self) -> Path:
+        """What the supervisor says."""
+        return self.state / "supervisor.log"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held (flock) by the VM's supervisor; its path is on the supervisor's command line."""
+        return self.runtime / "supervisor.lock"
+
+    @property
+    def events(self) -> Path:
+        """What befell the VM's memory: a JSON object a line."""
+        return self.state / "events.jsonl"
+
+    @property
+    def backup_socket(self) -> Path:
+        """Where the copy on disk is served."""
+        return self.runtime / "backup.sock"
+
+    @property
+    def backup_log(self) -> Path:
+        """What the server of the copy on disk says."""
+        return self.state / "backup.log"
+
+    @property
     def client_key(self) -> Path:
         """SSH private key for our own checks of the guest."""
         return self.state / "id_ed25519"

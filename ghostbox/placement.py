@@ -90,6 +90,16 @@ def split(
     )
 
 
+def missing(
+    needed_bytes: int, held: Mapping[str, int], *, extent_bytes: int, replicas: int = 1, same_host: bool = False
+) -> int:
+    """Return how many bytes more than ``held`` the copies take, on machines that have room for them."""
+    n_extents = -(-needed_bytes // extent_bytes)
+    groups = _groups((), held, same_host=same_host).values()
+    there = (sum(_extents(held, address, extent_bytes) for address in group) for group in groups)
+    return max(replicas * n_extents - sum(min(count, n_extents) for count in there), 0) * extent_bytes
+
+
 def _groups(offers: Sequence[Offer], held: Mapping[str, int], *, same_host: bool) -> dict[str, list[str]]:
     """Return the addresses by machine (each its own where that does not matter), each once."""
     groups: dict[str, list[str]] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from ghostbox.config import Config, PortForward
 from ghostbox.errors import UsageError
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.placement import Offer, Share, split
+from ghostbox.placement import Offer, Share, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.units import MIB, format_bytes
 
@@ -198,6 +198,17 @@ def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int]
         replicas=pager.replicas,
         same_host=pager.allow_same_host,
         held=held,
+    )
+
+
+def missing_bytes(pager: PagerPlan, held: Mapping[str, int]) -> int:
+    """Return how much more memory the pool of ``pager`` needs than is ``held`` (bytes by address)."""
+    return missing(
+        pager.pool_bytes,
+        held,
+        extent_bytes=pager.extent_bytes,
+        replicas=pager.replicas,
+        same_host=pager.allow_same_host,
     )
 
 

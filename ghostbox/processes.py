@@ -92,6 +92,25 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, in
         time.sleep(interval_s)
 
 
+def find(program: str, *words: str) -> list[int]:
+    """Return the ids of processes that live and have these words on their command line, the first of them ``program``.
+
+    ``program`` is the end of the first word, so that it may be given without its directory.
+    """
+    wanted = {word.encode() for word in words}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if line[0].endswith(program.encode()) and wanted <= set(line) and pid_alive(int(entry.name)):
+            found.append(int(entry.name))
+    return found
+
+
 def pid_alive(pid: int) -> bool:
     """Tell whether a process of that id exists and is not a zombie."""
     try:

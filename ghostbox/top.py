@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostbox import page_map, pager
+from ghostbox import health, page_map, pager
 from ghostbox.errors import NotRunning
+from ghostbox.health import Health
 from ghostbox.page_map import PageMap
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
@@ -44,8 +45,8 @@ class Sample:
     ``hit_rate``: faults that were answered without the network, of all that found something. ``second_chance_rate``:
     pages that were touched again after the pager had set them aside, of those set aside. ``readahead_accuracy``: pages
     read ahead and used, of those whose fate was known. Each is None where nothing of the kind happened.
-    ``slowest_donor``: the one with the highest median latency, if there are two to compare. ``map``: where the pages
-    are, if it was asked for.
+    ``slowest_donor``: the one with the highest median latency, if there are two to compare. ``health``: what is wrong,
+    and what to do. ``map``: where the pages are, if it was asked for.
     """
 
     vm: str
@@ -69,6 +70,7 @@ class Sample:
     total_bytes: int
     donors: tuple[DonorRates, ...]
     slowest_donor: str | None
+    health: Health
     map: PageMap | None = None
 
 
@@ -107,6 +109,7 @@ def rates(vm: str, before: Status, after: Status, interval_s: float) -> Sample:
         total_bytes=int(pages["total"]) * PAGE_BYTES,
         donors=donors,
         slowest_donor=slowest(donors),
+        health=health.assess(vm, after),
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox donor``: look at donors and their leases."""
+"""``ghostbox donor``: look at donors and their leases, and change the donors of a VM that runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from rich.text import Text
 
 from ghostbox import donor_bench, donors, prediction
 from ghostbox.cli.context import Context
-from ghostbox.cli.options import confirm, yes_option
+from ghostbox.cli.options import BYTES, confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.donor_bench import Measured
 from ghostbox.donor_client import DonorClient, DonorStatus, Lease
 from ghostbox.donors import Survey
 from ghostbox.errors import PoolDegraded, ProgramError, UsageError
 from ghostbox.prediction import HostCosts
+from ghostbox.session import donor_commands
+from ghostbox.session.donor_commands import Drained
 from ghostbox.session.signals import Interrupts
 from ghostbox.units import MIB, format_bytes, format_duration
 
@@ -29,10 +31,12 @@ Examples:
   ghostbox donor list
   ghostbox donor leases tower
   ghostbox donor bench
+  ghostbox donor add attic
+  ghostbox donor drain tower
 """
 )
 def donor() -> None:
-    """Look at donors and their leases."""
+    """Look at donors and their leases; add and drain those of a VM that runs."""
 
 
 @donor.command(
@@ -153,6 +157,77 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
             why="\n".join(f"{err.message}: {err.why}" if err.why else err.message for err in failed),
             hint=next((err.hint for err in failed if err.hint), None),
         )
+
+
+_vm = click.option("--vm", "vm", metavar="NAME", help="Which VM; the default is that of the configuration.")
+
+
+@donor.command(
+    "add",
+    epilog="""\b
+Examples:
+  ghostbox donor add attic                    as much as its other donors lend on average
+  ghostbox donor add attic --vm work --size 8G
+""",
+)
+@click.argument("address")
+@_vm
+@click.option("--size", type=BYTES, help="How much to borrow; the default is what is missing, or a fair share.")
+@output_options
+@click.pass_obj
+def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, output: str) -> None:
+    """Have a VM that runs use one more donor; its memory spreads over it in the background."""
+    name = context.config({"vm.name": vm}).vm.name
+    with Interrupts().watched():
+        lease = donor_commands.add(name, address, size, context.paths, Stages())
+    emit(lease, output, lambda: f"VM '{name}' has {format_bytes(lease.size_bytes)} from {address}")
+
+
+@donor.command(
+    "drain",
+    epilog="""\b
+Examples:
+  ghostbox donor drain attic                move what it holds to the others, then give its memory back
+  ghostbox donor drain attic --to-host      … to this host, if the others have no room
+  ghostbox donor drain this-host --no-wait  and from here to the others again
+""",
+)
+@click.argument("address")
+@_vm
+@click.option("--to-host", is_flag=True, help="Borrow what the others lack from this machine's own memory.")
+@click.option("--wait/--no-wait", default=True, help="Wait until it is empty (the default), or only begin.")
+@output_options
+@click.pass_obj
+def drain_donor(context: Context, /, address: str, vm: str | None, to_host: bool, wait: bool, output: str) -> None:
+    """Empty a donor of a VM that runs: its memory moves to the others, live. Refused if it does not fit there."""
+    name = context.config({"vm.name": vm}).vm.name
+    with Interrupts().watched():
+        found = donor_commands.drain(name, address, context.paths, Stages(), to_host=to_host, wait=wait)
+    emit(found, output, lambda: _drained(found))
+
+
+def _drained(found: Drained) -> str:
+    if found.done:
+        return f"donor {found.donor} holds nothing of VM '{found.vm}' any more"
+    how_far = f"ghostbox status {found.vm} shows how far it is"
+    return f"{format_bytes(found.bytes_to_move)} move away from {found.donor}: {how_far}"
+
+
+@donor.command(
+    "keep",
+    epilog="""\b
+Examples:
+  ghostbox donor keep attic      it stays after all: what was moved stays where it is
+""",
+)
+@click.argument("address")
+@_vm
+@click.pass_obj
+def keep_donor(context: Context, /, address: str, vm: str | None) -> None:
+    """Call a drain off."""
+    name = context.config({"vm.name": vm}).vm.name
+    donor_commands.keep(name, address, context.paths)
+    Stages().note(f"VM '{name}' keeps donor {address}")
 
 
 def _raise_if_alone(found: Sequence[Measured]) -> None:

@@ -52,7 +52,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
     "Donors": {
         "memserver": Command("ghostbox.cli.memserver", "Lend this machine's RAM."),
-        "donor": Command("ghostbox.cli.donor", "Look at donors and their leases."),
+        "donor": Command("ghostbox.cli.donor", "Look at donors and their leases; add and drain them."),
     },
     "Images": {
         "image": Command("ghostbox.cli.image", "Build, import, list and delete guest images."),
@@ -66,6 +66,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
     },
 }
+HIDDEN: Mapping[str, Command] = {"supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends.")}
 ALIASES: Mapping[str, str] = {"stop": "down", "ssh": "shell", "ls": "list", "rm": "delete"}
 
 _EXAMPLES = """\b
@@ -94,7 +95,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None if there is no such name."""
-        entry = commands().get(ALIASES.get(cmd_name, cmd_name))
+        entry = {**commands(), **HIDDEN}.get(ALIASES.get(cmd_name, cmd_name))
         return None if entry is None else _import(ALIASES.get(cmd_name, cmd_name), entry.module)
 
     def resolve_command(
@@ -102,7 +103,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or fail with the nearest name."""
         name = args[0]
-        if not name.startswith("-") and name not in commands() and name not in ALIASES:
+        if not name.startswith("-") and name not in {**commands(), **HIDDEN, **ALIASES}:
             near = difflib.get_close_matches(name, [*commands(), *ALIASES], n=1)
             ctx.fail(f"No such command '{name}'." + (f" Did you mean '{near[0]}'?" if near else ""))
         return super().resolve_command(ctx, args)

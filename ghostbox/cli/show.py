@@ -10,12 +10,17 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from ghostbox.health import Level
 from ghostbox.plan import ImagePlan, VmPlan
 from ghostbox.prediction import Forecast
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
 _COLORS = {VmState.RUNNING: "green", VmState.BROKEN: "red", VmState.PAUSED: "yellow", VmState.STOPPING: "yellow"}
+
+
+DONOR_COLORS = {"up": "green", "slow": "yellow", "draining": "yellow", "drained": "dim", "removed": "dim"}
+_LEVELS = {Level.OK: "[green]ok[/]", Level.DEGRADED: "[yellow]degraded[/]", Level.LOST: "[bold red]lost[/]"}
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> Table:
@@ -96,12 +101,16 @@ def _image(image: ImagePlan) -> str:
 
 def summaries(found: Sequence[VmSummary]) -> RenderableType:
     """Show one line a VM."""
-    table = Table("NAME", "STATE", "CPUS", "LOCAL", "REMOTE", "RUNS ON", "SSH PORT", "IMAGE", box=None, pad_edge=False)
+    table = Table(
+        "NAME", "STATE", "HEALTH", "CPUS", "LOCAL", "REMOTE", "RUNS ON", "SSH PORT", "IMAGE", box=None, pad_edge=False
+    )
     for each in found:
         port = "-" if each.ssh_port is None else str(each.ssh_port)
         local, remote = format_bytes(each.memory_bytes), format_bytes(each.remote_memory_bytes)
         state = _colored(each.state)
-        table.add_row(each.name, state, str(each.cpus), local, remote, each.virt.upper(), port, each.image)
+        table.add_row(
+            each.name, state, level(each.health), str(each.cpus), local, remote, each.virt.upper(), port, each.image
+        )
     return table
 
 
@@ -111,10 +120,13 @@ def info(found: VmInfo) -> RenderableType:
         [
             ("name", found.name),
             ("state", _colored(found.state)),
+            ("health", level(None if found.health is None else found.health.level)),
             ("runs on", found.virt.upper()),
             ("CPUs", found.cpus),
             ("local memory", format_bytes(found.memory_bytes)),
             ("remote memory", format_bytes(found.remote_memory_bytes)),
+            ("copies", f"{found.replicas} on donors" + (f", one in {found.backup}" if found.backup else "")),
+            ("on donor loss", found.on_donor_loss),
             ("cache", format_bytes(found.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)}, {found.files['disk']}"),
             ("image", found.image),
@@ -131,10 +143,25 @@ def info(found: VmInfo) -> RenderableType:
 def status(found: VmStatus) -> RenderableType:
     """Show how a VM does."""
     up_for = "-" if found.uptime_s is None else format_duration(found.uptime_s)
-    head = pairs([("VM", found.name), ("state", _colored(found.state)), ("up for", up_for)])
+    state = _colored(found.state) + (" until its donor is back" if found.paused_for_donor else "")
+    head = pairs([("VM", found.name), ("state", state), ("up for", up_for)])
     if found.pager is None:
         return head
-    return Group(head, pairs(_memory_rows(found.pager)), _donor_table(found.pager["donors"]))
+    health = level(None if found.health is None else found.health.level)
+    rows = [("health", health), *_memory_rows(found.pager)]
+    return Group(head, pairs(rows), _donor_table(found.pager["donors"]))
+
+
+def health_notes(found: VmStatus) -> list[str]:
+    """Return what is wrong with a VM's memory, and what to do about it."""
+    if found.health is None:
+        return []
+    lines = []
+    for problem in found.health.problems:
+        lines.append(f"warning: {problem.text}")
+        if problem.advice is not None:
+            lines.append(f"     do: {problem.advice}")
+    return lines
 
 
 def _memory_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -169,10 +196,15 @@ def _us(histogram: Mapping[str, Any], key: str) -> str:
 def _donor_table(donors: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS", box=None, pad_edge=False)
     for each in donors:
-        color = "green" if each["state"] == "up" else "red"
+        color = DONOR_COLORS.get(each["state"], "red")
         sizes = [format_bytes(each[key]) for key in ("export_bytes", "read_bytes", "written_bytes")]
         table.add_row(escape(each["uri"]), f"[{color}]{each['state']}[/]", *sizes, str(each["errors"]))
     return table
+
+
+def level(found: Level | None) -> str:
+    """Show how the memory of a VM does."""
+    return "-" if found is None else _LEVELS[found]
 
 
 def _colored(state: VmState) -> str:

@@ -25,6 +25,7 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS, name_argument
 from ghostbox.cli.output import plain, stdout_console
 from ghostbox.errors import UsageError
+from ghostbox.health import Level
 from ghostbox.page_map import Cell, Look, PageMap
 from ghostbox.top import DonorRates, Sample
 from ghostbox.units import MIB, format_bytes
@@ -126,7 +127,8 @@ def line(sample: Sample) -> str:
         f"out {_rate(sum(each.written_bytes_per_s for each in sample.donors))}",
         f"readahead {_percent(sample.readahead_accuracy)}",
     ]
-    down = [each.uri for each in sample.donors if each.state != "up"]
+    down = [each.uri for each in sample.donors if each.state not in ("up", "removed")]
+    parts += [] if sample.health.level is Level.OK else [f"MEMORY {sample.health.level.upper()}"]
     parts += [f"slowest {sample.slowest_donor}"] if sample.slowest_donor else []
     parts += [f"NOT UP {', '.join(down)}"] if down else []
     return "  ".join(parts)
@@ -136,6 +138,7 @@ def view(sample: Sample) -> RenderableType:
     """Return a sample as what a terminal shows."""
     rows: list[tuple[str, object]] = [
         ("VM", f"{sample.vm}, pager up {sample.uptime_s:.0f} s"),
+        *_health_rows(sample),
         (
             "faults",
             f"[bold]{sample.faults_per_s:,.0f}[/]/s: {sample.fetched_per_s:,.0f} fetched,"
@@ -156,6 +159,17 @@ def view(sample: Sample) -> RenderableType:
     if sample.map is not None and sample.map.n_cells:
         parts += ["", heat_map(sample.map, columns=min(stdout_console().width, _COLUMNS_MAX))]
     return Group(*parts)
+
+
+def _health_rows(sample: Sample) -> list[tuple[str, object]]:
+    """Nothing while all is well."""
+    if sample.health.level is Level.OK:
+        return []
+    rows: list[tuple[str, object]] = [("health", show.level(sample.health.level))]
+    for problem in sample.health.problems:
+        rows.append(("", escape(problem.text)))
+        rows += [] if problem.advice is None else [("", f"[dim]{escape(problem.advice)}[/]")]
+    return rows
 
 
 def heat_map(found: PageMap, *, columns: int) -> RenderableType:
@@ -197,7 +211,7 @@ def _donor_table(sample: Sample) -> Table:
 
 
 def _donor_cells(donor: DonorRates) -> tuple[str, ...]:
-    color = "green" if donor.state == "up" else "red"
+    color = show.DONOR_COLORS.get(donor.state, "red")
     return (
         escape(donor.uri),
         f"[{color}]{donor.state}[/]",

@@ -13,8 +13,9 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.config import Config
-from ghostbox.errors import NotRunning, UsageError
-from ghostbox.session import VmState, guest_files, logs
+from ghostbox.errors import NotRunning, PoolDegraded, UsageError
+from ghostbox.health import Level
+from ghostbox.session import VmState, events, guest_files, logs
 from ghostbox.units import parse_duration
 
 _name = click.argument("name", required=False)
@@ -164,6 +165,8 @@ def list_(context: Context, /, output: str) -> None:
     for each in found:
         if each.state is VmState.BROKEN:
             Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+        if each.health not in (None, Level.OK):
+            Stages().note(f"the memory of VM '{each.name}' is {each.health}: ghostbox status {each.name}")
 
 
 @click.command(
@@ -185,7 +188,7 @@ def info(context: Context, /, name: str | None, output: str) -> None:
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox status            exit code 0 if it runs, 3 if not
+  ghostbox status            exit code 0 if it runs, 3 if not, 6 if a donor is missing (and what to do)
   ghostbox status --json     with all counters of the pager
 """
 )
@@ -194,14 +197,20 @@ Examples:
 @output_options
 @click.pass_obj
 def status(context: Context, /, name: str | None, no_recover: bool, output: str) -> int:
-    """Show whether a VM runs and how its memory does; exit code 3 if it does not run.
+    """Show whether a VM runs and how its memory does; exit code 3 if it does not run, 6 if its memory is not well.
 
     A VM that is frozen because its pager died gets another one, as by `ghostbox recover`.
     """
     found = session.status(_chosen(context, name), context.paths, heal_pager=not no_recover)
     emit(found, output, lambda: show.status(found))
+    stages = Stages()
     if found.state is VmState.BROKEN:
-        Stages().note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
+        stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
+    for line in show.health_notes(found):
+        stages.note(line)
+    ill = found.health is not None and found.health.level is not Level.OK
+    if ill and (found.state in (VmState.RUNNING, VmState.STOPPING) or found.paused_for_donor):
+        return PoolDegraded.exit_code
     return 0 if found.state in (VmState.RUNNING, VmState.STOPPING) else NotRunning.exit_code
 
 
@@ -212,13 +221,14 @@ Examples:
   ghostbox logs                         the guest's console
   ghostbox logs work --source pager -f  what the pager says, as it comes
   ghostbox logs --source qemu -n 20
+  ghostbox logs --source events         donors that went and came, copies that were made
 """,
 )
 @_name
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C or the end of the VM.")
 @click.option(
     "--source", type=click.Choice([str(each) for each in logs.Source]), default="boot", show_default=True,
-    help="boot: the guest's console; memserver: the donors on this machine.",
+    help="boot: the guest's console; events: what befell its memory; memserver: the donors on this machine.",
 )  # fmt: skip
 @click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
 @click.pass_obj
@@ -226,14 +236,15 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
     """Show the logs of a VM, its pager and its donors."""
     name = _chosen(context, name)
     files = logs.find(name, logs.Source(source), context.paths)
+    shown = events.sentence if source == logs.Source.EVENTS else str
     for file in files:
         if len(files) > 1:
             click.echo(f"==> {file} <==")
         for line in logs.lines(file, lines):
-            click.echo(line)
+            click.echo(shown(line))
     if follow:
         for text in logs.follow(files, logs.ended(name, context.paths)):
-            click.echo(text, nl=False)
+            click.echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)
 
 
 @click.command(

@@ -91,6 +91,11 @@ class Hypervisor:
         with _wrapped("start the domain"):
             self._connection.createXML(xml, flags)
 
+    def suspend(self, domain: str) -> None:
+        """Stop the CPUs; all else stays."""
+        with _wrapped(f"pause domain {domain}"):
+            self._connection.lookupByName(domain).suspend()
+
     def resume(self, domain: str) -> None:
         """Let the CPUs run."""
         with _wrapped(f"resume domain {domain}"):

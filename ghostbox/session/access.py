@@ -20,8 +20,8 @@ from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import format_duration
 
 
-def need_running(name: str, paths: Paths) -> tuple[Book, Record]:
-    """Return the record of a VM that runs.
+def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book, Record]:
+    """Return the record of a VM that runs, or is ``paused`` if that will do.
 
     Raises:
         NotFound: no such VM.
@@ -31,11 +31,13 @@ def need_running(name: str, paths: Paths) -> tuple[Book, Record]:
     book.need(name, paths)
     state = observe.heal_if_idle(book.files)
     record = book.need(name, paths)
-    if state in (VmState.RUNNING, VmState.STOPPING):
+    if state in (VmState.RUNNING, VmState.STOPPING) or (paused and state is VmState.PAUSED):
         return book, record
     hint = f"ghostbox up {name}"
     if state is VmState.PAUSED:
         hint = f"virsh -c {record.libvirt_uri} resume {record.domain}"
+        if record.paused:
+            hint = f"it goes on when its donor is back: ghostbox status {name}"
     if state is VmState.BROKEN:
         hint = f"ghostbox recover {name}"
     raise NotRunning(f"VM '{name}' is {state}", hint=hint)

@@ -18,7 +18,8 @@ from ghostbox import hypervisor, pager
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import GhostboxError, NotFound
 from ghostbox.paths import VmPaths
-from ghostbox.session.record import Book, Made, Record, VmState
+from ghostbox.session import backup, host_memory, supervisor
+from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
 _LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
@@ -36,13 +37,14 @@ def qemu_log(record: Record, files: VmPaths) -> Path:
 
 
 def unmake(book: Book) -> list[GhostboxError]:
-    """Unmake domain, pager, leases and files, in this order; return what could not be unmade.
+    """Unmake domain, pager, leases, backup and files, in this order; return what could not be unmade.
 
-    The domain goes first: nothing may run without its pager. The leases go after the pager, which has the
-    connections to them.
+    The supervisor goes before all: it would mend what we undo. The domain goes next: nothing may run without its
+    pager. The leases go after the pager, which has the connections to them.
     """
     assert book.record is not None
     errors: list[GhostboxError] = []
+    _attempt(errors, _end_supervisor, book)
     if Made.DOMAIN in book.record.made:
         _attempt(errors, _end_domain, book)
     if Made.PAGER in book.record.made and Made.DOMAIN not in book.record.made:
@@ -50,9 +52,11 @@ def unmake(book: Book) -> list[GhostboxError]:
     if Made.PAGER not in book.record.made:
         for lease in book.record.leases:
             try:
-                _release(book, lease.name)
+                release(book, lease.name)
             except GhostboxError as err:
                 errors.append(err)
+        if Made.BACKUP in book.record.made:
+            _attempt(errors, _remove_backup, book)
     if Made.FILES in book.record.made and not book.record.made & {Made.DOMAIN, Made.PAGER}:
         _attempt(errors, _remove_runtime_files, book)
     return errors
@@ -103,16 +107,41 @@ def _end_domain(book: Book) -> None:
     book.save(record.without_made(Made.DOMAIN))
 
 
+def _end_supervisor(book: Book) -> None:
+    supervisor.stop(book.files)
+
+
+def _remove_backup(book: Book) -> None:
+    record = book.record
+    assert record is not None
+    if record.backup is not None:
+        backup.remove(book.files, Path(record.backup))
+    book.save(record.without_made(Made.BACKUP))
+
+
 def _end_pager(book: Book) -> None:
     assert book.record is not None
     pager.stop(pager_files(book.files))
     book.save(book.record.without_made(Made.PAGER))
 
 
-def _release(book: Book, name: str) -> None:
+def release(book: Book, name: str) -> None:
+    """End a lease and strike it out of the record; one that is gone is no error.
+
+    Raises:
+        GhostboxError: its donor does not answer or refuses; the lease stays in the record.
+    """
     record = book.record
     assert record is not None
     lease = next(lease for lease in record.leases if lease.name == name)
+    if lease.donor == THIS_HOST:
+        host_memory.stop(book.files, lease)
+    else:
+        _release_at_donor(lease)
+    book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
+
+
+def _release_at_donor(lease: LeaseRecord) -> None:
     with DonorClient(lease.donor) as client:
         try:
             client.release_lease(lease.name, force=True)
@@ -124,7 +153,6 @@ def _release(book: Book, name: str) -> None:
                 why=err.why,
                 hint="the next command on this VM tries again",
             ) from err
-    book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
 
 
 def _remove_runtime_files(book: Book) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The logs of a VM: the guest's console, QEMU's, the pager's, and those of this machine's memservers."""
+"""The logs of a VM: the guest's console, QEMU's, the pager's, the supervisor's, events, this machine's memservers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Source(enum.StrEnum):
     BOOT = "boot"
     QEMU = "qemu"
     PAGER = "pager"
+    SUPERVISOR = "supervisor"
+    EVENTS = "events"
     MEMSERVER = "memserver"
 
 
@@ -45,6 +47,8 @@ def find(name: str, source: Source, paths: Paths) -> list[Path]:
     file = {
         Source.BOOT: book.files.console_log,
         Source.PAGER: book.files.pager_log,
+        Source.SUPERVISOR: book.files.supervisor_log,
+        Source.EVENTS: book.files.events,
         Source.QEMU: cleanup.qemu_log(record, book.files),
     }[source]
     if not file.exists():

@@ -18,7 +18,7 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import images
+from ghostbox.session import backup, images
 from ghostbox.session.record import Record
 
 
@@ -39,6 +39,9 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         )
     _check_same_image(config, record)
     _check_paths(config, paths)
+    kept = plan.backup_file(config.pool.backup, config.vm.name)
+    if kept is not None:
+        backup.check(kept)
     image = images.find(config, paths)
     for forward in config.vm.ports:
         if not _port_is_free(forward.host):

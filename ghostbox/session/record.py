@@ -18,8 +18,12 @@ from __future__ import annotations
 import datetime
 import enum
 import fcntl
+import hashlib
 import json
 import os
+import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +35,11 @@ from ghostbox.paths import Paths, VmPaths
 from ghostbox.plan import PagerPlan, VmPlan
 
 _FORMAT = 1
+THIS_HOST = "this-host"
+"""In place of a donor's address: memory of the host itself (`session.host_memory`)."""
+
+_SUPERVISOR = "supervisor"
+_PATIENCE_S = 30.0
 
 
 class VmState(enum.StrEnum):
@@ -60,13 +69,18 @@ class Made(enum.StrEnum):
     """A thing outside the state directory that an ``up`` makes and a ``down`` unmakes."""
 
     FILES = "files"
+    BACKUP = "backup"
     PAGER = "pager"
     DOMAIN = "domain"
 
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """A lease that was asked for; it may or may not have been made."""
+    """A lease that was asked for; it may or may not have been made.
+
+    ``nbd_uri`` is known when it was; that is how the pager's donors are told apart. ``donor`` is the address of its
+    control API, or `THIS_HOST`.
+    """
 
     donor: str
     name: str
@@ -76,7 +90,11 @@ class LeaseRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One VM. Sizes in bytes, times UTC in ISO 8601; ``new`` means that no ``up`` of it ever came to ``running``."""
+    """One VM. Sizes in bytes, times UTC in ISO 8601; ``new`` means that no ``up`` of it ever came to ``running``.
+
+    ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
+    it because of a donor (and not somebody else).
+    """
 
     name: str
     state: VmState
@@ -100,6 +118,9 @@ class Record:
     made: frozenset[Made] = frozenset()
     leases: tuple[LeaseRecord, ...] = ()
     pager: PagerPlan | None = None
+    donors: tuple[str, ...] = ()
+    backup: str | None = None
+    paused: bool = False
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -122,6 +143,7 @@ class Record:
         fields["made"] = frozenset(Made(word) for word in fields["made"])
         fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
+        fields["donors"] = tuple(fields.get("donors", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
 
@@ -159,6 +181,8 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         made=frozenset({Made.FILES}),
         leases=before.leases if before else (),
         pager=plan.pager,
+        donors=plan.donors,
+        backup=None if plan.backup is None else str(plan.backup),
     )
 
 
@@ -211,6 +235,15 @@ class Book:
         return record
 
 
+def lease_name(vm: str) -> str:
+    """Return a name that no other VM, of this host or another one, can have."""
+    try:
+        machine = Path("/etc/machine-id").read_bytes()
+    except OSError:
+        machine = socket.gethostname().encode()
+    return f"{hashlib.sha256(machine).hexdigest()[:8]}-{vm}-{secrets.token_hex(4)}"
+
+
 def names(paths: Paths) -> list[str]:
     """Return the names of all VMs that have a record, sorted."""
     return sorted(file.parent.name for file in (paths.state / "vms").glob("*/vm.json"))
@@ -225,23 +258,28 @@ def make_directory(directory: Path) -> None:
 
 
 @contextmanager
-def locked(files: VmPaths) -> Iterator[None]:
-    """Hold the VM's lock; the kernel drops it when we die.
+def locked(files: VmPaths, *, supervisor: bool = False) -> Iterator[None]:
+    """Hold the VM's lock; the kernel drops it when we die. The VM's supervisor holds it for moments: it is waited for.
 
     Raises:
         Refused: another command holds it.
     """
     descriptor = _lock_descriptor(files)
+    holder = f"{_SUPERVISOR if supervisor else ''} {os.getpid()}"
     try:
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{holder.strip()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
 def _lock_descriptor(files: VmPaths) -> int:
-    """Open and lock the file; again if its last holder removed it (with the VM) between the two."""
+    """Open and lock the file; again if its last holder removed it (with the VM) between the two.
+
+    Who holds the lock writes its name a moment after it took it: a name is believed when it was read twice.
+    """
+    deadline, seen = time.monotonic() + _PATIENCE_S, ""
     while True:
         make_directory(files.state)
         descriptor = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -252,6 +290,10 @@ def _lock_descriptor(files: VmPaths) -> int:
         except BlockingIOError as err:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
+            if holder != seen or (holder.startswith(_SUPERVISOR) and time.monotonic() < deadline):
+                seen = holder
+                time.sleep(0.05)
+                continue
             raise Refused(
                 f"another command is at work on VM '{files.state.name}' (pid {holder})",
                 hint="wait until it is done, or end it",

@@ -8,14 +8,11 @@ boot, ssh, cloud-init                    the VM runs, the lock is free; a failur
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
-import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ghostbox import domain_xml, donors, hypervisor, pager
 from ghostbox.config import Config
@@ -24,9 +21,9 @@ from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
-from ghostbox.session import cleanup, guest_files, images, observe, planning, readiness, takeover
+from ghostbox.session import backup, cleanup, guest_files, images, observe, planning, readiness, supervisor, takeover
 from ghostbox.session.progress import Progress
-from ghostbox.session.record import Book, LeaseRecord, Made, VmState, locked, now_utc, prepared
+from ghostbox.session.record import Book, LeaseRecord, Made, VmState, lease_name, locked, now_utc, prepared
 from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_bytes
 
@@ -133,7 +130,7 @@ def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupt
         plan = _donors_stage(plan, progress)
         uris = _leases_stage(plan, book, progress)
         _pager_stage(plan, paths, book, progress, uris)
-        _domain_stage(plan, book, progress)
+        _domain_stage(plan, paths, book, progress)
     except BaseException as err:
         with interrupts.shielded():
             if book.record is not None and book.record.state is VmState.RUNNING:
@@ -184,22 +181,17 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     with progress.stage("leases") as stage:
         holder = Holder(socket.gethostname(), plan.name)
         assignments = [
-            Assignment(share.address, _lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
+            Assignment(share.address, lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
         ]
         planned = tuple(LeaseRecord(each.donor_address, each.lease_name, each.size_bytes) for each in assignments)
         book.save(dataclasses.replace(book.record, leases=(*book.record.leases, *planned)))
         leases = donors.acquire(assignments)
+        uris = [donors.nbd_uri(each.donor_address, lease) for each, lease in zip(assignments, leases, strict=True)]
+        known = tuple(dataclasses.replace(each, nbd_uri=uri) for each, uri in zip(planned, uris, strict=True))
+        others = tuple(each for each in book.record.leases if each not in planned)
+        book.save(dataclasses.replace(book.record, leases=(*others, *known)))
         stage.say(f"{len(leases)} lease{'s' if len(leases) > 1 else ''}")
-    return [donors.nbd_uri(each.donor_address, lease) for each, lease in zip(assignments, leases, strict=True)]
-
-
-def _lease_name(vm: str) -> str:
-    """Return a name that no other VM, of this host or another one, can have."""
-    try:
-        machine = Path("/etc/machine-id").read_bytes()
-    except OSError:
-        machine = socket.gethostname().encode()
-    return f"{hashlib.sha256(machine).hexdigest()[:8]}-{vm}-{secrets.token_hex(4)}"
+    return uris
 
 
 def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uris: Sequence[str]) -> None:
@@ -208,11 +200,23 @@ def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uri
         book.save(book.record.with_made(Made.PAGER))
         peer = hypervisor.qemu_user(plan.libvirt_uri).uid
         files = cleanup.pager_files(plan.files)
-        pid = pager.start(paths.pager_program, plan.pager, files, uris, peer_uid=peer)
+        copy = _start_backup(plan, book)
+        pid = pager.start(paths.pager_program, plan.pager, files, uris, peer_uid=peer, backup=copy)
         stage.say(f"pid {pid}, cache {format_bytes(plan.pager.cache_bytes)}")
 
 
-def _domain_stage(plan: VmPlan, book: Book, progress: Progress) -> None:
+def _start_backup(plan: VmPlan, book: Book) -> str | None:
+    if plan.backup is None:
+        return None
+    assert book.record is not None
+    backup.check(plan.backup)
+    book.save(book.record.with_made(Made.BACKUP))
+    backup.create(plan.backup, plan.pager.pool_bytes)
+    backup.ensure(plan.files, plan.backup)
+    return backup.uri(plan.files)
+
+
+def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress) -> None:
     with progress.stage("domain") as stage, hypervisor.connect(plan.libvirt_uri) as connection:
         _check_name_is_free(connection, plan)
         xml = domain_xml.build(plan)
@@ -224,6 +228,7 @@ def _domain_stage(plan: VmPlan, book: Book, progress: Progress) -> None:
         connection.resume(plan.domain)
         book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
         stage.say(f"{plan.domain}, {plan.virt.upper()}, pid {pid}")
+    supervisor.ensure(book, paths)
 
 
 def _check_name_is_free(connection: hypervisor.Hypervisor, plan: VmPlan) -> None:

@@ -7,15 +7,18 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from ghostbox import hypervisor, pager
+from ghostbox import health, hypervisor, pager
+from ghostbox.health import Health, Level
 from ghostbox.paths import Paths
-from ghostbox.session import observe, takeover
+from ghostbox.session import observe, supervisor, takeover
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
+
+_ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
 
 
 @dataclass(frozen=True)
 class VmSummary:
-    """One line of ``list``."""
+    """One line of ``list``; ``health`` is None if no pager answers."""
 
     name: str
     state: VmState
@@ -25,6 +28,7 @@ class VmSummary:
     remote_memory_bytes: int
     ssh_port: int | None
     image: str
+    health: Level | None
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,18 @@ class VmInfo:
     started_at: str | None
     leases: tuple[LeaseRecord, ...]
     files: dict[str, str]
+    replicas: int
+    backup: str | None
+    on_donor_loss: str
+    health: Health | None
 
 
 @dataclass(frozen=True)
 class VmStatus:
-    """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers."""
+    """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers.
+
+    ``paused_for_donor``: the supervisor paused it, and will let it go on.
+    """
 
     name: str
     state: VmState
@@ -66,6 +77,8 @@ class VmStatus:
     qemu_pid: int | None
     ssh_command: str
     pager: dict[str, Any] | None
+    health: Health | None = None
+    paused_for_donor: bool = False
 
 
 def summaries(paths: Paths) -> list[VmSummary]:
@@ -76,7 +89,9 @@ def summaries(paths: Paths) -> list[VmSummary]:
         state = observe.heal_if_idle(book.files)
         record = book.load()
         if record is not None:
-            found.append(_summary(record, state))
+            supervisor.ensure(book, paths)
+            answer = pager.status(book.files.pager_control) if state in _ALIVE else None
+            found.append(_summary(record, state, None if answer is None else health.level(answer)))
     return found
 
 
@@ -87,7 +102,9 @@ def info(name: str, paths: Paths) -> VmInfo:
         NotFound: no such VM.
     """
     book, record, state = _look(name, paths)
+    supervisor.ensure(book, paths)
     files = book.files
+    found = pager.status(files.pager_control) if state in _ALIVE else None
     return VmInfo(
         name=record.name,
         state=state,
@@ -115,12 +132,17 @@ def info(name: str, paths: Paths) -> VmInfo:
             "console_log": str(files.console_log),
             "pager_log": str(files.pager_log),
             "known_hosts": str(files.known_hosts),
+            "events": str(files.events),
         },
+        replicas=1 if record.pager is None else record.pager.replicas,
+        backup=record.backup,
+        on_donor_loss="wait" if record.pager is None else record.pager.on_donor_loss,
+        health=_health(record, found),
     )
 
 
 def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
-    """Return how a VM does; one that is frozen because its pager died gets another pager first.
+    """Return how a VM does; one that is frozen because its pager died gets another pager first, and a supervisor.
 
     Raises:
         NotFound: no such VM.
@@ -129,7 +151,9 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
     if heal_pager:
         state = takeover.recover_if_broken(book, paths, state)
         record = book.need(name, paths)
-    running = state in (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
+        supervisor.ensure(book, paths)
+    running = state in _ALIVE
+    found = pager.status(book.files.pager_control) if running else None
     qemu = hypervisor.find_qemu(record.uuid) if running else None
     return VmStatus(
         name=record.name,
@@ -138,8 +162,17 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         uptime_s=_seconds_since(record.started_at) if running else None,
         qemu_pid=None if qemu is None else qemu.pid,
         ssh_command=_ssh_command(book),
-        pager=pager.status(book.files.pager_control) if running else None,
+        pager=found,
+        health=_health(record, found),
+        paused_for_donor=record.paused and state is VmState.PAUSED,
     )
+
+
+def _health(record: Record, found: dict[str, Any] | None) -> Health | None:
+    if found is None:
+        return None
+    addresses = {lease.nbd_uri: lease.donor for lease in record.leases if lease.nbd_uri is not None}
+    return health.assess(record.name, found, addresses)
 
 
 def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
@@ -149,7 +182,7 @@ def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
     return book, book.need(name, paths), state
 
 
-def _summary(record: Record, state: VmState) -> VmSummary:
+def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
     return VmSummary(
         name=record.name,
         state=state,
@@ -159,6 +192,7 @@ def _summary(record: Record, state: VmState) -> VmSummary:
         remote_memory_bytes=record.remote_memory_bytes,
         ssh_port=record.ssh_port if state is not VmState.STOPPED else None,
         image=record.image,
+        health=level,
     )
 
 

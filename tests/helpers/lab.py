@@ -86,12 +86,13 @@ class Host:
         )
 
     def _processes(self) -> Iterator[str]:
-        """Yield the command lines of pagers and QEMUs that use our directories."""
+        """Yield the command lines of all that a VM has running that uses our directories."""
+        ours = ("ghostbox-pager", "ghostbox-memserver", "qemu-system", "qemu-nbd", " supervise ")
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and processes.pid_alive(int(entry.name)):
                 with contextlib.suppress(OSError):
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if str(self.root) in line and ("ghostbox-pager" in line or "qemu-system" in line):
+                    if str(self.root) in line and any(word in line for word in ours):
                         yield f"{entry.name} {line[:200]}"
 
 

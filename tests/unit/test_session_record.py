@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ RECORD = Record(
     forwards=((8080, 80),),
     made=frozenset({Made.PAGER, Made.FILES}),
     leases=(LeaseRecord("a:1", "x", 5),),
-    pager=PagerPlan(cache_bytes=1, extent_bytes=2, readahead_bytes=3, poll_us=4, log_level="info"),
+    pager=PagerPlan(cache_bytes=1, extent_bytes=2, readahead_bytes=3, poll_us=4, log_level="info", replicas=2),
+    donors=("a:1", "b:1"),
+    backup="/b",
+    paused=True,
 )
 
 
@@ -99,6 +103,17 @@ def test_lock_is_held_by_one_and_names_its_holder(tmp_path: Path) -> None:
         with pytest.raises(Refused, match=r"another command is at work on VM 'box' \(pid \d+\)"), locked(files):
             pass
     assert lock_is_free(files)
+
+
+def test_supervisor_that_is_at_work_is_waited_for(tmp_path: Path) -> None:
+    files = book(tmp_path).files
+    supervisor = locked(files, supervisor=True)
+    supervisor.__enter__()
+    soon = threading.Timer(0.2, supervisor.__exit__, (None, None, None))
+    soon.start()
+    with locked(files):
+        assert not lock_is_free(files)
+    soon.join()
 
 
 def test_state_directory_lets_qemu_pass_and_not_look(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ def test_quantiles(q: float, expected: float) -> None:
     assert top.quantile_us([(1.0, 50), (2.0, 40), (4.0, 10)], q) == expected
 
 
+def test_line_shows_that_the_memory_is_not_well() -> None:
+    assert "MEMORY DEGRADED" in line(later(health="degraded"))
+    assert "MEMORY" not in line(later(health="ok"))
+
+
 def test_line_shows_a_donor_that_is_down() -> None:
     text = line(later(donors=[donor("nbd://a/x", state="down"), donor("nbd://b/x")]))
     assert "NOT UP nbd://a/x" in text

@@ -26,6 +26,7 @@ import pytest
 
 from ghostbox import demo, processes
 from ghostbox.donor_client import DonorClient
+from ghostbox.session import supervisor
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
@@ -164,21 +165,26 @@ def test_workload_over_the_cache_verifies_and_went_through_both_donors(machine: 
 
 
 def test_pager_killed_under_a_workload_is_followed_by_another_and_no_byte_is_wrong(machine: Machine) -> None:
-    """By kill -9 with `recover`, by kill -9 with `status`, and in order: three new pagers under one workload."""
+    """By kill -9 with the supervisor, with `recover`, with `status`, and in order: four new pagers, one workload."""
     again = f"numactl --membind=1 python3 w.py {WORKLOAD_MIB << 20} 8 || exit 1"
     work = machine.host.start("shell", VM, "--", f"until test -e enough; do {again}; done")
     killed = wait_for_paging(machine, work)
     os.kill(killed, signal.SIGKILL)
-    processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
-    listed = machine.host.cli("list", check=True)
-    assert f"VM '{VM}' is frozen, its pager died: ghostbox recover {VM}" in listed.stderr
-    first = json.loads(machine.cli("recover", "--json").stdout)
-    assert (first["action"], first["pager_pid"]) == ("recovered", machine.pager_pid())
-    os.kill(wait_for_paging(machine, work), signal.SIGKILL)
-    processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
-    done = machine.cli("status")
-    assert f"the pager of VM '{VM}' had died: another one (pid " in " ".join(done.stderr.split())
-    wait_for_paging(machine, work)
+    processes.wait_until(lambda: watched_pid(machine) not in (None, killed), timeout_s=20, what="another pager")
+    said = machine.cli("logs", "--source", "events").stdout
+    assert f"pager-recovered  the pager (pid {killed}) had died: another one goes on" in said
+    with unsupervised(machine):
+        os.kill(wait_for_paging(machine, work), signal.SIGKILL)
+        processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
+        listed = machine.host.cli("list", check=True)
+        assert f"VM '{VM}' is frozen, its pager died: ghostbox recover {VM}" in listed.stderr
+        first = json.loads(machine.cli("recover", "--json").stdout)
+        assert (first["action"], first["pager_pid"]) == ("recovered", machine.pager_pid())
+        os.kill(wait_for_paging(machine, work), signal.SIGKILL)
+        processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
+        done = machine.cli("status")
+        assert f"the pager of VM '{VM}' had died: another one (pid " in " ".join(done.stderr.split())
+        wait_for_paging(machine, work)
     third = json.loads(machine.cli("recover", "--restart", "--json").stdout)
     assert third["action"] == "restarted"
     assert len({killed, first["pager_pid"], third["pager_pid"]}) == 3
@@ -191,6 +197,39 @@ def test_pager_killed_under_a_workload_is_followed_by_another_and_no_byte_is_wro
     assert status["pid"] == third["pager_pid"]
     assert (status["pages"]["poisoned"], status["surprises"]["vanished_pages"]) == (0, 0)
     assert "is well" in machine.cli("recover").stdout
+
+
+def test_supervisor_that_is_killed_hurts_nobody_and_the_next_command_starts_another(machine: Machine) -> None:
+    files = machine.host.paths.vm(VM)
+    [first] = supervisor.find(files)
+    second = machine.host.start("supervise", VM, "--lock", str(files.supervisor_lock))
+    assert second.wait(20) == 0, "there is one already"
+    second.communicate()
+    os.kill(first, signal.SIGKILL)
+    processes.wait_until(lambda: not processes.pid_alive(first), timeout_s=10, what="its end")
+    pager = watched_pid(machine)
+    assert supervisor.find(files) == [], "who only looks starts none"
+    assert machine.pager_pid() == pager
+    processes.wait_until(lambda: len(supervisor.find(files)) == 1, timeout_s=20, what="another supervisor")
+
+
+@contextlib.contextmanager
+def unsupervised(machine: Machine) -> Iterator[None]:
+    """End the supervisor and keep another one from being started."""
+    files = machine.host.paths.vm(VM)
+    supervisor.stop(files)
+    descriptor = supervisor.lock(files)
+    assert descriptor is not None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def watched_pid(machine: Machine) -> int | None:
+    """Return the pager's process id and change nothing."""
+    found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)["pager"]
+    return None if found is None else int(found["pid"])
 
 
 def broken(machine: Machine) -> bool:
@@ -272,7 +311,9 @@ def test_status_shows_the_vm_and_its_memory(machine: Machine) -> None:
 
 
 def test_list_and_info_know_the_vm(machine: Machine) -> None:
-    assert re.search(rf"^{VM} +running +2 +768 MiB +512 MiB", machine.host.cli("list", check=True).stdout, re.MULTILINE)
+    assert re.search(
+        rf"^{VM} +running +ok +2 +768 MiB +512 MiB", machine.host.cli("list", check=True).stdout, re.MULTILINE
+    )
     assert json.loads(machine.host.cli("list", "--json", check=True).stdout)[0]["state"] == "running"
     info = json.loads(machine.cli("info", "-o", "json").stdout)
     assert info["remote_memory_bytes"] == 512 << 20
@@ -478,18 +519,19 @@ def test_guest_that_ended_by_itself_is_cleaned_up_by_the_next_command(machine: M
 
 def test_vm_whose_pager_died_is_broken_and_can_be_taken_down(machine: Machine) -> None:
     start_again(machine)
-    os.kill(machine.pager_pid(), signal.SIGKILL)
-    processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
-    done = machine.cli("up", "--no-recover", check=False)
-    assert f"error: VM '{VM}' is broken: its pager is gone, so the guest is frozen" in done.stderr
-    assert f"fix: ghostbox recover {VM}" in done.stderr
-    again = machine.cli("up")
-    assert f"VM '{VM}' runs already" in again.stdout
-    os.kill(machine.pager_pid(), signal.SIGKILL)
-    machine.host.paths.vm(VM).pager_state.unlink()
-    done = machine.cli("recover", check=False)
-    assert f"error: VM '{VM}' cannot be recovered: its pager left no page map" in done.stderr
-    assert f"fix: ghostbox down --force {VM}, then ghostbox up {VM}" in done.stderr
+    with unsupervised(machine):
+        os.kill(machine.pager_pid(), signal.SIGKILL)
+        processes.wait_until(lambda: broken(machine), timeout_s=20, what="the VM shown as broken")
+        done = machine.cli("up", "--no-recover", check=False)
+        assert f"error: VM '{VM}' is broken: its pager is gone, so the guest is frozen" in done.stderr
+        assert f"fix: ghostbox recover {VM}" in done.stderr
+        again = machine.cli("up")
+        assert f"VM '{VM}' runs already" in again.stdout
+        os.kill(machine.pager_pid(), signal.SIGKILL)
+        machine.host.paths.vm(VM).pager_state.unlink()
+        done = machine.cli("recover", check=False)
+        assert f"error: VM '{VM}' cannot be recovered: its pager left no page map" in done.stderr
+        assert f"fix: ghostbox down --force {VM}, then ghostbox up {VM}" in done.stderr
     machine.cli("down", "--force")
     assert same_but_for_state(machine.outside(), machine.before)
 
@@ -498,6 +540,7 @@ def test_reboot_of_the_host_is_healed(machine: Machine) -> None:
     """After a reboot the record says running, and domain, pager and /run are gone; the donors still have the leases."""
     start_again(machine)
     pager = machine.pager_pid()
+    supervisor.stop(machine.host.paths.vm(VM))
     subprocess.run(["virsh", "-q", "destroy", f"ghostbox-{VM}"], check=True, capture_output=True)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pager, signal.SIGKILL)

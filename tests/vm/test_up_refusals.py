@@ -196,3 +196,9 @@ def test_print_cloud_init_shows_the_seed_without_private_keys(host: Host, donor:
     assert "/etc/theirs" in text
     assert "numa_balancing" in text
     assert "PRIVATE KEY" not in text
+
+
+@pytest.mark.parametrize("words", [("add", "--size", "1G"), ("drain", "--to-host"), ("drain", "--no-wait"), ("keep",)])
+def test_donors_of_a_vm_that_does_not_exist(host: Host, words: tuple[str, ...]) -> None:
+    command, *more = words
+    says(host.cli("donor", command, "127.0.0.1:1", "--vm", "nosuch", *more), "error: no VM named 'nosuch'", code=4)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""The copy of a VM's remote memory on a local disk: a sparse file, served to the pager by qemu-nbd.
+
+It holds what the guest had in memory, so it goes with the VM. Its server may die and be started again: the pager
+connects anew and fills in what it missed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+from ghostbox import processes
+from ghostbox.errors import GhostboxError, ProgramError, Refused
+from ghostbox.paths import VmPaths
+
+_EXPORT = "backup"
+_READY_TIMEOUT_S = 20.0
+
+
+def uri(files: VmPaths) -> str:
+    """Return the NBD URI of the copy."""
+    return f"nbd+unix:///{_EXPORT}?socket={files.backup_socket}"
+
+
+def check(file: Path) -> None:
+    """Refuse a place that cannot be used, before anything is made.
+
+    Raises:
+        Refused: something is there already, or there is no such directory.
+        ProgramError: qemu-nbd is not installed.
+    """
+    if file.exists():
+        raise Refused(
+            f"pool.backup: {file} exists already",
+            why="the copy of the VM's memory is a file of its own, and goes with the VM",
+            hint="name a file that does not exist, or a directory",
+        )
+    if not file.parent.is_dir():
+        raise Refused(f"pool.backup: there is no directory {file.parent}", hint=f"mkdir -p {file.parent}")
+    if shutil.which("qemu-nbd") is None:
+        raise ProgramError("pool.backup needs qemu-nbd, which is not installed", hint="sudo apt install qemu-utils")
+
+
+def create(file: Path, size_bytes: int) -> None:
+    """Make the file, empty; it takes room as it is written.
+
+    Raises:
+        GhostboxError: it cannot be made.
+    """
+    try:
+        with file.open("xb") as stream:
+            file.chmod(0o600)
+            stream.truncate(size_bytes)
+    except OSError as err:
+        raise GhostboxError(f"pool.backup: cannot make {file}: {err.strerror}") from err
+
+
+def ensure(files: VmPaths, file: Path) -> bool:
+    """Start the server unless it runs; tell whether it was started.
+
+    Raises:
+        ProgramError: it does not start; the ``why`` is what it said.
+    """
+    if find(files):
+        return False
+    argv: list[str | Path] = ["qemu-nbd", "--format=raw", "--cache=writeback", "--discard=unmap", "--shared=0"]
+    argv += ["--persistent", f"--export-name={_EXPORT}", f"--socket={files.backup_socket}", file]
+    child = processes.start_detached(argv, log_path=files.backup_log)
+    processes.wait_until(
+        lambda: child.poll() is not None or _listens(files), timeout_s=_READY_TIMEOUT_S, what="qemu-nbd"
+    )
+    if child.poll() is not None:
+        raise ProgramError(
+            f"qemu-nbd does not serve {file} (status {child.returncode})",
+            why=_last_words(files.backup_log),
+        )
+    return True
+
+
+def find(files: VmPaths) -> list[int]:
+    """Return the process ids of servers of this VM (one, or none)."""
+    return processes.find("qemu-nbd", f"--socket={files.backup_socket}")
+
+
+def remove(files: VmPaths, file: Path) -> None:
+    """End the server and remove the file. What is gone already is no error.
+
+    Raises:
+        ProgramError: it does not end.
+    """
+    for pid in find(files):
+        processes.terminate(pid)
+    files.backup_socket.unlink(missing_ok=True)
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as err:
+        raise GhostboxError(f"cannot remove {file}: {err.strerror}", hint=f"sudo rm {file}") from err
+
+
+def _last_words(log: Path) -> str | None:
+    try:
+        return "\n".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or None
+    except OSError:
+        return None
+
+
+def _listens(files: VmPaths) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(files.backup_socket))
+    except OSError:
+        return False
+    return True

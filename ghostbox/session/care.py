@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""What the supervisor does for a VM, once a second. Each step is small, can be repeated, and holds the VM's lock.
+
+    the pager is gone                  another one takes over
+    on_donor_loss is pause             the VM is paused while what only a silent donor has is out of reach
+    a donor says that it is draining   its extents move to the others, which lend more if need be
+    a donor is drained                 its lease ends
+    a donor does not drain any more    what it still has stays there
+    a donor has died                   what was on it is copied anew; the others lend the room for it
+    the server of the copy on disk     is started again
+
+What happened becomes an event. What cannot be done is said once, and tried again now and then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ghostbox import health, hypervisor, pager, processes
+from ghostbox.donor_client import DonorClient
+from ghostbox.errors import GhostboxError, Refused
+from ghostbox.hypervisor import DomainState
+from ghostbox.paths import Paths
+from ghostbox.plan import missing_bytes
+from ghostbox.session import backup, events, pool, takeover
+from ghostbox.session.record import THIS_HOST, Book, Made, Record, VmState, locked
+from ghostbox.units import PAGE_BYTES, format_bytes
+
+_log = logging.getLogger(__name__)
+_RETRY_S = 30.0
+_ASK_INTERVAL_S = 2.0
+_ASK_TIMEOUT_S = 2.0
+Status = Mapping[str, Any]
+
+
+class Care:
+    """Looks after one VM. ``pause``, ``drains`` and so on may each be called alone, with the VM's lock held."""
+
+    def __init__(self, name: str, paths: Paths) -> None:
+        self._paths = paths
+        self._book = Book(paths.vm(name))
+        self._before: Status | None = None
+        self._pid = 0
+        self._said: dict[str, tuple[str, float]] = {}
+        self._clients: dict[str, DonorClient] = {}
+        self._asked_at = 0.0
+        self._asked_to: set[str] = set()
+
+    def close(self) -> None:
+        """Close the connections to the donors."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def round(self) -> bool:
+        """Look once, and do what is to be done; False when the VM is over."""
+        record = self._book.load()
+        if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING) or not self._lives(record):
+            return False
+        found = pager.status(self._book.files.pager_control)
+        if found is None:
+            # It ends with QEMU, too; cleaning up behind a VM that is over is the next command's.
+            if self._lives(record):
+                self._tried("pager", self.recover)
+            return True
+        for event, text, donor in changes(self._before, found, self._names(record)):
+            events.append(self._book.files, event, text, donor=donor)
+        self._before = found
+        for what, wanted, step in (
+            ("backup", self._backup_is_gone(record), self.restart_backup),
+            ("pause", self._pause_is_due(record, found), self.pause_or_resume),
+            ("drained", self._is_any_empty(record, found), self.finish_drains),
+            ("room", self._room_is_due(record, found), self.make_room),
+        ):
+            if wanted:
+                self._tried(what, step)
+        for address, leaves in self._minds(record, found):
+            self._tried(f"drain {address}", partial(self.drain if leaves else self.keep, address))
+        return True
+
+    def recover(self) -> None:
+        """Give the VM another pager if it has none."""
+        before = self._before
+        state = takeover.heal_pager(self._book, self._paths)
+        if state is VmState.BROKEN:
+            raise GhostboxError("the pager died, and no other one could be started", hint="ghostbox recover")
+        if state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING):
+            pid = "" if before is None else f" (pid {before['pid']})"
+            events.append(self._book.files, "pager-recovered", f"the pager{pid} had died: another one goes on")
+
+    def restart_backup(self) -> None:
+        """Start the server of the copy on disk again."""
+        record = self._book.record
+        assert record is not None and record.backup is not None
+        if backup.ensure(self._book.files, Path(record.backup)):
+            events.append(
+                self._book.files, "backup-restarted", "the server of the copy on disk was gone: started again"
+            )
+
+    def pause_or_resume(self) -> None:
+        """Pause the VM because of a donor, or let one go on that we paused."""
+        record, found = self._book.record, self._before
+        assert record is not None and found is not None
+        away = health.sole_copies_away(found)
+        with hypervisor.connect(record.libvirt_uri) as connection:
+            if away and not record.paused and connection.state(record.domain) is DomainState.RUNNING:
+                self._book.save(replace(record, paused=True))
+                connection.suspend(record.domain)
+                names = self._names(record)
+                missing = ", ".join(names.get(str(donor["uri"]), str(donor["uri"])) for donor in away)
+                text = f"the VM is paused until {missing} is back"
+                events.append(self._book.files, "paused", text, donor=str(away[0]["uri"]))
+            elif record.paused and not away:
+                if connection.state(record.domain) is DomainState.PAUSED:
+                    connection.resume(record.domain)
+                self._book.save(replace(record, paused=False))
+                events.append(self._book.files, "resumed", "the VM goes on")
+
+    def finish_drains(self) -> None:
+        """End the leases of donors that are empty."""
+        pool.finish_drains(self._book)
+
+    def drain(self, address: str) -> None:
+        """Begin to drain a donor that wants to leave."""
+        pool.drain(self._book, address)
+        self._asked_to.add(address)
+
+    def keep(self, address: str) -> None:
+        """Call off the drain of a donor that wants to stay after all."""
+        self._asked_to.discard(address)
+        pool.keep(self._book, address)
+
+    def make_room(self) -> None:
+        """Borrow more where copies are missing and have no place."""
+        pool.make_room(self._book)
+
+    def _tried(self, what: str, step: Callable[[], None]) -> None:
+        """Take a step with the VM's lock held; a failure is said once, and tried again after a while."""
+        text, until = self._said.get(what, ("", 0.0))
+        if time.monotonic() < until:
+            return
+        try:
+            with locked(self._book.files, supervisor=True):
+                if self._book.load() is None:
+                    return
+                step()
+            self._said.pop(what, None)
+        except Refused as err:
+            if err.message.startswith("another command"):
+                return
+            self._complain(what, text, err)
+        except GhostboxError as err:
+            self._complain(what, text, err)
+
+    def _complain(self, what: str, before: str, err: GhostboxError) -> None:
+        text = f"{err.message}: {err.why}" if err.why else err.message
+        if text != before:
+            _log.warning("%s", text)
+            events.append(self._book.files, f"{what.partition(' ')[0]}-failed", text)
+        self._said[what] = (text, time.monotonic() + _RETRY_S)
+
+    def _lives(self, record: Record) -> bool:
+        """Tell whether the VM's QEMU runs; libvirt is asked only when it seems gone."""
+        if self._pid and processes.pid_alive(self._pid):
+            return True
+        qemu = hypervisor.find_qemu(record.uuid)
+        self._pid = 0 if qemu is None else qemu.pid
+        return qemu is not None
+
+    def _names(self, record: Record) -> dict[str, str]:
+        return {lease.nbd_uri: lease.donor for lease in record.leases if lease.nbd_uri is not None}
+
+    def _backup_is_gone(self, record: Record) -> bool:
+        return record.backup is not None and Made.BACKUP in record.made and not backup.find(self._book.files)
+
+    def _pause_is_due(self, record: Record, found: Status) -> bool:
+        if record.pager is None or record.pager.on_donor_loss != "pause":
+            return record.paused
+        return bool(health.sole_copies_away(found)) != record.paused
+
+    def _is_any_empty(self, record: Record, found: Status) -> bool:
+        by_uri = pool.states(dict(found))
+        ours = [by_uri[lease.nbd_uri] for lease in record.leases if lease.nbd_uri in by_uri]
+        return any(pool.is_empty(donor) for donor in ours)
+
+    def _room_is_due(self, record: Record, found: Status) -> bool:
+        """Tell whether copies on a donor that died have nowhere to go. Of a sole copy none can be made."""
+        plan = record.pager
+        if plan is None or (plan.replicas < 2 and record.backup is None):
+            return False
+        gone = [each for each in found["donors"] if each["state"] in ("lost", "down") and not each.get("backup")]
+        if not any(each["state"] == "lost" or (each.get("down_s") or 0) > plan.rebuild_after_s for each in gone):
+            return False
+        return missing_bytes(plan, pool.held(record, dict(found))) > 0
+
+    def _minds(self, record: Record, found: Status) -> list[tuple[str, bool]]:
+        """Return the donors that have made up their minds: to leave (True), or to stay after all."""
+        now = time.monotonic()
+        if now - self._asked_at < _ASK_INTERVAL_S:
+            return []
+        self._asked_at = now
+        by_uri = pool.states(dict(found))
+        states: dict[str, set[str]] = {}
+        for lease in record.leases:
+            if lease.donor != THIS_HOST and lease.nbd_uri in by_uri:
+                states.setdefault(lease.donor, set()).add(str(by_uri[lease.nbd_uri]["state"]))
+        used = {address for address, found_states in states.items() if found_states & pool.USABLE}
+        self._asked_to &= states.keys()
+        for address in self._clients.keys() - used - self._asked_to:
+            self._clients.pop(address).close()
+        minds = {address: self._drains(address) for address in sorted(used | self._asked_to)}
+        leaving = [(address, True) for address in used if minds[address]]
+        return leaving + [(address, False) for address in self._asked_to - used if minds[address] is False]
+
+    def _drains(self, address: str) -> bool | None:
+        """Ask a donor whether it is draining; None if it does not say."""
+        if address not in self._clients:
+            self._clients[address] = DonorClient(address, timeout_s=_ASK_TIMEOUT_S, connect_timeout_s=_ASK_TIMEOUT_S)
+        with suppress(GhostboxError):
+            return self._clients[address].status().draining
+        return None
+
+
+def changes(before: Status | None, after: Status, names: Mapping[str, str]) -> list[tuple[str, str, str | None]]:
+    """Return what happened between two looks: a word, a sentence, the donor's URI if it is about one."""
+    if before is None:
+        return []
+    old = {str(donor["uri"]): donor for donor in before["donors"]}
+    found: list[tuple[str, str, str | None]] = []
+    for donor in after["donors"]:
+        uri = str(donor["uri"])
+        was, now = old.get(uri, donor)["state"], str(donor["state"])
+        name = "the copy on disk" if donor.get("backup") else f"donor {names.get(uri, uri)}"
+        if now not in (was, "draining", "drained", "removed"):
+            found.append((f"donor-{now}", f"{name} was {was} and is {now}", uri))
+        lost = int(donor.get("lost_pages", 0)) - int(old.get(uri, donor).get("lost_pages", 0))
+        if lost > 0:
+            found.append(("memory-lost", f"{format_bytes(lost * PAGE_BYTES)} were on {name} ({uri}) alone", uri))
+    rebuilt, rebuilds = (bool(each.get("pool", {}).get("rebuild", {}).get("active")) for each in (before, after))
+    if rebuilds and not rebuilt:
+        left = int(after["pool"]["rebuild"]["extents_left"]) * int(after["pool"]["extent_bytes"])
+        found.append(("copying-begun", f"copies of {format_bytes(left)} are being made", None))
+    if rebuilt and not rebuilds:
+        found.append(("copying-ended", "no copy is being made any more", None))
+    if health.level(before) is not health.level(after):
+        found.append(("health", f"the VM's memory was {health.level(before)} and is {health.level(after)}", None))
+    return found
+
+
+def look_after(name: str, paths: Paths, *, interval_s: float = 1.0) -> None:
+    """Be the supervisor: rounds until the VM is over."""
+    care = Care(name, paths)
+    try:
+        while _went_on(care):
+            time.sleep(interval_s)
+    finally:
+        care.close()
+
+
+def _went_on(care: Care) -> bool:
+    """Do a round; one that fails (libvirt restarts, the disk is full) is followed by the next."""
+    try:
+        return care.round()
+    except GhostboxError as err:
+        _log.warning("%s%s", err.message, f": {err.why}" if err.why else "")
+    return True

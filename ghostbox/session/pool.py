@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: MIT
+"""The donors of a VM that runs: one more, one less, room for copies that were lost. Always with the VM's lock held.
+
+A lease is in the record before it is asked for, and struck out after it is gone; the pager learns of an export when its
+lease is there, and has let go of it before the lease ends. So whatever is interrupted, `cleanup` finds all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ghostbox import donors, pager
+from ghostbox.donor_client import Holder, parse_address
+from ghostbox.donors import Assignment
+from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused
+from ghostbox.placement import Offer
+from ghostbox.plan import shares_of
+from ghostbox.processes import ControlError
+from ghostbox.session import cleanup, events, host_memory
+from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Record, lease_name
+from ghostbox.units import format_bytes
+
+_log = logging.getLogger(__name__)
+USABLE = frozenset({"up", "slow"})
+
+
+@dataclass(frozen=True)
+class Drain:
+    """A drain that was begun: the bytes to move, and the leases that were made to hold them."""
+
+    address: str
+    bytes_to_move: int
+    added: tuple[LeaseRecord, ...]
+
+
+def same_donor(one: str, other: str) -> bool:
+    """Tell whether two spellings name one donor (``tower`` and ``tower:10810``)."""
+    return canonical(one) == canonical(other)
+
+
+def canonical(address: str) -> str:
+    """Return an address as ``host:port``, so that two spellings of it are one; `THIS_HOST` is itself."""
+    return address if address == THIS_HOST else str(parse_address(address))
+
+
+def status(book: Book) -> dict[str, Any]:
+    """Return the pager's status.
+
+    Raises:
+        NotRunning: no pager answers.
+    """
+    assert book.record is not None
+    found = pager.status(book.files.pager_control)
+    if found is None:
+        name = book.record.name
+        raise NotRunning(f"the pager of VM '{name}' does not answer", hint=f"ghostbox status {name}")
+    return found
+
+
+def leases_at(record: Record, address: str) -> list[LeaseRecord]:
+    """Return what the VM has borrowed from a donor.
+
+    Raises:
+        NotFound: nothing.
+    """
+    found = [lease for lease in record.leases if same_donor(lease.donor, address) and lease.nbd_uri is not None]
+    if not found:
+        has = ", ".join(dict.fromkeys(lease.donor for lease in record.leases))
+        raise NotFound(f"VM '{record.name}' has no memory from donor {address}", hint=f"it has from: {has}")
+    return found
+
+
+def states(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the pager's donors by their URIs."""
+    return {str(donor["uri"]): donor for donor in found["donors"]}
+
+
+def is_empty(donor: dict[str, Any]) -> bool:
+    """Tell whether a donor of the pager that is leaving, or lost its memory, holds nothing any more."""
+    leaving = donor.get("draining") or donor["state"] == "lost"
+    return donor["state"] == "removed" or bool(leaving and not donor.get("used_slots") and not donor.get("backup"))
+
+
+def held(record: Record, found: dict[str, Any], without: Collection[str] = ()) -> dict[str, int]:
+    """Return the bytes that each donor lends and that can be relied on, without those of the URIs in ``without``."""
+    by_uri = states(found)
+    sizes: dict[str, int] = {}
+    for lease in record.leases:
+        donor = by_uri.get(lease.nbd_uri or "")
+        if donor is not None and donor["state"] in USABLE and lease.nbd_uri not in without:
+            address = host_memory.ADDRESS if lease.donor == THIS_HOST else canonical(lease.donor)
+            sizes[address] = sizes.get(address, 0) + lease.size_bytes
+    return sizes
+
+
+def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
+    """Borrow ``size_bytes`` more from a donor (or from `THIS_HOST`) and have the pager use them.
+
+    Raises:
+        DonorTooSmall, DonorError: the donor refuses.
+        GhostboxError: the pager refuses; the lease is given back.
+    """
+    assert book.record is not None
+    lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
+    book.save(replace(book.record, leases=(*book.record.leases, lease)))
+    try:
+        lease = replace(lease, nbd_uri=_borrow(book, lease))
+        _replace(book, lease)
+        assert lease.nbd_uri is not None
+        pager.add_donor(book.files.pager_control, lease.nbd_uri)
+    except BaseException as err:
+        _give_back(book, lease)
+        if isinstance(err, ControlError):
+            raise GhostboxError(f"the pager cannot use donor {address}", why=err.message) from err
+        raise
+    _remember(book, address)
+    text = f"{address} lends {format_bytes(size_bytes)} more"
+    events.append(book.files, "donor-added", text, donor=lease.nbd_uri)
+    return lease
+
+
+def add(book: Book, address: str, size_bytes: int | None) -> LeaseRecord:
+    """Add a donor: with ``size_bytes``, or what is missing, or as much as the others lend on average.
+
+    Raises:
+        DonorError: it does not answer, is draining or has nothing free.
+        GhostboxError: see `attach`.
+    """
+    record = book.record
+    assert record is not None
+    if size_bytes is not None:
+        return attach(book, address, size_bytes)
+    [offer] = donors.query([address])
+    if offer.draining or not offer.free_bytes:
+        why = "it is draining" if offer.draining else "all of it is lent"
+        raise DonorError(f"donor {address} has no memory free", why=why, hint="ghostbox donor list " + address)
+    lent = held(record, status(book))
+    extent, pool = _pool(record)
+    wanted = sum(lent.values()) // max(len(lent), 1)
+    wanted = max(wanted, record.pager.replicas * pool - sum(lent.values()) if record.pager else 0, extent)
+    return attach(book, address, min(wanted, offer.free_bytes, pool) // extent * extent)
+
+
+def drain(book: Book, address: str, *, to_host: bool = False) -> Drain:
+    """Begin to move all that a donor holds to the others, borrowing there what is missing (or from this host).
+
+    Raises:
+        NotFound: the VM has nothing from this donor.
+        Refused: it does not fit elsewhere; nothing has changed.
+        GhostboxError: a lease cannot be made, or the pager refuses.
+    """
+    assert book.record is not None
+    leases = leases_at(book.record, address)
+    added = make_room(book, leases, address, to_host=to_host)
+    begun: list[str] = []
+    n_bytes = 0
+    try:
+        for lease in leases:
+            assert lease.nbd_uri is not None
+            n_bytes += pager.drain_donor(book.files.pager_control, lease.nbd_uri)
+            begun.append(lease.nbd_uri)
+    except ControlError as err:
+        for uri in begun:
+            pager.keep_donor(book.files.pager_control, uri)
+        _take_back(book, added)
+        raise _does_not_fit(book, address, err.message, to_host=to_host) from err
+    text = f"{format_bytes(n_bytes)} move from {address} to the others"
+    events.append(book.files, "drain-begun", text, donor=leases[0].nbd_uri)
+    return Drain(address, n_bytes, added)
+
+
+def keep(book: Book, address: str) -> None:
+    """Call a drain off: what was moved stays where it is, the donor is used again.
+
+    Raises:
+        NotFound: the VM has nothing from this donor.
+    """
+    assert book.record is not None
+    for lease in leases_at(book.record, address):
+        assert lease.nbd_uri is not None
+        pager.keep_donor(book.files.pager_control, lease.nbd_uri)
+    events.append(book.files, "drain-ended", f"{address} is kept", donor=address)
+
+
+def make_room(
+    book: Book, leaving: Sequence[LeaseRecord] = (), address: str | None = None, *, to_host: bool = False
+) -> tuple[LeaseRecord, ...]:
+    """Borrow what the pool lacks without the donors in ``leaving`` and those that are gone; return the leases made.
+
+    Raises:
+        Refused: the donors together have too little; nothing has changed.
+    """
+    record = book.record
+    assert record is not None and record.pager is not None
+    have = held(record, status(book), {lease.nbd_uri or "" for lease in leaving})
+    where = [address] if address is not None else []
+    own = [Offer(host_memory.ADDRESS, host_memory.free_bytes())]
+    offered = own if to_host else offers(record, without=where)
+    try:
+        shares = shares_of(record.pager, offered, have)
+    except Refused as err:
+        if address is None:
+            raise
+        raise _does_not_fit(book, address, f"{err.message}: {err.why}" if err.why else err.message, to_host) from err
+    made: list[LeaseRecord] = []
+    try:
+        for share in shares:
+            donor = THIS_HOST if to_host else share.address
+            made.append(attach(book, donor, share.size_bytes))
+    except BaseException:
+        _take_back(book, made)
+        raise
+    return tuple(made)
+
+
+def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
+    """Ask the donors that the VM may borrow from for what they have free; who does not answer has nothing."""
+    known = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
+    left_out = {THIS_HOST, *map(canonical, without)}
+    asked = [address for address in known if address not in left_out]
+    return [
+        Offer(item.address, 0 if item.status is None or item.status.draining else item.status.free_bytes)
+        for item in donors.survey(asked)
+    ]
+
+
+def finish_drains(book: Book) -> list[LeaseRecord]:
+    """End the leases of donors that leave, or lost their memory, and hold nothing any more; return them.
+
+    A donor that cannot be told stays in the record, so that `down` tells it.
+    """
+    record = book.record
+    assert record is not None
+    by_uri = states(status(book))
+    ended = []
+    for lease in record.leases:
+        donor = by_uri.get(lease.nbd_uri or "")
+        if donor is None or not is_empty(donor):
+            continue
+        assert lease.nbd_uri is not None
+        if donor["state"] != "removed":
+            try:
+                pager.remove_donor(book.files.pager_control, lease.nbd_uri)
+            except ControlError as err:
+                _log.debug("%s is not removed yet: %s", lease.nbd_uri, err.message)
+                continue
+            text = f"{lease.donor} holds nothing of this VM any more"
+            events.append(book.files, "donor-removed", text, donor=lease.nbd_uri)
+        try:
+            cleanup.release(book, lease.name)
+        except GhostboxError as err:
+            _log.debug("%s", err.message)
+        ended.append(lease)
+    return ended
+
+
+def _pool(record: Record) -> tuple[int, int]:
+    """Return the bytes of an extent and of the pool."""
+    if record.pager is None:
+        raise Refused(
+            f"VM '{record.name}' was started by an older version", hint=f"ghostbox down {record.name}, then up"
+        )
+    return record.pager.extent_bytes, record.pager.pool_bytes
+
+
+def _borrow(book: Book, lease: LeaseRecord) -> str:
+    """Make the lease; return its NBD URI."""
+    assert book.record is not None
+    if lease.donor == THIS_HOST:
+        return host_memory.start(book.files, lease)
+    holder = Holder(socket.gethostname(), book.record.name)
+    [made] = donors.acquire([Assignment(lease.donor, lease.name, lease.size_bytes, holder)])
+    return donors.nbd_uri(lease.donor, made)
+
+
+def _replace(book: Book, lease: LeaseRecord) -> None:
+    assert book.record is not None
+    leases = tuple(lease if each.name == lease.name else each for each in book.record.leases)
+    book.save(replace(book.record, leases=leases))
+
+
+def _remember(book: Book, address: str) -> None:
+    assert book.record is not None
+    if address != THIS_HOST and not any(same_donor(address, each) for each in book.record.donors):
+        book.save(replace(book.record, donors=(*book.record.donors, address)))
+
+
+def _give_back(book: Book, lease: LeaseRecord) -> None:
+    try:
+        cleanup.release(book, lease.name)
+    except GhostboxError as err:
+        _log.warning("%s", err.message)
+
+
+def _take_back(book: Book, leases: Sequence[LeaseRecord]) -> None:
+    """Undo `attach`: nothing has been put there yet, or little that moves back."""
+    for lease in leases:
+        assert lease.nbd_uri is not None
+        try:
+            pager.drain_donor(book.files.pager_control, lease.nbd_uri)
+        except ControlError as err:
+            _log.warning("%s is kept: %s", lease.nbd_uri, err.message)
+
+
+def _does_not_fit(book: Book, address: str, why: str, to_host: bool) -> Refused:
+    assert book.record is not None
+    name = book.record.name
+    hint = f"add one first: ghostbox donor add ADDRESS --vm {name}"
+    if not to_host:
+        hint += f"; or move it to this host: ghostbox donor drain {address} --vm {name} --to-host"
+    return Refused(f"what donor {address} holds does not fit on the others", why=why, hint=hint)

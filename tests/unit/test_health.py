@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""From the pager's status to what a user is told: how the memory does, what is wrong, what to do; and what happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ghostbox import health
+from ghostbox.health import Level
+from ghostbox.session import care
+
+A, B, C = "nbd://a:1/x", "nbd://b:1/x", "nbd://c:1/x"
+NAMES = {A: "attic:10810", B: "barn:10810"}
+
+
+def donor(uri: str, **changed: Any) -> dict[str, Any]:
+    usual = {
+        "uri": uri,
+        "host": uri[6],
+        "state": "up",
+        "backup": False,
+        "copies": {"current": 4, "filling": 0, "stale": 0},
+        "used_slots": 4,
+        "down_s": None,
+        "lost_pages": 0,
+        "smoothed_us": 90,
+    }
+    return {**usual, **changed}
+
+
+def status(*donors: dict[str, Any], word: str = "ok", lost: int = 0, **pool: Any) -> dict[str, Any]:
+    usual = {
+        "extent_bytes": 16 << 20,
+        "replicas": 1,
+        "missing_copies": 0,
+        "stale_copies": 0,
+        "filling_copies": 0,
+        "lost_pages": lost,
+        "rebuild": {"active": False, "extents_left": 0},
+    }
+    return {"health": word, "donors": donors, "pool": {**usual, **pool}, "pages": {"poisoned": lost}}
+
+
+def said(found: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return [(problem.text, problem.advice) for problem in health.assess("lab", found, NAMES).problems]
+
+
+def test_memory_that_is_well_has_no_problem() -> None:
+    assert health.assess("lab", status(donor(A), donor(B))) == health.Health(Level.OK)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text", "advice"),
+    [
+        (
+            {"state": "down", "down_s": 12.0},
+            "donor attic:10810 has not answered for 12.0 s; it holds 64 MiB",
+            "start it again, or look at its cable;"
+            " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
+        ),
+        (
+            {"state": "lost", "lost_pages": 512},
+            f"donor attic:10810 ({A}) came back without its memory: 2 MiB had no other copy",
+            "ghostbox donor drain attic:10810 --vm lab",
+        ),
+        (
+            {"state": "lost"},
+            f"donor attic:10810 ({A}) came back without its memory; all of it has another copy",
+            "ghostbox donor drain attic:10810 --vm lab",
+        ),
+        (
+            {"state": "slow", "smoothed_us": 81_000},
+            "donor attic:10810 is slow (81 ms on average): it is used last",
+            "ghostbox donor drain attic:10810 --vm lab",
+        ),
+        ({"state": "draining"}, "donor attic:10810 is being drained, 64 MiB are left", "nothing: it is under way"),
+        (
+            {"state": "down", "backup": True},
+            "the copy on disk has not answered; it holds 64 MiB",
+            "start it again, or look at its cable",
+        ),
+    ],
+)
+def test_donor_that_is_not_well_is_named_with_what_to_do(changed: dict[str, Any], text: str, advice: str) -> None:
+    assert said(status(donor(A, **changed), donor(B), word="degraded")) == [(text, advice)]
+
+
+def test_donor_that_lends_twice_is_named_once() -> None:
+    twice = [donor(A, state="down", down_s=3.0), donor(C, state="down", down_s=4.0, copies={"current": 2})]
+    names = {A: "attic:10810", C: "attic:10810"}
+    [problem] = health.assess("lab", status(*twice, donor(B)), names).problems
+    assert problem.text == "donor attic:10810 has not answered for 4.0 s; it holds 96 MiB"
+    empty = status(donor(A, state="down", down_s=3.0, copies={"current": 0}), donor(B))
+    assert "; all that it held is elsewhere" in said(empty)[0][0]
+
+
+def test_missing_copies_are_counted_and_what_helps_is_said() -> None:
+    short = status(donor(A), word="degraded", missing_copies=2, filling_copies=1, replicas=2)
+    assert said(short) == [("48 MiB lack a copy", "give them room: ghostbox donor add ADDRESS --vm lab")]
+    short["pool"]["rebuild"]["active"] = True
+    assert said(short) == [("48 MiB lack a copy; copies are being made", "nothing: it is under way")]
+
+
+def test_lost_memory_is_told_in_mib() -> None:
+    [(text, advice)] = said(status(donor(A), word="lost", lost=256))
+    assert text == "1 MiB of the VM's memory are lost: programs that touch them are killed"
+    assert advice == "save what matters, then ghostbox down lab and ghostbox up lab"
+
+
+@pytest.mark.parametrize(
+    ("found", "away"),
+    [
+        (status(donor(A), donor(B)), []),
+        (status(donor(A, state="down"), donor(B)), [A]),
+        (status(donor(A, state="down", copies={"current": 0}), donor(B)), []),
+        (status(donor(A, state="lost"), donor(B)), []),
+        (status(donor(A, state="down"), donor(B), replicas=2), []),
+        (status(donor(A, state="down"), donor(B), replicas=2, stale_copies=1), [A]),
+        (status(donor(A, state="down"), donor(B, state="down"), donor(C), replicas=2), [A, B]),
+        (status(donor(A, state="down"), donor(B, state="lost"), donor(C), replicas=2), [A]),
+        (status(donor(A, state="down"), donor(B, backup=True)), []),
+        (status(donor(A, state="down"), donor(B, backup=True, copies={"current": 3, "stale": 1, "filling": 0})), [A]),
+    ],
+)
+def test_vm_is_paused_only_for_a_donor_that_alone_has_pages_and_may_come_back(
+    found: dict[str, Any], away: list[str]
+) -> None:
+    assert [each["uri"] for each in health.sole_copies_away(found)] == away
+
+
+def test_what_happened_between_two_looks() -> None:
+    before = status(donor(A), donor(B), donor(C, state="drained"))
+    gone = donor(A, state="lost", lost_pages=256)
+    after = status(gone, donor(B), donor(C, state="removed"), word="lost", rebuild={"active": True, "extents_left": 3})
+    assert care.changes(None, after, NAMES) == []
+    assert care.changes(before, after, NAMES) == [
+        ("donor-lost", "donor attic:10810 was up and is lost", A),
+        ("memory-lost", f"1 MiB were on donor attic:10810 ({A}) alone", A),
+        ("copying-begun", "copies of 48 MiB are being made", None),
+        ("health", "the VM's memory was ok and is lost", None),
+    ]
+    assert ("copying-ended", "no copy is being made any more", None) in care.changes(after, before, NAMES)
