@@ -62,10 +62,9 @@ def start(
         own += ["--donor", uri]
     if backup is not None:
         own += ["--backup", backup]
-    if plan.pool_bytes and (plan.replicas > 1 or backup is not None):
+    if plan.pool_bytes:
         own += ["--pool", str(plan.pool_bytes)]
-    if plan.replicas > 1:
-        own += ["--replicas", str(plan.replicas)]
+    own += ["--replicas", str(plan.replicas)]
     if plan.allow_same_host:
         own.append("--allow-same-host")
     return _start([*_argv(program, plan, files, peer_uid), *own], files)
@@ -201,25 +200,12 @@ def _argv(program: Path, plan: PagerPlan, files: PagerFiles, peer_uid: int | Non
     argv += ["--readahead", str(plan.readahead_bytes), "--poll-us", str(plan.poll_us)]
     level = {"warn": "warning"}.get(plan.log_level, plan.log_level)
     argv += ["--log-level", level, "--exit-with-client"]
-    argv += _care_options(plan)
+    argv += ["--on-donor-loss", "poison" if plan.on_donor_loss == "poison" else "wait"]
+    argv += ["--rebuild-after", str(math.ceil(plan.rebuild_after_s)), "--rebuild-rate", str(plan.rebuild_rate_bytes)]
+    argv += ["--slow-us", str(plan.slow_us)]
     if peer_uid is not None:
         argv += ["--peer-uid", str(peer_uid)]
     return argv
-
-
-def _care_options(plan: PagerPlan) -> list[str]:
-    """Return what differs from the pager's own defaults."""
-    usual = PagerPlan(0, 0, 0, 0, "info")
-    options = []
-    if plan.on_donor_loss == "poison":
-        options += ["--on-donor-loss", "poison"]
-    if plan.rebuild_after_s != usual.rebuild_after_s:
-        options += ["--rebuild-after", str(math.ceil(plan.rebuild_after_s))]
-    if plan.rebuild_rate_bytes != usual.rebuild_rate_bytes:
-        options += ["--rebuild-rate", str(plan.rebuild_rate_bytes)]
-    if plan.slow_us != usual.slow_us:
-        options += ["--slow-us", str(plan.slow_us)]
-    return options
 
 
 def _answers(files: PagerFiles) -> bool:

@@ -18,9 +18,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,7 +28,16 @@ from ghostbox.session import supervisor
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
-from helpers.lab import Belongings, Host, Run, lab
+from helpers.lab import lab
+from helpers.machine import (
+    Machine,
+    broken,
+    leases_at,
+    same_but_for_state,
+    unsupervised,
+    wait_for_paging,
+    watched_pid,
+)
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -43,39 +50,6 @@ write_files:
   - {path: /etc/theirs, content: "merged\\n"}
 """
 CLOUD_INIT_CHANGED = CLOUD_INIT.replace("/etc/theirs", "/etc/theirs-changed")
-
-
-@dataclass
-class Machine:
-    """The VM under test, what there was before it, and what ``up`` said."""
-
-    host: Host
-    donors: list[RunningDonor]
-    before: Belongings
-    web_port: int
-    up: Run
-    options: list[str | Path] = field(default_factory=list)
-
-    def cli(self, command: str, *words: str, check: bool = True) -> Run:
-        return self.host.cli(command, VM, *words, check=check)
-
-    def guest(self, command: str) -> str:
-        return self.host.cli("shell", VM, "--", command, check=True).stdout
-
-    def status(self) -> dict[str, Any]:
-        return dict(json.loads(self.cli("status", "--json", check=False).stdout))
-
-    def pager_pid(self) -> int:
-        return int(self.status()["pager"]["pid"])
-
-    def outside(self) -> Belongings:
-        """What the VM has outside its state directory, which stays until it is deleted."""
-        return self.host.belongings(self.donors)
-
-
-def same_but_for_state(now: Belongings, before: Belongings) -> bool:
-    kept = (now.processes, now.domains, now.files, now.leases)
-    return kept == (before.processes, before.domains, before.files, before.leases)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +78,7 @@ def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
             options += ["--donor", donor.address]
         before = host.belongings(donors)
         done = host.cli("up", VM, *options, "--timeout", "4m", "--json", check=True)
-        yield Machine(host, donors, before, port, done, options)
+        yield Machine(VM, host, donors, before, port, done, options)
 
 
 def test_up_names_its_stages_with_the_time_each_took(machine: Machine) -> None:
@@ -199,6 +173,38 @@ def test_pager_killed_under_a_workload_is_followed_by_another_and_no_byte_is_wro
     assert "is well" in machine.cli("recover").stdout
 
 
+def test_donors_come_and_go_under_a_workload(machine: Machine, tmp_path: Path) -> None:
+    """One is moved to the host and back, another is added and leaves by itself; all the while every word is checked."""
+    first, _ = (donor.address for donor in machine.donors)
+    again = f"numactl --membind=1 python3 w.py {WORKLOAD_MIB << 20} 9 || exit 1"
+    work = machine.host.start("shell", VM, "--", f"rm -f enough; until test -e enough; do {again}; done")
+    refused = machine.host.cli("donor", "drain", first, "--vm", VM)
+    assert refused.returncode == 5
+    assert f"error: what donor {first} holds does not fit on the others\nwhy: " in refused.stderr
+    assert "offers 192 MiB, the VM needs 512 MiB and has 256 MiB" in refused.stderr
+    assert f"ghostbox donor drain {first} --vm {VM} --to-host" in refused.stderr
+    moved = json.loads(machine.host.cli("donor", "drain", first, "--vm", VM, "--to-host", "--json", check=True).stdout)
+    assert moved["done"] and [lease["donor"] for lease in moved["borrowed"]] == ["this-host"]
+    assert not leases_at(machine.donors[0])
+    machine.host.cli("donor", "drain", "this-host", "--vm", VM, check=True)
+    assert leases_at(machine.donors[0]) == 1
+    with running_donor(tmp_path, size="256M", name="gbt-third") as third:
+        machine.host.cli("donor", "add", third.address, "--vm", VM, "--size", "128M", check=True)
+        assert leases_at(third) == 1
+        third.interrupt()
+        assert third.wait(120) == 0, "it ends when the VM's host has moved all away"
+    machine.guest("touch enough")
+    said, problems = work.communicate(timeout=200)
+    assert work.returncode == 0, problems
+    assert {json.loads(line)["wrong_pages"] for line in said.splitlines()} == {0}
+    assert machine.cli("status").returncode == 0
+    events = machine.cli("logs", "--source", "events").stdout
+    for donor in (first, "this-host", third.address):
+        assert f"donor-removed    {donor} holds nothing of this VM any more" in events
+    gone = machine.host.cli("donor", "keep", third.address, "--vm", VM)
+    assert (gone.returncode, f"VM '{VM}' has no memory from donor {third.address}" in gone.stderr) == (4, True)
+
+
 def test_supervisor_that_is_killed_hurts_nobody_and_the_next_command_starts_another(machine: Machine) -> None:
     files = machine.host.paths.vm(VM)
     [first] = supervisor.find(files)
@@ -211,42 +217,6 @@ def test_supervisor_that_is_killed_hurts_nobody_and_the_next_command_starts_anot
     assert supervisor.find(files) == [], "who only looks starts none"
     assert machine.pager_pid() == pager
     processes.wait_until(lambda: len(supervisor.find(files)) == 1, timeout_s=20, what="another supervisor")
-
-
-@contextlib.contextmanager
-def unsupervised(machine: Machine) -> Iterator[None]:
-    """End the supervisor and keep another one from being started."""
-    files = machine.host.paths.vm(VM)
-    supervisor.stop(files)
-    descriptor = supervisor.lock(files)
-    assert descriptor is not None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def watched_pid(machine: Machine) -> int | None:
-    """Return the pager's process id and change nothing."""
-    found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)["pager"]
-    return None if found is None else int(found["pid"])
-
-
-def broken(machine: Machine) -> bool:
-    found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)
-    return bool(found["state"] == "broken")
-
-
-def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> int:
-    """Wait until pages have gone to the donors and come back by this pager; return its process id."""
-
-    def paged() -> bool:
-        assert work.poll() is None, work.communicate()
-        pager = machine.status()["pager"]
-        return bool(pager["faults"]["missing_fetch"] > 200 and pager["evictions"]["dirty"] > 200)
-
-    processes.wait_until(paged, timeout_s=120, what="eviction and fetches", interval_s=0.2)
-    return machine.pager_pid()
 
 
 def test_memory_that_the_guest_frees_goes_back_to_the_donors(machine: Machine) -> None:
@@ -317,7 +287,8 @@ def test_list_and_info_know_the_vm(machine: Machine) -> None:
     assert json.loads(machine.host.cli("list", "--json", check=True).stdout)[0]["state"] == "running"
     info = json.loads(machine.cli("info", "-o", "json").stdout)
     assert info["remote_memory_bytes"] == 512 << 20
-    assert [lease["size_bytes"] for lease in info["leases"]] == [256 << 20] * 2
+    assert sum(lease["size_bytes"] for lease in info["leases"]) >= 512 << 20
+    assert {lease["donor"] for lease in info["leases"]} == {donor.address for donor in machine.donors}
     assert info["forwards"] == [f"127.0.0.1:{machine.web_port} -> 8000"]
     assert re.search(r"image +debian", machine.cli("info").stdout)
 
@@ -438,7 +409,8 @@ def test_smaller_disk_for_a_vm_that_has_one_is_refused_and_undone(machine: Machi
 
 
 def start_again(machine: Machine) -> None:
-    done = machine.host.cli("up", VM, *machine.options, "--disk", GROWN_DISK, "--no-wait", check=True)
+    more = ["--disk", GROWN_DISK, "--on-donor-loss", "pause", "--no-wait"]
+    done = machine.host.cli("up", VM, *machine.options, *more, check=True)
     assert "boot" not in done.stderr
     assert machine.status()["state"] == "running"
 
@@ -488,6 +460,28 @@ def test_paused_vm_is_shown_as_such(machine: Machine) -> None:
     assert machine.cli("status", check=False).returncode == 3
     assert "virsh -c qemu:///system resume" in machine.cli("shell", "--", "true", check=False).stderr
     subprocess.run(["virsh", "-q", "resume", f"ghostbox-{VM}"], check=True, capture_output=True)
+
+
+def test_vm_is_paused_while_a_donor_is_silent_and_goes_on_when_it_answers(machine: Machine) -> None:
+    silent, pid = machine.donors[0].address, machine.donors[0].data_plane_pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        processes.wait_until(lambda: machine.status()["state"] == "paused", timeout_s=30, what="the pause")
+        done = machine.cli("status", check=False)
+        assert done.returncode == 6
+        assert "paused until its donor is back" in done.stdout
+        assert re.search(rf"warning: donor {silent} has not answered for [\d.]+ s; it holds 256 MiB", done.stderr)
+        assert "do: start it again, or look at its cable" in done.stderr
+        listed = machine.host.cli("list", check=True)
+        assert f"the memory of VM '{VM}' is degraded: ghostbox status {VM}" in listed.stderr
+        shell = machine.cli("shell", "--", "true", check=False)
+        assert f"fix: it goes on when its donor is back: ghostbox status {VM}" in shell.stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    processes.wait_until(lambda: machine.status()["state"] == "running", timeout_s=60, what="the end of the pause")
+    events = machine.cli("logs", "--source", "events").stdout
+    assert f"paused           the VM is paused until {silent} is back" in events
+    assert "resumed          the VM goes on" in events
 
 
 def test_down_of_a_guest_that_does_not_listen_gives_up_and_keeps_it(machine: Machine) -> None:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""A VM under test: what tests ask of it, and do to it, again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ghostbox import processes
+from ghostbox.donor_client import DonorClient
+from ghostbox.session import supervisor
+from helpers.donor import RunningDonor
+from helpers.lab import Belongings, Host, Run
+
+
+@dataclass
+class Machine:
+    """The VM under test, what there was before it, and what ``up`` said."""
+
+    name: str
+    host: Host
+    donors: list[RunningDonor]
+    before: Belongings
+    web_port: int
+    up: Run
+    options: list[str | Path] = field(default_factory=list)
+
+    def cli(self, command: str, *words: str, check: bool = True) -> Run:
+        """Run a command on the VM; unless told otherwise, a failure fails the test."""
+        return self.host.cli(command, self.name, *words, check=check)
+
+    def guest(self, command: str) -> str:
+        """Run a command in the guest; return what it printed."""
+        return self.host.cli("shell", self.name, "--", command, check=True).stdout
+
+    def status(self) -> dict[str, Any]:
+        """Return what `ghostbox status` says; it starts a pager and a supervisor that are missing."""
+        return dict(json.loads(self.cli("status", "--json", check=False).stdout))
+
+    def pager_pid(self) -> int:
+        """Return the pager's process id."""
+        return int(self.status()["pager"]["pid"])
+
+    def outside(self) -> Belongings:
+        """Return what the VM has outside its state directory, which stays until it is deleted."""
+        return self.host.belongings(self.donors)
+
+
+def same_but_for_state(now: Belongings, before: Belongings) -> bool:
+    """Tell whether nothing but state directories has changed."""
+    kept = (now.processes, now.domains, now.files, now.leases)
+    return kept == (before.processes, before.domains, before.files, before.leases)
+
+
+def leases_at(donor: RunningDonor) -> int:
+    """Return how many leases a donor has."""
+    with DonorClient(donor.address) as client:
+        return len(client.leases())
+
+
+@contextlib.contextmanager
+def unsupervised(machine: Machine) -> Iterator[None]:
+    """End the supervisor and keep another one from being started."""
+    files = machine.host.paths.vm(machine.name)
+    supervisor.stop(files)
+    descriptor = supervisor.lock(files)
+    assert descriptor is not None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def watched_pid(machine: Machine) -> int | None:
+    """Return the pager's process id and change nothing."""
+    found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)["pager"]
+    return None if found is None else int(found["pid"])
+
+
+def broken(machine: Machine) -> bool:
+    """Tell whether the VM is frozen, and change nothing."""
+    found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)
+    return bool(found["state"] == "broken")
+
+
+def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> int:
+    """Wait until pages have gone to the donors and come back by this pager; return its process id."""
+
+    def paged() -> bool:
+        assert work.poll() is None, work.communicate()
+        pager = machine.status()["pager"]
+        return bool(pager["faults"]["missing_fetch"] > 200 and pager["evictions"]["dirty"] > 200)
+
+    processes.wait_until(paged, timeout_s=120, what="eviction and fetches", interval_s=0.2)
+    return machine.pager_pid()
