@@ -14,7 +14,7 @@ from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths
-from ghostbox.session import observe, readiness
+from ghostbox.session import observe, readiness, supervisor
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import format_duration
@@ -31,6 +31,7 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     book.need(name, paths)
     state = observe.heal_if_idle(book.files)
     record = book.need(name, paths)
+    supervisor.ensure(book, paths)
     if state in (VmState.RUNNING, VmState.STOPPING) or (paused and state is VmState.PAUSED):
         return book, record
     hint = f"ghostbox up {name}"

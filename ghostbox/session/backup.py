@@ -14,6 +14,7 @@ from pathlib import Path
 from ghostbox import processes
 from ghostbox.errors import GhostboxError, ProgramError, Refused
 from ghostbox.paths import VmPaths
+from ghostbox.units import format_bytes
 
 _EXPORT = "backup"
 _READY_TIMEOUT_S = 20.0
@@ -41,6 +42,19 @@ def check(file: Path) -> None:
         raise Refused(f"pool.backup: there is no directory {file.parent}", hint=f"mkdir -p {file.parent}")
     if shutil.which("qemu-nbd") is None:
         raise ProgramError("pool.backup needs qemu-nbd, which is not installed", hint="sudo apt install qemu-utils")
+
+
+def notes(file: Path | None, size_bytes: int) -> tuple[str, ...]:
+    """Return what the user should know of the place before the VM is made."""
+    if file is None:
+        return ()
+    free_bytes = shutil.disk_usage(file.parent).free
+    if free_bytes >= size_bytes:
+        return ()
+    return (
+        f"warning: {file.parent} has {format_bytes(free_bytes)} free, the copy on disk can grow to"
+        f" {format_bytes(size_bytes)}: when the disk is full, the copy is incomplete",
+    )
 
 
 def create(file: Path, size_bytes: int) -> None:

@@ -6,7 +6,7 @@
     a donor says that it is draining   its extents move to the others, which lend more if need be
     a donor is drained                 its lease ends
     a donor does not drain any more    what it still has stays there
-    a donor has died                   what was on it is copied anew; the others lend the room for it
+    a donor has died                   the others lend the room in which the pager copies anew what was on it
     the server of the copy on disk     is started again
 
 What happened becomes an event. What cannot be done is said once, and tried again now and then.
@@ -15,6 +15,7 @@ What happened becomes an event. What cannot be done is said once, and tried agai
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -139,6 +140,7 @@ class Care:
 
     def make_room(self) -> None:
         """Borrow more where copies are missing and have no place."""
+        pool.end_lost_leases(self._book)
         pool.make_room(self._book)
 
     def _tried(self, what: str, step: Callable[[], None]) -> None:
@@ -186,17 +188,23 @@ class Care:
         return bool(health.sole_copies_away(found)) != record.paused
 
     def _is_any_empty(self, record: Record, found: Status) -> bool:
-        by_uri = pool.states(dict(found))
-        ours = [by_uri[lease.nbd_uri] for lease in record.leases if lease.nbd_uri in by_uri]
-        return any(pool.is_empty(donor) for donor in ours)
+        """Tell whether a donor is to be let go of; one that was is of interest while its lease is there."""
+        uris = {lease.nbd_uri for lease in record.leases}
+        empty = [donor for donor in found["donors"] if pool.is_empty(donor)]
+        return any(donor["state"] != "removed" or donor["uri"] in uris for donor in empty)
 
     def _room_is_due(self, record: Record, found: Status) -> bool:
-        """Tell whether copies on a donor that died have nowhere to go. Of a sole copy none can be made."""
+        """Tell whether what was on a donor that died has nowhere to go.
+
+        Of a sole copy that is away no other one can be made; but where it is lost, what comes after it needs a place.
+        """
         plan = record.pager
-        if plan is None or (plan.replicas < 2 and record.backup is None):
+        if plan is None:
             return False
+        single = plan.replicas < 2 and record.backup is None
+        limit_s = math.inf if single else plan.rebuild_after_s
         gone = [each for each in found["donors"] if each["state"] in ("lost", "down") and not each.get("backup")]
-        if not any(each["state"] == "lost" or (each.get("down_s") or 0) > plan.rebuild_after_s for each in gone):
+        if not any(each["state"] == "lost" or (each.get("down_s") or 0) > limit_s for each in gone):
             return False
         return missing_bytes(plan, pool.held(record, dict(found))) > 0
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ghostbox.errors import Interrupted, NotFound, Refused
 from ghostbox.paths import Paths
-from ghostbox.session import access, pool, supervisor
+from ghostbox.session import access, pool
 from ghostbox.session.pool import Drain
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, LeaseRecord, locked
@@ -98,7 +98,6 @@ def keep(name: str, address: str, paths: Paths) -> None:
 def _changed(name: str, paths: Paths) -> Iterator[Book]:
     """A VM that runs, to be changed: its lock is held."""
     book, _ = access.need_running(name, paths, paused=True)
-    supervisor.ensure(book, paths)
     with locked(book.files):
         book.need(name, paths)
         yield book

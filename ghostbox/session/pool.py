@@ -228,34 +228,37 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
     ]
 
 
-def finish_drains(book: Book) -> list[LeaseRecord]:
-    """End the leases of donors that leave, or lost their memory, and hold nothing any more; return them.
+def finish_drains(book: Book) -> None:
+    """Let go of donors that leave, or lost their memory, and hold nothing any more; their leases end.
 
     A donor that cannot be told stays in the record, so that `down` tells it.
     """
-    record = book.record
-    assert record is not None
-    by_uri = states(status(book))
-    ended = []
-    for lease in record.leases:
-        donor = by_uri.get(lease.nbd_uri or "")
-        if donor is None or not is_empty(donor):
+    assert book.record is not None
+    leases = {lease.nbd_uri: lease for lease in book.record.leases}
+    for uri, donor in states(status(book)).items():
+        if not is_empty(donor):
             continue
-        assert lease.nbd_uri is not None
+        lease = leases.get(uri)
         if donor["state"] != "removed":
             try:
-                pager.remove_donor(book.files.pager_control, lease.nbd_uri)
+                pager.remove_donor(book.files.pager_control, uri)
             except ControlError as err:
-                _log.debug("%s is not removed yet: %s", lease.nbd_uri, err.message)
+                _log.debug("%s is not removed yet: %s", uri, err.message)
                 continue
-            text = f"{lease.donor} holds nothing of this VM any more"
-            events.append(book.files, "donor-removed", text, donor=lease.nbd_uri)
-        try:
-            cleanup.release(book, lease.name)
-        except GhostboxError as err:
-            _log.debug("%s", err.message)
-        ended.append(lease)
-    return ended
+            text = f"{uri if lease is None else lease.donor} holds nothing of this VM any more"
+            events.append(book.files, "donor-removed", text, donor=uri)
+        if lease is not None:
+            _give_back(book, lease, level=logging.DEBUG)
+
+
+def end_lost_leases(book: Book) -> None:
+    """End the leases of donors that came back without what they held: it is of no use, and takes their memory."""
+    assert book.record is not None
+    by_uri = states(status(book))
+    for lease in book.record.leases:
+        donor = by_uri.get(lease.nbd_uri or "")
+        if donor is not None and donor["state"] == "lost" and not donor["backup"]:
+            _give_back(book, lease, level=logging.DEBUG)
 
 
 def _pool(record: Record) -> tuple[int, int]:
@@ -289,11 +292,11 @@ def _remember(book: Book, address: str) -> None:
         book.save(replace(book.record, donors=(*book.record.donors, address)))
 
 
-def _give_back(book: Book, lease: LeaseRecord) -> None:
+def _give_back(book: Book, lease: LeaseRecord, *, level: int = logging.WARNING) -> None:
     try:
         cleanup.release(book, lease.name)
     except GhostboxError as err:
-        _log.warning("%s", err.message)
+        _log.log(level, "%s", err.message)
 
 
 def _take_back(book: Book, leases: Sequence[LeaseRecord]) -> None:

@@ -59,6 +59,7 @@ def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True, h
             if state is VmState.BROKEN and heal_pager:
                 state = takeover.heal_pager(book, paths)
             if state not in (VmState.ABSENT, VmState.STOPPED):
+                supervisor.ensure(book, paths)
                 return _already_there(book, state)
             plan = planning.make_plan(config, paths, book.record)
             _warn(plan, progress)
@@ -118,7 +119,7 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
         hint = hypervisor.problem_hint(plan.virt_reason)
         if hint is not None:
             progress.note(f"         to mend it: {hint}")
-    for line in images.notes(plan.image):
+    for line in (*images.notes(plan.image), *backup.notes(plan.backup, plan.pager.pool_bytes)):
         progress.note(line)
 
 

@@ -68,6 +68,12 @@ def test_place_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         backup.create(taken, MIB)
 
 
+def test_disk_that_is_too_small_is_told_of(tmp_path: Path) -> None:
+    assert backup.notes(None, MIB) == backup.notes(tmp_path / "copy", MIB) == ()
+    [note] = backup.notes(tmp_path / "copy", 1 << 60)
+    assert "free, the copy on disk can grow to 1048576 TiB: when the disk is full, the copy is incomplete" in note
+
+
 def test_host_without_qemu_nbd_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ProgramError, match=r"pool\.backup needs qemu-nbd, which is not installed") as caught:
