@@ -79,6 +79,12 @@ struct link {
     uint32_t n_discards;
 };
 
+/* Of a donor's writes and trims. */
+struct failures {
+    uint64_t told_ns;
+    uint32_t n; /* since then */
+};
+
 struct evict_loop {
     struct pager *pager;
     int epoll_fd;
@@ -91,6 +97,7 @@ struct evict_loop {
     uint32_t writes_in_flight;
     uint32_t n_behind; /* writes whose pages have gone on */
     struct rebuild rebuild;
+    struct failures failures[DONORS_MAX];
     uint32_t dropping[BATCH_PAGES * 2];
     uint32_t n_dropping;
     uint64_t writeback_pause_ns; /* after an error: no write-back before this */

@@ -18,20 +18,22 @@
  * Threads
  *   main      signals; starts and ends the others
  *   fault     userfaultfds, demand and readahead connections; alone maps pages          (fault.c, fetch.c, stream.c)
- *   evict     shims, zaps, write-back connections, punching holes, discards             (evict.c, zap.c, writeback.c,
+ *   evict     shims, zaps, write-back connections, punching holes, discards, copies     (evict.c, zap.c, writeback.c,
  *                                                                                        discard.c, link.c,
- *                                                                                        regions.c, recover.c)
+ *                                                                                        regions.c, recover.c,
+ *                                                                                        rebuild*.c, lost.c, slots.c)
  *   control   the control socket                                                        (status.c)
  * They share the page table under one lock, which is never held while a page moves.
  *
- * Who dies when: if a donor dies, pages that are there wait for it. If this process dies, the guest waits on its next
- * absent page: the shim holds the userfaultfd open, so nothing ever reads zeroes; and with --state another pager goes
- * on with the page map where we stopped, at whatever instruction that was (state.h, recover.c). If QEMU dies, its
- * region is dissolved, and with --exit-with-client so are we. SIGTERM and SIGINT do not end us while a VM needs us.
+ * Who dies when: if a donor dies, pages that are only there wait for it; with --replicas 2 another has them (pool.h).
+ * If this process dies, the guest waits on its next absent page: the shim holds the userfaultfd open, so nothing ever
+ * reads zeroes; and with --state another pager goes on with the page map where we stopped, at whatever instruction
+ * that was (state.h, recover.c). If QEMU dies, its region is dissolved, and with --exit-with-client so are we.
+ * SIGTERM and SIGINT do not end us while a VM needs us.
  *
- * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back. Locked, and not to be reclaimed while
- * reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block per request; the
- * allocator is told to keep what it has.
+ * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back, 2 MiB to copy extents. Locked, and not
+ * to be reclaimed while reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block
+ * per request; the allocator is told to keep what it has.
  */
 #include "control.h"
 #include "heat.h"

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #define PAUSE_NS 100000000ull
+#define TELL_NS  1000000000ull
 
 static size_t buffers_bytes(void)
 {
@@ -218,6 +219,21 @@ static void op_finish(struct evict_loop *loop, struct write_op *op)
     op_give(loop, op);
 }
 
+/* A donor that goes takes hundreds of requests along. */
+static void log_failure(struct evict_loop *loop, const struct write_op *op, const struct write_part *part)
+{
+    struct donor *donor = part_donor(loop, part);
+    struct failures *failures = &loop->failures[donor - loop->pager->pool.donors];
+    uint64_t now_ns = clock_ns();
+
+    failures->n++;
+    if (now_ns < failures->told_ns + TELL_NS)
+        return;
+    log_warning("donor %s: %s of %u pages failed: %s (%u failed since the last such message)", donor->uri,
+                op->kind == WRITE_DATA ? "write" : "trim", op->n_pages, strerror(part->request.error), failures->n);
+    *failures = (struct failures){.told_ns = now_ns};
+}
+
 void writeback_part_done(struct evict_loop *loop, struct request *request)
 {
     struct write_part *part = (struct write_part *)request;
@@ -229,8 +245,7 @@ void writeback_part_done(struct evict_loop *loop, struct request *request)
     op->n_behind -= donor->backup;
     if (request->error) {
         COUNT(donor->counters.errors, 1);
-        log_warning("donor %s: %s of %u pages failed: %s", donor->uri, op->kind == WRITE_DATA ? "write" : "trim",
-                    op->n_pages, strerror(request->error));
+        log_failure(loop, op, part);
     } else {
         count_sent(donor, op, part);
     }

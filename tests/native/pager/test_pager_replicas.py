@@ -180,6 +180,17 @@ def test_donors_that_are_not_enough_are_refused_at_the_start(options: dict[str, 
     assert message in str(refused.value)
 
 
+def test_a_backup_that_is_too_small_is_refused() -> None:
+    with (
+        donors(1) as (one,),
+        nbdkit_memory("8M") as backup,
+        pytest.raises(RuntimeError) as refused,
+        running_pager([one.uri("a")], cache="2M", extent="1M", backup=backup),
+    ):
+        pass
+    assert f"backup {backup}: it has 8 MiB, the pool 16 MiB" in str(refused.value)
+
+
 def test_the_copy_written_behind_is_enough_when_the_donors_memory_is_gone(place: Path) -> None:
     with donors(1) as (one,), nbdkit_memory("16M") as backup:
         options: dict[str, Any] = {"pool": "16M", "extent": "1M", "backup": backup}
