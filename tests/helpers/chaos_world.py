@@ -188,12 +188,19 @@ def _look(world: World, event: Event) -> Steps:
 
 
 def _flip(world: World, event: Event) -> Steps:
-    """Each flip is found, but for those in answers that nobody needed any more."""
+    """Each flip is found, but for those in answers that nobody looks at: of a hedge that lost, or of a heartbeat."""
     relayed = world.donors.relayed
+    hedges = world.look()["hedges"]["sent"]
     before, found_before = relayed.harm("flip", str(event.amount))["flip"], world.checksum_errors()
     yield world.pause(event.lasts_s)
     flips = relayed.harm("flip", "0")["flip"] - before
-    yield world.wait("flips to be found", lambda: not flips or world.checksum_errors() > found_before, 20)
+    allowed = 3 * (int(event.lasts_s) + 2)
+
+    def found() -> bool:
+        unseen = world.last["hedges"]["sent"] - hedges + allowed
+        return world.checksum_errors() - found_before + int(unseen) >= flips
+
+    yield world.wait("flips to be found", found, 20)
     world.say(f"  {flips} flips, {world.checksum_errors() - found_before} more checksum errors")
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from helpers.chaos import Setting, run_chaos
-from helpers.chaos_plan import HARMLESS, plan
+from helpers.chaos_plan import plan
 
 SEED = int(os.environ.get("GHOSTBOX_TEST_CHAOS_SEED", "1"))
 SECONDS = float(os.environ.get("GHOSTBOX_TEST_CHAOS_SECONDS", "20"))
@@ -29,8 +29,8 @@ def test_a_seed_gives_the_same_events_again() -> None:
 
 
 @pytest.mark.slow
-def test_links_donors_and_pagers_fail_without_replicas_and_no_word_is_wrong() -> None:
-    result = run_chaos(Setting(SEED, SECONDS, replicas=1))
-    assert set(result["events"]) <= set(HARMLESS)
-    assert result["events"]["kill-pager"]
+def test_whatever_two_copies_can_survive_makes_no_word_wrong() -> None:
+    result = run_chaos(Setting(SEED, SECONDS))
+    assert sum(result["events"].values()) > SECONDS / 3
+    assert result["events"].keys() & {"kill", "drain", "spare", "flip", "rot", "errors"}
     assert result["words_verified"] > 1_000_000

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""A booted guest over two donors, two copies of everything: one donor dies and nothing is lost; then the other does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghostbox import demo, processes
+from helpers import netns
+from helpers.donor import RunningDonor, running_donor
+from helpers.lab import Host, Run, lab
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+
+VM = "gbt-loss"
+WORKLOAD_MIB = 144
+
+
+@dataclass
+class Machine:
+    """The VM under test and its donors."""
+
+    host: Host
+    donors: list[RunningDonor]
+
+    def cli(self, command: str, *words: str, check: bool = True) -> Run:
+        return self.host.cli(command, VM, *words, check=check)
+
+    def pager(self) -> dict[str, Any]:
+        return dict(json.loads(self.cli("status", "--json", check=False).stdout)["pager"])
+
+    def donor(self, number: int) -> dict[str, Any]:
+        """What the pager says of a donor."""
+        address = self.donors[number].nbd_address
+        return next(dict(entry) for entry in self.pager()["donors"] if address in entry["uri"])
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with netns.machines(2) as machines, contextlib.ExitStack() as stack:
+        donors = [
+            stack.enter_context(
+                running_donor(
+                    tmp_path_factory.mktemp("donor"), size="320M", name=f"gbt-loss-{number}", bind=place.address,
+                    insecure="", prefix=place.prefix,
+                )
+            )
+            for number, place in enumerate(machines)
+        ]  # fmt: skip
+        host = stack.enter_context(lab())
+        sizes = ["--memory", "768M", "--remote-memory", "256M", "--cache", "48M", "--cpus", "2", "--disk", "6G"]
+        where = [word for donor in donors for word in ("--donor", donor.address)]
+        host.cli("up", VM, *sizes, *where, "--replicas", "2", "--image", "debian", "--timeout", "4m", check=True)
+        program = Path(demo.__file__).with_name("workload.py").read_text()
+        host.cli("shell", VM, "--", "cat > w.py", stdin=program, check=True)
+        yield Machine(host, donors)
+
+
+def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> None:
+    """Wait until pages have gone to both donors and come back."""
+    before = machine.pager()
+
+    def paged() -> bool:
+        assert work.poll() is None, work.communicate()
+        pager = machine.pager()
+        fetched = pager["faults"]["missing_fetch"] - before["faults"]["missing_fetch"]
+        return bool(fetched > 100 and pager["evictions"]["dirty"] - before["evictions"]["dirty"] > 1000)
+
+    processes.wait_until(paged, timeout_s=120, what="eviction and fetches", interval_s=0.2)
+
+
+def test_donor_killed_under_a_workload_with_two_copies_and_no_byte_is_wrong(machine: Machine) -> None:
+    again = f"numactl --membind=1 python3 w.py {WORKLOAD_MIB << 20} 8 || exit 1"
+    work = machine.host.start("shell", VM, "--", f"until test -e enough; do {again}; done; {again}")
+    wait_for_paging(machine, work)
+    dead = machine.donors[0]
+    data_plane = dead.data_plane_pid
+    dead.kill_control_plane()
+    os.kill(data_plane, signal.SIGKILL)
+    processes.wait_until(
+        lambda: machine.donor(0)["state"] != "up", timeout_s=20, what="the donor's death seen", interval_s=0.1
+    )
+    machine.host.cli("shell", VM, "--", "touch enough", check=True)
+    said, problems = work.communicate(timeout=200)
+    assert work.returncode == 0, problems
+    assert {json.loads(line)["wrong_pages"] for line in said.splitlines()} == {0}
+    pager = machine.pager()
+    assert (pager["pages"]["poisoned"], pager["pool"]["lost_pages"]) == (0, 0)
+    assert pager["health"] == "degraded"
+    assert pager["pool"]["missing_copies"] > 0
