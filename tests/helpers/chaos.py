@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ghostbox import processes
 from helpers.chaos_donors import Donors, chaos_donors
 from helpers.chaos_plan import HARMLESS, Event, plan
 from helpers.chaos_world import ACTIONS, Steps, Wait, World
@@ -35,6 +36,11 @@ LOOK_EVERY_S = 0.2
 # While bits flip or a donor fails at random, only these go on beside: a copy that cannot be trusted is no copy.
 BESIDE_LIES = {"kill-pager", "hand-over", "set-cache", "look", "delay"}
 LIES = {"flip", "errors", "rot"}
+
+
+# A link that was cut until just now may still turn out to have lost a write: a copy less than the pager knows of.
+NEED_CALM = {"kill", "rot", "flip", "errors"}
+CALM_S = 2.5
 
 
 class ChaosFailed(AssertionError):
@@ -74,6 +80,8 @@ class Run:
         self.looked_at = 0.0
         self.exposed = False
         self.away: frozenset[str] = frozenset()
+        self.calm_since = self.started
+        self.working = True
         self.blocked: Wait | None = None
         self.blocked_since = 0.0
 
@@ -91,6 +99,7 @@ class Run:
 
     def _all_well(self) -> bool:
         """Tell whether nothing is left to heal; a donor that was slow may be called so for a while."""
+        self.world.look()
         return self.world.healed() and self.world.last.get("health", "ok") in ("ok", "degraded")
 
     def _until(self, wait: Wait) -> None:
@@ -117,6 +126,7 @@ class Run:
         wait = next(active.steps, None)
         if wait is None:
             self.active.remove(active)
+            self.calm_since = time.monotonic()
             self.done[active.event.kind] += 1
             self.world.say(f"end {active.event}")
         else:
@@ -150,7 +160,7 @@ class Run:
             return event.kind not in kinds - {"cut", "cut-far", "stop"} and (
                 not kinds & LIES or event.kind in BESIDE_LIES
             )
-        if kinds:
+        if kinds or (event.kind in NEED_CALM and time.monotonic() - self.calm_since < CALM_S):
             return False
         self.world.look()
         return self.world.healed()
@@ -192,7 +202,7 @@ class Run:
 
     def _note_progress(self, now: float) -> None:
         progress = self.progress
-        if self.exposed or self.world.pager_down:
+        if self.exposed or self.world.pager_down or not self.working:
             progress.owed_since = None
         elif progress.owed_since is None:
             progress.owed_since = now
@@ -228,16 +238,30 @@ def _check_counters(world: World) -> None:
 def _check_every_copy(world: World, run: Run, names: list[str]) -> None:
     """Whichever donor is away, every word is there."""
     errors = world.checksum_errors()
+    run.working = False
     for name in names:
+        run._until(world.pause(CALM_S))
+        run._until(world.wait("all to be healed", run._all_well, 90))
         world.donors[name].cut(far=True)
         answer = world.client.command(
             "stress", threads=THREADS, seconds=0, fresh=0, write=0, timeout_s=60 * world.patience
         )
         assert answer["words_verified"] >= MEMORY_MIB << 17
         world.donors[name].heal(far=True)
-        run._until(world.wait("all to be healed", run._all_well, 90))
         world.say(f"every word is right without {name}")
+    run._until(world.pause(CALM_S))
+    run._until(world.wait("all to be healed", run._all_well, 90))
     assert world.checksum_errors() == errors
+
+
+def _failure(world: World, log: list[str], what: str) -> str:
+    """Return all that helps to understand it."""
+    with contextlib.suppress(processes.ControlError):
+        world.look()
+    status = {key: world.last.get(key) for key in ("health", "pool", "pages", "donors")}
+    for donor in status["donors"] or []:
+        donor.pop("latency", None)
+    return "\n".join([what, *log[-40:], "pager:", *world.line.log().splitlines()[-40:], json.dumps(status, indent=1)])
 
 
 @dataclass(frozen=True)
@@ -311,13 +335,7 @@ def run_chaos(setting: Setting) -> dict[str, Any]:
                 _check_every_copy(world, run, sorted(world.members)[: 1 if setting.seconds < 60 else None])
                 _check_counters(world)
         except Exception as err:
-            client = world.client
-            ended = (
-                [] if client.process.poll() is not None else [str(client.attempt("stress-progress", threads=THREADS))]
-            )
-            tail = "\n".join([*log[-40:], "pager:", *world.line.log().splitlines()[-40:], *ended])
-            status = json.dumps({key: world.last.get(key) for key in ("health", "pool", "pages", "donors")}, indent=1)
-            raise ChaosFailed(f"seed {setting.seed}: {err}\n{tail}\n{status}") from err
+            raise ChaosFailed(_failure(world, log, f"seed {setting.seed}: {err}")) from err
         return {
             "seed": setting.seed,
             "seconds": setting.seconds,
