@@ -41,19 +41,24 @@ void fault_installed(struct fault_loop *loop, uint32_t page)
     page_list_push(table, heat_mapped(table, page), page);
 }
 
-/* A run of never-written pages that may be filled with zeroes beside the one that is asked for. */
-static uint32_t zero_run(struct fault_loop *loop, const struct region *region, uint32_t page, uint32_t n_max)
+/* A run of never-written pages from the one that is asked for, the way the writer goes, to be filled with zeroes. */
+static uint32_t zero_run(struct fault_loop *loop, const struct region *region, uint32_t page, uint32_t n_max,
+                         bool backwards)
 {
     struct pager *pager = loop->pager;
-    uint32_t left = region->n_pages - (page - region->first_page);
+    uint32_t before = page - region->first_page;
+    uint32_t left = backwards ? before + 1 : region->n_pages - before;
     int64_t spare = pager_free_pages(pager) - pager->watermarks.low;
     uint32_t n = 1;
 
     n_max = n_max < left ? n_max : left;
     n_max = n_max < ZERO_AROUND_MAX ? n_max : ZERO_AROUND_MAX;
-    while (n < n_max && n < spare && pager->table.pages[page + n].state == PAGE_ABSENT &&
-           !page_on_donor(&pager->table, page + n))
-        n++;
+    for (; n < n_max && n < spare; n++) {
+        uint32_t next = backwards ? page - n : page + n;
+
+        if (pager->table.pages[next].state != PAGE_ABSENT || page_on_donor(&pager->table, next))
+            break;
+    }
     return n;
 }
 
@@ -110,6 +115,23 @@ static void fill_zero(struct fault_loop *loop, struct region *region, uint32_t p
     histogram_add(&pager->zero_latency, clock_ns() - loop->now_ns);
 }
 
+/* Fresh memory, with some of what follows where the page is one of a stream. */
+static void fill_fresh(struct fault_loop *loop, struct region *region, uint32_t page, struct stream *stream,
+                       uint32_t window)
+{
+    bool backwards = stream && stream->stride == -1;
+    uint32_t n = zero_run(loop, region, page, window + 1, backwards);
+    uint32_t first = backwards ? page - (n - 1) : page;
+
+    if (n > 1) {
+        stream->last = backwards ? first : page + n - 1;
+        stream->window = window;
+    }
+    fill_zero(loop, region, first, n);
+    if (first != page && loop->pager->table.pages[page].state == PAGE_ABSENT)
+        fill_zero(loop, region, page, 1); /* it stopped before this one */
+}
+
 /* ABSENT: brings it in, or puts it on the waiting list. */
 static void bring_in(struct fault_loop *loop, struct region *region, uint32_t page)
 {
@@ -124,13 +146,7 @@ static void bring_in(struct fault_loop *loop, struct region *region, uint32_t pa
     uint32_t window = stream_fault(loop, page, &stream);
 
     if (!page_on_donor(&pager->table, page)) {
-        uint32_t n = zero_run(loop, region, page, window + 1);
-
-        fill_zero(loop, region, page, n);
-        if (stream && n > 1) {
-            stream->last = page + n - 1;
-            stream->window = window;
-        }
+        fill_fresh(loop, region, page, stream, window);
     } else if (!fetch_demand(loop, page, stream != NULL)) {
         fault_make_wait(loop, page, RETRY_NS);
         return;

@@ -144,7 +144,7 @@ uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **st
     if ((s->frontier - page) * s->stride <= 0)
         s->frontier = (int64_t)page + s->stride;
     *stream = s;
-    return s->stride == 1 ? grow(loop, s) : 0;
+    return abs(s->stride) == 1 ? grow(loop, s) : 0;
 }
 
 struct stream *stream_hit(struct fault_loop *loop, uint32_t page)
