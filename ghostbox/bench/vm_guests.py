@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ _LOAD_TIMEOUT_S = 900.0
 # A guest reports free pages 2 s after they were freed (PAGE_REPORTING_DELAY, mm/page_reporting.c).
 _REPORTING_S = 2.2
 _FEW_PAGES = 8192
+# A command that a signal ended: as its shell says it, and as SSH does (RFC 4254, 6.10: a signal, then no exit status).
+_KILLED = {
+    137: "was killed by a signal",
+    -1: "ended without an exit status: by a signal, or its SSH session broke",
+}
+_KILLS = re.compile(r"out of memory|oom-kill|killed process|segfault|general protection", re.IGNORECASE)
+_KERNEL_LINES = 5
 _TIERING = "echo {mode} > /proc/sys/kernel/numa_balancing; echo {demotion} > /sys/kernel/mm/numa/demotion_enabled"
 
 
@@ -65,12 +73,22 @@ class Guest:
             GuestError: it failed, or the guest killed it.
         """
         done = self.ssh.run(f"{_PROGRAM_THERE} {words}", _LOAD_TIMEOUT_S)
+        if done.status in _KILLED:
+            raise GuestError(f"the load in guest '{self.name}' {_KILLED[done.status]}", why=self._kernel_said())
         if done.status != 0:
-            killed = "the guest has too little memory for it and killed it" if done.status == 137 else None
-            why = done.stderr.strip() or killed
+            why = done.stderr.strip() or None
             raise GuestError(f"the load in guest '{self.name}' failed (status {done.status})", why=why)
         found = [json.loads(line) for line in done.stdout.splitlines()]
         return {str(phase["phase"]): phase for phase in found}
+
+    def _kernel_said(self) -> str:
+        """Return the last lines of the guest's kernel about processes that it killed; if there are none, the last."""
+        try:
+            log = self.root("dmesg").splitlines()
+        except GuestError as err:
+            return f"the guest's kernel log cannot be read: {err.message}"
+        lines = [line for line in log if _KILLS.search(line)] or log
+        return "\n".join(["the guest's kernel says:", *lines[-_KERNEL_LINES:]])
 
     def make_file(self, path: str, n_bytes: int) -> None:
         """Make a file for the load to read, unless it is there."""

@@ -17,9 +17,10 @@ from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Outcome, Report, Results, Row, make_row
 from ghostbox.bench.scale import SHORT
 from ghostbox.bench.vm_domain import NbdDisk
-from ghostbox.errors import Refused, UsageError
+from ghostbox.errors import GuestError, Refused, UsageError
 from ghostbox.placement import Offer
 from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt, VmPlan
+from ghostbox.ssh import Result
 from ghostbox.units import GIB, MIB
 
 DISKS = (NbdDisk("ghostbox-swap", 10001, "bench"), NbdDisk("ghostbox-files", 10002, "bench"))
@@ -147,3 +148,34 @@ def test_only_what_a_dead_run_made_counts_as_left(name: str, left: bool) -> None
 def test_without_vm_there_is_no_guest_part() -> None:
     with pytest.raises(UsageError, match="--only: nothing is called 'guest'"):
         bench.run(bench.Options(rounds=1, short=True, only=("guest",)), paths.find(), lambda _text: None)
+
+
+class DyingSsh:
+    """A guest in which a signal ends every load; its kernel log is given."""
+
+    def __init__(self, log: str, status: int) -> None:
+        self.log, self.status = log, status
+
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
+        """Answer as GuestSsh does."""
+        return Result(0, self.log, "") if stdin == "dmesg" else Result(self.status, "", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "how"),
+    [(137, "was killed by a signal"), (-1, "ended without an exit status: by a signal, or its SSH session broke")],
+)
+def test_a_load_that_was_killed_names_what_the_guests_kernel_said(status: int, how: str) -> None:
+    oom = "[9.1] Out of memory: Killed process 512 (ghostbox-guest-) total-vm:1048576kB"
+    ssh: Any = DyingSsh(f"[1.0] Linux version\n{oom}\n[9.2] eth0: link is up", status)
+    with pytest.raises(GuestError, match=f"the load in guest 'swap' {how}") as caught:
+        vm_guests.Guest("swap", ssh).load("memory bytes=4096 fill")
+    assert caught.value.why == f"the guest's kernel says:\n{oom}"
+
+
+def test_a_load_that_was_killed_for_no_known_reason_shows_the_end_of_the_kernels_log() -> None:
+    ssh: Any = DyingSsh("\n".join(f"[{n}.0] line" for n in range(9)), -1)
+    with pytest.raises(GuestError) as caught:
+        vm_guests.Guest("ghostbox", ssh).load("memory bytes=4096 fill")
+    assert caught.value.why is not None
+    assert caught.value.why.splitlines()[1:] == [f"[{n}.0] line" for n in range(4, 9)]
