@@ -5,7 +5,9 @@
  * A fault's page is asked of one copy after the other. When all of them were tried it waits a little and is asked for
  * anew; it is lost when there is no copy left on a donor that may still have it, or when every copy has denied it
  * (answered with an error, or with bytes that are not its own) FETCH_ATTEMPTS times. A donor that is away denies
- * nothing: it is waited for. What was read ahead is simply given up; whoever waits for it faults for it.
+ * nothing: it is waited for. A copy that missed a write may hold this page as it was last written nevertheless, and
+ * its checksum tells: such copies are asked where no other one can be. What was read ahead is simply given up;
+ * whoever waits for it faults for it.
  */
 #include "fault.h"
 
@@ -55,16 +57,40 @@ static void give_up(struct fault_loop *loop, struct fetch *fetch)
     fetch_over(loop, fetch);
 }
 
+bool fetch_pick_older(const struct fault_loop *loop, const struct fetch *fetch, struct place *place)
+{
+    const struct pool *pool = &loop->pager->pool;
+    const struct extent *extent = &pool->extents[fetch->page / pool->extent_pages];
+    bool found = false;
+
+    if (!fetch->demand || !(loop->pager->table.pages[fetch->page].flags & PAGE_F_SUM))
+        return false;
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        uint64_t word = copy_word(extent, i);
+        struct copy copy = copy_of_word(word);
+
+        if ((copy.state != COPY_STALE && copy.state != COPY_FILLING) || (fetch->older >> i & 1) ||
+            donor_gone(&pool->donors[copy.donor]))
+            continue;
+        /* One that can answer rather than another. */
+        if (found && pool->donors[copy.donor].channels[CHANNEL_DEMAND].state != CHANNEL_UP)
+            continue;
+        *place = pool_place_of(pool, fetch->page, i, word);
+        found = true;
+    }
+    return found;
+}
+
 /* After a round: whether no copy can give the page any more. */
 static bool is_lost(const struct fault_loop *loop, struct fetch *fetch)
 {
     const struct pool *pool = &loop->pager->pool;
     struct place place;
 
+    if (pool_pick(pool, fetch->page, CHANNEL_DEMAND, fetch->denied, &place) || fetch_pick_older(loop, fetch, &place))
+        return false;
     if (!pool_pick(pool, fetch->page, CHANNEL_DEMAND, 0, &place))
         return true;
-    if (pool_pick(pool, fetch->page, CHANNEL_DEMAND, fetch->denied, &place))
-        return false;
     return ++fetch->attempts >= FETCH_ATTEMPTS;
 }
 
@@ -99,14 +125,17 @@ static void note_failure(struct fetch *fetch)
 
     if (error == ESTALE) /* another copy may have become the best one */
         return;
-    fetch->tried |= bit;
+    if (fetch_asks_older(fetch))
+        fetch->older |= error == ENOTCONN ? 0 : bit;
+    else
+        fetch->tried |= bit;
     if (error == EAGAIN)
         return;
     COUNT(place->donor->counters.errors, 1);
     log_debug("donor %s: read of %u pages at %llu failed: %s", place->donor->uri, fetch->n_pages,
               (unsigned long long)place->offset, strerror(error));
     /* A connection that broke has answered nothing. */
-    if (error == ENOTCONN || fetch->request.channel->state != CHANNEL_UP)
+    if (fetch_asks_older(fetch) || error == ENOTCONN || fetch->request.channel->state != CHANNEL_UP)
         return;
     fetch->denied |= bit;
     fetch->denied_words[place->copy] = place->word;

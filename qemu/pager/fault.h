@@ -28,6 +28,7 @@ struct fetch {
     uint32_t tried;     /* copies that failed in this round, by index */
     uint32_t denied;    /* those of them whose donor has answered: with an error or wrong bytes */
     uint64_t denied_words[COPIES_MAX];
+    uint32_t older; /* copies that are not up to date and did not hold these bytes, by index */
     struct fetch *twin;
     uint64_t hedge_ns; /* when another copy is asked, too; 0: never */
     bool is_hedge;
@@ -113,6 +114,13 @@ void fetch_give_up_page(struct fault_loop *loop, uint32_t page);
 void fetch_failed(struct fault_loop *loop, struct fetch *fetch);
 /* Not even sent. */
 void fetch_unsent(struct fault_loop *loop, struct fetch *fetch);
+/* A copy that is not up to date and may hold these very bytes all the same, to be asked where no better one can be.
+ */
+bool fetch_pick_older(const struct fault_loop *loop, const struct fetch *fetch, struct place *place);
+static inline bool fetch_asks_older(const struct fetch *fetch)
+{
+    return copy_of_word(fetch->place.word).state != COPY_CURRENT;
+}
 /* A copy has served: those that denied the page are suspect. */
 void fetch_report(struct fault_loop *loop, const struct fetch *fetch);
 

@@ -80,7 +80,7 @@ struct fetch *fetch_slot(struct fault_loop *loop, bool demand)
     if (!fetch)
         return NULL;
     *list = fetch->next;
-    fetch->tried = fetch->denied = fetch->attempts = 0;
+    fetch->tried = fetch->denied = fetch->older = fetch->attempts = 0;
     fetch->twin = NULL;
     fetch->hedge_ns = 0;
     fetch->is_hedge = fetch->late = fetch->overtaken = fetch->of_stream = false;
@@ -104,15 +104,23 @@ void fetch_over(struct fault_loop *loop, struct fetch *fetch)
     fetch_slot_give(loop, fetch);
 }
 
-int fetch_send(struct fault_loop *loop, struct fetch *fetch)
+/* At fetch->place. */
+static int ask(struct fault_loop *loop, struct fetch *fetch)
 {
-    if (!hedge_choose(loop, fetch, &fetch->place))
-        return -ENOENT;
     struct channel *channel = &fetch->place.donor->channels[fetch->demand ? CHANNEL_DEMAND : CHANNEL_READAHEAD];
     int rc = channel_read(channel, &fetch->request, fetch->buf, fetch->n_pages * PAGE_BYTES, fetch->place.offset);
 
     if (rc == 0)
         hedge_arm(loop, fetch);
+    return rc;
+}
+
+int fetch_send(struct fault_loop *loop, struct fetch *fetch)
+{
+    int rc = hedge_choose(loop, fetch, &fetch->place) ? ask(loop, fetch) : -ENOENT;
+
+    if (rc < 0 && fetch_pick_older(loop, fetch, &fetch->place))
+        rc = ask(loop, fetch);
     return rc;
 }
 
@@ -322,7 +330,8 @@ static int verify(struct fault_loop *loop, const struct fetch *fetch)
 
         if (!(p->flags & PAGE_F_SUM) || checksum_page(fetch->buf + (size_t)i * PAGE_BYTES) == p->checksum)
             continue;
-        if (p->flags & PAGE_F_IO) /* a copy that is written behind, and this page is on its way there */
+        /* Or a copy that is written behind, and this page is on its way there. */
+        if (fetch_asks_older(fetch) || (p->flags & PAGE_F_IO))
             return EAGAIN;
         COUNT(place->donor->counters.checksum_errors, 1);
         log_error("donor %s: the page at offset %llu is not what was written there (checksum)", place->donor->uri,

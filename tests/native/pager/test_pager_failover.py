@@ -20,7 +20,6 @@ def two_copies(readahead: str = "0", **options: str) -> Iterator[tuple[list[Host
     """Memory that is filled, so that both donors hold all of it but what is here."""
     common = {"replicas": "2", "allow_same_host": "", "readahead": readahead}
     with hostile_donor(16 << 20, identity="one") as one, hostile_donor(16 << 20, identity="two") as two:
-        two.memory = one.memory
         with (
             running_pager([one.uri, two.uri], cache="2M", **common, **options) as pager,
             memory_client("16M", pager) as client,
@@ -117,3 +116,18 @@ def test_what_is_read_ahead_comes_from_the_other_copy_when_one_stops() -> None:
         read_pages(client, 512, 2048)
         assert pager.status()["hedges"]["won"] > 0
         assert pager.status()["pages"]["poisoned"] == 0
+
+
+def test_a_copy_that_missed_a_write_serves_the_pages_that_it_has_and_no_other() -> None:
+    """The good copy's donor answers with errors: the checksum tells which pages the older copy holds as they are."""
+    with two_copies() as (donors, pager, client):
+        donors[1].talks.clear()
+        donors[1].hang_up()
+        client.command("write", first=3, value=77)
+        read_pages(client, 1000, 1500)
+        wait_until(lambda: pager.status()["pool"]["stale_copies"] > 0, timeout_s=10, what="a write that one missed")
+        donors[0].choose = lambda request: refuse if request.command == READ else None
+        donors[1].talks.set()
+        read_pages(client, 2600, 100)
+        assert client.attempt("read", first=3)["error"] == "SIGBUS"
+        assert pager.status()["pages"]["poisoned"] == 1
