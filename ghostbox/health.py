@@ -123,8 +123,10 @@ def _copies(vm: str, status: Status) -> Iterator[Problem]:
     extent_bytes = int(pool.get("extent_bytes", 0))
     lost = max(int(pool.get("lost_pages", 0)), int(status["pages"].get("poisoned", 0)))
     if lost:
+        kept = status.get("features", {}).get("poison", True)
+        fate = "programs that touch them are killed" if kept else "whoever touches them waits for ever"
         yield Problem(
-            f"{format_bytes(lost * PAGE_BYTES)} of the VM's memory are lost: programs that touch them are killed",
+            f"{format_bytes(lost * PAGE_BYTES)} of the VM's memory are lost: {fate}",
             f"save what matters, then ghostbox down {vm} and ghostbox up {vm}",
         )
     short = int(pool.get("missing_copies", 0)) + int(pool.get("stale_copies", 0)) + int(pool.get("filling_copies", 0))

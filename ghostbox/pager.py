@@ -201,6 +201,7 @@ def _argv(program: Path, plan: PagerPlan, files: PagerFiles, peer_uid: int | Non
     level = {"warn": "warning"}.get(plan.log_level, plan.log_level)
     argv += ["--log-level", level, "--exit-with-client"]
     argv += ["--on-donor-loss", "poison" if plan.on_donor_loss == "poison" else "wait"]
+    argv += ["--lost-pages", plan.lost_pages]
     argv += ["--rebuild-after", str(math.ceil(plan.rebuild_after_s)), "--rebuild-rate", str(plan.rebuild_rate_bytes)]
     argv += ["--slow-us", str(plan.slow_us)]
     if peer_uid is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghostbox.config import Config, PortForward
-from ghostbox.errors import UsageError
+from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.placement import Offer, Share, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
@@ -67,7 +67,8 @@ class PagerPlan:
     """How the pager is started.
 
     ``pool_bytes`` is what the VM may use of the donors' memory (0: all of it), ``on_donor_loss`` is ``wait``, ``pause``
-    or ``poison``: the pager knows the first and the last, pausing is the supervisor's.
+    or ``poison``: the pager knows the first and the last, pausing is the supervisor's. ``lost_pages`` is ``poison``
+    (who touches one gets SIGBUS) or ``wait``: for QEMU without KVM, which cannot hand the SIGBUS on to its guest.
     """
 
     cache_bytes: int
@@ -82,6 +83,7 @@ class PagerPlan:
     rebuild_after_s: float = 10.0
     rebuild_rate_bytes: int = 256 * MIB
     slow_us: int = 50_000
+    lost_pages: str = "poison"
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,12 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
     Raises:
         UsageError: sizes that do not fit together.
         DonorTooSmall: the donors have too little free memory.
+        Refused: lost pages are to be poisoned, and there is no KVM.
     """
     check_sizes(config)
     vm, pool = config.vm, config.pool
-    pager = _pager_plan(config)
+    _check_loss(pool.on_donor_loss, facts.virt)
+    pager = _pager_plan(config, facts.virt)
     shares = shares_of(pager, facts.offers)
     return VmPlan(
         name=vm.name,
@@ -219,7 +223,16 @@ def backup_file(given: Path | None, name: str) -> Path | None:
     return given / f"ghostbox-{name}.backup" if given.is_dir() else given
 
 
-def _pager_plan(config: Config) -> PagerPlan:
+def _check_loss(on_donor_loss: str, virt: Virt) -> None:
+    if on_donor_loss == "poison" and virt is not Virt.KVM:
+        raise Refused(
+            "pool.on_donor_loss: poison needs KVM",
+            why="a guest hears of a lost page by a machine check; without KVM, QEMU itself would end",
+            hint="set it to wait or pause",
+        )
+
+
+def _pager_plan(config: Config, virt: Virt) -> PagerPlan:
     pool = config.pool
     extents = -(-config.vm.remote_memory_bytes // pool.extent_bytes)
     return PagerPlan(
@@ -235,6 +248,7 @@ def _pager_plan(config: Config) -> PagerPlan:
         rebuild_after_s=pool.rebuild_after_s,
         rebuild_rate_bytes=pool.rebuild_rate_bytes,
         slow_us=round(pool.slow_s * 1e6),
+        lost_pages="poison" if virt is Virt.KVM else "wait",
     )
 
 

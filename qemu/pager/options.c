@@ -36,6 +36,7 @@ enum option_id {
     OPT_SLOW,
     OPT_ON_LOSS,
     OPT_POISON_AFTER,
+    OPT_LOST_PAGES,
     OPT_FIFO,
     OPT_LIBNBD,
     OPT_LOG_FILE,
@@ -67,6 +68,7 @@ static const struct option long_options[] = {
     {"slow-us", required_argument, NULL, OPT_SLOW},
     {"on-donor-loss", required_argument, NULL, OPT_ON_LOSS},
     {"poison-after", required_argument, NULL, OPT_POISON_AFTER},
+    {"lost-pages", required_argument, NULL, OPT_LOST_PAGES},
     {"hide-features", required_argument, NULL, OPT_HIDE},
     {"fifo", no_argument, NULL, OPT_FIFO},
     {"libnbd", no_argument, NULL, OPT_LIBNBD},
@@ -103,6 +105,10 @@ void options_usage(void)
         "                         pages whose last copy is on a donor that is down: wait for it (default), or give "
         "them up\n"
         "  --poison-after S       … after so long (default 30)\n"
+        "  --lost-pages poison|wait\n"
+        "                         whoever touches a page that is lost: SIGBUS (default), or waits for ever, for QEMU "
+        "without\n"
+        "                         KVM, which SIGBUS ends\n"
         "  --extent SIZE          how the pages are spread over the donors (default: 16M or what fits)\n"
         "  --readahead SIZE       largest window that is read ahead, 0 turns it off (default 256K)\n"
         "  --poll-us N            spin this long for the next event before sleeping, 0 to 10000 (default 50)\n"
@@ -207,6 +213,17 @@ static int parse_on_loss(struct options *options, const char *value, char *text,
     return 0;
 }
 
+/* To wait is what is done where the kernel cannot poison. */
+static int parse_lost_pages(struct options *options, const char *value, char *text, size_t text_bytes)
+{
+    bool wait = strcmp(value, "wait") == 0;
+
+    if (!wait && strcmp(value, "poison") != 0)
+        return fail(text, text_bytes, "--lost-pages: '%s' is neither poison nor wait", value);
+    options->hidden[FEATURE_POISON] = options->hidden[FEATURE_POISON] || wait;
+    return 0;
+}
+
 static int parse_seconds(const char *option, const char *value, uint32_t *seconds, char *text, size_t text_bytes)
 {
     uint64_t number = 0;
@@ -243,6 +260,8 @@ static int parse_copies(struct options *options, int id, char *value, char *text
         return parse_size("--rebuild-rate", value, 0, 1ull << 46, &options->rebuild_rate, text, text_bytes);
     case OPT_ON_LOSS:
         return parse_on_loss(options, value, text, text_bytes);
+    case OPT_LOST_PAGES:
+        return parse_lost_pages(options, value, text, text_bytes);
     case OPT_POISON_AFTER:
         return parse_seconds("--poison-after", value, &options->poison_after_s, text, text_bytes);
     default: {
@@ -330,6 +349,7 @@ static int parse_one(struct options *options, int id, char *value, char *text, s
     case OPT_SLOW:
     case OPT_ON_LOSS:
     case OPT_POISON_AFTER:
+    case OPT_LOST_PAGES:
         return parse_copies(options, id, value, text, text_bytes);
     case OPT_PROBE:
         options->probe = true;

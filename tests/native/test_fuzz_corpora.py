@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGETS = [
     ("memserver/memserver-replay", "memserver/fuzz/corpus"),
     ("qemu/pager/wire-replay", "qemu/pager/fuzz/corpus"),
-    ("qemu/pager/link-replay", "qemu/pager/fuzz/link-corpus"),
+    ("qemu/pager/link-replay", "qemu/pager/fuzz/link/corpus"),
     ("common/control-replay", "common/fuzz/corpus"),
 ]
 

@@ -107,6 +107,8 @@ def test_lost_memory_is_told_in_mib() -> None:
     [(text, advice)] = said(status(donor(A), word="lost", lost=256))
     assert text == "1 MiB of the VM's memory are lost: programs that touch them are killed"
     assert advice == "save what matters, then ghostbox down lab and ghostbox up lab"
+    without_kvm = status(donor(A), word="lost", lost=256) | {"features": {"poison": False}}
+    assert said(without_kvm)[0][0] == "1 MiB of the VM's memory are lost: whoever touches them waits for ever"
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from ghostbox import config, plan
-from ghostbox.errors import DonorTooSmall, UsageError
+from ghostbox.errors import DonorTooSmall, Refused, UsageError
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer, Share
 from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
@@ -43,6 +44,14 @@ def test_plan_follows_the_configuration() -> None:
 def test_donors_too_small_for_the_plan() -> None:
     with pytest.raises(DonorTooSmall, match="donor a: offers 16 GiB, the VM needs 32 GiB"):
         plan.make(loaded(vm__remote_memory="32G"), PATHS, FACTS)
+
+
+def test_lost_pages_end_programs_under_kvm_and_are_waited_for_without_it() -> None:
+    without = dataclasses.replace(FACTS, virt=Virt.TCG)
+    assert plan.make(loaded(pool__on_donor_loss="poison"), PATHS, FACTS).pager.lost_pages == "poison"
+    assert plan.make(loaded(), PATHS, without).pager.lost_pages == "wait"
+    with pytest.raises(Refused, match=r"pool\.on_donor_loss: poison needs KVM"):
+        plan.make(loaded(pool__on_donor_loss="poison"), PATHS, without)
 
 
 @pytest.mark.parametrize("key", ["memory", "remote_memory"])

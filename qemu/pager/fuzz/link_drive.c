@@ -16,6 +16,7 @@
 #undef main
 
 #include "evict.h"
+#include "link_check.h"
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -179,58 +180,6 @@ static void pager_free(struct drive *drive)
     pthread_mutex_destroy(&drive->pager->lock);
     free(drive->loop);
     free(drive->pager);
-}
-
-/* --- what must be true --- */
-
-static uint32_t list_count(const struct page_table *table, const struct page_list *list)
-{
-    uint32_t n = 0, before = PAGE_NONE;
-
-    for (uint32_t page = list->head; page != PAGE_NONE; page = table->pages[page].next, n++) {
-        assert(page < POOL_PAGES && table->pages[page].prev == before && n < POOL_PAGES);
-        before = page;
-    }
-    assert(list->tail == before && list->count == n);
-    return n;
-}
-
-/* Whether a page in this state has a frame of the cache. */
-static bool counts_as_present(const struct page *p)
-{
-    switch ((enum page_state)p->state) {
-    case PAGE_ABSENT:
-    case PAGE_WAITING:
-    case PAGE_POISONED:
-        return false;
-    case PAGE_DISCARDING:
-        return p->flags & PAGE_F_HELD;
-    default:
-        return true;
-    }
-}
-
-static void check(const struct drive *drive)
-{
-    struct page_table *table = &drive->pager->table;
-    uint32_t n_present = 0, n_resident = 0, n_inactive = 0, n_dirty = 0, n_listed = 0;
-
-    for (uint32_t page = 0; page < POOL_PAGES; page++) {
-        const struct page *p = &table->pages[page];
-
-        assert(p->state < PAGE_STATES);
-        n_present += counts_as_present(p);
-        n_resident += p->state == PAGE_RESIDENT;
-        n_inactive += p->state == PAGE_INACTIVE;
-        n_dirty += (p->flags & PAGE_F_DIRTY) != 0;
-        assert(pager_region_of(drive->pager, page) || p->state == PAGE_ABSENT);
-    }
-    for (int class = 0; class < HEAT_CLASSES; class ++)
-        n_listed += list_count(table, &table->mapped[class]);
-    assert(n_listed == n_resident);
-    assert(list_count(table, &table->inactive) + list_count(table, &table->spent) == n_inactive);
-    assert(list_count(table, &table->waiting) == 0);
-    assert(table->counts.present == n_present && table->counts.dirty == n_dirty);
 }
 
 /* --- the peers --- */
@@ -583,7 +532,7 @@ static void step(struct drive *drive)
     for (uint32_t i = 0; i < N_PEERS; i++)
         if (drive->peers[i].fd >= 0)
             peer_read(&drive->peers[i]);
-    check(drive);
+    check_pages(drive->pager);
 }
 
 /* All processes have ended, and all that was under way is done. */
@@ -604,7 +553,7 @@ static void end(struct drive *drive)
         assert(!pager->regions[i].in_use);
     for (uint32_t i = 0; i < sizeof(drive->loop->links) / sizeof(struct link); i++)
         assert(drive->loop->links[i].state == LINK_FREE);
-    check(drive);
+    check_pages(drive->pager);
     assert(pager->table.counts.present == 0);
 }
 

@@ -70,6 +70,7 @@ def run_pager(*argv: str) -> subprocess.CompletedProcess[str]:
         ([*COMPLETE, "--rebuild-after", "soon"], "--rebuild-after: 'soon' is not a number from 0 to"),
         ([*COMPLETE, "--rebuild-rate", "fast"], "--rebuild-rate: 'fast' is not a size"),
         ([*COMPLETE, "--on-donor-loss", "pause"], "--on-donor-loss: 'pause' is neither wait nor poison"),
+        ([*COMPLETE, "--lost-pages", "zero"], "--lost-pages: 'zero' is neither poison nor wait"),
         ([*COMPLETE, "--poison-after", "-1"], "--poison-after: '-1' is not a number from 0 to"),
         (
             [*COMPLETE, "--contents", "keep", "--replicas", "2"],

@@ -106,10 +106,11 @@ def test_a_failed_read_is_never_zeroes_and_other_pages_go_on(tmp_path: Path) -> 
         assert client.command("verify", seed=3, first=lost[0]["page"] + 1, n=1)
 
 
-def test_without_poison_the_reader_waits_and_others_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"hide_features": "poison"}, {"lost_pages": "wait"}], ids=["kernel", "asked"])
+def test_without_poison_the_reader_waits_and_others_go_on(tmp_path: Path, options: dict[str, str]) -> None:
     with (
         failing_donor(tmp_path, "pread", "EIO") as (bad, switch),
-        running_pager([bad], cache="2M", readahead="0", hide_features="poison") as pager,
+        running_pager([bad], cache="2M", readahead="0", **options) as pager,
         memory_client("16M", pager) as client,
     ):
         client.command("fill", seed=4)
