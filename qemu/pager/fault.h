@@ -139,7 +139,8 @@ void hedge_won(struct fault_loop *loop, struct fetch *fetch);
 bool hedge_leave(struct fault_loop *loop, struct fetch *fetch);
 
 /* stream.c */
-/* A fault on an absent page: finds or starts its stream; returns how many pages may be brought in besides this one. */
+/* A fault on an absent page: finds or starts its stream; returns how many pages may be brought in besides this one.
+ */
 uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **stream);
 /* A page that was read ahead is used. */
 struct stream *stream_hit(struct fault_loop *loop, uint32_t page);
