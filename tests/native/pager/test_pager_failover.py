@@ -19,13 +19,14 @@ EIO = 5
 def two_copies(readahead: str = "0", **options: str) -> Iterator[tuple[list[HostileDonor], RunningPager, MemoryClient]]:
     """Memory that is filled, so that both donors hold all of it but what is here."""
     common = {"replicas": "2", "allow_same_host": "", "readahead": readahead}
-    with hostile_donor(16 << 20, identity="one") as one, hostile_donor(16 << 20, identity="two") as two:
-        with (
-            running_pager([one.uri, two.uri], cache="2M", **common, **options) as pager,
-            memory_client("16M", pager) as client,
-        ):
-            client.command("fill", seed=1, timeout_s=120)
-            yield [one, two], pager, client
+    with (
+        hostile_donor(16 << 20, identity="one") as one,
+        hostile_donor(16 << 20, identity="two") as two,
+        running_pager([one.uri, two.uri], cache="2M", **common, **options) as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=1, timeout_s=120)
+        yield [one, two], pager, client
 
 
 def read_pages(client: MemoryClient, first: int, n: int) -> None:
