@@ -15,6 +15,7 @@
     ├── HypervisorError           exit 1    libvirt said no
     ├── ImageError                exit 1
     ├── GuestError                exit 1    the guest did not boot, or SSH or cloud-init failed
+    ├── ResourceExhausted         exit 1    no space, no file descriptor, no memory left on this machine
     ├── DeadlineExceeded          exit 124
     └── Interrupted               exit 130
 
@@ -24,6 +25,8 @@ all are caught once, in ``ghostbox.cli``.
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class GhostboxError(Exception):
@@ -110,3 +113,32 @@ class Interrupted(GhostboxError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+class ResourceExhausted(GhostboxError):
+    """This machine has no space, no file descriptor or no memory left."""
+
+
+_FULL = "make room there: df -h and df -i say which file system is full, ghostbox paths what lies where"
+_EXHAUSTED = {
+    errno.ENOSPC: ("no space is left on the device", _FULL),
+    errno.EDQUOT: ("the disk quota is used up", _FULL),
+    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 4096, or LimitNOFILE= of the service"),
+    errno.ENFILE: ("too many files are open on this machine", "raise fs.file-max, or end what holds so many"),
+    errno.ENOMEM: ("out of memory", "end something that uses memory, or raise the limit of the control group"),
+}
+
+
+def exhausted(err: OSError) -> ResourceExhausted | None:
+    """Return the error for something that this machine has run out of; None if ``err`` is anything else."""
+    if err.errno not in _EXHAUSTED:
+        return None
+    what, hint = _EXHAUSTED[err.errno]
+    where = f"{err.filename}: " if err.filename else ""
+    return ResourceExhausted(f"{where}{what}", hint=hint)
+
+
+def hint_for(err: OSError, otherwise: str) -> str:
+    """Return what to do about ``err``: what mends a resource that has run out, or ``otherwise``."""
+    found = exhausted(err)
+    return found.hint if found is not None and found.hint is not None else otherwise

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostbox.errors import DeadlineExceeded, ProgramError
+from ghostbox.errors import DeadlineExceeded, ProgramError, exhausted
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def start_detached(
                 env=None if env is None else {**os.environ, **env},
             )
         except OSError as err:
-            raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
+            hint = None if (known := exhausted(err)) is None else known.hint
+            raise ProgramError(f"cannot run {words[0]}: {err.strerror}", hint=hint) from err
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.02) -> None:

@@ -23,7 +23,7 @@ import click
 from ghostbox import __version__
 from ghostbox.cli import options
 from ghostbox.cli.context import Context
-from ghostbox.errors import GhostboxError, Interrupted
+from ghostbox.errors import GhostboxError, Interrupted, exhausted
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,11 @@ def run(argv: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _report(Interrupted("interrupted"), context)
     except Exception as err:
+        known = exhausted(err) if isinstance(err, OSError) else None
         bug = GhostboxError(
             f"internal error: {type(err).__name__}: {err}", hint="run it again with -vv and report what it prints"
         )
-        return _report(bug, context)
+        return _report(known or bug, context)
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 

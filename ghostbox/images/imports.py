@@ -9,7 +9,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from ghostbox.errors import ImageError
+from ghostbox.errors import ImageError, exhausted
 from ghostbox.images import qemu_img
 from ghostbox.images.qemu_img import DiskInfo
 
@@ -61,7 +61,8 @@ def copy(source: Path, found: DiskInfo, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as err:
-        raise ImageError(f"cannot write {target}: {err.strerror}") from err
+        hint = None if (known := exhausted(err)) is None else known.hint
+        raise ImageError(f"cannot write {target}: {err.strerror}", hint=hint) from err
 
 
 def backing_file(overlay: Path) -> Path | None:

@@ -6,6 +6,7 @@ It runs in a session of its own and holds no end of a pipe to us, so nothing tha
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import uuid
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox import processes
-from ghostbox.errors import GhostboxError, ProgramError, Refused
+from ghostbox.errors import GhostboxError, ProgramError, Refused, hint_for
 from ghostbox.memserver.records import PlaneRecord
 from ghostbox.processes import ControlError
 from ghostbox.units import format_bytes
@@ -231,10 +232,13 @@ def _start_failure(settings: PlaneSettings, returncode: int, log_start: int) -> 
     with settings.log_path.open("rb") as log:
         log.seek(log_start)
         lines = log.read().decode(errors="replace").strip().splitlines()
+    why = "\n".join(lines[-3:])
+    hint = f"another --port, if this one is taken; the log is {settings.log_path}"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return ProgramError(
         f"{settings.program.name} did not start on {settings.bind} port {settings.port}: status {returncode}",
-        why="\n".join(lines[-3:]) or None,
-        hint=f"another --port, if this one is taken; the log is {settings.log_path}",
+        why=why or None,
+        hint=hint_for(full, hint) if os.strerror(errno.ENOSPC) in why else hint,
     )
 
 

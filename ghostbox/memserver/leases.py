@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ghostbox.errors import DonorError
+from ghostbox.errors import DonorError, hint_for
 from ghostbox.memserver import records
 from ghostbox.memserver.data_plane import DataPlane, Export, PlaneStatus
 from ghostbox.memserver.records import Holder, LeaseRecord, Records
@@ -134,7 +134,7 @@ class LeaseBook:
                 export = self._plane.add_export(lease.name, lease.size_bytes)
                 _log.error("the memory of lease %s (held by %s) was lost", lease.name, lease.holder)
                 kept = kept.with_lease(replace(lease, incarnation=export.incarnation))
-            self._save(kept)
+            self._save_or_say(kept)
             return len(kept.leases)
 
     @property
@@ -180,7 +180,7 @@ class LeaseBook:
             kept = self._records
             for lease in self._records.leases.values():
                 kept = kept.with_lost(lease)
-            self._save(kept)
+            self._save_or_say(kept)
 
     def status(self) -> BookStatus:
         """Return sizes and counts."""
@@ -273,6 +273,14 @@ class LeaseBook:
             raise _lost(self._records.lost[name])
         raise LeaseRefused(f"no lease named '{name}'", code="not-found")
 
+    def _save_or_say(self, kept: Records) -> None:
+        """Note what has happened and cannot be undone; the next change writes it, too, if it cannot be written now."""
+        try:
+            self._save(kept)
+        except LeaseRefused as err:
+            _log.error("%s (%s)", err, err.hint)
+            self._records = kept
+
     def _save(self, kept: Records) -> None:
         try:
             records.save(self._path, kept)
@@ -280,7 +288,7 @@ class LeaseBook:
             raise LeaseRefused(
                 f"cannot write the lease records {self._path}: {err.strerror}",
                 code="internal",
-                hint="make room on the donor's disk",
+                hint=hint_for(err, "see that it can be written"),
             ) from err
         self._records = kept
 

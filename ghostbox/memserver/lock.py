@@ -12,19 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghostbox import processes
-from ghostbox.errors import GhostboxError, Refused
+from ghostbox.errors import GhostboxError, Refused, hint_for
 
 
 class HeldLock:
     """A lock that we hold; its file says who we are."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
+        self._path = path
 
     def write(self, control_address: str = "") -> None:
         """Write our pid, and once there is one the address of the control API, for `running`."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()} {control_address}\n".encode(), 0)
+        text = f"{os.getpid()} {control_address}\n"
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text.encode(), 0)
+        except OSError as err:
+            raise GhostboxError(
+                f"cannot write {self._path}: {err.strerror}", hint=hint_for(err, "set GHOSTBOX_RUNTIME_DIR")
+            ) from err
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,10 @@ def name_lock(name: str, directory: Path) -> Iterator[HeldLock]:
     except OSError as err:
         raise GhostboxError(
             f"cannot use {directory}: {err.strerror}",
-            hint="run as a user who may write there, or set GHOSTBOX_RUNTIME_DIR",
+            hint=hint_for(err, "run as a user who may write there, or set GHOSTBOX_RUNTIME_DIR"),
         ) from err
     try:
-        held = HeldLock(descriptor)
+        held = HeldLock(descriptor, path)
         held.write()
         yield held
     finally:

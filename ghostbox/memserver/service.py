@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted, ProgramError, Refused
+from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted, ProgramError, Refused, hint_for
 from ghostbox.memserver import records
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
-from ghostbox.memserver.http_server import HttpServer
+from ghostbox.memserver.http_server import HttpServer, limits
 from ghostbox.memserver.leases import DrainCause, LeaseBook
 from ghostbox.memserver.lock import HeldLock, name_lock
 from ghostbox.memserver.opening import ServiceOptions, check_options, listen, open_plane
@@ -79,7 +79,7 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
         except OSError as err:
             raise GhostboxError(
                 f"cannot use {state}: {err.strerror}",
-                hint="run as a user who may write there, or set GHOSTBOX_STATE_DIR",
+                hint=hint_for(err, "run as a user who may write there, or set GHOSTBOX_STATE_DIR"),
             ) from err
         with contextlib.closing(listen(options.bind, options.control_port)) as listener:
             settings = PlaneSettings(
@@ -148,7 +148,7 @@ class _Service:
             accepting.set()
             self._wake.set()
 
-        server = HttpServer(make_app(self._options.name, book), accepts)
+        server = HttpServer(make_app(self._options.name, book), accepts, limits())
         serving = self._task(server.serve([self._listener]))
         watching = [self._task(self._watch(book))]
         if self._options.pressure is not None:

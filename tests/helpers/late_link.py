@@ -93,6 +93,12 @@ class LateLink:
                 relayed.kept.clear()
                 relayed.server.shutdown(socket.SHUT_WR)
 
+    def cut(self) -> None:
+        """Break all connections there are; new ones are relayed."""
+        for relayed in self._relayed:
+            relayed._close(relayed.client)
+            relayed._close(relayed.server)
+
     def close(self) -> None:
         """Close everything."""
         self._listener.close()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""A donor whose own memory is limited: refused at the start, refused a lease, or ended by the kernel and said so."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+
+from ghostbox import processes
+from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.units import MIB
+from helpers.donor import running_donor
+from helpers.limits import memory_group
+from helpers.memserver import running_server
+from helpers.nbd_raw import connect
+from helpers.pager import memory_client, running_pager
+
+ANA = Holder("tower", "ana")
+
+
+def test_address_space_that_ends_refuses_exports_and_connections_and_nobody_else() -> None:
+    with running_server("--export", "a=16M", size="8G") as server, connect(server.port, "a") as client:
+        client.write(0, b"x" * 4096)
+        pid = server.process.pid
+        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
+        resource.prlimit(pid, resource.RLIMIT_AS, (used + 4 * MIB, resource.RLIM_INFINITY))
+        with pytest.raises(processes.ControlError, match="export 'b': Cannot allocate memory") as refused:
+            server.command("export-add", name="b", size_bytes=4 << 30)
+        assert refused.value.code == "too-small"
+        more = [socket.create_connection((server.host, server.port), timeout=20) for _ in range(100)]
+        server.wait_for_log("cannot serve: Cannot allocate memory")
+        for sock in more:
+            sock.close()
+        assert client.read(0, 4096) == b"x" * 4096
+        resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        server.command("export-add", name="b", size_bytes=64 * MIB)
+        with connect(server.port, "b") as later:
+            assert later.read(0, 16) == bytes(16)
+
+
+def test_memory_taken_away_by_the_control_group_ends_the_data_plane_and_the_host_is_told(tmp_path: Path) -> None:
+    """What the kernel does to who exceeds his limit is SIGKILL: no page of it comes back, none comes back as zeroes."""
+    with running_donor(tmp_path, size="128M") as donor, DonorClient(donor.address) as client:
+        lease = client.create_lease("one", 64 * MIB, ANA)
+        first = donor.data_plane_pid
+        with (
+            running_pager([donor.uri("one")], cache="4M") as pager,
+            memory_client("64M", pager) as guest,
+        ):
+            with memory_group(first, 24 * MIB):
+                guest.start("fill", seed=1)
+                donor.wait_for_log(f"the data plane (pid {first}) died: killed by SIGKILL")
+            donor.wait_for_log("the memory of lease one (held by tower/ana) was lost")
+            donor.wait_for_log("the data plane was restarted with empty memory; 1 leases lost their content")
+            assert client.lease("one").incarnation != lease.incarnation
+            processes.wait_until(
+                lambda: pager.status()["donors"][0]["state"] == "lost", timeout_s=60, what="the pager's notice"
+            )
+            assert "lost" in pager.log()
+            assert pager.status()["pages"]["poisoned"] >= 0
+            guest.process.kill()
+            guest.process.wait(10)
