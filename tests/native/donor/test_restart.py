@@ -7,11 +7,12 @@ import json
 import os
 import random
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from ghostbox import processes
+from ghostbox import paths, processes
 from ghostbox.donor_client import DonorClient, Holder, Lease
 from ghostbox.errors import NotFound
 from ghostbox.memserver.data_plane import OOM_SCORE_ADJ
@@ -53,6 +54,39 @@ def test_a_killed_control_plane_is_restarted_with_leases_and_memory_intact(tmp_p
         kept = ("name", "size_bytes", "incarnation", "holder", "created_at", "nbd_port")
         assert [getattr(after, key) for key in kept] == [getattr(before, key) for key in kept]
         assert read_export(donor.uri("one"), tmp_path / "out") == content
+
+
+def test_clients_notice_nothing_of_a_control_plane_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    with running_donor(tmp_path) as donor:
+        _lease(donor, size_bytes=16 * MIB)
+        words = {"port": donor.nbd_port, "export": "one", "trickle": 200, "vanish": 4, "ms": 600_000}
+        program = paths.find().native / "ghostbox-bench-client"
+        argv = [str(program), "crowd", *(f"{key}={value}" for key, value in words.items())]
+        load = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            for _ in range(2):
+                _wait_for_reads(donor)
+                donor.kill_control_plane()
+                _wait_for_reads(donor)
+                donor.restart()
+                with DonorClient(donor.address) as client:
+                    assert client.lease("one").connections >= 200
+            assert load.poll() is None, load.stderr.read() if load.stderr else ""
+        finally:
+            load.kill()
+            load.communicate()
+        assert _counters(donor)["errors"] == 0
+
+
+def _wait_for_reads(donor: RunningDonor) -> None:
+    """Wait until each of 200 clients was served once more, at the least."""
+    wanted = _counters(donor)["reads"] + 1000
+    processes.wait_until(lambda: _counters(donor)["reads"] > wanted, timeout_s=60, what="clients to be served")
+
+
+def _counters(donor: RunningDonor) -> dict[str, int]:
+    counters: dict[str, int] = processes.control_request(donor.control_socket, "status")["counters"]
+    return counters
 
 
 @pytest.mark.parametrize("adopted", [False, True])

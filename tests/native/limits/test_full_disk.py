@@ -138,7 +138,13 @@ def test_a_pager_without_room_for_its_sockets_says_which(disk: SmallDisk) -> Non
     with running_memserver(a="16M") as donor:
         for n_files, place, name in ((0, "l", "listen on"), (1, "c", "open the control socket")):
             disk.fill_inodes(leave=n_files) if n_files == 0 else (disk.path / "fillers" / "0").unlink()
-            argv = [installed_build().pager, "--listen", disk.path / "l", "--control", disk.path / "c"]
+            argv: list[str | Path] = [
+                installed_build().pager,
+                "--listen",
+                disk.path / "l",
+                "--control",
+                disk.path / "c",
+            ]
             done = subprocess.run(
                 [*argv, "--cache", "4M", "--donor", donor.uri("a")],
                 capture_output=True, text=True, timeout=30, check=False,
