@@ -18,8 +18,11 @@
 
 #define MESSAGES_MAX     64
 #define FAULT_AROUND_MAX 64u
-#define ZERO_AROUND_MAX  64u
-#define RETRY_NS         1000000ull
+/* Of a stream that was right so often: all that lies ready, so that its reader stops once for some windows. */
+#define PROVEN_USES       4u
+#define PROVEN_AROUND_MAX 256u
+#define ZERO_AROUND_MAX   64u
+#define RETRY_NS          1000000ull
 
 void fault_make_wait(struct fault_loop *loop, uint32_t page, uint64_t retry_after_ns)
 {
@@ -170,13 +173,15 @@ static bool lies_ready(const struct pager *pager, uint32_t page)
 }
 
 /* How many pages from this one on lie ready, the way the reader goes; *first is the lowest of them. */
-static uint32_t ready_run(const struct pager *pager, const struct region *region, uint32_t page, bool backwards,
-                          uint32_t *first)
+static uint32_t ready_run(const struct pager *pager, const struct region *region, uint32_t page,
+                          const struct stream *stream, uint32_t *first)
 {
+    bool backwards = stream && stream->stride == -1;
+    uint32_t n_max = stream && stream->n_used >= PROVEN_USES ? PROVEN_AROUND_MAX : FAULT_AROUND_MAX;
     uint32_t left = backwards ? page - region->first_page + 1 : region->n_pages - (page - region->first_page);
     uint32_t n = 0;
 
-    while (n < left && n < FAULT_AROUND_MAX && lies_ready(pager, backwards ? page - n : page + n))
+    while (n < left && n < n_max && lies_ready(pager, backwards ? page - n : page + n))
         n++;
     *first = backwards && n ? page - (n - 1) : page;
     return n;
@@ -244,7 +249,7 @@ static void use_ready(struct fault_loop *loop, const struct region *region, uint
     struct pager *pager = loop->pager;
     struct stream *stream = stream_hit(loop, page);
     bool backwards = stream && stream->stride == -1;
-    uint32_t first, n = ready_run(pager, region, page, backwards, &first);
+    uint32_t first, n = ready_run(pager, region, page, stream, &first);
 
     for (uint32_t i = first; i < first + n; i++) {
         page_list_remove(&pager->table, heat_inactive(&pager->table, i), i);
