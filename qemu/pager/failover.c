@@ -57,13 +57,22 @@ static void give_up(struct fault_loop *loop, struct fetch *fetch)
     fetch_over(loop, fetch);
 }
 
+static bool has_checksum(struct pager *pager, uint32_t page)
+{
+    pager_lock(pager);
+    bool has = pager->table.pages[page].flags & PAGE_F_SUM;
+
+    pager_unlock(pager);
+    return has;
+}
+
 bool fetch_pick_older(const struct fault_loop *loop, const struct fetch *fetch, struct place *place)
 {
     const struct pool *pool = &loop->pager->pool;
     const struct extent *extent = &pool->extents[fetch->page / pool->extent_pages];
     bool found = false;
 
-    if (!fetch->demand || !(loop->pager->table.pages[fetch->page].flags & PAGE_F_SUM))
+    if (!fetch->demand || !has_checksum(loop->pager, fetch->page))
         return false;
     for (uint32_t i = 0; i < COPIES_MAX; i++) {
         uint64_t word = copy_word(extent, i);

@@ -18,6 +18,11 @@
 #define RANDOM_GAP_NS    200000u
 #define RANDOM_LATELY_NS 200000u
 
+struct expected {
+    uint32_t checksum;
+    uint8_t flags;
+};
+
 static uint8_t *slot_buffers(size_t bytes)
 {
     void *buffers = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -317,21 +322,35 @@ static void install(struct fault_loop *loop, struct fetch *fetch)
     pager_unlock(pager);
 }
 
-/* 0, or why the answer is no good. Nobody else touches the entry of a page that is being fetched. */
+/* What each page of a fetch is to be. The evict thread may set or clear PAGE_F_IO meanwhile, but nothing else here.
+ */
+static void expect(struct fault_loop *loop, const struct fetch *fetch, struct expected *expected)
+{
+    pager_lock(loop->pager);
+    for (uint32_t i = 0; i < fetch->n_pages; i++) {
+        const struct page *p = &loop->pager->table.pages[fetch->page + i];
+
+        expected[i] = (struct expected){.checksum = p->checksum, .flags = p->flags};
+    }
+    pager_unlock(loop->pager);
+}
+
+/* 0, or why the answer is no good. */
 static int verify(struct fault_loop *loop, const struct fetch *fetch)
 {
     const struct pool *pool = &loop->pager->pool;
     const struct place *place = &fetch->place;
+    struct expected expected[READAHEAD_MAX_BYTES / PAGE_BYTES];
 
     if (copy_word(&pool->extents[fetch->page / pool->extent_pages], place->copy) != place->word)
         return ESTALE;
+    expect(loop, fetch, expected);
     for (uint32_t i = 0; i < fetch->n_pages; i++) {
-        const struct page *p = &loop->pager->table.pages[fetch->page + i];
-
-        if (!(p->flags & PAGE_F_SUM) || checksum_page(fetch->buf + (size_t)i * PAGE_BYTES) == p->checksum)
+        if (!(expected[i].flags & PAGE_F_SUM) ||
+            checksum_page(fetch->buf + (size_t)i * PAGE_BYTES) == expected[i].checksum)
             continue;
         /* Or a copy that is written behind, and this page is on its way there. */
-        if (fetch_asks_older(fetch) || (p->flags & PAGE_F_IO))
+        if (fetch_asks_older(fetch) || (expected[i].flags & PAGE_F_IO))
             return EAGAIN;
         COUNT(place->donor->counters.checksum_errors, 1);
         log_error("donor %s: the page at offset %llu is not what was written there (checksum)", place->donor->uri,

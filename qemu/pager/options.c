@@ -10,8 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define CACHE_MIN_BYTES     (1ull << 20)
-#define READAHEAD_MAX_BYTES (1ull << 20)
+#define CACHE_MIN_BYTES (1ull << 20)
 
 enum option_id {
     OPT_LISTEN = 256,

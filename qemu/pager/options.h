@@ -10,7 +10,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define PEER_UIDS_MAX 8
+#define PEER_UIDS_MAX       8
+#define READAHEAD_MAX_BYTES (1u << 20)
 
 struct options {
     const char *listen, *control, *log_file, *state, *backup;
