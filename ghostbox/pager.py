@@ -160,6 +160,15 @@ def keep_donor(control: Path, uri: str) -> None:
     processes.control_request(control, "keep-donor", uri=uri)
 
 
+def lose_donor(control: Path, uri: str) -> None:
+    """Tell the pager that what an export held is gone for good, and not only away.
+
+    Raises:
+        ControlError: it answers (``busy``).
+    """
+    processes.control_request(control, "lose-donor", uri=uri)
+
+
 def remove_donor(control: Path, uri: str) -> None:
     """Have the pager forget an export that holds nothing any more.
 

@@ -80,7 +80,7 @@ def ensure(files: VmPaths, file: Path) -> bool:
     if find(files):
         return False
     argv: list[str | Path] = ["qemu-nbd", "--format=raw", "--cache=writeback", "--discard=unmap", "--shared=0"]
-    argv += ["--persistent", f"--export-name={_EXPORT}", f"--socket={files.backup_socket}", file]
+    argv += ["--persistent", f"--export-name={_EXPORT}", f"--socket={files.backup_socket}", _identity(file), file]
     child = processes.start_detached(argv, log_path=files.backup_log)
     processes.wait_until(
         lambda: child.poll() is not None or _listens(files), timeout_s=_READY_TIMEOUT_S, what="qemu-nbd"
@@ -111,6 +111,12 @@ def remove(files: VmPaths, file: Path) -> None:
         file.unlink(missing_ok=True)
     except OSError as err:
         raise GhostboxError(f"cannot remove {file}: {err.strerror}", hint=f"sudo rm {file}") from err
+
+
+def _identity(file: Path) -> str:
+    """Return what tells the pager, when the server was started again, that it has what the one before had."""
+    inode = file.stat().st_ino if file.exists() else 0
+    return f"--description=backup of a VM's memory, file {inode}"
 
 
 def _last_words(log: Path) -> str | None:

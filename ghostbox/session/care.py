@@ -6,6 +6,7 @@
     a donor says that it is draining   its extents move to the others, which lend more if need be
     a donor is drained                 its lease ends
     a donor does not drain any more    what it still has stays there
+    a donor has our lease no more      the pager is told not to wait for it: its memory is lost
     a donor has died                   the others lend the room in which the pager copies anew what was on it
     the server of the copy on disk     is started again
 
@@ -26,12 +27,12 @@ from typing import Any
 
 from ghostbox import health, hypervisor, pager, processes
 from ghostbox.donor_client import DonorClient
-from ghostbox.errors import GhostboxError, Refused
+from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
-from ghostbox.session import backup, events, pool, takeover
-from ghostbox.session.record import THIS_HOST, Book, Made, Record, VmState, locked
+from ghostbox.session import backup, events, host_memory, pool, takeover
+from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.units import PAGE_BYTES, format_bytes
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Care:
         self._said: dict[str, tuple[str, float]] = {}
         self._clients: dict[str, DonorClient] = {}
         self._asked_at = 0.0
+        self._looked_at = 0.0
         self._asked_to: set[str] = set()
 
     def close(self) -> None:
@@ -59,6 +61,11 @@ class Care:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+
+    def forget(self) -> None:
+        """Try at once what could not be done, and ask the donors again."""
+        self._said = {what: (text, 0.0) for what, (text, _) in self._said.items()}
+        self._asked_at = 0.0
 
     def round(self) -> bool:
         """Look once, and do what is to be done; False when the VM is over."""
@@ -78,6 +85,7 @@ class Care:
             ("backup", self._backup_is_gone(record), self.restart_backup),
             ("pause", self._pause_is_due(record, found), self.pause_or_resume),
             ("drained", self._is_any_empty(record, found), self.finish_drains),
+            ("memory", bool(self._without_memory(record, found)), self.tell_lost),
             ("room", self._room_is_due(record, found), self.make_room),
         ):
             if wanted:
@@ -137,6 +145,17 @@ class Care:
         """Call off the drain of a donor that wants to stay after all."""
         self._asked_to.discard(address)
         pool.keep(self._book, address)
+
+    def tell_lost(self) -> None:
+        """Tell the pager of donors that run, and do not have the VM's memory any more."""
+        record, found = self._book.record, self._before
+        assert record is not None and found is not None
+        self._looked_at = 0.0
+        for lease in self._without_memory(record, found):
+            assert lease.nbd_uri is not None
+            pager.lose_donor(self._book.files.pager_control, lease.nbd_uri)
+            text = f"{lease.donor} runs again, without the {format_bytes(lease.size_bytes)} that it had lent"
+            events.append(self._book.files, "memory-gone", text, donor=lease.nbd_uri)
 
     def make_room(self) -> None:
         """Borrow more where copies are missing and have no place."""
@@ -208,6 +227,27 @@ class Care:
             return False
         return missing_bytes(plan, pool.held(record, dict(found))) > 0
 
+    def _without_memory(self, record: Record, found: Status) -> list[LeaseRecord]:
+        """Return the leases that are gone at donors that answer, while the pager waits for them."""
+        now = time.monotonic()
+        if now - self._looked_at < _ASK_INTERVAL_S:
+            return []
+        self._looked_at = now
+        by_uri = pool.states(dict(found))
+        away = [each for each in record.leases if by_uri.get(each.nbd_uri or "", {}).get("state") == "down"]
+        return [lease for lease in away if self._is_gone(lease)]
+
+    def _is_gone(self, lease: LeaseRecord) -> bool:
+        if lease.donor == THIS_HOST:
+            return not host_memory.lives(self._book.files, lease)
+        try:
+            self._client(lease.donor).lease(lease.name)
+        except NotFound:
+            return True
+        except GhostboxError:
+            return False
+        return False
+
     def _minds(self, record: Record, found: Status) -> list[tuple[str, bool]]:
         """Return the donors that have made up their minds: to leave (True), or to stay after all."""
         now = time.monotonic()
@@ -221,7 +261,7 @@ class Care:
                 states.setdefault(lease.donor, set()).add(str(by_uri[lease.nbd_uri]["state"]))
         used = {address for address, found_states in states.items() if found_states & pool.USABLE}
         self._asked_to &= states.keys()
-        for address in self._clients.keys() - used - self._asked_to:
+        for address in self._clients.keys() - states.keys():
             self._clients.pop(address).close()
         minds = {address: self._drains(address) for address in sorted(used | self._asked_to)}
         leaving = [(address, True) for address in used if minds[address]]
@@ -229,11 +269,14 @@ class Care:
 
     def _drains(self, address: str) -> bool | None:
         """Ask a donor whether it is draining; None if it does not say."""
+        with suppress(GhostboxError):
+            return self._client(address).status().draining
+        return None
+
+    def _client(self, address: str) -> DonorClient:
         if address not in self._clients:
             self._clients[address] = DonorClient(address, timeout_s=_ASK_TIMEOUT_S, connect_timeout_s=_ASK_TIMEOUT_S)
-        with suppress(GhostboxError):
-            return self._clients[address].status().draining
-        return None
+        return self._clients[address]
 
 
 def changes(before: Status | None, after: Status, names: Mapping[str, str]) -> list[tuple[str, str, str | None]]:

@@ -59,6 +59,11 @@ def start(files: VmPaths, lease: LeaseRecord) -> str:
     return f"nbd://{ADDRESS}:{port}/{lease.name}"
 
 
+def lives(files: VmPaths, lease: LeaseRecord) -> bool:
+    """Tell whether the server of a lease runs."""
+    return bool(processes.find("ghostbox-memserver", str(_control(files, lease))))
+
+
 def stop(files: VmPaths, lease: LeaseRecord) -> None:
     """End the server of a lease. One that is gone is no error."""
     control = _control(files, lease)

@@ -108,7 +108,7 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
     lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
     book.save(replace(book.record, leases=(*book.record.leases, lease)))
     try:
-        lease = replace(lease, nbd_uri=_borrow(book, lease))
+        lease = replace(lease, nbd_uri=borrow(book, lease))
         _replace(book, lease)
         assert lease.nbd_uri is not None
         pager.add_donor(book.files.pager_control, lease.nbd_uri)
@@ -270,8 +270,12 @@ def _pool(record: Record) -> tuple[int, int]:
     return record.pager.extent_bytes, record.pager.pool_bytes
 
 
-def _borrow(book: Book, lease: LeaseRecord) -> str:
-    """Make the lease; return its NBD URI."""
+def borrow(book: Book, lease: LeaseRecord) -> str:
+    """Make a lease that is in the record; return its NBD URI.
+
+    Raises:
+        DonorTooSmall, DonorError: the donor refuses.
+    """
     assert book.record is not None
     if lease.donor == THIS_HOST:
         return host_memory.start(book.files, lease)

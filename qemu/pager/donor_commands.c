@@ -142,6 +142,21 @@ json_t *donor_command_keep(void *ctx, const json_t *args, struct control_error *
     return json_null();
 }
 
+json_t *donor_command_lose(void *ctx, const json_t *args, struct control_error *err)
+{
+    struct pager *pager = ctx;
+    struct donor *donor = find(pager, args, err);
+
+    if (!donor)
+        return NULL;
+    if (!atomic_load(&donor->away_since_ns) && !atomic_load(&donor->lost))
+        return control_fail(err, "busy", "donor %s answers", donor->uri);
+    log_error("donor %s: it does not have our export any more: what it held is lost", donor->uri);
+    atomic_store(&donor->lost, true);
+    changed(pager, donor);
+    return json_null();
+}
+
 json_t *donor_command_remove(void *ctx, const json_t *args, struct control_error *err)
 {
     struct pager *pager = ctx;

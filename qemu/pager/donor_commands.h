@@ -8,6 +8,8 @@
 json_t *donor_command_add(void *pager, const json_t *args, struct control_error *err);
 json_t *donor_command_drain(void *pager, const json_t *args, struct control_error *err);
 json_t *donor_command_keep(void *pager, const json_t *args, struct control_error *err);
+/* Its memory is gone, says who knows: the donor itself, which runs and does not have the export any more. */
+json_t *donor_command_lose(void *pager, const json_t *args, struct control_error *err);
 json_t *donor_command_remove(void *pager, const json_t *args, struct control_error *err);
 json_t *donor_command_set_rate(void *pager, const json_t *args, struct control_error *err);
 

@@ -168,6 +168,7 @@ const struct control_command pager_commands[] = {
     {"add-donor", donor_command_add},
     {"drain-donor", donor_command_drain},
     {"keep-donor", donor_command_keep},
+    {"lose-donor", donor_command_lose},
     {"remove-donor", donor_command_remove},
     {"set-rebuild-rate", donor_command_set_rate},
     {NULL, NULL},
