@@ -100,8 +100,8 @@ def test_a_page_that_one_copy_denies_waits_for_the_other_that_is_away() -> None:
 
 
 def test_a_slow_donor_is_used_last() -> None:
-    with two_copies(slow_us="20000") as (donors, pager, client):
-        donors[0].delay_s = 0.03
+    with two_copies(slow_us="100000") as (donors, pager, client):
+        donors[0].delay_s = 0.15
         wait_until(lambda: pager.status()["donors"][0]["slow"], timeout_s=60, what="heartbeats tell that it is slow")
         before = reads(pager)
         read_pages(client, 0, 200)
