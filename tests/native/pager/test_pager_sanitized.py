@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ghostbox.processes import wait_until
+from helpers.nbd import flip
 from helpers.pager import (
     Build,
     MemoryClient,
@@ -108,3 +110,38 @@ def test_refusals(build: Build, place: Path) -> None:
         done = run_client("64M", "read", listen=pager.listen, build=build)
         assert done.returncode == 1
         assert "the pager refuses: the region has 64 MiB" in done.stderr
+
+
+@pytest.mark.slow
+def test_copies_are_made_anew(build: Build, place: Path) -> None:
+    """Donors come, are drained, lie and die, with two copies of each extent and one that is written behind."""
+    options: dict[str, Any] = {"replicas": "2", "allow_same_host": "", "pool": "16M", "rebuild_after": "0"}
+    with (
+        running_memserver(a="16M", build=build) as one,
+        running_memserver(a="16M") as two,
+        running_memserver(a="16M") as three,
+        nbdkit_memory("16M") as backup,
+    ):
+        uris = [one.uri("a"), two.uri("a"), three.uri("a")]
+        with (
+            running_pager(
+                uris[:2], cache="2M", extent="1M", backup=backup, build=build, place=place, **options
+            ) as pager,
+            memory_client("16M", pager, stderr=place / "client") as client,
+        ):
+            client.start("stress", threads=4, seconds=600, seed=1, discards=100)
+            pager.command("add-donor", uri=uris[2])
+            flip(uris[0], {page * 4096: 0x20 for page in range(0, 2048, 16)})
+            pager.command("drain-donor", uri=uris[0])
+            wait_until(lambda: pager.status()["donors"][0]["used_slots"] == 0, timeout_s=60, what="the drain")
+            pager.command("remove-donor", uri=uris[0])
+            pager.command("add-donor", uri=uris[0])
+            wait_until(lambda: pager.status()["donors"][4]["used_slots"] > 5, timeout_s=60, what="the balance")
+            two.process.kill()
+            wait_until(lambda: pager.status()["donors"][1]["used_slots"] == 0, timeout_s=60, what="new copies")
+            assert pager.status()["pages"]["poisoned"] == 0
+            client.command("stress-stop")
+            assert client.result("stress", timeout_s=120)["ok"]
+        assert pager.process.returncode == 0, pager.log()
+        said = pager.log() + (place / "client").read_text()
+    assert not [word for word in COMPLAINTS if word in said], said
