@@ -8,7 +8,8 @@
 #include "rebuild.h"
 
 #define BATCH_PAGES  256u
-#define STAGES       32u
+#define STAGES       32u /* and as many as may be under way to copies that are written behind, if there are any */
+#define BEHIND_MAX   96u
 #define STAGE_PAGES  64u
 #define WRITES       256u
 #define DISCARDS_MAX 64u
@@ -89,13 +90,15 @@ struct evict_loop {
     struct pager *pager;
     int epoll_fd;
     struct link links[REGIONS_MAX * 2];
-    struct stage stages[STAGES];
+    struct stage stages[STAGES + BEHIND_MAX];
+    uint32_t n_stages;
     struct stage *free_stages;
     struct write_op writes[WRITES];
     struct write_op *free_writes;
     uint8_t *buffers;
     uint32_t writes_in_flight;
     uint32_t n_behind; /* writes whose pages have gone on */
+    uint64_t lag_ns;   /* when there were too many of them last */
     struct rebuild rebuild;
     struct failures failures[DONORS_MAX];
     uint32_t dropping[BATCH_PAGES * 2];

@@ -31,9 +31,9 @@
  * that was (state.h, recover.c). If QEMU dies, its region is dissolved, and with --exit-with-client so are we.
  * SIGTERM and SIGINT do not end us while a VM needs us.
  *
- * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back, 2 MiB to copy extents. Locked, and not
- * to be reclaimed while reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block
- * per request; the allocator is told to keep what it has.
+ * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back (32 with --backup), 2 MiB to copy
+ * extents. Locked, and not to be reclaimed while reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd
+ * allocates a small block per request; the allocator is told to keep what it has.
  */
 #include "control.h"
 #include "heat.h"

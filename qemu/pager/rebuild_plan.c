@@ -11,6 +11,8 @@
 #include "clock.h"
 #include "evict.h"
 
+#define LAG_NS 1000000000ull
+
 struct look {
     struct copy copies[COPIES_MAX];
     bool good[COPIES_MAX];
@@ -184,11 +186,13 @@ static bool make_room(struct evict_loop *loop, const struct look *look, struct f
     return false;
 }
 
-/* The copy that is written behind. */
+/* The copy that is written behind; not while it cannot keep up anyway. */
 static bool fill_backup(struct evict_loop *loop, uint32_t extent, const struct look *look, struct fill_job *job)
 {
     struct pool *pool = &loop->pager->pool;
 
+    if (loop->lag_ns && clock_ns() < loop->lag_ns + LAG_NS)
+        return false;
     for (uint32_t d = 0; d < pool->n_donors; d++) {
         struct donor *donor = &pool->donors[d];
         uint32_t have = NOT_A_COPY;

@@ -19,20 +19,29 @@
 #define PAUSE_NS 100000000ull
 #define TELL_NS  1000000000ull
 
-static size_t buffers_bytes(void)
+static size_t buffers_bytes(const struct evict_loop *loop)
 {
-    return (size_t)STAGES * STAGE_PAGES * PAGE_BYTES;
+    return (size_t)loop->n_stages * STAGE_PAGES * PAGE_BYTES;
+}
+
+static bool has_backup(const struct pool *pool)
+{
+    for (uint32_t i = 0; i < pool->n_donors; i++)
+        if (pool->donors[i].backup)
+            return true;
+    return false;
 }
 
 int writeback_init(struct evict_loop *loop)
 {
+    loop->n_stages = STAGES + (has_backup(&loop->pager->pool) ? BEHIND_MAX : 0);
     void *buffers =
-        mmap(NULL, buffers_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        mmap(NULL, buffers_bytes(loop), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
     if (buffers == MAP_FAILED)
         return -errno;
     loop->buffers = buffers;
-    for (uint32_t i = 0; i < STAGES; i++) {
+    for (uint32_t i = 0; i < loop->n_stages; i++) {
         loop->stages[i] =
             (struct stage){.next = loop->free_stages, .buf = loop->buffers + (size_t)i * STAGE_PAGES * PAGE_BYTES};
         loop->free_stages = &loop->stages[i];
@@ -47,7 +56,7 @@ int writeback_init(struct evict_loop *loop)
 void writeback_destroy(struct evict_loop *loop)
 {
     if (loop->buffers)
-        munmap(loop->buffers, buffers_bytes());
+        munmap(loop->buffers, buffers_bytes(loop));
 }
 
 static struct stage *stage_take(struct evict_loop *loop)
@@ -269,9 +278,12 @@ bool writeback_touches(const struct evict_loop *loop, uint32_t donor, uint32_t s
 }
 
 /* Too much is under way to copies that are written behind: those of others have to be filled anew. */
-static bool lags_behind(const struct evict_loop *loop, const struct write_op *op)
+static bool lags_behind(struct evict_loop *loop, const struct write_op *op)
 {
-    return op->kind == WRITE_DATA && op->n_flying > 0 && loop->n_behind >= STAGES / 2;
+    if (op->kind != WRITE_DATA || op->n_flying == 0 || loop->n_behind < BEHIND_MAX)
+        return false;
+    loop->lag_ns = clock_ns();
+    return true;
 }
 
 static int part_send(struct evict_loop *loop, struct write_op *op, uint32_t index, const uint8_t *bytes)
