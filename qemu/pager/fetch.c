@@ -258,6 +258,8 @@ static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_
         region_wake(region, page, 1);
     pager_lock(pager);
     if (rc == 0 || rc == -EEXIST) {
+        if (fetch_asks_older(fetch)) /* the others are to get it, too */
+            page_set_dirty(&pager->table, page, true);
         heat_came_in(&pager->table, page, !fetch->demand || fetch->of_stream);
         fault_installed(loop, page);
         return;

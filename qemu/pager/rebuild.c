@@ -8,8 +8,8 @@
  * turn came is visited again, for that write may have begun before the copy was FILLING. Pages that are not on a
  * donor, or dirty, will come by themselves.
  *
- * If a page's bytes are wrong in every copy that can be read, they are written all the same: its checksum says so
- * wherever it is read.
+ * A page whose bytes are wrong in every copy that can be read is left out: what the copy that is filled held before
+ * may be right. Its checksum tells, wherever it is read.
  */
 #include "checksum.h"
 #include "clock.h"
@@ -201,15 +201,20 @@ static void chunk_read(struct evict_loop *loop, struct chunk *chunk)
     chunk_end(loop, chunk, true);
 }
 
+static bool page_wrong(const struct evict_loop *loop, const struct chunk *chunk, uint32_t i)
+{
+    const struct page *p = &loop->pager->table.pages[chunk->page + i];
+
+    return (p->flags & PAGE_F_SUM) && checksum_page(chunk->buf + (size_t)i * PAGE_BYTES) != p->checksum;
+}
+
 /* How many of the chunk's pages are not what was written. Their entries' checksums stay as long as PAGE_F_IO. */
 static uint32_t chunk_wrong(struct evict_loop *loop, const struct chunk *chunk)
 {
     uint32_t n_wrong = 0;
 
     for (uint32_t i = 0; i < chunk->n_pages; i++) {
-        const struct page *p = &loop->pager->table.pages[chunk->page + i];
-
-        if (!(p->flags & PAGE_F_SUM) || checksum_page(chunk->buf + (size_t)i * PAGE_BYTES) == p->checksum)
+        if (!page_wrong(loop, chunk, i))
             continue;
         n_wrong++;
         COUNT(chunk->source.donor->counters.checksum_errors, 1);
@@ -217,6 +222,20 @@ static uint32_t chunk_wrong(struct evict_loop *loop, const struct chunk *chunk)
                   chunk->source.donor->uri, (unsigned long long)chunk->source.offset + (uint64_t)i * PAGE_BYTES);
     }
     return n_wrong;
+}
+
+/* The others are to be taken again, without the wrong ones. */
+static void chunk_leave_out_wrong(struct evict_loop *loop, struct chunk *chunk)
+{
+    struct rebuild *rebuild = &loop->rebuild;
+    uint32_t first = chunk->page % loop->pager->pool.extent_pages;
+
+    for (uint32_t i = 0; i < chunk->n_pages; i++)
+        if (!page_wrong(loop, chunk, i)) {
+            rebuild->todo[(first + i) / WORD_BITS] |= 1ull << ((first + i) % WORD_BITS);
+            rebuild->n_todo++;
+        }
+    chunk_end(loop, chunk, false);
 }
 
 static void chunk_write(struct evict_loop *loop, struct chunk *chunk)
@@ -244,12 +263,14 @@ static void chunk_arrived(struct evict_loop *loop, struct chunk *chunk)
     }
     FAULT_POINT(rebuild_read);
     COUNT(donor->counters.read_bytes, chunk->request.bytes);
-    if (chunk_wrong(loop, chunk) > 0 && chunk->attempts < ATTEMPTS) {
+    if (chunk_wrong(loop, chunk) == 0) {
+        chunk_write(loop, chunk);
+    } else if (chunk->attempts < ATTEMPTS) {
         suspect_copy(loop, loop->rebuild.job.extent, chunk->source.copy, chunk->source.word);
         chunk_read(loop, chunk);
-        return;
+    } else {
+        chunk_leave_out_wrong(loop, chunk);
     }
-    chunk_write(loop, chunk);
 }
 
 static void chunk_written(struct evict_loop *loop, struct chunk *chunk)

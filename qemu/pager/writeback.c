@@ -18,6 +18,8 @@
 
 #define PAUSE_NS 100000000ull
 #define TELL_NS  1000000000ull
+/* After a takeover: see expects_donors(). */
+#define EXPECT_NS 3000000000ull
 
 static size_t buffers_bytes(const struct evict_loop *loop)
 {
@@ -300,6 +302,27 @@ static int part_send(struct evict_loop *loop, struct write_op *op, uint32_t inde
     return channel_trim(channel, &part->request, length, place.offset);
 }
 
+/*
+ * A copy on a donor that this pager was not connected to so far: it would be STALE for no other reason than that this
+ * pager is new. It is waited for, but not for long.
+ */
+static bool expects_donors(const struct evict_loop *loop, const struct write_op *op)
+{
+    const struct pool *pool = &loop->pager->pool;
+    const struct extent *extent = &pool->extents[op->page / pool->extent_pages];
+
+    if (op->kind != WRITE_DATA || clock_ns() - loop->pager->started_ns > EXPECT_NS)
+        return false;
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        struct copy copy = copy_load(extent, i);
+        const struct donor *donor = &pool->donors[copy.donor];
+
+        if (copy.state == COPY_CURRENT && donor->channels[CHANNEL_WRITEBACK].inherited && !donor_gone(donor))
+            return true;
+    }
+    return false;
+}
+
 /* Returns 0 or -errno; on success the op's end follows. Copies that are written behind come last: see pool.h. */
 static int op_send(struct evict_loop *loop, struct write_op *op, const uint8_t *bytes)
 {
@@ -307,6 +330,8 @@ static int op_send(struct evict_loop *loop, struct write_op *op, const uint8_t *
     const struct extent *extent = &pool->extents[op->page / pool->extent_pages];
     int result = -ENOTCONN;
 
+    if (expects_donors(loop, op))
+        return result;
     for (uint32_t turn = 0; turn < 2; turn++)
         for (uint32_t i = 0; i < COPIES_MAX; i++) {
             struct write_part *part = &op->parts[i];
