@@ -101,7 +101,7 @@ struct donor {
     uint32_t n_slots;
     uint8_t *slots;                 /* enum slot_state */
     _Atomic uint32_t used_slots;    /* of copies, in whatever state */
-    uint32_t n_given_up;            /* slots that are not trimmed so far */
+    _Atomic uint32_t n_given_up;    /* slots that are not trimmed so far */
     _Atomic uint64_t away_since_ns; /* 0: the evict thread can write to it */
     _Atomic uint64_t lost_pages;    /* that were on no other donor when it was lost */
     bool backup;                    /* a copy of all, written behind */

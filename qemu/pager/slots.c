@@ -36,7 +36,7 @@ bool slot_claim(struct donor *donor, uint32_t *slot)
 void slot_give_up(struct donor *donor, uint32_t slot)
 {
     donor->slots[slot] = SLOT_GIVEN_UP;
-    donor->n_given_up++;
+    atomic_fetch_add(&donor->n_given_up, 1); /* first: nobody may find it holding nothing in between */
     atomic_fetch_sub(&donor->used_slots, 1);
 }
 
@@ -53,7 +53,7 @@ void copy_drop(struct evict_loop *loop, uint32_t extent, uint32_t copy)
 static void slot_freed(struct donor *donor, uint32_t slot)
 {
     donor->slots[slot] = SLOT_FREE;
-    donor->n_given_up--;
+    atomic_fetch_sub(&donor->n_given_up, 1);
 }
 
 /* Sends the next piece. Returns 0 or -errno. */

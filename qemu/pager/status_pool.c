@@ -79,6 +79,13 @@ static bool all_up(struct donor *donor)
     return true;
 }
 
+/* It holds nothing any more: nor what was moved, if it can be told so. */
+static bool is_empty(struct donor *donor)
+{
+    return atomic_load(&donor->used_slots) == 0 &&
+           (atomic_load(&donor->n_given_up) == 0 || atomic_load(&donor->away_since_ns));
+}
+
 static const char *donor_state_name(struct donor *donor)
 {
     if (atomic_load(&donor->removed))
@@ -86,7 +93,7 @@ static const char *donor_state_name(struct donor *donor)
     if (atomic_load(&donor->lost))
         return "lost";
     if (atomic_load(&donor->draining))
-        return atomic_load(&donor->used_slots) ? "draining" : "drained";
+        return is_empty(donor) ? "drained" : "draining";
     if (!all_up(donor))
         return "down";
     return atomic_load(&donor->slow) ? "slow" : "up";
@@ -160,7 +167,7 @@ const char *pool_health(struct pager *pager)
         return "lost";
     for (uint32_t i = 0; i < pool->n_donors; i++) {
         struct donor *donor = &pool->donors[i];
-        bool leaves = atomic_load(&donor->draining) && atomic_load(&donor->used_slots) > 0;
+        bool leaves = atomic_load(&donor->draining) && !is_empty(donor);
         bool idle = atomic_load(&donor->removed) || atomic_load(&donor->draining);
 
         degraded = degraded || leaves || (!idle && (!all_up(donor) || atomic_load(&donor->slow)));

@@ -192,7 +192,7 @@ def test_a_backup_that_is_too_small_is_refused() -> None:
 
 
 def test_the_copy_written_behind_is_enough_when_the_donors_memory_is_gone(place: Path) -> None:
-    with donors(1) as (one,), nbdkit_memory("16M", "--filter=delay", "wdelay=50ms") as backup:
+    with donors(1) as (one,), nbdkit_memory("16M", "--filter=delay", "wdelay=20ms") as backup:
         options: dict[str, Any] = {"pool": "16M", "extent": "1M", "backup": backup}
         with running_pager([one.uri("a")], cache="2M", **options) as pager, memory_client("16M", pager) as client:
             client.command("fill", seed=3)
