@@ -154,8 +154,10 @@ class Run:
 
     def _may_begin(self, event: Event) -> bool:
         kinds = self._kinds()
-        if self.world.pager_down or ("flip" in kinds and event.kind in ("kill-pager", "hand-over")):
-            return False  # the second would take its count of what it found with it
+        if self.world.pager_down or (kinds & {"flip", "rot"} and event.kind in ("kill-pager", "hand-over")):
+            # A pager takes its count of flips with it. After its end a copy may have missed a write, and be filled
+            # anew from one that rots: what was right in it is then written over.
+            return False
         if event.kind in HARMLESS:
             return event.kind not in kinds - {"cut", "cut-far", "stop"} and (
                 not kinds & LIES or event.kind in BESIDE_LIES
