@@ -36,18 +36,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers (pytest-xdist): one for all tests with VMs, which come first; the others take module by module.
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Several workers: all tests with VMs are one's, the others take module by module.
 
     Tests with VMs look at what is on the whole machine; the tests of a module share its fixtures.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("vm" if _with_vms(item) else item.path.stem))
-    items.sort(key=lambda item: not _with_vms(item))  # stable
+    from xdist.scheduler import LoadScopeScheduling
 
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "vm" if Path(module).parent.name == "vm" else module
 
-def _with_vms(item: pytest.Item) -> bool:
-    return item.path.parent.name == "vm"
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -201,14 +201,19 @@ static void chunk_read(struct evict_loop *loop, struct chunk *chunk)
     chunk_end(loop, chunk, true);
 }
 
+/* The checksum stays as long as PAGE_F_IO; the flags beside it belong to others, too. */
 static bool page_wrong(const struct evict_loop *loop, const struct chunk *chunk, uint32_t i)
 {
-    const struct page *p = &loop->pager->table.pages[chunk->page + i];
+    struct pager *pager = loop->pager;
 
-    return (p->flags & PAGE_F_SUM) && checksum_page(chunk->buf + (size_t)i * PAGE_BYTES) != p->checksum;
+    pager_lock(pager);
+    struct page page = pager->table.pages[chunk->page + i];
+
+    pager_unlock(pager);
+    return (page.flags & PAGE_F_SUM) && checksum_page(chunk->buf + (size_t)i * PAGE_BYTES) != page.checksum;
 }
 
-/* How many of the chunk's pages are not what was written. Their entries' checksums stay as long as PAGE_F_IO. */
+/* How many of the chunk's pages are not what was written. */
 static uint32_t chunk_wrong(struct evict_loop *loop, const struct chunk *chunk)
 {
     uint32_t n_wrong = 0;
