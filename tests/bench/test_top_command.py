@@ -26,10 +26,11 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def vm_pager(ghostbox_dirs: Path) -> Iterator[RunningPager]:
+def vm_pager(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningPager]:
     """A pager where ``ghostbox top work`` looks for that of the VM 'work', with two donors."""
     with short_dir() as short, running_memserver(a="16M", b="16M") as donor:
-        place = ghostbox_dirs / "runtime" / "vms" / "work"
+        monkeypatch.setenv("GHOSTBOX_RUNTIME_DIR", str(short))  # a socket's path has 107 bytes
+        place = short / "vms" / "work"
         place.mkdir(parents=True)
         with running_pager([donor.uri("a"), donor.uri("b")], cache="2M", place=short) as pager:
             (place / "pager-control.sock").symlink_to(pager.control)
@@ -115,8 +116,8 @@ def test_without_a_terminal_a_look_is_a_plain_line(ghostbox_cli: Cli, vm_pager: 
     assert "\x1b" not in done.stdout
 
 
-def top_process(dirs: Path, *argv: str, **streams: int) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "GHOSTBOX_RUNTIME_DIR": str(dirs / "runtime")}
+def top_process(*argv: str, **streams: int) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     return subprocess.Popen(
         [sys.executable, "-m", "ghostbox", "top", "work", "--interval", "100ms", *argv], env=env, text=True, **streams
     )
@@ -131,7 +132,7 @@ def mapped(vm_pager: RunningPager) -> Iterator[None]:
 
 def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, mapped: None) -> None:
     ours, theirs = pty.openpty()
-    running = top_process(ghostbox_dirs, stdin=theirs, stdout=theirs, stderr=theirs)
+    running = top_process(stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
 
@@ -158,7 +159,7 @@ def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, map
 
 
 def test_a_reader_that_has_enough_is_no_error(ghostbox_dirs: Path, vm_pager: RunningPager) -> None:
-    running = top_process(ghostbox_dirs, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = top_process("--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stderr is not None
     with running:
@@ -169,7 +170,7 @@ def test_a_reader_that_has_enough_is_no_error(ghostbox_dirs: Path, vm_pager: Run
 
 
 def test_a_pager_that_ends_ends_the_watching(ghostbox_dirs: Path, vm_pager: RunningPager) -> None:
-    running = top_process(ghostbox_dirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = top_process(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stderr is not None
     with running:

@@ -129,7 +129,7 @@ def test_another_client_key_is_refused_and_the_message_says_so(guest: guests.Gue
         "127.0.0.1", guest.port, guests.USER, tmp_path / "key", guest.directory / "known_hosts", console=guest.console
     )
     with pytest.raises(GuestError, match="gave no SSH login") as caught:
-        client.wait_ready(1)
+        client.wait_ready(15)
     assert caught.value.why is not None
     assert "SSH answers, but refuses our key" in caught.value.why
     assert "the guest's console ends with:" in caught.value.why

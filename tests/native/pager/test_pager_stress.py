@@ -75,7 +75,7 @@ def test_eight_threads_for_a_minute() -> None:
 @pytest.mark.slow
 def test_eight_threads_with_discards_racing() -> None:
     with donors("several") as uris, running_pager(uris, cache="8M") as pager, memory_client("64M", pager) as client:
-        answer = stress(client, pager, 20, discards=200, seed=2)
+        answer = stress(client, pager, 12, discards=200, seed=2)
         assert answer["words_wiped"] > 1000
         check_it_was_paged(pager)
         assert pager.status()["discards"]["requests"] == answer["discards"]
