@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 # TEST-NET-2 (RFC 5737): no real network uses it. Each cable has a /30.
 _NETWORK = "198.51.100"
+_LOCK = Path(tempfile.gettempdir()) / "ghostbox-tests-netns.lock"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ def machines(count: int) -> Iterator[list[Machine]]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("cannot run here: network namespaces need root and the tool ip")
     with contextlib.ExitStack() as stack:
-        yield [_make(stack, number) for number in range(count)]
+        with _LOCK.open("w") as lock:  # an address is free until its cable is there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = [_make(stack, number) for number in range(count)]
+        yield made
 
 
 def _make(stack: contextlib.ExitStack, number: int) -> Machine:
