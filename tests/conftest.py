@@ -40,14 +40,16 @@ def pytest_configure() -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Several workers: all tests with VMs are one's, the others take module by module.
 
-    Tests with VMs look at what is on the whole machine; the tests of a module share its fixtures.
+    Tests with VMs look at what is on the whole machine (that of building images does not); the tests of a module
+    share its fixtures.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
-            return "vm" if Path(module).parent.name == "vm" else module
+            path = Path(module)
+            return "vm" if path.parent.name == "vm" and path.name != "test_image_build.py" else module
 
     return Scheduling(config, log)
 
