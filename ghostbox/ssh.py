@@ -173,7 +173,7 @@ class GuestSsh:
         """
         deadline = time.monotonic() + timeout_s
         patience_s = 2.0
-        reason = ""
+        reason = refused = ""
         while True:
             try:
                 self._connect(min(patience_s, max(1.0, deadline - time.monotonic())))
@@ -181,12 +181,16 @@ class GuestSsh:
                 if reason != str(err):
                     reason = str(err)
                     on_progress(reason)
+                # sshd answers nobody for a while whom it has refused some times: why it did so is what helps.
+                refused = _REFUSED if reason == _REFUSED else refused
             else:
                 return
             if not alive():
                 raise self._error("the VM ended while it booted", reason)
             if time.monotonic() > deadline:
-                raise self._error(f"the guest gave no SSH login at {self._where} within {timeout_s:.0f} s", reason)
+                raise self._error(
+                    f"the guest gave no SSH login at {self._where} within {timeout_s:.0f} s", refused or reason
+                )
             # QEMU's user network takes the connection long before the guest is up and tries again ever more rarely,
             # so a fresh attempt finds the guest sooner; but a busy guest may need long for one handshake.
             patience_s = min(patience_s * 1.25, 20.0)
@@ -318,6 +322,9 @@ class GuestSsh:
             return Result(channel.recv_exit_status(), stdout, stderr)
 
 
+_REFUSED = "SSH answers, but refuses our key"
+
+
 class _NotYet(Exception):
     """The guest cannot be reached now; its text says why."""
 
@@ -325,7 +332,7 @@ class _NotYet(Exception):
 def _not_yet(err: Exception) -> Exception:
     """Return ``_NotYet`` for what a booting guest does, other errors as they are."""
     if isinstance(err, paramiko.AuthenticationException):
-        return _NotYet("SSH answers, but refuses our key")
+        return _NotYet(_REFUSED)
     if isinstance(err, paramiko.SSHException) and "not found in known_hosts" in str(err):
         return GuestError("the guest's SSH host key is not pinned", why=str(err))
     if isinstance(err, (paramiko.SSHException, EOFError, socket.timeout)):
