@@ -110,11 +110,13 @@ def _start(argv: list[str | Path], files: PagerFiles) -> int:
     try:
         processes.wait_until(settled, timeout_s=_START_TIMEOUT_S, what="the pager's control socket")
     except DeadlineExceeded as err:
-        raise DeadlineExceeded(err.message, why=_last_words(files.log, said_before)) from err
+        raise DeadlineExceeded(
+            err.message, why=processes.last_words(files.log, lines=_LOG_LINES, offset=said_before)
+        ) from err
     if child.poll() is not None:
         raise ProgramError(
             f"the pager does not start (status {child.returncode})",
-            why=_last_words(files.log, said_before),
+            why=processes.last_words(files.log, lines=_LOG_LINES, offset=said_before),
             hint="ghostbox doctor",
         )
     return child.pid
@@ -220,14 +222,3 @@ def _argv(program: Path, plan: PagerPlan, files: PagerFiles, peer_uid: int | Non
 
 def _answers(files: PagerFiles) -> bool:
     return files.socket.exists() and status(files.control) is not None
-
-
-def _last_words(log: Path, offset: int) -> str | None:
-    """Return the last lines that were logged after ``offset``."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(offset)
-            text = stream.read().decode(errors="replace")
-    except OSError:
-        return None
-    return "\n".join(text.strip().splitlines()[-_LOG_LINES:]) or None

@@ -93,6 +93,17 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, in
         time.sleep(interval_s)
 
 
+def last_words(log: Path, *, lines: int, offset: int = 0) -> str | None:
+    """Return the last lines that a program logged, of those after ``offset`` bytes; None if there are none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(offset)
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return None
+    return "\n".join(text.strip().splitlines()[-lines:]) or None
+
+
 def find(program: str, *words: str) -> list[int]:
     """Return the ids of processes that live and have these words on their command line, the first of them ``program``.
 

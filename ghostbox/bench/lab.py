@@ -324,16 +324,13 @@ def _wait_ready(ended: Callable[[], int | None], name: str, ready: Callable[[], 
     try:
         processes.wait_until(settled, timeout_s=_READY_TIMEOUT_S, what=f"{name} to be ready", interval_s=0.002)
     except DeadlineExceeded as err:
-        raise DeadlineExceeded(err.message, why=_last_words(log)) from err
+        raise DeadlineExceeded(err.message, why=processes.last_words(log, lines=_LOG_LINES)) from err
     code = ended()
     if code is not None:
         hint = "ghostbox doctor" if name.startswith("ghostbox-") else None
-        raise ProgramError(f"{name} ended with status {code}", why=_last_words(log), hint=hint)
-
-
-def _last_words(log: Path) -> str | None:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return "\n".join(lines[-_LOG_LINES:]) or None
+        raise ProgramError(
+            f"{name} ended with status {code}", why=processes.last_words(log, lines=_LOG_LINES), hint=hint
+        )
 
 
 def _answers(control: Path) -> bool:

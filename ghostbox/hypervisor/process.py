@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ghostbox import processes
+
 
 @dataclass(frozen=True)
 class QemuProcess:
@@ -23,14 +25,5 @@ class QemuProcess:
 
 def find_qemu(uuid: str) -> QemuProcess | None:
     """Return the QEMU that libvirt started for the domain with this UUID (it is on its command line)."""
-    wanted = uuid.encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if wanted in words and b"-uuid" in words:
-            return QemuProcess(int(entry.name))
-    return None
+    found = processes.find("", "-uuid", uuid)
+    return QemuProcess(found[0]) if found else None

@@ -18,6 +18,7 @@ from ghostbox.units import format_bytes
 
 _EXPORT = "backup"
 _READY_TIMEOUT_S = 20.0
+_LOG_LINES = 3
 
 
 def uri(files: VmPaths) -> str:
@@ -88,7 +89,7 @@ def ensure(files: VmPaths, file: Path) -> bool:
     if child.poll() is not None:
         raise ProgramError(
             f"qemu-nbd does not serve {file} (status {child.returncode})",
-            why=_last_words(files.backup_log),
+            why=processes.last_words(files.backup_log, lines=_LOG_LINES),
         )
     return True
 
@@ -117,13 +118,6 @@ def _identity(file: Path) -> str:
     """Return what tells the pager, when the server was started again, that it has what the one before had."""
     inode = file.stat().st_ino if file.exists() else 0
     return f"--description=backup of a VM's memory, file {inode}"
-
-
-def _last_words(log: Path) -> str | None:
-    try:
-        return "\n".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or None
-    except OSError:
-        return None
 
 
 def _listens(files: VmPaths) -> bool:

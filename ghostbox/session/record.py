@@ -303,8 +303,13 @@ def _lock_descriptor(files: VmPaths) -> int:
 
 def lock_is_free(files: VmPaths) -> bool:
     """Tell whether no command is at work on the VM."""
+    return is_unlocked(files.lock)
+
+
+def is_unlocked(file: Path) -> bool:
+    """Tell whether no process holds the lock of a file; a file that is not there is locked by nobody."""
     try:
-        descriptor = os.open(files.lock, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return True
     try:

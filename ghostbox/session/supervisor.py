@@ -14,7 +14,7 @@ import sys
 
 from ghostbox import processes
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session.record import Book, Made, VmState
+from ghostbox.session.record import Book, Made, VmState, is_unlocked
 
 COMMAND = "supervise"
 
@@ -23,7 +23,7 @@ def ensure(book: Book, paths: Paths) -> bool:
     """Start a supervisor for a VM that runs, unless it has one; tell whether one was started."""
     record, files = book.record, book.files
     wanted = record is not None and record.state in (VmState.RUNNING, VmState.STOPPING) and Made.DOMAIN in record.made
-    if record is None or not wanted or not files.runtime.is_dir() or _is_held(files):
+    if record is None or not wanted or not files.runtime.is_dir() or not is_unlocked(files.supervisor_lock):
         return False
     processes.start_detached(
         [sys.executable, "-P", "-m", "ghostbox", COMMAND, record.name, "--lock", files.supervisor_lock],
@@ -69,17 +69,3 @@ def lock(files: VmPaths) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _is_held(files: VmPaths) -> bool:
-    try:
-        descriptor = os.open(files.supervisor_lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

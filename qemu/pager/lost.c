@@ -103,9 +103,9 @@ static void tell_loss(struct evict_loop *loop, uint32_t index)
     atomic_store(&donor->lost_pages, n_pages);
     state_set_donor(&pager->state, index, donor);
     if (n_pages > 0)
-        log_error("donor %s: %llu MiB (%llu pages) that only it held are lost: who touches them is killed (SIGBUS)",
-                  donor->uri, (unsigned long long)(n_pages * PAGE_BYTES + (1 << 19)) >> 20,
-                  (unsigned long long)n_pages);
+        log_error("donor %s: %llu MiB (%llu pages) that only it held are lost: who touches them %s", donor->uri,
+                  (unsigned long long)(n_pages * PAGE_BYTES + (1 << 19)) >> 20, (unsigned long long)n_pages,
+                  pager->features.have[FEATURE_POISON] ? "is killed (SIGBUS)" : "waits for ever");
     else
         log_warning("donor %s: lost; no page is lost with it", donor->uri);
 }

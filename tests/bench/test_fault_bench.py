@@ -9,22 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from helpers.devices import need_device
 
 SCRIPT = Path(__file__).parent / "fault_bench.py"
 
 
-def skip_without(device: str) -> None:
-    """Skip where a device cannot be opened."""
-    try:
-        os.close(os.open(device, os.O_RDWR))
-    except OSError as err:
-        pytest.skip(f"cannot run here: {device}: {err.strerror}")
-
-
 def test_benchmark_gives_a_ratio_for_each_figure(tmp_path: Path) -> None:
-    skip_without("/dev/fuse")
-    skip_without("/dev/userfaultfd")
+    need_device("/dev/fuse")
+    need_device("/dev/userfaultfd")
     result = tmp_path / "result.json"
     root = SCRIPT.parents[2]
     done = subprocess.run(

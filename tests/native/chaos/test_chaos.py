@@ -9,6 +9,7 @@ import pytest
 
 from helpers.chaos import Setting, run_chaos
 from helpers.chaos_plan import plan
+from helpers.devices import need_device
 
 SEED = int(os.environ.get("GHOSTBOX_TEST_CHAOS_SEED", "1"))
 SECONDS = float(os.environ.get("GHOSTBOX_TEST_CHAOS_SECONDS", "20"))
@@ -17,10 +18,7 @@ SECONDS = float(os.environ.get("GHOSTBOX_TEST_CHAOS_SECONDS", "20"))
 @pytest.fixture(autouse=True)
 def userfaultfd_device() -> None:
     """Skip where no userfaultfd can be made."""
-    try:
-        os.close(os.open("/dev/userfaultfd", os.O_RDWR))
-    except OSError as err:
-        pytest.skip(f"cannot run here: /dev/userfaultfd: {err.strerror}")
+    need_device("/dev/userfaultfd")
 
 
 def test_a_seed_gives_the_same_events_again() -> None:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ghostbox.processes import wait_until
+from helpers.devices import need_device
 from helpers.kvm_guest import NODE_BYTES, Qmp, build_guest, kvm_problem, running_qemu
 from helpers.pager import nbdkit_memory, running_memserver, running_pager, short_dir
 
@@ -29,10 +29,7 @@ def accel(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def userfaultfd_device() -> None:
     """Skip where no userfaultfd can be made."""
-    try:
-        os.close(os.open("/dev/userfaultfd", os.O_RDWR))
-    except OSError as err:
-        pytest.skip(f"cannot run here: /dev/userfaultfd: {err.strerror}")
+    need_device("/dev/userfaultfd")
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from helpers.devices import need_device
 from helpers.fake_pager import FakePager, fake_pager
 from helpers.pager import short_dir
 
@@ -16,10 +16,7 @@ from helpers.pager import short_dir
 @pytest.fixture(autouse=True)
 def userfaultfd_device() -> None:
     """Skip where no userfaultfd can be made."""
-    try:
-        os.close(os.open("/dev/userfaultfd", os.O_RDWR))
-    except OSError as err:
-        pytest.skip(f"cannot run here: /dev/userfaultfd: {err.strerror}")
+    need_device("/dev/userfaultfd")
 
 
 @pytest.fixture
