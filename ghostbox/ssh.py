@@ -27,6 +27,10 @@ from ghostbox.errors import ConfigError, DeadlineExceeded, GuestError
 _PUBLIC_KEY_KINDS = ("ssh-", "ecdsa-", "sk-")
 _CONSOLE_LINES = 12
 _POLL_S = 0.01
+_PAUSE_S = 0.2
+# sshd counts 5 s for each refused login, and from 15 s on it drops every connection of that address, the user's own
+# too (PerSourcePenalties, since OpenSSH 9.8); refusals further apart than they count never add up to that.
+_PAUSE_AFTER_REFUSAL_S = 6.0
 _QUIET_CHANNEL = "ghostbox.ssh.paramiko"
 
 # Written by cloud-init at its end (docs: reference/cli, "result.json"); disabled by its generator on boot. Asking the
@@ -181,8 +185,8 @@ class GuestSsh:
                 if reason != str(err):
                     reason = str(err)
                     on_progress(reason)
-                # sshd answers nobody for a while whom it has refused some times: why it did so is what helps.
                 refused = _REFUSED if reason == _REFUSED else refused
+                pause_s = _PAUSE_AFTER_REFUSAL_S if reason == _REFUSED else _PAUSE_S
             else:
                 return
             if not alive():
@@ -194,7 +198,7 @@ class GuestSsh:
             # QEMU's user network takes the connection long before the guest is up and tries again ever more rarely,
             # so a fresh attempt finds the guest sooner; but a busy guest may need long for one handshake.
             patience_s = min(patience_s * 1.25, 20.0)
-            time.sleep(0.2)
+            time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
 
     def wait_cloud_init(self, timeout_s: float, on_progress: Say = _say_nothing) -> None:
         """Wait until cloud-init in the guest has done all.
