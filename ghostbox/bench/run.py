@@ -17,7 +17,19 @@ from types import FrameType
 import psutil
 
 from ghostbox import __version__
-from ghostbox.bench import checksums, crowd, donor_link, faults, pressure, servers, sizes, vm, vm_guests, vm_scale
+from ghostbox.bench import (
+    checksums,
+    crowd,
+    donor_link,
+    faults,
+    pressure,
+    redundancy,
+    servers,
+    sizes,
+    vm,
+    vm_guests,
+    vm_scale,
+)
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Contender, Report, Results, Scenario, make_row, merge_latency
 from ghostbox.bench.scale import FULL, SHORT
@@ -26,7 +38,7 @@ from ghostbox.paths import Paths
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
-_PARTS = (faults, checksums, pressure, servers, crowd, sizes)
+_PARTS = (faults, checksums, pressure, redundancy, servers, crowd, sizes)
 _DONOR_PARTS = (faults, pressure)  # the others measure servers of their own
 
 

@@ -32,8 +32,8 @@ Examples:
   ghostbox bench --plot bench.svg             and a picture
   ghostbox bench --vm                         in guests: beside swap to the same memory over NBD, about 12 minutes
 
-Parts: faults, sequential, threads, checksum, overcommit, traffic, mixed, writes, server, sizes, memserver-memory;
-with --vm: guest (guest/1.2 and guest/2, by the size of the set), weights.
+Parts: faults, sequential, threads, checksum, overcommit, traffic, mixed, writes, redundancy, server, sizes,
+memserver-memory; with --vm: guest (guest/1.2 and guest/2, by the size of the set), weights.
 Run it on a machine that does nothing else. It starts what it needs on loopback and removes it.
 """
 )

@@ -17,6 +17,15 @@ from ghostbox.config import document
 from ghostbox.config.schema import SECTIONS, Config, Key, keys
 from ghostbox.errors import ConfigError, NotFound, UsageError
 
+NOT_OFFERED: Mapping[str, tuple[str, str]] = {
+    "pool.parity": (
+        "there is no parity: made new with each page that is written back, it costs more than a second copy does"
+        " (measured: `ghostbox bench --only redundancy`)",
+        "set pool.replicas: 2, or pool.backup with one donor only",
+    )
+}
+"""Keys that one might look for: why there is no such thing, and what to take instead."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -117,6 +126,9 @@ def _from_flags(cli: Mapping[str, object]) -> dict[str, _Setting]:
 
 
 def _unknown(name: str, place: str) -> ConfigError:
+    if name in NOT_OFFERED:
+        why, hint = NOT_OFFERED[name]
+        return ConfigError(f"{place}: unknown key '{name}'", why=why, hint=hint)
     section = name.partition(".")[0]
     if section not in SECTIONS:
         near = difflib.get_close_matches(section, SECTIONS, n=1)

@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #define PAGE_BYTES   4096u
@@ -91,11 +92,13 @@ uint32_t *pages_shuffled(uint64_t n, uint64_t count, uint64_t seed);
 typedef json_t *command_run(struct arguments *args);
 
 command_run checksum_cost, touch_random, touch_sequential, mix_zipf, mix_write, floor_ping_pong, floor_userfault,
-    wire_throughput, nbd_load, nbd_crowd;
+    wire_throughput, nbd_load, nbd_crowd, redundancy;
 
 /* A connection to an NBD server, and an export of it with simple replies. Return what failed, NULL if nothing did. */
 const char *nbd_connect(const char *host, const char *port, int *fd);
 const char *nbd_negotiate(int fd, const char *export, uint64_t *export_bytes);
+/* All of it, which changes iov. Returns 0, or -1 with errno. */
+int nbd_send(int fd, struct iovec *iov, int n);
 
 /* A connected pair of TCP sockets on loopback; the second belongs to a child that runs serve(fd, ctx) and ends. */
 struct tcp_peer {

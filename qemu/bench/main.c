@@ -12,7 +12,7 @@
  * - ping-pong, userfault, wire: the floor, that is what the machine needs at least for the same thing without any of
  *   GhostBox. Both ends wait as the pager does: they try again for poll_us, then sleep.
  * - checksum: what it costs to check a page.
- * - load, crowd: NBD clients that are only a load (nbd_load.c, nbd_crowd.c).
+ * - load, crowd, redundancy: NBD clients that are only a load (nbd_load.c, nbd_crowd.c, redundancy.c).
  *
  * The kernel ends this process (SIGTERM) when the one that started it is gone. `follow CMD…` becomes CMD, which is
  * ended the same way. So a benchmark that is killed leaves nothing behind.
@@ -50,6 +50,9 @@ static const struct command {
      "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= first= span= poll_us= ms="},
     {"crowd", nbd_crowd,
      "peers that make it hard for a server at host= port= export=: idle= trickle= slow= silent= stuck= vanish= ms="},
+    {"redundancy", redundancy,
+     "pages to NBD servers at ports=,… export= in mode=copies|parity|stripes of k=, depth= span= pattern= "
+     "count=|ms="},
 };
 
 static void print_failure(const char *format, va_list args, int error)

@@ -71,7 +71,7 @@ static int all_receive(int fd, void *buffer, size_t bytes)
     return recv(fd, buffer, bytes, MSG_WAITALL) == (ssize_t)bytes ? 0 : -1;
 }
 
-static int all_send(int fd, struct iovec *iov, int n)
+int nbd_send(int fd, struct iovec *iov, int n)
 {
     while (n > 0) {
         int batch = n < 1024 ? n : 1024;
@@ -126,7 +126,7 @@ const char *nbd_negotiate(int fd, const char *export, uint64_t *export_bytes)
         uint16_t flags;
     } NBD_PACKED reply;
     if (all_receive(fd, &greeting, sizeof(greeting)) < 0 || be64toh(greeting.magic) != NBD_MAGIC ||
-        all_send(fd, iov, 3) < 0 || all_receive(fd, &reply, sizeof(reply)) < 0) {
+        nbd_send(fd, iov, 3) < 0 || all_receive(fd, &reply, sizeof(reply)) < 0) {
         return "the handshake failed";
     }
     *export_bytes = be64toh(reply.size_bytes);
@@ -183,7 +183,7 @@ static int requests_send(struct load *load)
     }
     load->n_queued = 0;
     load->n_sends++;
-    return all_send(load->fd, iov, n) < 0 ? load_fail(load, "cannot send") : 0;
+    return nbd_send(load->fd, iov, n) < 0 ? load_fail(load, "cannot send") : 0;
 }
 
 static void reply_done(struct load *load, uint64_t slot, uint64_t now_ns)

@@ -31,6 +31,7 @@ PARTS = {
     "traffic",
     "mixed",
     "writes",
+    "redundancy",
     "server",
     "sizes",
     "memserver-memory",

@@ -136,6 +136,16 @@ def test_what_is_wrong_is_named_with_file_and_line(places: Path, text: str, mess
     assert caught.value.exit_code == 2
 
 
+def test_what_is_not_offered_is_explained(places: Path) -> None:
+    given = write(places / "wrong.yaml", "pool:\n  parity: 2+1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{given}:2: unknown key 'pool.parity'")) as caught:
+        config.load({}, given)
+    assert "it costs more than a second copy does (measured: `ghostbox bench --only redundancy`)" in str(
+        caught.value.why
+    )
+    assert caught.value.hint == "set pool.replicas: 2, or pool.backup with one donor only"
+
+
 def test_a_wrong_value_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GHOSTBOX_POOL_CACHE", "lots")
     with pytest.raises(ConfigError, match="GHOSTBOX_POOL_CACHE: 'lots' is not a size"):
