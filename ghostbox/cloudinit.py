@@ -97,6 +97,8 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
             "ed25519_public": spec.host_key_public.strip(),
         },
         "no_ssh_fingerprints": True,
+        # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
+        "runcmd": [["sync"]],
     }
     if spec.tiering:
         config["bootcmd"] = [["sh", "-c", _TIERING_ON]]

@@ -376,6 +376,19 @@ def test_domain_name_that_another_installation_uses_is_refused(machine: Machine)
     assert machine.status()["state"] == "running"
 
 
+def test_guest_whose_kernel_panics_starts_again_by_itself_with_all_its_memory(machine: Machine) -> None:
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    before = machine.cli("shell", "--", boot).stdout
+    machine.cli("shell", "--", "nohup sudo sh -c 'sleep 1; echo c > /proc/sysrq-trigger' > /dev/null 2>&1 &")
+    console = machine.host.paths.vm(VM).console_log
+    processes.wait_until(
+        lambda: "Kernel panic" in console.read_text(errors="replace"), timeout_s=60, what="the panic", interval_s=0.2
+    )
+    machine.cli("wait", "--timeout", "4m")
+    assert machine.cli("shell", "--", boot).stdout != before
+    assert "available: 2 nodes (0-1)" in machine.cli("shell", "--", "numactl -H").stdout
+
+
 def test_down_leaves_nothing_behind_but_the_state_directory(machine: Machine) -> None:
     done = machine.cli("down", "--timeout", "2m")
     assert f"VM '{VM}' is stopped" in done.stderr
