@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ _log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 _ADD_TIMEOUT_S = 40.0
+_PROBE_TIMEOUT_S = 20.0
 _LOG_LINES = 6
 # sockaddr_un.sun_path (unix(7)), less the terminating NUL.
 SOCKET_PATH_BYTES = 107
@@ -83,6 +85,18 @@ def resume(program: Path, plan: PagerPlan, files: PagerFiles, *, peer_uid: int |
     if not files.state.exists():
         raise ProgramError(f"the pager left no page map: {files.state} is not there")
     return _start([*_argv(program, plan, files, peer_uid), "--resume"], files)
+
+
+def check_resume(program: Path, files: PagerFiles) -> None:
+    """Let a pager that is to follow the running one look at its state file, which stays as it is.
+
+    Raises:
+        ProgramError: it could not go on with that file; the ``why`` is what it said.
+    """
+    answer = processes.run([program, "--probe", "--state", files.state], timeout_s=_PROBE_TIMEOUT_S)
+    if not json.loads(answer).get("resumable"):
+        why = f"{program} is too old to say whether it can read {files.state}"
+        raise ProgramError("the new pager may not be able to go on", why=why)
 
 
 def hand_over(files: PagerFiles) -> None:

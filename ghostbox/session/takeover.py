@@ -32,6 +32,7 @@ def recover(name: str, paths: Paths, progress: Progress, *, restart: bool = Fals
     Raises:
         NotFound: no such VM.
         NotRunning: it does not run, so it needs no pager.
+        Refused: with ``restart``, the new pager could not go on with the page map; the old one serves on.
         GhostboxError: there is no page map, or the new pager does not start; the guest stays frozen, nothing is lost.
     """
     Book(paths.vm(name)).need(name, paths)
@@ -46,11 +47,25 @@ def recover(name: str, paths: Paths, progress: Progress, *, restart: bool = Fals
             return Recovered(name, "none", 0 if found is None else int(found["pid"]))
         with progress.stage("pager") as stage:
             if not broken:
+                _check_new_pager(book, paths)
                 stage.say("asked to hand over")
                 pager.hand_over(cleanup.pager_files(book.files))
             pid = take_over(book, paths)
             stage.say(f"pid {pid} serves the guest's memory")
     return Recovered(name, "recovered" if broken else "restarted", pid)
+
+
+def _check_new_pager(book: Book, paths: Paths) -> None:
+    """Before the pager that runs is asked to end: the next one must be able to read what it leaves."""
+    name = book.files.state.name
+    try:
+        pager.check_resume(paths.pager_program, cleanup.pager_files(book.files))
+    except GhostboxError as err:
+        raise Refused(
+            f"VM '{name}' keeps its pager: the new one could not go on in its place",
+            why=err.why or err.message,
+            hint=f"to use the new one: ghostbox down {name}, then ghostbox up {name}",
+        ) from err
 
 
 def take_over(book: Book, paths: Paths) -> int:

@@ -121,17 +121,24 @@ static int print_probe(const struct options *options)
 
     memcpy(features.hidden, options->hidden, sizeof(features.hidden));
     int rc = features_probe(&features, &device_fd, text, sizeof(text));
+    bool usable = rc == 0;
     json_t *missing = json_array();
 
     for (int i = 0; i < FEATURES; i++)
         if (!features.have[i])
             json_array_append_new(missing, json_string(feature_name((enum feature)i)));
-    json_t *result = json_pack("{s:b, s:s, s:o, s:s, s:o}", "usable", rc == 0, "error", text, "features",
+    if (usable && options->state)
+        rc = state_check(options->state, &features, text, sizeof(text));
+    json_t *result = json_pack("{s:b, s:s, s:o, s:s, s:o}", "usable", usable, "error", text, "features",
                                features_to_json(&features), "dirty_tracking", features_dirty_tracking(&features),
                                "missing", missing);
 
+    if (options->state)
+        json_object_set_new(result, "resumable", json_boolean(rc == 0));
     json_dumpf(result, stdout, 0);
     putchar('\n');
+    if (rc < 0)
+        fprintf(stderr, "%s\n", text);
     json_decref(result);
     if (device_fd >= 0)
         close(device_fd);

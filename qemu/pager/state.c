@@ -60,9 +60,9 @@ static int open_locked(struct state *state, const char *path, int flags, char *t
     return -EBUSY;
 }
 
-static int map_file(struct state *state, uint64_t bytes, char *text, size_t text_bytes)
+static int map_file(struct state *state, uint64_t bytes, int protection, char *text, size_t text_bytes)
 {
-    void *header = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, state->fd, 0);
+    void *header = mmap(NULL, bytes, protection, MAP_SHARED, state->fd, 0);
 
     if (header == MAP_FAILED) {
         int error = errno;
@@ -87,14 +87,14 @@ static bool header_valid(const struct state_header *header, uint64_t file_bytes)
 }
 
 /* Maps what is there; *valid says whether it is a whole state of this version. */
-static int map_existing(struct state *state, bool *valid, char *text, size_t text_bytes)
+static int map_existing(struct state *state, int protection, bool *valid, char *text, size_t text_bytes)
 {
     struct stat status;
 
     *valid = false;
     if (fstat(state->fd, &status) < 0 || (uint64_t)status.st_size < sizeof(struct state_header))
         return 0;
-    int rc = map_file(state, (uint64_t)status.st_size, text, text_bytes);
+    int rc = map_file(state, (uint64_t)status.st_size, protection, text, text_bytes);
 
     if (rc < 0)
         return rc;
@@ -104,6 +104,23 @@ static int map_existing(struct state *state, bool *valid, char *text, size_t tex
         state->header = NULL;
     }
     return 0;
+}
+
+/* The text for a file that is not valid: whose it is, as far as it can be told. */
+static int refuse_foreign(const struct state *state, char *text, size_t text_bytes)
+{
+    char magic[sizeof(MAGIC) + 1] = "", why[64] = "";
+    bool ours = pread(state->fd, magic, sizeof(MAGIC), 0) == (ssize_t)sizeof(MAGIC) &&
+                memcmp(magic, MAGIC, sizeof(MAGIC) - 1) == 0;
+    char theirs = magic[sizeof(MAGIC) - 1], own = MAGIC[sizeof(MAGIC) - 1];
+
+    if (ours && theirs != own && theirs > ' ' && theirs <= '~')
+        snprintf(why, sizeof(why), ": it has format %c, this pager reads format %c", theirs, own);
+    else if (ours && theirs == own)
+        snprintf(why, sizeof(why), ": its format is ours, but not its sizes");
+    snprintf(text, text_bytes, "the state file %s is not one that this version of the pager wrote%s", state->path,
+             why);
+    return -EINVAL;
 }
 
 static void unmap(struct state *state)
@@ -128,7 +145,7 @@ static const struct state_region *region_alive(const struct state_header *header
 static int check_unused(struct state *state, char *text, size_t text_bytes)
 {
     bool valid;
-    int rc = map_existing(state, &valid, text, text_bytes);
+    int rc = map_existing(state, PROT_READ | PROT_WRITE, &valid, text, text_bytes);
 
     if (rc < 0 || !valid)
         return rc;
@@ -236,7 +253,7 @@ int state_create(struct state *state, const char *path, struct pool *pool, const
 
     rc = rc < 0 ? rc : check_unused(state, text, text_bytes);
     rc = rc < 0 ? rc : take_blocks(state, bytes, text, text_bytes);
-    rc = rc < 0 ? rc : map_file(state, bytes, text, text_bytes);
+    rc = rc < 0 ? rc : map_file(state, bytes, PROT_READ | PROT_WRITE, text, text_bytes);
     if (rc < 0)
         return rc;
     state->header->header_bytes = sizeof(*state->header);
@@ -255,11 +272,29 @@ int state_open(struct state *state, const char *path, char *text, size_t text_by
     bool valid;
     int rc = open_locked(state, path, 0, text, text_bytes);
 
-    rc = rc < 0 ? rc : map_existing(state, &valid, text, text_bytes);
-    if (rc < 0 || valid)
-        return rc;
-    snprintf(text, text_bytes, "the state file %s is not one that this version of the pager wrote", path);
-    return -EINVAL;
+    rc = rc < 0 ? rc : map_existing(state, PROT_READ | PROT_WRITE, &valid, text, text_bytes);
+    return rc < 0 || valid ? rc : refuse_foreign(state, text, text_bytes);
+}
+
+int state_check(const char *path, const struct features *features, char *text, size_t text_bytes)
+{
+    struct state state = {.path = path, .fd = open(path, O_RDONLY | O_CLOEXEC)};
+    struct features unused = *features;
+    bool valid;
+
+    if (state.fd < 0) {
+        int error = errno;
+
+        snprintf(text, text_bytes, "cannot open the state file %s: %s", path, strerror(error));
+        return -error;
+    }
+    int rc = map_existing(&state, PROT_READ, &valid, text, text_bytes);
+
+    if (rc == 0)
+        rc = valid ? state_restrict_features(&state, &unused, text, text_bytes)
+                   : refuse_foreign(&state, text, text_bytes);
+    state_close(&state, true);
+    return rc;
 }
 
 int state_restrict_features(const struct state *state, struct features *features, char *text, size_t text_bytes)

@@ -82,6 +82,11 @@ int state_create(struct state *state, const char *path, struct pool *pool, const
                  char *text, size_t text_bytes);
 /* Opens the file that another pager left. Returns the same. */
 int state_open(struct state *state, const char *path, char *text, size_t text_bytes);
+/*
+ * Whether this program could go on with the file of a pager that may still use it: what state_open() and
+ * state_restrict_features() would say, but nothing is locked, changed or kept. Returns the same.
+ */
+int state_check(const char *path, const struct features *features, char *text, size_t text_bytes);
 /* What was found by the probe, reduced to what the earlier pager used. -ENOTSUP with a text if something lacks. */
 int state_restrict_features(const struct state *state, struct features *features, char *text, size_t text_bytes);
 /* The file goes too, unless another pager is to go on with it. NULL path: nothing. */

@@ -28,6 +28,19 @@ def fault_point_build() -> Build:
     return Build(**extra_build("fault-points", "-Dfault_points=true"))
 
 
+@contextlib.contextmanager
+def other_format(state_file: Path) -> Iterator[None]:
+    """Let a state file look like one of another version of the pager; whoever has it mapped does not look there."""
+    version_at = 7  # the last character of its magic
+    with state_file.open("r+b") as stream:
+        before = os.pread(stream.fileno(), 1, version_at)
+        os.pwrite(stream.fileno(), b"9", version_at)
+        try:
+            yield
+        finally:
+            os.pwrite(stream.fileno(), before, version_at)
+
+
 class PagerLine:
     """One pager after the other, with the same sockets and the same state file."""
 

@@ -38,6 +38,7 @@ from helpers.machine import (
     wait_for_paging,
     watched_pid,
 )
+from helpers.takeover import other_format
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -159,6 +160,11 @@ def test_pager_killed_under_a_workload_is_followed_by_another_and_no_byte_is_wro
         done = machine.cli("status")
         assert f"the pager of VM '{VM}' had died: another one (pid " in " ".join(done.stderr.split())
         wait_for_paging(machine, work)
+    with other_format(machine.host.paths.vm(VM).pager_state):
+        refused = machine.cli("recover", "--restart", check=False)
+    assert refused.returncode == 5
+    assert f"error: VM '{VM}' keeps its pager: the new one could not go on in its place" in refused.stderr
+    assert "it has format 9, this pager reads format 2" in " ".join(refused.stderr.split())
     third = json.loads(machine.cli("recover", "--restart", "--json").stdout)
     assert third["action"] == "restarted"
     assert len({killed, first["pager_pid"], third["pager_pid"]}) == 3

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ghostbox import pager
+from ghostbox.errors import ProgramError
 from ghostbox.processes import ControlError, wait_until
 from helpers.pager import (
     MemoryClient,
@@ -22,7 +24,7 @@ from helpers.pager import (
     running_memserver,
     running_pager,
 )
-from helpers.takeover import PagerLine, pager_line
+from helpers.takeover import PagerLine, other_format, pager_line
 
 PAGES = 16 * 256
 MIB = 1 << 20
@@ -83,11 +85,11 @@ def test_handing_over_waits_for_writes_and_loses_nothing() -> None:
 
 
 def test_a_pager_without_a_state_file_hands_nothing_over() -> None:
-    with running_memserver(a="16M") as donor, running_pager([donor.uri("a")]) as pager:
+    with running_memserver(a="16M") as donor, running_pager([donor.uri("a")]) as alone:
         with pytest.raises(ControlError, match="keeps no page map that another could go on with") as refused:
-            pager.command("hand-over")
+            alone.command("hand-over")
         assert refused.value.code == "no-state"
-        assert pager.status()["state_file"] is None
+        assert alone.status()["state_file"] is None
 
 
 def test_the_size_of_the_cache_stays_as_it_was_set() -> None:
@@ -172,7 +174,7 @@ def test_donors_without_identity_are_trusted_page_by_page() -> None:
 
 def test_kept_contents_stay_kept() -> None:
     with running_memserver(a="16M") as donor:
-        with running_pager([donor.uri("a")]) as pager, memory_client("16M", pager) as client:
+        with running_pager([donor.uri("a")]) as first, memory_client("16M", first) as client:
             client.command("fill", seed=5)
         with (
             nbdkit_memory("16M") as uri,
@@ -209,6 +211,30 @@ def test_a_file_that_nobody_wrote_is_refused(tmp_path: Path) -> None:
     assert message in starts_not(tmp_path, *options)
     file.write_bytes(b"")
     assert message in starts_not(tmp_path, *options)
+
+
+def test_whether_another_version_can_go_on_is_asked_before_the_pager_ends(tmp_path: Path) -> None:
+    with running_memserver(a="16M") as donor, filled([donor.uri("a")]) as (line, client):
+        files = pager.PagerFiles(line.listen, line.control, line.log_path, line.state_file)
+        program = installed_build().pager
+        pager.check_resume(program, files)
+        with other_format(line.state_file), pytest.raises(ProgramError) as refused:
+            pager.check_resume(program, files)
+        assert refused.value.why == (
+            f"the state file {line.state_file} is not one that this version of the pager wrote:"
+            " it has format 9, this pager reads format 2"
+        )
+        older = tmp_path / "older"
+        older.write_text("#!/bin/sh\necho '{\"usable\": true}'\n")
+        older.chmod(0o755)
+        with pytest.raises(ProgramError) as refused:
+            pager.check_resume(older, files)
+        assert refused.value.why == f"{older} is too old to say whether it can read {line.state_file}"
+        client.command("verify", seed=1)
+        line.command("hand-over")
+        line.process.wait(10)
+        line.resume()
+        client.command("verify", seed=1)
 
 
 def test_a_file_that_was_cut_is_refused() -> None:
