@@ -82,6 +82,25 @@ def sole_copies_away(status: Status) -> list[Status]:
     return away if int(pool.get("filling_copies", 0)) + int(pool.get("stale_copies", 0)) else []
 
 
+def name_of(donor: Status) -> str:
+    """Return what people call a donor of a status that has names; its URI where there is none."""
+    return _ON_DISK if donor.get("backup") else str(donor.get("name") or donor["uri"])
+
+
+def absence(donor: Status) -> str:
+    """Return since when a donor is away, and why: ``away 12 s: connection refused``; empty if it is not."""
+    if donor["state"] != "down":
+        return ""
+    down_s = float(donor.get("down_s") or 0.0)
+    return (f"away {format_duration(down_s)}" if down_s else "away") + _cause([donor])
+
+
+def _cause(donors: Sequence[Status]) -> str:
+    """Return why donors do not answer, to be put behind a sentence that says so."""
+    known = dict.fromkeys(str(donor["why"]) for donor in donors if donor.get("why"))
+    return f": {', '.join(known)}" if known else ""
+
+
 def _current(donor: Status) -> int:
     return int(donor.get("copies", {}).get("current", donor.get("extents", 0)))
 
@@ -106,7 +125,7 @@ def _donor(name: str, state: str, donors: Sequence[Status], holds: int, drain: s
         since = f" for {format_duration(down_s)}" if down_s else ""
         what = f"; it holds {format_bytes(holds)}" if holds else "; all that it held is elsewhere"
         advice = "start it again, or look at its cable" + (f"; or, if it will not be back: {drain}" if drain else "")
-        yield Problem(f"{name} has not answered{since}{what}", advice)
+        yield Problem(f"{name} has not answered{since}{_cause(donors)}{what}", advice)
     elif state == "lost":
         n_bytes = sum(int(donor.get("lost_pages", 0)) for donor in donors) * PAGE_BYTES
         lost = f": {format_bytes(n_bytes)} had no other copy" if n_bytes else "; all of it has another copy"

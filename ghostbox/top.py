@@ -26,10 +26,15 @@ Status = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DonorRates:
-    """One donor in the interval; latencies are None if nothing was asked of it."""
+    """One donor in the interval; latencies are None if nothing was asked of it.
+
+    ``name`` is what people call it, its URI where that is not known; ``absence`` says since when it is away, and why.
+    """
 
     uri: str
+    name: str
     state: str
+    absence: str
     requests_per_s: float
     read_bytes_per_s: float
     written_bytes_per_s: float
@@ -45,8 +50,8 @@ class Sample:
     ``hit_rate``: faults that were answered without the network, of all that found something. ``second_chance_rate``:
     pages that were touched again after the pager had set them aside, of those set aside. ``readahead_accuracy``: pages
     read ahead and used, of those whose fate was known. Each is None where nothing of the kind happened.
-    ``slowest_donor``: the one with the highest median latency, if there are two to compare. ``health``: what is wrong,
-    and what to do. ``map``: where the pages are, if it was asked for.
+    ``slowest_donor``: the URI of the one with the highest median latency, if there are two to compare. ``health``: what
+    is wrong, and what to do. ``map``: where the pages are, if it was asked for.
     """
 
     vm: str
@@ -74,8 +79,8 @@ class Sample:
     map: PageMap | None = None
 
 
-def rates(vm: str, before: Status, after: Status, interval_s: float) -> Sample:
-    """Return what happened between two answers of the same pager."""
+def rates(vm: str, before: Status, after: Status, interval_s: float, names: Mapping[str, str] | None = None) -> Sample:
+    """Return what happened between two answers of the same pager; ``names`` are those of donors, by their URIs."""
     pages = after["pages"]
 
     def count(*path: str) -> int:
@@ -86,7 +91,7 @@ def rates(vm: str, before: Status, after: Status, interval_s: float) -> Sample:
     used, wasted = count("readahead", "used"), count("readahead", "wasted")
     evicted = sum(count("evictions", kind) for kind in ("clean", "dirty", "zero"))
     latency = _between(before["latency"]["fetch"], after["latency"]["fetch"])
-    donors = _donors(before["donors"], after["donors"], interval_s)
+    donors = _donors(before["donors"], after["donors"], interval_s, names or {})
     return Sample(
         vm=vm,
         uptime_s=float(after["uptime_s"]),
@@ -109,7 +114,7 @@ def rates(vm: str, before: Status, after: Status, interval_s: float) -> Sample:
         total_bytes=int(pages["total"]) * PAGE_BYTES,
         donors=donors,
         slowest_donor=slowest(donors),
-        health=health.assess(vm, after),
+        health=health.assess(vm, after, names),
     )
 
 
@@ -143,7 +148,7 @@ def watch(vm: str, paths: Paths, *, interval_s: float, count: int | None, with_m
         after = _status(vm, paths, ended=True)
         after_s = time.monotonic()
         if after["pid"] == before["pid"]:  # else the VM was started again: its counters began anew
-            sample = rates(vm, before, after, after_s - before_s)
+            sample = rates(vm, before, after, after_s - before_s, _names(vm, paths))
             yield replace(sample, map=_map(vm, paths)) if with_map else sample
             n_left = None if n_left is None else n_left - 1
         before, before_s = after, after_s
@@ -158,6 +163,11 @@ def _status(vm: str, paths: Paths, *, ended: bool) -> Status:
         raise NotRunning(f"the pager of VM '{vm}' has ended", hint=f"ghostbox status {vm}")
     Book(files).need(vm, paths)
     raise NotRunning(f"VM '{vm}' does not run: no pager answers on {files.pager_control}", hint=f"ghostbox up {vm}")
+
+
+def _names(vm: str, paths: Paths) -> dict[str, str]:
+    record = Book(paths.vm(vm)).load()
+    return {} if record is None else record.donor_names()
 
 
 def _map(vm: str, paths: Paths) -> PageMap | None:
@@ -188,9 +198,12 @@ def _between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[
     return [(upper, count) for upper, count in grown if count > 0]
 
 
-def _donors(before: Sequence[Status], after: Sequence[Status], interval_s: float) -> tuple[DonorRates, ...]:
+def _donors(
+    before: Sequence[Status], after: Sequence[Status], interval_s: float, names: Mapping[str, str]
+) -> tuple[DonorRates, ...]:
     old = {each["uri"]: each for each in before}
-    return tuple(_donor(old[each["uri"]], each, interval_s) for each in after if each["uri"] in old)
+    named = [{**each, "name": names.get(each["uri"])} for each in after if each["uri"] in old]
+    return tuple(_donor(old[each["uri"]], each, interval_s) for each in named)
 
 
 def _donor(before: Status, after: Status, interval_s: float) -> DonorRates:
@@ -200,7 +213,9 @@ def _donor(before: Status, after: Status, interval_s: float) -> DonorRates:
     latency = _between(before["latency"], after["latency"])
     return DonorRates(
         uri=str(after["uri"]),
+        name=health.name_of(after),
         state=str(after["state"]),
+        absence=health.absence(after),
         requests_per_s=per_s("reads") + per_s("writes"),
         read_bytes_per_s=per_s("read_bytes"),
         written_bytes_per_s=per_s("written_bytes"),

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from ghostbox import health
 from ghostbox.health import Level
 from ghostbox.plan import ImagePlan, VmPlan
 from ghostbox.prediction import Forecast
@@ -147,8 +148,8 @@ def status(found: VmStatus) -> RenderableType:
     head = pairs([("VM", found.name), ("state", state), ("up for", up_for)])
     if found.pager is None:
         return head
-    health = level(None if found.health is None else found.health.level)
-    rows = [("health", health), *_memory_rows(found.pager)]
+    word = level(None if found.health is None else found.health.level)
+    rows = [("health", word), *_memory_rows(found.pager)]
     return Group(head, pairs(rows), _donor_table(found.pager["donors"]))
 
 
@@ -194,11 +195,12 @@ def _us(histogram: Mapping[str, Any], key: str) -> str:
 
 
 def _donor_table(donors: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS", box=None, pad_edge=False)
+    table = Table("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS", "", box=None, pad_edge=False)
     for each in donors:
         color = DONOR_COLORS.get(each["state"], "red")
         sizes = [format_bytes(each[key]) for key in ("export_bytes", "read_bytes", "written_bytes")]
-        table.add_row(escape(each["uri"]), f"[{color}]{each['state']}[/]", *sizes, str(each["errors"]))
+        state, name = f"[{color}]{each['state']}[/]", health.name_of(each)
+        table.add_row(escape(name), state, *sizes, str(each["errors"]), escape(health.absence(each)))
     return table
 
 

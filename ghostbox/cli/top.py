@@ -127,11 +127,15 @@ def line(sample: Sample) -> str:
         f"out {_rate(sum(each.written_bytes_per_s for each in sample.donors))}",
         f"readahead {_percent(sample.readahead_accuracy)}",
     ]
-    down = [each.uri for each in sample.donors if each.state not in ("up", "removed")]
+    down = [_not_up(each) for each in sample.donors if each.state not in ("up", "removed")]
     parts += [] if sample.health.level is Level.OK else [f"MEMORY {sample.health.level.upper()}"]
-    parts += [f"slowest {sample.slowest_donor}"] if sample.slowest_donor else []
+    parts += [f"slowest {each.name}" for each in sample.donors if each.uri == sample.slowest_donor]
     parts += [f"NOT UP {', '.join(down)}"] if down else []
     return "  ".join(parts)
+
+
+def _not_up(donor: DonorRates) -> str:
+    return f"{donor.name} ({donor.absence})" if donor.absence else donor.name
 
 
 def view(sample: Sample) -> RenderableType:
@@ -206,14 +210,15 @@ def _donor_table(sample: Sample) -> Table:
         "DONOR", "STATE", "REQUESTS/S", "P50", "P99", "READ", "WRITTEN", "ERRORS", "", box=None, pad_edge=False
     )
     for each in sample.donors:
-        table.add_row(*_donor_cells(each), "[yellow]slowest[/]" if each.uri == sample.slowest_donor else "")
+        slowest = "[yellow]slowest[/]" if each.uri == sample.slowest_donor else ""
+        table.add_row(*_donor_cells(each), escape(each.absence) or slowest)
     return table
 
 
 def _donor_cells(donor: DonorRates) -> tuple[str, ...]:
     color = show.DONOR_COLORS.get(donor.state, "red")
     return (
-        escape(donor.uri),
+        escape(donor.name),
         f"[{color}]{donor.state}[/]",
         f"{donor.requests_per_s:,.0f}",
         _us(donor.p50_us),

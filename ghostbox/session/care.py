@@ -78,7 +78,7 @@ class Care:
             if self._lives(record):
                 self._tried("pager", self.recover)
             return True
-        for event, text, donor in changes(self._before, found, self._names(record)):
+        for event, text, donor in changes(self._before, found, record.donor_names()):
             events.append(self._book.files, event, text, donor=donor)
         self._before = found
         for what, wanted, step in (
@@ -122,7 +122,7 @@ class Care:
             if away and not record.paused and connection.state(record.domain) is DomainState.RUNNING:
                 self._book.save(replace(record, paused=True))
                 connection.suspend(record.domain)
-                names = self._names(record)
+                names = record.donor_names()
                 missing = ", ".join(names.get(str(donor["uri"]), str(donor["uri"])) for donor in away)
                 text = f"the VM is paused until {missing} is back"
                 events.append(self._book.files, "paused", text, donor=str(away[0]["uri"]))
@@ -194,9 +194,6 @@ class Care:
         qemu = hypervisor.find_qemu(record.uuid)
         self._pid = 0 if qemu is None else qemu.pid
         return qemu is not None
-
-    def _names(self, record: Record) -> dict[str, str]:
-        return {lease.nbd_uri: lease.donor for lease in record.leases if lease.nbd_uri is not None}
 
     def _backup_is_gone(self, record: Record) -> bool:
         return record.backup is not None and Made.BACKUP in record.made and not backup.find(self._book.files)
@@ -290,7 +287,8 @@ def changes(before: Status | None, after: Status, names: Mapping[str, str]) -> l
         was, now = old.get(uri, donor)["state"], str(donor["state"])
         name = "the copy on disk" if donor.get("backup") else f"donor {names.get(uri, uri)}"
         if now not in (was, "draining", "drained", "removed"):
-            found.append((f"donor-{now}", f"{name} was {was} and is {now}", uri))
+            why = f": {donor['why']}" if now == "down" and donor.get("why") else ""
+            found.append((f"donor-{now}", f"{name} was {was} and is {now}{why}", uri))
         lost = int(donor.get("lost_pages", 0)) - int(old.get(uri, donor).get("lost_pages", 0))
         if lost > 0:
             found.append(("memory-lost", f"{format_bytes(lost * PAGE_BYTES)} were on {name} ({uri}) alone", uri))

@@ -135,6 +135,10 @@ class Record:
         """Return the record without ``thing``."""
         return replace(self, made=self.made - {thing})
 
+    def donor_names(self) -> dict[str, str]:
+        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs."""
+        return {lease.nbd_uri: lease.donor for lease in self.leases if lease.nbd_uri is not None}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Return the record that `to_json` wrote."""

@@ -67,6 +67,8 @@ class VmInfo:
 class VmStatus:
     """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers.
 
+    Each of its donors has a ``name`` more, by which people know it, unless there is none.
+
     ``paused_for_donor``: the supervisor paused it, and will let it go on.
     """
 
@@ -155,6 +157,8 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
     running = state in _ALIVE
     found = pager.status(book.files.pager_control) if running else None
     qemu = hypervisor.find_qemu(record.uuid) if running else None
+    if found is not None:
+        found["donors"] = _named(record, found["donors"])
     return VmStatus(
         name=record.name,
         state=state,
@@ -171,8 +175,12 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
 def _health(record: Record, found: dict[str, Any] | None) -> Health | None:
     if found is None:
         return None
-    addresses = {lease.nbd_uri: lease.donor for lease in record.leases if lease.nbd_uri is not None}
-    return health.assess(record.name, found, addresses)
+    return health.assess(record.name, found, record.donor_names())
+
+
+def _named(record: Record, donors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = record.donor_names()
+    return [{**each, "name": names[each["uri"]]} if each["uri"] in names else each for each in donors]
 
 
 def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:

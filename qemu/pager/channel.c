@@ -226,12 +226,14 @@ static void go_down(struct channel *channel, int epoll_fd, const char *why)
 {
     struct donor *donor = channel->donor;
 
-    if (atomic_load(&donor->removed))
+    if (atomic_load(&donor->removed)) {
         log_info("donor %s: connection closed", donor->uri);
-    else if (channel->state == CHANNEL_UP)
+    } else if (channel->state == CHANNEL_UP) {
         log_warning("donor %s: connection lost: %s; trying again", donor->uri, why);
-    else
-        log_debug("donor %s: no connection: %s", donor->uri, why);
+        cause_note_said(channel, why);
+    } else {
+        cause_note(channel, why);
+    }
     unpoll(channel, epoll_fd);
     assert(channel->in_flight == 0 || channel->state == CHANNEL_CONNECTING);
     wire_destroy(channel->wire);
@@ -340,6 +342,7 @@ static void connected(struct channel *channel)
         atomic_fetch_add(&donor->counters.reconnects, 1);
     }
     channel->inherited = false;
+    cause_clear(channel);
     set_state(channel, CHANNEL_UP);
 }
 

@@ -21,6 +21,7 @@
 #ifndef GHOSTBOX_DONOR_H
 #define GHOSTBOX_DONOR_H
 
+#include "cause.h"
 #include "histogram.h"
 #include "pulse.h"
 
@@ -70,11 +71,12 @@ struct channel {
     int fd;                 /* registered with the loop, -1 if none */
     uint32_t polled;        /* EPOLL* now registered */
     uint32_t in_flight;
-    uint64_t retry_ns;   /* DOWN: when to try again */
-    bool inherited;      /* an earlier pager used this donor, and we have not been connected to it so far */
-    uint64_t n_ended;    /* requests */
-    uint64_t n_chunks;   /* of reads by libnbd */
-    uint64_t longest_ns; /* request since the last look */
+    uint64_t retry_ns;       /* DOWN: when to try again */
+    bool inherited;          /* an earlier pager used this donor, and we have not been connected to it so far */
+    uint64_t n_ended;        /* requests */
+    uint64_t n_chunks;       /* of reads by libnbd */
+    uint64_t longest_ns;     /* request since the last look */
+    char cause[CAUSE_BYTES]; /* why it is not up: cause.h */
     struct beat beat;
     struct request *done_head, **done_tail;
 };
@@ -112,6 +114,8 @@ struct donor {
     _Atomic uint64_t down_since_ns; /* when the first of its connections broke; 0: all are up */
     _Atomic uint32_t smoothed_us;   /* latency of late */
     _Atomic bool slow;              /* used last */
+    /* The latest of its channels', and the latest that the log has: cause.c, under its lock. */
+    char cause[CAUSE_BYTES], told_cause[CAUSE_BYTES];
     bool can_trim;
     bool libnbd_only; /* --transport libnbd */
     struct channel channels[CHANNEL_CLASSES];

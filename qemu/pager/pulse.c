@@ -97,7 +97,11 @@ void pulse_to_json(struct donor *donor, json_t *status)
     uint64_t since_ns = atomic_load(&donor->down_since_ns), now_ns = clock_ns();
     double down_s = since_ns && now_ns > since_ns ? (double)(now_ns - since_ns) / 1e9 : 0.0;
 
+    char cause[CAUSE_BYTES];
+
+    cause_get(donor, cause);
     json_object_set_new(status, "down_s", since_ns ? json_real(down_s) : json_null());
+    json_object_set_new(status, "why", since_ns && *cause ? json_string(cause) : json_null());
     json_object_set_new(status, "smoothed_us", json_integer(atomic_load(&donor->smoothed_us)));
     json_object_set_new(status, "slow", json_boolean(atomic_load(&donor->slow)));
 }

@@ -45,7 +45,7 @@ void pulse_note_state(struct donor *donor, uint64_t now_ns);
  * answers that take longer make a donor slow.
  */
 void pulse_look(struct channel *channel, int epoll_fd, uint64_t now_ns, uint64_t slow_ns);
-/* Adds what is known to a donor's status: "down_s" (null while up), "smoothed_us", "slow". */
+/* Adds what is known to a donor's status: "down_s" and "why" (null while up), "smoothed_us", "slow". */
 void pulse_to_json(struct donor *donor, json_t *status);
 /* A new connection: the kernel gives it up when what we sent is not acknowledged, too. */
 void pulse_guard(const struct channel *channel, int fd);

@@ -61,6 +61,12 @@ def test_memory_that_is_well_has_no_problem() -> None:
             " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
         ),
         (
+            {"state": "down", "down_s": 12.0, "why": "connection refused"},
+            "donor attic:10810 has not answered for 12.0 s: connection refused; it holds 64 MiB",
+            "start it again, or look at its cable;"
+            " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
+        ),
+        (
             {"state": "lost", "lost_pages": 512},
             f"donor attic:10810 ({A}) came back without its memory: 2 MiB had no other copy",
             "ghostbox donor drain attic:10810 --vm lab",

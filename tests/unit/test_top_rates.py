@@ -7,9 +7,10 @@ import copy
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ghostbox import top
-from ghostbox.cli.top import line
+from ghostbox.cli.top import line, view
 
 
 def histogram(*buckets: tuple[float, int]) -> dict[str, Any]:
@@ -110,6 +111,24 @@ def test_quantiles(q: float, expected: float) -> None:
 def test_line_shows_that_the_memory_is_not_well() -> None:
     assert "MEMORY DEGRADED" in line(later(health="degraded"))
     assert "MEMORY" not in line(later(health="ok"))
+
+
+def test_donors_have_the_names_that_people_know_and_uris_only_where_there_is_none() -> None:
+    busy = [
+        donor("nbd://a/x", state="down", down_s=12.0, why="connection refused", latency=histogram((20.0, 1))),
+        donor("nbd://b/x", latency=histogram((90.0, 2))),
+        donor("nbd://c/x", backup=True),
+    ]
+    before = {**status(), "donors": [donor(each["uri"]) for each in busy]}
+    found = top.rates("vm", before, {**status(), "donors": busy}, 1.0, {"nbd://a/x": "attic:10810"})
+    assert [each.name for each in found.donors] == ["attic:10810", "nbd://b/x", "the copy on disk"]
+    text = line(found)
+    assert "NOT UP attic:10810 (away 12.0 s: connection refused)" in text
+    assert "slowest nbd://b/x" in text
+    with (console := Console(width=200)).capture() as captured:
+        console.print(view(found))
+    assert "away 12.0 s: connection refused" in captured.get()
+    assert "nbd://a/x" not in captured.get()
 
 
 def test_line_shows_a_donor_that_is_down() -> None:

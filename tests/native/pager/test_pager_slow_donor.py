@@ -127,6 +127,27 @@ def test_a_donor_that_accepts_and_never_negotiates_is_given_up_and_tried_again()
         assert client.result("read")["value"] == 4
 
 
+def test_why_a_donor_is_away_is_said_once_a_cause_and_shown_until_it_is_back() -> None:
+    def why() -> str | None:
+        return pager.status()["donors"][0]["why"]
+
+    def said(cause: str) -> int:
+        return pager.log().count(f"warning ghostbox-pager: donor {donor.uri('a')}: no connection: {cause}; trying again")
+
+    with running_memserver(a="16M") as donor, running_pager([donor.uri("a")], log_level="debug") as pager:
+        assert why() is None
+        donor.process.kill()
+        donor.process.wait(10)
+        wait_until(lambda: why() == "connection refused", timeout_s=20, what="the first cause")
+        tried = pager.log().count("no connection")
+        wait_until(lambda: pager.log().count("no connection") > tried + 6, timeout_s=20, what="more attempts")
+        with running_memserver(b="16M", options=["--port", donor.address.rpartition(":")[2]]):
+            wait_until(lambda: why() == "server has no export named 'a'", timeout_s=20, what="the second cause")
+        wait_until(lambda: said("connection refused") == 2, timeout_s=20, what="the first one again")
+        assert pager.status()["donors"][0]["down_s"] > 0
+        assert (said("connection refused"), said("server has no export named 'a'")) == (2, 1)
+
+
 def test_a_pager_does_not_start_with_a_donor_that_never_negotiates(place: Path) -> None:
     with hostile_donor(16 << 20) as donor:
         donor.talks.clear()
