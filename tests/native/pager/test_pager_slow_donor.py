@@ -132,7 +132,9 @@ def test_why_a_donor_is_away_is_said_once_a_cause_and_shown_until_it_is_back() -
         return pager.status()["donors"][0]["why"]
 
     def said(cause: str) -> int:
-        return pager.log().count(f"warning ghostbox-pager: donor {donor.uri('a')}: no connection: {cause}; trying again")
+        return pager.log().count(
+            f"warning ghostbox-pager: donor {donor.uri('a')}: no connection: {cause}; trying again"
+        )
 
     with running_memserver(a="16M") as donor, running_pager([donor.uri("a")], log_level="debug") as pager:
         assert why() is None
