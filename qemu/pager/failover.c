@@ -31,10 +31,12 @@ static void lose_page(struct fault_loop *loop, uint32_t page)
     pager->table.pages[page].flags &= (uint8_t) ~(PAGE_F_WANTED | PAGE_F_READAHEAD);
     COUNT(pager->counters.poisoned, 1);
     struct place place = pool_place(&pager->pool, page);
+    bool can_poison = pager->features.have[FEATURE_POISON];
 
-    log_error("page %u is lost: donor %s cannot return offset %llu; access to it is SIGBUS from now on", page,
-              place.donor->uri, (unsigned long long)place.offset);
-    if (region)
+    log_error("page %u is lost: donor %s cannot return offset %llu; %s", page, place.donor->uri,
+              (unsigned long long)place.offset,
+              can_poison ? "access to it is SIGBUS from now on" : "who touches it waits for ever");
+    if (region && can_poison)
         region_poison(region, page);
 }
 
@@ -90,6 +92,15 @@ bool fetch_pick_older(const struct fault_loop *loop, const struct fetch *fetch, 
     return found;
 }
 
+/* No donor that is not lost holds the page, in whatever state. */
+static bool memory_gone(const struct fault_loop *loop, const struct fetch *fetch)
+{
+    struct place place;
+
+    return !pool_pick(&loop->pager->pool, fetch->page, CHANNEL_DEMAND, 0, &place) &&
+           !fetch_pick_older(loop, fetch, &place);
+}
+
 /* After a round: whether no copy can give the page any more. */
 static bool is_lost(const struct fault_loop *loop, struct fetch *fetch)
 {
@@ -114,7 +125,7 @@ static void end_round(struct fault_loop *loop, struct fetch *fetch)
         fetch_retry_later(loop, fetch, RETRY_NS);
         return;
     }
-    if (!pager->features.have[FEATURE_POISON]) {
+    if (!pager->features.have[FEATURE_POISON] && !memory_gone(loop, fetch)) {
         log_error("page %u cannot be read from donor %s; its reader waits", fetch->page,
                   pool_place(&pager->pool, fetch->page).donor->uri);
         fetch_retry_later(loop, fetch, RETRY_LOST_NS);

@@ -351,6 +351,8 @@ static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t
         p->flags |= PAGE_F_WANTED;
         break;
     case PAGE_POISONED:
+        if (!loop->pager->features.have[FEATURE_POISON])
+            break; /* it waits for ever */
         region_poison(region, page);
         region_wake(region, page, 1);
         break;

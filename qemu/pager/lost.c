@@ -3,9 +3,9 @@
  * Donors whose memory is gone, or that count as lost by --on-donor-loss poison.
  *
  * A STALE copy of what only they held is better than none: it is taken for CURRENT, and the checksum of each page
- * tells whether it is one of those whose writes were missed. Where there is none, the pages are poisoned. Then their
- * extents, where there is room, get a copy elsewhere, in which nothing lies: so what is here of them, or will be
- * written, has a place to go.
+ * tells whether it is one of those whose writes were missed. Where there is none, the pages are poisoned, or, with
+ * --lost-pages wait, whoever touches them waits for ever. Then their extents, where there is room, get a copy
+ * elsewhere, in which nothing lies: so what is here of them, or will be written, has a place to go.
  */
 #include "clock.h"
 #include "evict.h"
@@ -194,7 +194,7 @@ void lost_mind(struct evict_loop *loop)
             tell_loss(loop, i);
         loop->rebuild.lost_seen |= (uint64_t)lost << i;
     }
-    for (uint32_t e = 0; any && pager->features.have[FEATURE_POISON] && e < pager->pool.n_extents; e++)
+    for (uint32_t e = 0; any && e < pager->pool.n_extents; e++)
         if (extent_lost(&pager->pool, e, &copy))
             revive(loop, e, copy);
 }

@@ -302,6 +302,32 @@ def test_the_only_donor_is_gone_for_good_and_only_its_pages_are_lost() -> None:
             assert pager.status()["pool"]["missing_copies"] == 0
 
 
+def test_who_waits_for_lost_memory_holds_up_nobody_else() -> None:
+    """With --lost-pages wait: what is written from then on to extents that lost their only copy has a place to go."""
+    options: dict[str, Any] = {"pool": "16M", "extent": "1M", "on_donor_loss": "poison", "poison_after": "1"}
+    with donors(3, "8M") as (one, two, three):
+        uris = [donor.uri("a") for donor in (one, two, three)]
+        with (
+            running_pager(uris[:2], cache="2M", readahead="0", lost_pages="wait", **options) as pager,
+            memory_client("16M", pager) as client,
+        ):
+            client.command("fill", seed=6, first=0, n=2048)
+            client.start("read", first=3 * 256)
+            assert client.result("read")["ok"], "extents are dealt out in turn: the odd ones are on the second donor"
+            kill(one)
+            wait_until(lambda: pager.status()["health"] == "lost", timeout_s=20, what="the loss to be noticed")
+            assert "that only it held are lost: who touches them waits for ever" in pager.log()
+            client.start("read", first=0)
+            assert client.answers_nothing("read", for_s=0.5)
+            pager.command("add-donor", uri=uris[2])
+            wait_until(lambda: donor_status(pager, uris[0])["used_slots"] == 0, timeout_s=20, what="new extents")
+            client.command("fill", seed=7, first=2048, n=2048)
+            client.command("verify", seed=7, first=2048, n=2048)
+            client.command("verify", seed=6, first=256, n=256)
+            assert pager.status()["pages"]["poisoned"] >= 6 * 256 // 2
+            assert client.answers_nothing("read", for_s=0.5)
+
+
 def test_an_older_copy_is_better_than_none() -> None:
     """One donor misses writes, the other is lost for good: only pages that were written meanwhile are lost."""
     with donors(2) as (one, two):
