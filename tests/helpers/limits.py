@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What a machine can run out of, for real: a tiny file system, a control group with little memory."""
+"""What a machine can run out of, for real: a tiny file system, a control group with little memory or far too little."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ from pathlib import Path
 import pytest
 
 from ghostbox import processes
+from ghostbox.units import MIB
+
+_THRASHED_BYTES = 96 * MIB
+_THRASH = """
+import mmap, os, sys
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, prot=mmap.PROT_READ)
+sys.stdin.read(1)
+while True:
+    sum(memory[at] for at in range(0, len(memory), 4096))
+"""
 
 
 @dataclass(frozen=True)
@@ -90,3 +101,37 @@ def memory_group(pid: int, limit_bytes: int) -> Iterator[Path]:
             (parent / "cgroup.procs").write_text(left)
         processes.wait_until(lambda: not (group / "cgroup.procs").read_text(), timeout_s=10, what="an empty group")
         group.rmdir()
+
+
+@contextlib.contextmanager
+def memory_pressure(directory: Path) -> Iterator[Path]:
+    """Have a process read a file again and again that its control group has no room to keep, until the end of the block.
+
+    Yields:
+        The kernel's file that tells of the pressure: the group's own, or the machine's where groups have none.
+    """
+    place = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=True)
+    if place.stdout.strip() == "tmpfs":
+        pytest.skip("cannot run here: a file on a tmpfs is never read from a disk again")
+    file = directory / "thrashed"
+    with file.open("wb") as stream:
+        stream.write(os.urandom(MIB) * (_THRASHED_BYTES // MIB))
+        stream.flush()
+        os.fsync(stream.fileno())
+        # Its pages are to be charged to who reads them.
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with subprocess.Popen([sys.executable, "-c", _THRASH, file], stdin=subprocess.PIPE) as thrasher:
+        try:
+            with memory_group(thrasher.pid, 24 * MIB) as group:
+                pressure = group / "memory.pressure"
+                if not pressure.exists():
+                    pressure = Path("/proc/pressure/memory")
+                if not pressure.exists():
+                    pytest.skip("cannot run here: the kernel tells of no memory pressure (psi=1)")
+                assert thrasher.stdin is not None
+                thrasher.stdin.write(b"x")
+                thrasher.stdin.flush()
+                yield pressure
+        finally:
+            thrasher.kill()
+            file.unlink()

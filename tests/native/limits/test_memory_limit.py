@@ -11,9 +11,11 @@ import pytest
 
 from ghostbox import processes
 from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.errors import DonorError
+from ghostbox.memserver.leases import DrainCause
 from ghostbox.units import MIB
 from helpers.donor import running_donor
-from helpers.limits import memory_group
+from helpers.limits import memory_group, memory_pressure
 from helpers.memserver import running_server
 from helpers.nbd_raw import connect
 from helpers.pager import memory_client, running_pager
@@ -63,3 +65,16 @@ def test_memory_taken_away_by_the_control_group_ends_the_data_plane_and_the_host
             assert pager.status()["pages"]["poisoned"] >= 0
             guest.process.kill()
             guest.process.wait(10)
+
+
+def test_pressure_that_the_kernel_tells_of_drains_a_donor(tmp_path: Path) -> None:
+    """Somebody else on the donor's machine has too little memory: real reclaim, real waiting, the kernel's own figures."""
+    with (
+        memory_pressure(tmp_path) as pressure,
+        running_donor(tmp_path, drain_on_pressure="3%", pressure_file=str(pressure)) as donor,
+        DonorClient(donor.address) as client,
+    ):
+        donor.wait_for_log("memory pressure: something waited for memory in ", timeout_s=60)
+        assert client.status().drain_causes == (DrainCause.PRESSURE,)
+        with pytest.raises(DonorError, match="this donor is short of memory and gives no new leases"):
+            client.create_lease("one", 4 * MIB, ANA)
