@@ -105,7 +105,7 @@ def memory_group(pid: int, limit_bytes: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def memory_pressure(directory: Path) -> Iterator[Path]:
-    """Have a process read a file again and again that its control group has no room to keep, until the end of the block.
+    """Have a process read a file that its control group has no room to keep, again and again, to the end of the block.
 
     Yields:
         The kernel's file that tells of the pressure: the group's own, or the machine's where groups have none.

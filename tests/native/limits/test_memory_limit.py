@@ -68,7 +68,7 @@ def test_memory_taken_away_by_the_control_group_ends_the_data_plane_and_the_host
 
 
 def test_pressure_that_the_kernel_tells_of_drains_a_donor(tmp_path: Path) -> None:
-    """Somebody else on the donor's machine has too little memory: real reclaim, real waiting, the kernel's own figures."""
+    """Somebody else on the donor's machine has too little memory: real reclaim, real waiting, the kernel's figures."""
     with (
         memory_pressure(tmp_path) as pressure,
         running_donor(tmp_path, drain_on_pressure="3%", pressure_file=str(pressure)) as donor,
