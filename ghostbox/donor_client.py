@@ -26,6 +26,7 @@ from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, LeaseExist
 
 CONTROL_PORT = 10810
 _NBD_GREETING = b"NBDMAGIC"  # NBD specification, "fixed newstyle negotiation"
+_DONOR_HEADER = "GhostBox-Donor"
 _FOREIGN_API = "it does not speak the donors' API"
 _PROBE_TIMEOUT_S = 1.0
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
@@ -66,7 +67,7 @@ class Holder:
 class DonorStatus:
     """A donor's account of itself. ``address`` is where it was asked; ``leases`` counts them.
 
-    What an older donor does not tell has a default.
+    What an older donor does not tell has a default; ``id`` is then empty.
     """
 
     address: str
@@ -82,6 +83,7 @@ class DonorStatus:
     draining: bool
     drain_causes: tuple[str, ...] = ()
     memory_pressure: float | None = None
+    id: str = ""
 
     @property
     def state(self) -> str:
@@ -92,9 +94,14 @@ class DonorStatus:
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease on the donor at ``donor_address``; another ``incarnation`` is other memory."""
+    """A lease on the donor at ``donor_address``; another ``incarnation`` is other memory.
+
+    ``donor_name`` and ``donor_id`` are who that was; the id is empty for a donor of an older version.
+    """
 
     donor_address: str
+    donor_name: str
+    donor_id: str
     nbd_port: int
     name: str
     export: str
@@ -105,6 +112,17 @@ class Lease:
     created_at: datetime
     connections: int
     idle_s: float
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What the server at a donor's address says of a lease: its incarnation, None if it has no such lease.
+
+    ``donor_id`` tells which server that is; empty if it does not say.
+    """
+
+    donor_id: str
+    incarnation: str | None
 
 
 def parse_address(text: str) -> Address:
@@ -138,7 +156,7 @@ class DonorClient:
             timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
             trust_env=False,  # a web proxy has no business between a host and its donors
         )
-        self._nbd_port: int | None = None
+        self._seen: DonorStatus | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +195,16 @@ class DonorClient:
         Raises:
             NotFound: no such lease, or its memory was lost.
         """
-        return self._lease(self._request("GET", f"/v1/leases/{quote(name, safe='')}"))
+        return self._lease(self._request("GET", _lease_path(name)))
+
+    def look_for(self, name: str) -> Sighting:
+        """Ask whoever answers at the address for a lease, and who that is: the one who lent it, or another."""
+        answer = self._send("GET", _lease_path(name))
+        donor_id = answer.headers.get(_DONOR_HEADER, "")
+        try:
+            return Sighting(donor_id, self._lease(self._document(answer)).incarnation)
+        except NotFound:
+            return Sighting(donor_id, None)
 
     def create_lease(self, name: str, size_bytes: int, holder: Holder) -> Lease:
         """Make a lease; its export reads as zeroes.
@@ -187,7 +214,7 @@ class DonorClient:
             DonorTooSmall: less is free.
         """
         body = {"name": name, "size_bytes": size_bytes, "holder": {"host": holder.host, "vm": holder.vm}}
-        self._nbd_port_of_donor()  # before anything is made that would have to be undone
+        self._donor()  # before anything is made that would have to be undone
         return self._lease(self._request("POST", "/v1/leases", json=body))
 
     def release_lease(self, name: str, *, force: bool = False) -> None:
@@ -197,8 +224,7 @@ class DonorClient:
             NotFound: no such lease.
             DonorError: connections are open and not ``force``.
         """
-        path = f"/v1/leases/{quote(name, safe='')}"
-        self._request("DELETE", path, params={"force": "true" if force else "false"})
+        self._request("DELETE", _lease_path(name), params={"force": "true" if force else "false"})
 
     def _status(self, document: Any) -> DonorStatus:
         fields = self._dict(document)
@@ -208,14 +234,19 @@ class DonorClient:
             status = DonorStatus(address=str(self.address), **known)
         except TypeError as err:
             raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
-        self._nbd_port = status.nbd_port
+        self._seen = status
         return status
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
+        return self._document(self._send(method, path, **options))
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, **options)
+            return self._http.request(method, path, **options)
         except httpx.TransportError as err:
             raise self._unanswered(err) from err
+
+    def _document(self, answer: httpx.Response) -> Any:
         if answer.status_code == 204:
             return None
         try:
@@ -283,9 +314,12 @@ class DonorClient:
     def _lease(self, document: Any) -> Lease:
         fields = self._dict(document)
         try:
+            donor = self._donor()
             more: dict[str, Any] = {
                 "donor_address": str(self.address),
-                "nbd_port": self._nbd_port_of_donor(),
+                "donor_name": donor.name,
+                "donor_id": donor.id,
+                "nbd_port": donor.nbd_port,
                 "holder": Holder(**fields["holder"]),
                 "created_at": datetime.fromisoformat(fields["created_at"]),
             }
@@ -293,13 +327,18 @@ class DonorClient:
         except (KeyError, TypeError, ValueError) as err:
             raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
 
-    def _nbd_port_of_donor(self) -> int:
-        return self.status().nbd_port if self._nbd_port is None else self._nbd_port
+    def _donor(self) -> DonorStatus:
+        return self.status() if self._seen is None else self._seen
+
+
+def _lease_path(name: str) -> str:
+    return f"/v1/leases/{quote(name, safe='')}"
 
 
 def _known(kind: type[DonorStatus] | type[Lease], fields: dict[str, Any]) -> dict[str, Any]:
     """Return those of an answer's fields that can be taken as they are; a newer donor may send more."""
-    made_here = {"address", "donor_address", "nbd_port", "holder", "created_at"} if kind is Lease else {"address"}
+    of_lease = {"donor_address", "donor_name", "donor_id", "nbd_port", "holder", "created_at"}
+    made_here = of_lease if kind is Lease else {"address"}
     return {key: value for key, value in fields.items() if key in kind.__dataclass_fields__.keys() - made_here}
 
 

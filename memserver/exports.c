@@ -103,7 +103,7 @@ static struct export **export_find_text(struct exports *exports, const char *nam
     return export_find(exports, (const uint8_t *)name, strlen(name));
 }
 
-static int export_new(struct export **out, const char *name, uint64_t size_bytes)
+static int export_new(struct export **out, const char *name, uint64_t size_bytes, const char *donor_id)
 {
     struct export *export = calloc(1, sizeof(*export));
     if (export == NULL) {
@@ -116,6 +116,7 @@ static int export_new(struct export **out, const char *name, uint64_t size_bytes
     }
     snprintf(export->name, sizeof(export->name), "%s", name);
     uuid_make(export->incarnation);
+    export->donor_id = donor_id;
     atomic_store(&export->active_at_ms, clock_coarse_ms());
     *out = export;
     return 0;
@@ -138,7 +139,7 @@ int export_add(struct exports *exports, const char *name, uint64_t size_bytes, u
     } else if (needed_bytes > *free_bytes) {
         rc = -ENOSPC;
     } else {
-        rc = export_new(at, name, size_bytes);
+        rc = export_new(at, name, size_bytes, exports->donor_id);
     }
     if (rc == 0) {
         exports->exported_bytes += needed_bytes;

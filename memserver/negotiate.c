@@ -13,8 +13,10 @@
 
 #define ALLOCATION_CONTEXT    "base:allocation"
 #define ALLOCATION_CONTEXT_ID 1u
-/* Ends in the incarnation: by it a client that connects again knows whether this is still the memory it filled. */
+/* What follows is the incarnation: by it a client that connects again knows whether this is still the memory that it
+ * filled; and the donor's id: by it, if it is not, whether that memory is gone, or another donor answers here. */
 #define DESCRIPTION           "GhostBox memory "
+#define DESCRIPTION_DONOR     ", donor "
 #define PREFERRED_BLOCK_BYTES 4096u
 
 /* The data of one option, taken from the front. A read beyond the end sets `bad` and gives zeroes. */
@@ -132,14 +134,15 @@ static enum connection_parse option_list(struct connection *connection, struct o
 
 struct export_facts {
     uint64_t size_bytes;
-    char description[sizeof(DESCRIPTION) + UUID_TEXT_BYTES];
+    char description[sizeof(DESCRIPTION) + UUID_TEXT_BYTES + sizeof(DESCRIPTION_DONOR) + DONOR_ID_MAX];
 };
 
 static void export_facts_read(void *ctx, const struct export *export)
 {
     struct export_facts *facts = ctx;
     facts->size_bytes = export->store.size_bytes;
-    snprintf(facts->description, sizeof(facts->description), DESCRIPTION "%s", export->incarnation);
+    snprintf(facts->description, sizeof(facts->description), DESCRIPTION "%s%s%s", export->incarnation,
+             export->donor_id != NULL ? DESCRIPTION_DONOR : "", export->donor_id != NULL ? export->donor_id : "");
 }
 
 static void info_export_add(struct connection *connection, uint32_t option, uint64_t size_bytes)

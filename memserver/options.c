@@ -35,6 +35,8 @@ static const char usage[] =
     "  --handshake-timeout N   seconds a client has to choose an export (30)\n"
     "  --peer-timeout N        seconds after which a client is given up that has vanished, or takes nothing of what\n"
     "                          it asked for (60)\n"
+    "  --donor-id ID           who lends this memory: up to 64 letters, digits or '-'; clients tell by it whether\n"
+    "                          memory that is gone was this donor's (none)\n"
     "  --log-file FILE         append log lines to FILE instead of stderr\n"
     "  --log-level LEVEL       error, warning, info or debug (info)\n"
     "  --version, --help\n";
@@ -51,6 +53,7 @@ enum {
     OPT_MAX_CONNECTIONS,
     OPT_HANDSHAKE_TIMEOUT,
     OPT_PEER_TIMEOUT,
+    OPT_DONOR_ID,
     OPT_LOG_FILE,
     OPT_LOG_LEVEL,
     OPT_VERSION,
@@ -69,6 +72,7 @@ static const struct option long_options[] = {
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"peer-timeout", required_argument, NULL, OPT_PEER_TIMEOUT},
+    {"donor-id", required_argument, NULL, OPT_DONOR_ID},
     {"log-file", required_argument, NULL, OPT_LOG_FILE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -143,6 +147,16 @@ static enum options_result port_option(struct options *options, const char *text
     return number_option("--port", text, 0, 65535, &port);
 }
 
+static enum options_result donor_id_option(struct options *options, const char *text)
+{
+    size_t length = strlen(text);
+    size_t good = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-");
+    options->donor_id = text;
+    return length > 0 && length <= DONOR_ID_MAX && good == length
+               ? OPTIONS_OK
+               : wrong("--donor-id: '%s' is not 1 to %u letters, digits or '-'", text, DONOR_ID_MAX);
+}
+
 static enum options_result option_take(struct options *options, int option, const char *text)
 {
     switch (option) {
@@ -173,6 +187,8 @@ static enum options_result option_take(struct options *options, int option, cons
         return number_option("--handshake-timeout", text, 1, 3600, &options->handshake_limit_s);
     case OPT_PEER_TIMEOUT:
         return number_option("--peer-timeout", text, 1, 3600, &options->peer_limit_s);
+    case OPT_DONOR_ID:
+        return donor_id_option(options, text);
     case OPT_LOG_FILE:
         options->log_path = text;
         return OPTIONS_OK;

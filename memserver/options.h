@@ -27,6 +27,7 @@ struct options {
     unsigned max_connections;
     unsigned handshake_limit_s;
     unsigned peer_limit_s;
+    const char *donor_id; /* NULL: none */
     const char *log_path; /* NULL: stderr */
     enum log_level log_level;
 };

@@ -138,6 +138,7 @@ int server_open(struct server *server, const struct options *options)
 {
     *server = (struct server){.options = options, .listen_fd = -1, .quit_fd = -1, .started_at_ms = clock_coarse_ms()};
     exports_open(&server->exports, options->size_bytes);
+    server->exports.donor_id = options->donor_id;
     int rc = -ENOMEM;
     /* Counters have cache lines of their own. */
     server->workers = aligned_alloc(_Alignof(struct worker), options->n_threads * sizeof(struct worker));

@@ -15,9 +15,11 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import ghostbox
 from ghostbox.memserver.body_limit import BodyLimit
+from ghostbox.memserver.identity import Identity
 from ghostbox.memserver.leases import DrainCause, Lease, LeaseBook, LeaseRefused
 from ghostbox.memserver.models import (
     LEASE_NAME,
@@ -53,8 +55,26 @@ _CODE_OF_HTTP = {404: "unknown-route", 405: "method-not-allowed"}
 LeaseName = Annotated[str, Path(description="Name of the lease.", pattern=LEASE_NAME)]
 
 
-def make_app(name: str, book: LeaseBook) -> FastAPI:
-    """Return the application that serves ``book`` for the memserver called ``name``."""
+class _Signature:
+    """ASGI middleware: every answer says by whom it was given, errors too."""
+
+    def __init__(self, app: ASGIApp, donor_id: str) -> None:
+        self._app = app
+        self._header = (b"ghostbox-donor", donor_id.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), self._header]
+            await send(message)
+
+        await self._app(scope, receive, signed)
+
+
+def make_app(who: Identity, book: LeaseBook) -> FastAPI:
+    """Return the application that serves ``book`` for the memserver ``who``."""
     app = FastAPI(
         title="GhostBox donor",
         description="Lends this machine's RAM: one lease is one NBD export of the same name.",
@@ -63,8 +83,9 @@ def make_app(name: str, book: LeaseBook) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimit)
-    _add_status(app, name, book)
-    _add_drain(app, name, book)
+    app.add_middleware(_Signature, donor_id=who.id)
+    _add_status(app, who, book)
+    _add_drain(app, who, book)
     _add_lease_queries(app, book)
     _add_lease_changes(app, book)
     _add_error_forms(app)
@@ -79,13 +100,13 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": f"Code {' or '.join(codes[status])}."} for status in statuses}
 
 
-def _add_status(app: FastAPI, name: str, book: LeaseBook) -> None:
+def _add_status(app: FastAPI, who: Identity, book: LeaseBook) -> None:
     @app.get("/v1/status", summary="Sizes and state of this donor", responses=_errors(503))
     def status() -> DonorStatus:
-        return _status(name, book)
+        return _status(who, book)
 
 
-def _add_drain(app: FastAPI, name: str, book: LeaseBook) -> None:
+def _add_drain(app: FastAPI, who: Identity, book: LeaseBook) -> None:
     @app.put(
         "/v1/drain",
         summary="Ask for the memory back: no new leases; hosts that follow `draining` move their pages away",
@@ -93,24 +114,25 @@ def _add_drain(app: FastAPI, name: str, book: LeaseBook) -> None:
     )
     def drain() -> DonorStatus:
         book.drain(DrainCause.ASKED)
-        status = _status(name, book)
+        status = _status(who, book)
         _log.warning("asked to drain: no new leases are given, %d are held", status.leases)
         return status
 
     @app.delete("/v1/drain", summary="Take the drain that was asked for back", responses=_errors(500, 503))
     def keep() -> DonorStatus:
         book.stop_draining(DrainCause.ASKED)
-        status = _status(name, book)
+        status = _status(who, book)
         _log.warning(
             "the drain was taken back%s", ", another goes on" if status.draining else ": leases are given again"
         )
         return status
 
 
-def _status(name: str, book: LeaseBook) -> DonorStatus:
+def _status(who: Identity, book: LeaseBook) -> DonorStatus:
     now = book.status()
     return DonorStatus(
-        name=name,
+        name=who.name,
+        id=who.id,
         version=ghostbox.__version__,
         incarnation=now.incarnation,
         nbd_port=now.plane.port,

@@ -47,6 +47,7 @@ class PlaneSettings:
     bind: str
     port: int
     size_bytes: int
+    donor_id: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class DataPlane:
         log_start = settings.log_path.stat().st_size if settings.log_path.exists() else 0
         argv: list[str | Path] = [settings.program, "--bind", settings.bind, "--port", str(settings.port)]
         argv += ["--size", str(settings.size_bytes), "--control", settings.control_socket]
+        argv += ["--donor-id", settings.donor_id]
         child = processes.start_detached(argv, log_path=settings.log_path)
         _prefer_as_victim(child.pid)
 

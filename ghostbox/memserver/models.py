@@ -63,6 +63,7 @@ class DonorStatus(BaseModel):
     """Sizes and state of a donor."""
 
     name: str = Field(description="Name of the memserver.")
+    id: str = Field(description="Who it is, over restarts; the header `GhostBox-Donor` of every answer has it, too.")
     version: str = Field(description="GhostBox's version.")
     incarnation: str = Field(description="UUID of the data plane process that holds the memory.")
     nbd_port: int = Field(description="TCP port of the NBD server, on the same address as this API.")

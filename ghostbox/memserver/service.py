@@ -31,6 +31,7 @@ from ghostbox.memserver import records
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
 from ghostbox.memserver.http_server import HttpServer, limits
+from ghostbox.memserver.identity import Identity, donor_id
 from ghostbox.memserver.leases import DrainCause, LeaseBook
 from ghostbox.memserver.lock import HeldLock, name_lock
 from ghostbox.memserver.opening import ServiceOptions, check_options, listen, open_plane
@@ -89,6 +90,7 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
                 bind=options.bind,
                 port=options.nbd_port,
                 size_bytes=0,
+                donor_id=donor_id(state),
             )
             service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
             asyncio.run(service.run(state / "leases.json"))
@@ -148,7 +150,7 @@ class _Service:
             accepting.set()
             self._wake.set()
 
-        server = HttpServer(make_app(self._options.name, book), accepts, limits())
+        server = HttpServer(make_app(Identity(self._options.name, self._settings.donor_id), book), accepts, limits())
         serving = self._task(server.serve([self._listener]))
         watching = [self._task(self._watch(book))]
         if self._options.pressure is not None:

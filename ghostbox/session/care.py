@@ -7,6 +7,7 @@
     a donor is drained                 its lease ends
     a donor does not drain any more    what it still has stays there
     a donor has our lease no more      the pager is told not to wait for it: its memory is lost
+    another donor is at its address    that is noted for `status`, and believed in nothing
     a donor has died                   the others lend the room in which the pager copies anew what was on it
     the server of the copy on disk     is started again
 
@@ -20,14 +21,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ghostbox import health, hypervisor, pager, processes
 from ghostbox.donor_client import DonorClient
-from ghostbox.errors import GhostboxError, NotFound, Refused
+from ghostbox.errors import GhostboxError, Refused
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
@@ -40,6 +41,14 @@ _RETRY_S = 30.0
 _ASK_INTERVAL_S = 2.0
 _ASK_TIMEOUT_S = 2.0
 Status = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Absence:
+    """What is known of a donor that the pager waits for: its memory is gone, or somebody else is at its address."""
+
+    gone: bool = False
+    stranger: str | None = None
 
 
 class Care:
@@ -85,7 +94,7 @@ class Care:
             ("backup", self._backup_is_gone(record), self.restart_backup),
             ("pause", self._pause_is_due(record, found), self.pause_or_resume),
             ("drained", self._is_any_empty(record, found), self.finish_drains),
-            ("memory", bool(self._without_memory(record, found)), self.tell_lost),
+            ("memory", self._is_absence_news(record, found), self.mind_absent),
             ("room", self._room_is_due(record, found), self.make_room),
         ):
             if wanted:
@@ -146,16 +155,21 @@ class Care:
         self._asked_to.discard(address)
         pool.keep(self._book, address)
 
-    def tell_lost(self) -> None:
-        """Tell the pager of donors that run, and do not have the VM's memory any more."""
+    def mind_absent(self) -> None:
+        """Tell the pager of donors that run without the VM's memory; note who is in the place of one that is away."""
         record, found = self._book.record, self._before
         assert record is not None and found is not None
-        self._looked_at = 0.0
-        for lease in self._without_memory(record, found):
+        for lease, absence in self._absent(record, found):
             assert lease.nbd_uri is not None
-            pager.lose_donor(self._book.files.pager_control, lease.nbd_uri)
-            text = f"{lease.donor} runs again, without the {format_bytes(lease.size_bytes)} that it had lent"
-            events.append(self._book.files, "memory-gone", text, donor=lease.nbd_uri)
+            if absence.gone:
+                pager.lose_donor(self._book.files.pager_control, lease.nbd_uri)
+                text = f"{lease.donor} runs again, without the {format_bytes(lease.size_bytes)} that it had lent"
+                events.append(self._book.files, "memory-gone", text, donor=lease.nbd_uri)
+            elif absence.stranger != lease.stranger:
+                pool.put(self._book, replace(lease, stranger=absence.stranger))
+                if absence.stranger is not None:
+                    text = f"{lease.donor}: {absence.stranger}: what ours holds is waited for"
+                    events.append(self._book.files, "another-donor", text, donor=lease.nbd_uri)
 
     def make_room(self) -> None:
         """Borrow more where copies are missing and have no place."""
@@ -224,26 +238,36 @@ class Care:
             return False
         return missing_bytes(plan, pool.held(record, dict(found))) > 0
 
-    def _without_memory(self, record: Record, found: Status) -> list[LeaseRecord]:
-        """Return the leases that are gone at donors that answer, while the pager waits for them."""
+    def _is_absence_news(self, record: Record, found: Status) -> bool:
+        """Tell whether the control API of a donor that the pager waits for says something new; asks now and then."""
         now = time.monotonic()
         if now - self._looked_at < _ASK_INTERVAL_S:
-            return []
-        self._looked_at = now
-        by_uri = pool.states(dict(found))
-        away = [each for each in record.leases if by_uri.get(each.nbd_uri or "", {}).get("state") == "down"]
-        return [lease for lease in away if self._is_gone(lease)]
-
-    def _is_gone(self, lease: LeaseRecord) -> bool:
-        if lease.donor == THIS_HOST:
-            return not host_memory.lives(self._book.files, lease)
-        try:
-            self._client(lease.donor).lease(lease.name)
-        except NotFound:
-            return True
-        except GhostboxError:
             return False
-        return False
+        self._looked_at = now
+        return any(absence.gone or absence.stranger != lease.stranger for lease, absence in self._absent(record, found))
+
+    def _absent(self, record: Record, found: Status) -> list[tuple[LeaseRecord, Absence]]:
+        by_uri = pool.states(dict(found))
+        return [
+            (lease, self._absence(lease)) if by_uri[lease.nbd_uri]["state"] == "down" else (lease, Absence())
+            for lease in record.leases
+            if lease.nbd_uri is not None and lease.nbd_uri in by_uri
+        ]
+
+    def _absence(self, lease: LeaseRecord) -> Absence:
+        """Ask the control API. Only the donor that lent the memory can say that it is gone: its id must be the same."""
+        if lease.donor == THIS_HOST:
+            return Absence(gone=not host_memory.lives(self._book.files, lease))
+        try:
+            seen = self._client(lease.donor).look_for(lease.name)
+            if lease.donor_id is None or seen.donor_id == lease.donor_id:
+                return Absence(gone=lease.donor_id is not None and seen.incarnation != lease.incarnation)
+            there = self._client(lease.donor).status()
+        except GhostboxError:
+            return Absence(stranger=lease.stranger)
+        who = f"'{there.name}' (id {seen.donor_id or 'unknown'})"
+        expected = f"'{lease.donor_name}' (id {lease.donor_id})"
+        return Absence(stranger=f"another memserver answers at that address: {who} instead of {expected}")
 
     def _minds(self, record: Record, found: Status) -> list[tuple[str, bool]]:
         """Return the donors that have made up their minds: to leave (True), or to stay after all."""
@@ -260,14 +284,16 @@ class Care:
         self._asked_to &= states.keys()
         for address in self._clients.keys() - states.keys():
             self._clients.pop(address).close()
-        minds = {address: self._drains(address) for address in sorted(used | self._asked_to)}
+        ids = {lease.donor: lease.donor_id for lease in record.leases if lease.donor_id is not None}
+        minds = {address: self._drains(address, ids.get(address)) for address in sorted(used | self._asked_to)}
         leaving = [(address, True) for address in used if minds[address]]
         return leaving + [(address, False) for address in self._asked_to - used if minds[address] is False]
 
-    def _drains(self, address: str) -> bool | None:
-        """Ask a donor whether it is draining; None if it does not say."""
+    def _drains(self, address: str, donor_id: str | None) -> bool | None:
+        """Ask a donor whether it is draining; None if it does not say, or another one answers."""
         with suppress(GhostboxError):
-            return self._client(address).status().draining
+            found = self._client(address).status()
+            return found.draining if donor_id in (None, found.id) else None
         return None
 
     def _client(self, address: str) -> DonorClient:

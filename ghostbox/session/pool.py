@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ghostbox import donors, pager
-from ghostbox.donor_client import Holder, parse_address
+from ghostbox.donor_client import Holder, Lease, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused
 from ghostbox.placement import Offer
@@ -108,8 +108,8 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
     lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
     book.save(replace(book.record, leases=(*book.record.leases, lease)))
     try:
-        lease = replace(lease, nbd_uri=borrow(book, lease))
-        _replace(book, lease)
+        lease = borrow(book, lease)
+        put(book, lease)
         assert lease.nbd_uri is not None
         pager.add_donor(book.files.pager_control, lease.nbd_uri)
     except BaseException as err:
@@ -270,21 +270,33 @@ def _pool(record: Record) -> tuple[int, int]:
     return record.pager.extent_bytes, record.pager.pool_bytes
 
 
-def borrow(book: Book, lease: LeaseRecord) -> str:
-    """Make a lease that is in the record; return its NBD URI.
+def borrow(book: Book, lease: LeaseRecord) -> LeaseRecord:
+    """Make a lease that is in the record; return what is known of it then.
 
     Raises:
         DonorTooSmall, DonorError: the donor refuses.
     """
     assert book.record is not None
     if lease.donor == THIS_HOST:
-        return host_memory.start(book.files, lease)
+        return replace(lease, nbd_uri=host_memory.start(book.files, lease))
     holder = Holder(socket.gethostname(), book.record.name)
     [made] = donors.acquire([Assignment(lease.donor, lease.name, lease.size_bytes, holder)])
-    return donors.nbd_uri(lease.donor, made)
+    return as_made(lease, made)
 
 
-def _replace(book: Book, lease: LeaseRecord) -> None:
+def as_made(lease: LeaseRecord, made: Lease) -> LeaseRecord:
+    """Return the record of a lease with what its donor said when it was made."""
+    return replace(
+        lease,
+        nbd_uri=donors.nbd_uri(lease.donor, made),
+        donor_name=made.donor_name,
+        donor_id=made.donor_id or None,
+        incarnation=made.incarnation,
+    )
+
+
+def put(book: Book, lease: LeaseRecord) -> None:
+    """Write what is known of a lease into the record."""
     assert book.record is not None
     leases = tuple(lease if each.name == lease.name else each for each in book.record.leases)
     book.save(replace(book.record, leases=leases))

@@ -79,13 +79,18 @@ class LeaseRecord:
     """A lease that was asked for; it may or may not have been made.
 
     ``nbd_uri`` is known when it was; that is how the pager's donors are told apart. ``donor`` is the address of its
-    control API, or `THIS_HOST`.
+    control API, or `THIS_HOST`. ``donor_name`` and ``donor_id`` are who made it, ``incarnation`` the memory that it
+    gave. ``stranger``: who answers at that address now, while the donor is away.
     """
 
     donor: str
     name: str
     size_bytes: int
     nbd_uri: str | None = None
+    donor_name: str | None = None
+    donor_id: str | None = None
+    incarnation: str | None = None
+    stranger: str | None = None
 
 
 @dataclass(frozen=True)

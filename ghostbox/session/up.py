@@ -21,7 +21,18 @@ from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
-from ghostbox.session import backup, cleanup, guest_files, images, observe, planning, readiness, supervisor, takeover
+from ghostbox.session import (
+    backup,
+    cleanup,
+    guest_files,
+    images,
+    observe,
+    planning,
+    pool,
+    readiness,
+    supervisor,
+    takeover,
+)
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Made, VmState, lease_name, locked, now_utc, prepared
 from ghostbox.session.signals import Interrupts
@@ -187,12 +198,11 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
         planned = tuple(LeaseRecord(each.donor_address, each.lease_name, each.size_bytes) for each in assignments)
         book.save(dataclasses.replace(book.record, leases=(*book.record.leases, *planned)))
         leases = donors.acquire(assignments)
-        uris = [donors.nbd_uri(each.donor_address, lease) for each, lease in zip(assignments, leases, strict=True)]
-        known = tuple(dataclasses.replace(each, nbd_uri=uri) for each, uri in zip(planned, uris, strict=True))
+        known = tuple(pool.as_made(each, lease) for each, lease in zip(planned, leases, strict=True))
         others = tuple(each for each in book.record.leases if each not in planned)
         book.save(dataclasses.replace(book.record, leases=(*others, *known)))
         stage.say(f"{len(leases)} lease{'s' if len(leases) > 1 else ''}")
-    return uris
+    return [str(lease.nbd_uri) for lease in known]
 
 
 def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uris: Sequence[str]) -> None:

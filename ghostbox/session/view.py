@@ -106,7 +106,7 @@ def info(name: str, paths: Paths) -> VmInfo:
     book, record, state = _look(name, paths)
     supervisor.ensure(book, paths)
     files = book.files
-    found = pager.status(files.pager_control) if state in _ALIVE else None
+    found = with_names(record, pager.status(files.pager_control) if state in _ALIVE else None)
     return VmInfo(
         name=record.name,
         state=state,
@@ -155,10 +155,8 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         record = book.need(name, paths)
         supervisor.ensure(book, paths)
     running = state in _ALIVE
-    found = pager.status(book.files.pager_control) if running else None
+    found = with_names(record, pager.status(book.files.pager_control) if running else None)
     qemu = hypervisor.find_qemu(record.uuid) if running else None
-    if found is not None:
-        found["donors"] = _named(record, found["donors"])
     return VmStatus(
         name=record.name,
         state=state,
@@ -178,9 +176,19 @@ def _health(record: Record, found: dict[str, Any] | None) -> Health | None:
     return health.assess(record.name, found, record.donor_names())
 
 
-def _named(record: Record, donors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    names = record.donor_names()
-    return [{**each, "name": names[each["uri"]]} if each["uri"] in names else each for each in donors]
+def with_names(record: Record, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Add to what the pager says what only the record knows of its donors: their names, and who is there instead."""
+    if found is None:
+        return None
+    leases = {lease.nbd_uri: lease for lease in record.leases}
+    return {**found, "donors": [_with_name(each, leases.get(each["uri"])) for each in found["donors"]]}
+
+
+def _with_name(donor: dict[str, Any], lease: LeaseRecord | None) -> dict[str, Any]:
+    if lease is None:
+        return donor
+    why = {"why": lease.stranger} if lease.stranger is not None and donor["state"] == "down" else {}
+    return {**donor, "name": lease.donor, **why}
 
 
 def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:

@@ -16,6 +16,8 @@
 #define RETRY_NS    250000000ull
 #define BREAK_TURNS 16
 
+#define DONOR_ID_PREFIX ", donor " /* in an export's description: memserver/negotiate.c */
+
 static void set_state(struct channel *channel, enum channel_state state)
 {
     channel->state = state;
@@ -311,30 +313,64 @@ void channel_receive(struct channel *channel, int epoll_fd)
         wire_broke(channel, epoll_fd, rc);
 }
 
-static bool same_memory(struct channel *channel)
+/* What a server says who lends its memory, in its export's description. NULL: it does not say. */
+static const char *donor_id(const char *identity)
 {
-    struct donor *donor = channel->donor;
-    char *identity = nbd_get_export_description(channel->nbd);
-    int64_t bytes = nbd_get_size(channel->nbd);
-    bool may_be_nameless = channel->inherited;
-    bool same = (*donor->identity || may_be_nameless) && strcmp(identity ? identity : "", donor->identity) == 0 &&
-                bytes >= 0 && (uint64_t)bytes == donor->export_bytes;
+    const char *id = strstr(identity, DONOR_ID_PREFIX);
 
-    if (!same)
-        log_error("donor %s: it is back, but cannot show that it still holds our pages (identity '%s', was '%s'): "
-                  "what it held is lost",
-                  donor->uri, identity ? identity : "", donor->identity);
-    free(identity);
-    return same;
+    return id ? id + strlen(DONOR_ID_PREFIX) : NULL;
 }
 
-static void connected(struct channel *channel)
+/* Whoever answers is not the one who lent us this memory: that one may still have it. */
+static bool is_stranger(const struct donor *donor, const char *identity)
+{
+    const char *expected = donor_id(donor->identity), *found = donor_id(identity);
+
+    return expected && (!found || strcmp(expected, found) != 0);
+}
+
+enum memory { MEMORY_OURS, MEMORY_GONE, MEMORY_OF_OTHERS };
+
+/* What the new connection leads to; with why, if a stranger answers. */
+static enum memory look_at_memory(struct channel *channel, char why[CAUSE_BYTES])
 {
     struct donor *donor = channel->donor;
+    char *description = nbd_get_export_description(channel->nbd);
+    const char *identity = description ? description : "", *id = donor_id(identity);
+    int64_t bytes = nbd_get_size(channel->nbd);
+    bool may_be_nameless = channel->inherited;
+    enum memory memory = MEMORY_GONE;
 
-    if (!same_memory(channel)) {
+    if ((*donor->identity || may_be_nameless) && strcmp(identity, donor->identity) == 0 && bytes >= 0 &&
+        (uint64_t)bytes == donor->export_bytes) {
+        memory = MEMORY_OURS;
+    } else if (is_stranger(donor, identity)) {
+        memory = MEMORY_OF_OTHERS;
+        snprintf(why, CAUSE_BYTES, "another server answers there: %s%s instead of donor %s", id ? "donor " : "",
+                 id ? id : "one without a donor's id", donor_id(donor->identity));
+    } else {
+        log_error("donor %s: it is back, but cannot show that it still holds our pages (identity '%s', was '%s'): "
+                  "what it held is lost",
+                  donor->uri, identity, donor->identity);
+    }
+    free(description);
+    return memory;
+}
+
+static void connected(struct channel *channel, int epoll_fd)
+{
+    struct donor *donor = channel->donor;
+    char why[CAUSE_BYTES];
+
+    switch (look_at_memory(channel, why)) {
+    case MEMORY_GONE:
         atomic_store(&donor->lost, true);
         return;
+    case MEMORY_OF_OTHERS:
+        go_down(channel, epoll_fd, why);
+        return;
+    case MEMORY_OURS:
+        break;
     }
     channel_go_direct(channel);
     if (!channel->inherited) {
@@ -367,7 +403,7 @@ static void look_at_state(struct channel *channel, int epoll_fd, int rc)
         return;
     }
     if (channel->state == CHANNEL_CONNECTING && !nbd_aio_is_connecting(channel->nbd))
-        connected(channel);
+        connected(channel, epoll_fd);
     channel_poll(channel, epoll_fd);
 }
 

@@ -9,8 +9,10 @@
  *
  * A connection that breaks is made again. What the donor holds may be gone by then (its server started anew), so the
  * new connection must show the same identity (the export's description; our memserver puts the incarnation there).
- * A server without identity cannot prove it: the donor is "lost", and its pages are never read again. Except when a
- * new pager takes over from one that died: then every connection is new, and the checksum of each page must do.
+ * If it shows another one, the donor is "lost", and its pages are never read again; but only if it is the same donor
+ * that says so (its id is in the description, too): where another one answers, ours is away, and may come back.
+ * A server without identity cannot prove anything: it is lost. Except when a new pager takes over from one that died:
+ * then every connection is new, and the checksum of each page must do.
  *
  * Writes must not arrive late. A connection that broke (or whose pager died) may leave a write in the server's socket
  * buffer, which would land on what was written there since. So the write-back connection asks our memserver for the

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import hypervisor, pager, paths, processes
+from ghostbox import health, hypervisor, pager, paths, processes
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import Refused
 from ghostbox.hypervisor import QemuProcess
 from ghostbox.plan import PagerPlan
-from ghostbox.session import backup, cleanup, events, pool
+from ghostbox.session import backup, cleanup, events, pool, view
 from ghostbox.session.care import Care
 from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, make_directory
 from ghostbox.units import MIB
@@ -66,6 +66,14 @@ class Lab:
     def said(self) -> str:
         """Return the events."""
         return "\n".join(f"{each.event}: {each.text}" for each in events.read(self.book.files))
+
+    def shown(self) -> str:
+        """Return what `status` says is wrong."""
+        record = self.book.load()
+        assert record is not None
+        found = view.with_names(record, pager.status(self.book.files.pager_control))
+        assert found is not None
+        return "\n".join(problem.text for problem in health.assess("lab", found, record.donor_names()).problems)
 
     def lent(self, number: int) -> int:
         """Return what the pager can use of a donor."""
@@ -128,7 +136,7 @@ def start_pager(book: Book, plan: PagerPlan, own: paths.Paths) -> None:
     for number, (address, size_bytes) in enumerate(sizes):
         lease = LeaseRecord(address, f"lab-{number}", size_bytes)
         record = book.save(dataclasses.replace(record, leases=(*record.leases, lease)))
-        leases.append(dataclasses.replace(lease, nbd_uri=pool.borrow(book, lease)))
+        leases.append(pool.borrow(book, lease))
     record = book.save(dataclasses.replace(record, leases=tuple(leases), made=frozenset({Made.PAGER, Made.BACKUP})))
     uri = None
     if record.backup is not None:
@@ -175,6 +183,43 @@ def test_copies_of_a_dead_donor_find_room_on_the_others_and_it_can_lend_again(
         assert leases_of(dead) == 0, "its lease held nothing any more"
         assert f"memory-gone: {dead.address} runs again, without the" in lab.said()
         assert f"donor-removed: {dead.address} holds nothing of this VM any more" in lab.said()
+
+
+def test_only_the_donor_that_lent_memory_is_believed_when_it_says_that_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with laboratory(tmp_path, monkeypatch, ["128M"]) as lab:
+        [donor] = lab.donors
+        lab.client.command("fill", seed=6)
+        with DonorClient(donor.address) as client:
+            own = client.status().id
+        donor.kill_control_plane()
+        host, _, port = donor.address.rpartition(":")
+        data_plane = donor.data_plane_pid
+        os.kill(data_plane, signal.SIGSTOP)
+        try:
+            with running_donor(tmp_path, size="64M", name="other", bind=host, control_port=port) as other:
+                processes.wait_until(
+                    lambda: lab.care.round() and "another-donor" in lab.said(), timeout_s=30, what="a word about it"
+                )
+                with DonorClient(other.address) as client:
+                    strange = client.status().id
+                text = f"another memserver answers at that address: 'other' (id {strange}) instead of 'd0' (id {own})"
+                assert f"another-donor: {donor.address}: {text}: what ours holds is waited for" in lab.said()
+                assert lab.shown().startswith(f"donor {donor.address} has not answered for ")
+                assert f": {text}; it holds 64 MiB" in lab.shown()
+        finally:
+            os.kill(data_plane, signal.SIGCONT)
+        donor.restart()
+        lab.care.forget()
+        lab.until_mended()
+        lab.client.command("verify", seed=6)
+        assert "memory-gone" not in lab.said()
+        kill(donor)
+        donor.restart()
+        processes.wait_until(lambda: lab.care.round() and "is lost" in lab.said(), timeout_s=30, what="the loss")
+        with DonorClient(donor.address) as client:
+            assert client.status().id == own
 
 
 def test_copy_on_disk_outlives_the_only_donor_which_then_lends_again(

@@ -162,6 +162,35 @@ def test_a_donor_that_lost_its_memory_meanwhile_is_poison_not_zeroes() -> None:
         assert "cannot show that it still holds our pages" in line.log()
 
 
+def test_another_donor_at_the_address_says_nothing_about_the_memory_of_the_first() -> None:
+    """Its export has the same name and size; the pager before knew the first one, and so do we."""
+
+    def noticed(who: str) -> bool:
+        donor = line.status()["donors"][0]
+        return (donor["state"], donor["why"]) == ("down", f"another server answers there: {who} instead of donor first")
+
+    with contextlib.ExitStack() as stack:
+        donor = stack.enter_context(running_memserver(a="16M", options=["--donor-id", "first"]))
+        line, client = stack.enter_context(filled([donor.uri("a")]))
+        port = ["--port", donor.address.rpartition(":")[2]]
+        for takeover in (False, True):
+            donor.process.kill()
+            donor.process.wait(10)
+            if takeover:
+                line.kill()
+            with running_memserver(a="16M", options=[*port, "--donor-id", "second"]):
+                if takeover:
+                    line.resume()
+                wait_until(lambda: noticed("donor second"), timeout_s=20, what="it is noticed")
+                client.command("verify", seed=1, first=PAGES - 1, n=1)
+        with running_memserver(a="16M", options=port):
+            wait_until(lambda: noticed("one without a donor's id"), timeout_s=20, what="it is noticed")
+        assert "what it held is lost" not in line.log()
+        stack.enter_context(running_memserver(a="16M", options=[*port, "--donor-id", "first"]))
+        wait_until(lambda: line.status()["donors"][0]["state"] == "lost", timeout_s=20, what="the loss")
+        assert client.attempt("verify", seed=1, first=0, n=16)["error"] == "SIGBUS"
+
+
 def test_donors_without_identity_are_trusted_page_by_page() -> None:
     with nbdkit_memory("16M") as uri, filled([uri]) as (line, client):
         line.kill()
