@@ -14,6 +14,7 @@ import pytest
 
 from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.errors import DonorError
+from ghostbox.memserver.identity import donor_id
 from ghostbox.units import MIB
 from helpers.donor import donor_environment, running_donor
 from helpers.limits import SmallDisk, small_disk
@@ -43,13 +44,20 @@ def _memserver(env: Mapping[str, str]) -> str:
     return done.stderr
 
 
-def test_no_room_for_the_lease_records_is_said_and_leaves_no_process(disk: SmallDisk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["first start", "later start"])
+def test_no_room_for_a_donors_own_files_is_said_and_leaves_no_process(
+    disk: SmallDisk, tmp_path: Path, known: bool
+) -> None:
+    state = disk.path / "memservers/donor"
+    state.mkdir(parents=True)
+    if known:
+        donor_id(state)
     disk.fill()
     with small_disk() as runtime:
         said = _memserver(donor_environment(tmp_path, runtime.path, {"GHOSTBOX_STATE_DIR": str(disk.path)}))
         assert runtime.files() == []
-    records = disk.path / "memservers/donor/leases.json"
-    assert f"error: cannot write the lease records {records}: No space left on device" in said
+    what = f"the lease records {state}/leases.json" if known else f"{state}/identity.json"
+    assert f"error: cannot write {what}: No space left on device" in said
     assert f"fix: {MAKE_ROOM}" in said
     assert not processes_with(str(disk.path))
 
