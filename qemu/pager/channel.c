@@ -190,9 +190,13 @@ int channel_trim(struct channel *channel, struct request *request, uint32_t byte
     return finish_begin(channel, request, nbd_aio_trim(channel->nbd, bytes, offset, callback(request), 0));
 }
 
+/*
+ * Before the handle is closed. libnbd closes the socket of a connection that has ended by itself: then it is in no
+ * epoll any more, and its number may be another thread's by now.
+ */
 static void unpoll(struct channel *channel, int epoll_fd)
 {
-    if (channel->fd >= 0)
+    if (channel->fd >= 0 && nbd_aio_get_fd(channel->nbd) == channel->fd)
         epoll_ctl(epoll_fd, EPOLL_CTL_DEL, channel->fd, NULL);
     channel->fd = -1;
     channel->polled = 0;
