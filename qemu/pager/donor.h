@@ -123,9 +123,18 @@ struct donor {
     struct channel channels[CHANNEL_CLASSES];
     _Atomic int states[CHANNEL_CLASSES]; /* copies of channels[].state, for status */
     struct donor_counters counters;
-    struct histogram latency; /* demand reads */
+    _Atomic uint64_t *kept_checksum_errors; /* in the state file, for the next pager; NULL: there is none */
+    struct histogram latency;               /* demand reads */
     struct pulse pulse;
 };
+
+/* A page that came from it is not what was written there. */
+static inline void donor_count_checksum_error(struct donor *donor)
+{
+    atomic_fetch_add_explicit(&donor->counters.checksum_errors, 1, memory_order_relaxed);
+    if (donor->kept_checksum_errors)
+        atomic_fetch_add_explicit(donor->kept_checksum_errors, 1, memory_order_relaxed);
+}
 
 /* Nothing is ever asked of it again. */
 static inline bool donor_gone(const struct donor *donor)

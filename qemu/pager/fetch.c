@@ -354,7 +354,7 @@ static int verify(struct fault_loop *loop, const struct fetch *fetch)
         /* Or a copy that is written behind, and this page is on its way there. */
         if (fetch_asks_older(fetch) || (expected[i].flags & PAGE_F_IO))
             return EAGAIN;
-        COUNT(place->donor->counters.checksum_errors, 1);
+        donor_count_checksum_error(place->donor);
         log_error("donor %s: the page at offset %llu is not what was written there (checksum)", place->donor->uri,
                   (unsigned long long)place->offset + i * PAGE_BYTES);
         return EBADMSG;

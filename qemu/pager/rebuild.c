@@ -222,7 +222,7 @@ static uint32_t chunk_wrong(struct evict_loop *loop, const struct chunk *chunk)
         if (!page_wrong(loop, chunk, i))
             continue;
         n_wrong++;
-        COUNT(chunk->source.donor->counters.checksum_errors, 1);
+        donor_count_checksum_error(chunk->source.donor);
         log_error("donor %s: the page at offset %llu is not what was written there (checksum)",
                   chunk->source.donor->uri, (unsigned long long)chunk->source.offset + (uint64_t)i * PAGE_BYTES);
     }

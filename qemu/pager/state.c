@@ -184,7 +184,7 @@ static uint32_t donor_flags(const struct donor *donor)
            (atomic_load(&donor->removed) ? STATE_DONOR_REMOVED : 0u);
 }
 
-static int put_donor(struct state_donor *to, const struct donor *donor, char *text, size_t text_bytes)
+static int put_donor(struct state_donor *to, struct donor *donor, char *text, size_t text_bytes)
 {
     if (strlen(donor->uri) >= sizeof(to->uri) || strlen(donor->identity) >= sizeof(to->identity)) {
         snprintf(text, text_bytes, "donor %.80s…: its URI or description is too long to be kept", donor->uri);
@@ -195,6 +195,8 @@ static int put_donor(struct state_donor *to, const struct donor *donor, char *te
     to->export_bytes = donor->export_bytes;
     to->can_trim = donor->can_trim;
     atomic_store(&to->flags, donor_flags(donor));
+    atomic_store(&to->checksum_errors, atomic_load(&donor->counters.checksum_errors));
+    donor->kept_checksum_errors = &to->checksum_errors;
     return 0;
 }
 
@@ -341,7 +343,7 @@ int state_pool(const struct state *state, struct pool *pool, bool libnbd_only)
     pool->extents_shared = true;
     pool->n_donors = header->n_donors;
     for (uint32_t i = 0; i < header->n_donors; i++) {
-        const struct state_donor *from = &header->donors[i];
+        struct state_donor *from = &state->header->donors[i];
         struct donor *donor = &pool->donors[i];
         uint32_t flags = atomic_load(&from->flags);
 
@@ -355,13 +357,15 @@ int state_pool(const struct state *state, struct pool *pool, bool libnbd_only)
         atomic_store(&donor->lost, flags & STATE_DONOR_LOST);
         atomic_store(&donor->draining, flags & STATE_DONOR_DRAINING);
         atomic_store(&donor->removed, flags & STATE_DONOR_REMOVED);
+        atomic_store(&donor->counters.checksum_errors, atomic_load(&from->checksum_errors));
+        donor->kept_checksum_errors = &from->checksum_errors;
         if (!donor->host || !donor->identity)
             return -ENOMEM;
     }
     return pool_inherit(pool);
 }
 
-int state_add_donor(struct state *state, const struct donor *donor, char *text, size_t text_bytes)
+int state_add_donor(struct state *state, struct donor *donor, char *text, size_t text_bytes)
 {
     if (!state->header)
         return 0;

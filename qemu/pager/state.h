@@ -25,14 +25,15 @@
 #include <stdint.h>
 
 #define STATE_URI_BYTES      1024
-#define STATE_IDENTITY_BYTES 512
+#define STATE_IDENTITY_BYTES 504
 
 struct state_donor {
     char uri[STATE_URI_BYTES];
     char identity[STATE_IDENTITY_BYTES];
     uint64_t export_bytes;
     uint32_t can_trim;
-    _Atomic uint32_t flags; /* enum state_donor_flags */
+    _Atomic uint32_t flags;           /* enum state_donor_flags */
+    _Atomic uint64_t checksum_errors; /* of all pagers so far: who changes bytes is named beyond a pager's end */
 };
 
 enum state_donor_flags {
@@ -99,7 +100,7 @@ int state_pool(const struct state *state, struct pool *pool, bool libnbd_only);
 /* All of these do nothing where no state is kept. */
 void state_set_cache(struct state *state, uint64_t cache_bytes);
 /* A donor that came later. -ENAMETOOLONG with a text. */
-int state_add_donor(struct state *state, const struct donor *donor, char *text, size_t text_bytes);
+int state_add_donor(struct state *state, struct donor *donor, char *text, size_t text_bytes);
 /* Its flags have changed. */
 void state_set_donor(struct state *state, uint32_t index, const struct donor *donor);
 void state_put_region(struct state *state, const struct region *region);

@@ -158,6 +158,12 @@ class Filtered(Donor):
         else:
             switch.unlink(missing_ok=True)
 
+    def end(self) -> None:
+        """Kill it: asked to end it waits for clients whose link was cut when they left."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        super().end()
+
     def rate(self, bits_per_s: str) -> None:
         """Limit what goes through it."""
         fresh = self.place / "rate-new"

@@ -20,6 +20,8 @@ from helpers.takeover import PagerLine
 Condition = Callable[[], bool]
 Steps = Iterator["Wait"]
 CACHES = (1 << 20, 2 << 20, 3 << 20)
+# Answers that may be on their way to a pager when it ends: one a thread that waits, and some that are read ahead.
+ON_THEIR_WAY = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class World:
     members: set[str] = field(default_factory=set)
     pager_down: bool = False
     last: dict[str, Any] = field(default_factory=dict)
-    errors_before: int = 0
+    hedges_before: int = 0
+    exchanges: int = 0
 
     def look(self) -> dict[str, Any]:
         """Ask the pager, and keep the answer."""
@@ -58,8 +61,19 @@ class World:
         return dict(found[-1]) if found else {"state": "removed"}
 
     def checksum_errors(self) -> int:
+        """Count those of all pagers so far: each takes over the count of the one before."""
+        return sum(int(donor["checksum_errors"]) for donor in self.last["donors"])
+
+    def hedges(self) -> int:
         """Count those of this pager and, as far as was seen, of the ones before."""
-        return self.errors_before + sum(int(donor["checksum_errors"]) for donor in self.last["donors"])
+        return self.hedges_before + int(self.last["hedges"]["sent"])
+
+    def pager_ends(self) -> None:
+        """Note that it does, now."""
+        self.look()
+        self.pager_down = True
+        self.hedges_before = self.hedges()
+        self.exchanges += 1
 
     def complete(self) -> bool:
         """Tell whether every extent had all its copies when the pager was last asked."""
@@ -149,16 +163,14 @@ def _rate(world: World, event: Event) -> Steps:
 
 
 def _kill_pager(world: World, event: Event) -> Steps:
-    world.pager_down = True
-    world.errors_before = world.checksum_errors()
+    world.pager_ends()
     world.line.kill()
     yield world.pause(event.lasts_s)
     yield from _resume(world)
 
 
 def _hand_over(world: World, event: Event) -> Steps:
-    world.pager_down = True
-    world.errors_before = world.checksum_errors()
+    world.pager_ends()
     world.line.command("hand-over")
     yield world.wait("the pager's end", lambda: world.line.process.poll() is not None)
     yield from _resume(world)
@@ -188,17 +200,19 @@ def _look(world: World, event: Event) -> Steps:
 
 
 def _flip(world: World, event: Event) -> Steps:
-    """Each flip is found, but for those in answers that nobody looks at: of a hedge that lost, or of a heartbeat."""
+    """Each flip is found, but for those in answers that nobody looks at: of a hedge that lost, of a heartbeat, or on
+    their way to a pager that ends."""
     relayed = world.donors.relayed
-    hedges = world.look()["hedges"]["sent"]
+    world.look()
+    hedges, exchanges = world.hedges(), world.exchanges
     before, found_before = relayed.harm("flip", str(event.amount))["flip"], world.checksum_errors()
     yield world.pause(event.lasts_s)
     flips = relayed.harm("flip", "0")["flip"] - before
     allowed = 3 * (int(event.lasts_s) + 2)
 
     def found() -> bool:
-        unseen = world.last["hedges"]["sent"] - hedges + allowed
-        return world.checksum_errors() - found_before + int(unseen) >= flips
+        unseen = world.hedges() - hedges + allowed + (world.exchanges - exchanges) * ON_THEIR_WAY
+        return world.checksum_errors() - found_before + unseen >= flips
 
     yield world.wait("flips to be found", found, 20)
     world.say(f"  {flips} flips, {world.checksum_errors() - found_before} more checksum errors")

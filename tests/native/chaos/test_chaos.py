@@ -9,7 +9,9 @@ import pytest
 
 from helpers.chaos import Setting, run_chaos
 from helpers.chaos_plan import plan
+from helpers.chaos_world import ACTIONS
 from helpers.devices import need_device
+from helpers.sanitized import sanitized_build
 
 SEED = int(os.environ.get("GHOSTBOX_TEST_CHAOS_SEED", "1"))
 SECONDS = float(os.environ.get("GHOSTBOX_TEST_CHAOS_SECONDS", "20"))
@@ -32,3 +34,15 @@ def test_whatever_two_copies_can_survive_makes_no_word_wrong() -> None:
     assert sum(result["events"].values()) > SECONDS / 3
     assert result["events"].keys() & {"kill", "drain", "spare", "flip", "rot", "errors"}
     assert result["words_verified"] > 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_thread_races_another_while_donors_and_pagers_come_and_go() -> None:
+    """Under ThreadSanitizer: pager, shim and client. Only what takes little time: the others are in SEEDS.md."""
+    kinds = {"drain", "spare", "kill-pager", "hand-over", "break", "set-cache", "look"}
+    build = sanitized_build("tsan")
+    setting = Setting(3, 7, patience=4.0, build=build, without=ACTIONS.keys() - kinds, check_copies=False)
+    result = run_chaos(setting)
+    assert result["events"].keys() >= {"drain", "kill-pager"}
+    assert result["words_verified"] > 100_000

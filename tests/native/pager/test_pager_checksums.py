@@ -7,6 +7,7 @@ import random
 
 from helpers.nbd import flip
 from helpers.pager import memory_client, running_memserver, running_pager
+from helpers.takeover import pager_line
 
 PAGES = 16 << 8  # 16 MiB
 CACHE_PAGES = 2 << 8
@@ -43,3 +44,31 @@ def test_readahead_brings_in_no_flipped_bit() -> None:
         assert client.attempt("verify", seed=10, first=500, n=1)["error"] == "SIGBUS"
         client.command("verify", seed=10, first=501, n=1000)
         assert pager.status()["readahead"]["used"] > 0
+
+
+def test_who_changed_bytes_is_known_to_the_pagers_that_follow() -> None:
+    with (
+        running_memserver(a="16M") as donor,
+        pager_line([donor.uri("a")], cache="2M", readahead="0") as line,
+        memory_client("16M", line.listen) as client,
+    ):
+
+        def found() -> int:
+            return int(line.status()["donors"][0]["checksum_errors"])
+
+        client.command("fill", seed=11)
+        flip(donor.uri("a"), {page * 4096: 1 for page in (100, 200)})
+        assert client.attempt("read", first=100)["error"] == "SIGBUS"
+        by_the_first = found()
+        assert by_the_first >= 1
+        line.kill()
+        line.resume()
+        line.wait_served(client)
+        assert found() == by_the_first
+        assert client.attempt("read", first=200)["error"] == "SIGBUS"
+        by_both = found()
+        assert by_both > by_the_first
+        line.command("hand-over")
+        line.process.wait(20)
+        line.resume()
+        assert found() == by_both
