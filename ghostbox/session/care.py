@@ -63,7 +63,6 @@ class Care:
         self._clients: dict[str, DonorClient] = {}
         self._asked_at = 0.0
         self._looked_at = 0.0
-        self._asked_to: set[str] = set()
 
     def close(self) -> None:
         """Close the connections to the donors."""
@@ -147,12 +146,10 @@ class Care:
 
     def drain(self, address: str) -> None:
         """Begin to drain a donor that wants to leave."""
-        pool.drain(self._book, address)
-        self._asked_to.add(address)
+        pool.drain(self._book, address, asked=True)
 
     def keep(self, address: str) -> None:
         """Call off the drain of a donor that wants to stay after all."""
-        self._asked_to.discard(address)
         pool.keep(self._book, address)
 
     def mind_absent(self) -> None:
@@ -281,13 +278,13 @@ class Care:
             if lease.donor != THIS_HOST and lease.nbd_uri in by_uri:
                 states.setdefault(lease.donor, set()).add(str(by_uri[lease.nbd_uri]["state"]))
         used = {address for address, found_states in states.items() if found_states & pool.USABLE}
-        self._asked_to &= states.keys()
+        asked_to = {each for each in record.asked_to if states.get(each, set()) & pool.LEAVING}
         for address in self._clients.keys() - states.keys():
             self._clients.pop(address).close()
         ids = {lease.donor: lease.donor_id for lease in record.leases if lease.donor_id is not None}
-        minds = {address: self._drains(address, ids.get(address)) for address in sorted(used | self._asked_to)}
+        minds = {address: self._drains(address, ids.get(address)) for address in sorted(used | asked_to)}
         leaving = [(address, True) for address in used if minds[address]]
-        return leaving + [(address, False) for address in self._asked_to - used if minds[address] is False]
+        return leaving + [(address, False) for address in asked_to if minds[address] is False]
 
     def _drains(self, address: str, donor_id: str | None) -> bool | None:
         """Ask a donor whether it is draining; None if it does not say, or another one answers."""

@@ -26,6 +26,7 @@ from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
 USABLE = frozenset({"up", "slow"})
+LEAVING = frozenset({"draining", "drained"})
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,10 @@ def add(book: Book, address: str, size_bytes: int | None) -> LeaseRecord:
     return attach(book, address, min(wanted, offer.free_bytes, pool) // extent * extent)
 
 
-def drain(book: Book, address: str, *, to_host: bool = False) -> Drain:
+def drain(book: Book, address: str, *, to_host: bool = False, asked: bool = False) -> Drain:
     """Begin to move all that a donor holds to the others, borrowing there what is missing (or from this host).
+
+    ``asked``: the donor wants it; then it may take that back.
 
     Raises:
         NotFound: the VM has nothing from this donor.
@@ -158,6 +161,7 @@ def drain(book: Book, address: str, *, to_host: bool = False) -> Drain:
     added = make_room(book, leases, address, to_host=to_host)
     begun: list[str] = []
     n_bytes = 0
+    _note_asked(book, address, asked=asked)
     try:
         for lease in leases:
             assert lease.nbd_uri is not None
@@ -166,6 +170,7 @@ def drain(book: Book, address: str, *, to_host: bool = False) -> Drain:
     except ControlError as err:
         for uri in begun:
             pager.keep_donor(book.files.pager_control, uri)
+        _note_asked(book, address, asked=False)
         _take_back(book, added)
         raise _does_not_fit(book, address, err.message, to_host=to_host) from err
     text = f"{format_bytes(n_bytes)} move from {address} to the others"
@@ -183,6 +188,7 @@ def keep(book: Book, address: str) -> None:
     for lease in leases_at(book.record, address):
         assert lease.nbd_uri is not None
         pager.keep_donor(book.files.pager_control, lease.nbd_uri)
+    _note_asked(book, address, asked=False)
     events.append(book.files, "drain-ended", f"{address} is kept", donor=address)
 
 
@@ -248,6 +254,7 @@ def finish_drains(book: Book) -> None:
             text = f"{uri if lease is None else lease.donor} holds nothing of this VM any more"
             events.append(book.files, "donor-removed", text, donor=uri)
         if lease is not None:
+            _note_asked(book, lease.donor, asked=False)
             _give_back(book, lease, level=logging.DEBUG)
 
 
@@ -306,6 +313,13 @@ def _remember(book: Book, address: str) -> None:
     assert book.record is not None
     if address != THIS_HOST and not any(same_donor(address, each) for each in book.record.donors):
         book.save(replace(book.record, donors=(*book.record.donors, address)))
+
+
+def _note_asked(book: Book, address: str, *, asked: bool) -> None:
+    """Write down whether a drain is the donor's wish: a supervisor that follows one that died must know."""
+    assert book.record is not None
+    others = tuple(each for each in book.record.asked_to if not same_donor(each, address))
+    book.save(replace(book.record, asked_to=(*others, address) if asked else others))
 
 
 def _give_back(book: Book, lease: LeaseRecord, *, level: int = logging.WARNING) -> None:

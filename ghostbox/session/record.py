@@ -98,7 +98,8 @@ class Record:
     """One VM. Sizes in bytes, times UTC in ISO 8601; ``new`` means that no ``up`` of it ever came to ``running``.
 
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
-    it because of a donor (and not somebody else).
+    it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
+    it, and may take that back; what the user drains is not among them.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Record:
     donors: tuple[str, ...] = ()
     backup: str | None = None
     paused: bool = False
+    asked_to: tuple[str, ...] = ()
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -153,6 +155,7 @@ class Record:
         fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
         fields["donors"] = tuple(fields.get("donors", ()))
+        fields["asked_to"] = tuple(fields.get("asked_to", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
 

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ghostbox.errors import Refused
 from ghostbox.hypervisor import QemuProcess
 from ghostbox.plan import PagerPlan
 from ghostbox.session import backup, cleanup, events, pool, view
-from ghostbox.session.care import Care
+from ghostbox.session.care import Care, look_after
 from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, make_directory
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
@@ -52,6 +52,7 @@ class Lab:
     book: Book
     client: MemoryClient
     care: Care
+    paths: paths.Paths
 
     def until_mended(self, *, timeout_s: float = 60.0) -> None:
         """Do rounds until the pager says that all is well again."""
@@ -66,6 +67,10 @@ class Lab:
     def said(self) -> str:
         """Return the events."""
         return "\n".join(f"{each.event}: {each.text}" for each in events.read(self.book.files))
+
+    def wait_for(self, event: str) -> None:
+        """Wait until a supervisor has said it."""
+        processes.wait_until(lambda: event in self.said(), timeout_s=40, what=f"the event '{event}'")
 
     def shown(self) -> str:
         """Return what `status` says is wrong."""
@@ -111,7 +116,22 @@ def laboratory(
         monkeypatch.setattr(hypervisor, "find_qemu", lambda uuid: QemuProcess(client.pid))
         care = Care("lab", own)
         stack.callback(care.close)
-        yield Lab(donors, book, client, care)
+        yield Lab(donors, book, client, care, own)
+
+
+@contextmanager
+def supervised(lab: Lab) -> Iterator[None]:
+    """Let a supervisor in a process of its own do its rounds; in the end it is killed."""
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            look_after("lab", lab.paths, interval_s=0.2)
+        os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def end(book: Book) -> None:
@@ -244,6 +264,33 @@ def test_copy_on_disk_outlives_the_only_donor_which_then_lends_again(
         lab.care.round()
         assert "backup-restarted" in lab.said()
         lab.until_mended()
+
+
+def test_drains_outlive_the_supervisor_and_only_the_donor_that_asked_can_take_its_own_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with laboratory(tmp_path, monkeypatch, ["96M"] * 3, rebuild_rate_bytes=1 * MIB) as lab:
+        lab.client.command("fill", seed=7)
+        control = lab.book.files.pager_control
+        first, second = (lab.donors[number].address for number in (0, 1))
+        with DonorClient(first) as client:
+            with supervised(lab):
+                client.drain()
+                lab.wait_for(f"move from {first} to the others")
+            client.keep()
+            lab.book.load()
+            begun = pool.drain(lab.book, second)
+            assert begun.bytes_to_move > 8 * MIB
+            with supervised(lab):
+                lab.wait_for(f"drain-ended: {first} is kept")
+                processes.control_request(control, "set-rebuild-rate", bytes_per_s=0)
+                processes.wait_until(lambda: leases_of(lab.donors[1]) == 0, timeout_s=40, what="the end of its leases")
+        assert f"drain-ended: {second}" not in lab.said()
+        lab.until_mended()
+        lab.client.command("verify", seed=7)
+        record = lab.book.load()
+        assert record is not None
+        assert record.asked_to == ()
 
 
 def test_drain_that_does_not_fit_is_refused_with_figures_and_said_once_if_the_donor_asked_for_it(
