@@ -12,6 +12,9 @@
 #include "common/control.h"
 #undef CONTROL_MAX_LINE
 #define CONTROL_MAX_LINE (32u << 10)
+/* Time stands still: a client that was stopped with its fuzzer has not stalled. */
+#include <time.h>
+#define clock_gettime(clock, now) (*(now) = (struct timespec){.tv_sec = 1}, 0)
 /* The file itself: all that works for the thread is static in there. */
 #include "common/control.c" /* NOLINT(bugprone-suspicious-include) */
 
