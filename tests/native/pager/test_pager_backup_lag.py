@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""A copy on disk that cannot keep up: it is left behind, filled anew, and used for what it has when nothing else is."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ghostbox.processes import wait_until
+from helpers.pager import RunningPager, memory_client, running_memserver, running_pager, short_dir
+
+MIB = 1 << 20
+PAGES = 4096
+OPTIONS: dict[str, Any] = {"pool": "16M", "extent": "1M", "cache": "2M", "readahead": "0"}
+
+
+@contextlib.contextmanager
+def slow_disk(directory: Path, *, bytes_per_s: int) -> Iterator[str]:
+    """A qemu-nbd, as `pool.backup` has it, over a file on a disk that writes no faster; yields its URI."""
+    file = directory / "copy"
+    with file.open("wb") as stream:
+        stream.truncate(16 * MIB)
+    with short_dir() as place:
+        argv = ["qemu-nbd", "--shared=0", "--persistent", "--export-name=memory", f"--socket={place}/s"]
+        argv += ["--discard=unmap", "--description=backup of a VM's memory, file 1"]
+        argv += ["--object", f"throttle-group,id=disk,limits.bps-write={bytes_per_s}"]
+        image = f"driver=throttle,throttle-group=disk,file.driver=raw,file.file.driver=file,file.file.filename={file}"
+        with subprocess.Popen([*argv, "--image-opts", image]) as server:
+            try:
+                wait_until(lambda: (place / "s").exists() or server.poll() is not None, timeout_s=20, what="qemu-nbd")
+                assert server.poll() is None
+                yield f"nbd+unix:///memory?socket={place}/s"
+            finally:
+                server.kill()
+
+
+def copies(pager: RunningPager, uri: str) -> dict[str, int]:
+    """Return how many extents a donor has in which state."""
+    found: dict[str, int] = next(entry["copies"] for entry in pager.status()["donors"] if entry["uri"] == uri)
+    return found
+
+
+def complete(pager: RunningPager, uri: str) -> bool:
+    """Tell whether it has all, as it is now."""
+    return copies(pager, uri) == {"current": 16, "filling": 0, "stale": 0}
+
+
+def test_a_backup_that_lags_is_filled_anew_and_serves_what_it_has_when_the_donor_is_gone(tmp_path: Path) -> None:
+    with running_memserver(a="16M") as donor, slow_disk(tmp_path, bytes_per_s=2 * MIB) as backup:
+        options = OPTIONS | {"backup": backup, "on_donor_loss": "poison", "poison_after": "1"}
+        with running_pager([donor.uri("a")], **options) as pager, memory_client("16M", pager) as client:
+            client.command("fill", seed=1)
+            found = copies(pager, backup)
+            assert found["stale"] + found["filling"] > 0, "it was not waited for"
+            assert pager.status()["health"] == "degraded"
+            client.command("verify", seed=1, first=0, n=PAGES // 2)
+            wait_until(lambda: complete(pager, backup), timeout_s=60, what="the copy on disk being filled anew")
+            assert pager.status()["health"] == "ok"
+            client.command("fill", seed=2, first=0, n=PAGES // 2)
+            found = copies(pager, backup)
+            assert 0 < found["stale"] + found["filling"] <= 8, "only what was written"
+            donor.process.send_signal(signal.SIGKILL)
+            wait_until(lambda: "an older one on donor" in pager.log(), timeout_s=30, what="the loss")
+            client.command("verify", seed=1, first=PAGES // 2, n=PAGES // 2)
+            answers = [client.attempt("verify", seed=2, first=page, n=1) for page in range(0, PAGES // 2, 8)]
+            lost = [answer for answer in answers if answer.get("error") == "SIGBUS"]
+            assert all(answer["ok"] for answer in answers if answer not in lost), "right, or not at all"
+            assert 0 < len(lost) < len(answers)
+            assert pager.status()["health"] == "lost"
