@@ -132,7 +132,10 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     devices = _add(root, "devices")
     # Buffered: pages pinned for O_DIRECT or io_uring would outlive their eviction.
     disk = _add(devices, "disk", type="file", device="disk")
-    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap")
+    driver = _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap")
+    # A write that fails (no space, a quota) is tried again when the VM goes on: no error reaches the guest.
+    driver.set("error_policy", "stop")
+    driver.set("rerror_policy", "report")
     _add_source(disk, plan.files.disk, plan)
     base = _add(disk, "backingStore", type="file")
     _add(base, "format", type="qcow2")

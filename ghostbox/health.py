@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
@@ -54,6 +55,26 @@ def assess(vm: str, status: Status, addresses: Mapping[str, str] | None = None) 
     """
     problems = (*_donors(vm, status, addresses or {}), *_copies(vm, status))
     return Health(level(status), problems)
+
+
+def disk_problem(file: Path, free_bytes: int, *, full: bool) -> Problem:
+    """Return what to tell of a disk whose writes failed; until they succeed the VM is paused.
+
+    Args:
+        file: the disk.
+        free_bytes: what its file system has left.
+        full: it has no room; otherwise the write failed for another reason, such as a quota or a broken disk.
+    """
+    free = f"{format_bytes(free_bytes)} are free in {file.parent}"
+    if full:
+        return Problem(
+            f"the VM is paused: no room for its disk {file} to grow, {free}",
+            "make room there: the VM goes on by itself",
+        )
+    return Problem(
+        f"the VM is paused: its disk {file} cannot be written, {free}",
+        "if a quota is used up there, raise it; otherwise dmesg says what is wrong: the VM goes on by itself",
+    )
 
 
 def level(status: Status) -> Level:

@@ -120,7 +120,7 @@ def info(found: VmInfo) -> RenderableType:
     return pairs(
         [
             ("name", found.name),
-            ("state", _colored(found.state)),
+            ("state", _colored(found.state) + (" until its disk can be written" if found.disk_problem else "")),
             ("health", level(None if found.health is None else found.health.level)),
             ("runs on", found.virt.upper()),
             ("CPUs", found.cpus),
@@ -145,6 +145,7 @@ def status(found: VmStatus) -> RenderableType:
     """Show how a VM does."""
     up_for = "-" if found.uptime_s is None else format_duration(found.uptime_s)
     state = _colored(found.state) + (" until its donor is back" if found.paused_for_donor else "")
+    state += " until its disk can be written" if found.disk_problem else ""
     head = pairs([("VM", found.name), ("state", state), ("up for", up_for)])
     if found.pager is None:
         return head
@@ -153,12 +154,12 @@ def status(found: VmStatus) -> RenderableType:
     return Group(head, pairs(rows), _donor_table(found.pager["donors"]))
 
 
-def health_notes(found: VmStatus) -> list[str]:
-    """Return what is wrong with a VM's memory, and what to do about it."""
-    if found.health is None:
-        return []
+def health_notes(found: VmStatus | VmInfo) -> list[str]:
+    """Return what is wrong with a VM's memory and its disk, and what to do about it."""
+    problems = [] if found.disk_problem is None else [found.disk_problem]
+    problems += () if found.health is None else found.health.problems
     lines = []
-    for problem in found.health.problems:
+    for problem in problems:
         lines.append(f"warning: {problem.text}")
         if problem.advice is not None:
             lines.append(f"     do: {problem.advice}")

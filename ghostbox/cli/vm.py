@@ -165,6 +165,8 @@ def list_(context: Context, /, output: str) -> None:
     for each in found:
         if each.state is VmState.BROKEN:
             Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+        if each.disk_problem is not None:
+            Stages().note(f"VM '{each.name}' is paused, its disk cannot be written: ghostbox status {each.name}")
         if each.health not in (None, Level.OK):
             Stages().note(f"the memory of VM '{each.name}' is {each.health}: ghostbox status {each.name}")
 
@@ -183,6 +185,8 @@ def info(context: Context, /, name: str | None, output: str) -> None:
     """Show what a VM is made of."""
     found = session.info(_chosen(context, name), context.paths)
     emit(found, output, lambda: show.info(found))
+    for line in show.health_notes(found):
+        Stages().note(line)
 
 
 @click.command(
@@ -197,7 +201,7 @@ Examples:
 @output_options
 @click.pass_obj
 def status(context: Context, /, name: str | None, no_recover: bool, output: str) -> int:
-    """Show whether a VM runs and how its memory does; exit code 3 if it does not run, 6 if its memory is not well.
+    """Show whether a VM runs and how it does; exit code 3 if it does not run, 6 if its memory or its disk is not well.
 
     A VM that is frozen because its pager died gets another one, as by `ghostbox recover`.
     """
@@ -208,6 +212,8 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
         stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
     for line in show.health_notes(found):
         stages.note(line)
+    if found.disk_problem is not None:
+        return PoolDegraded.exit_code
     ill = found.health is not None and found.health.level is not Level.OK
     if ill and (found.state in (VmState.RUNNING, VmState.STOPPING) or found.paused_for_donor):
         return PoolDegraded.exit_code

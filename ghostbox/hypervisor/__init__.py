@@ -2,11 +2,12 @@
 """Domains by libvirt, the daemon behind it, and whether KVM really runs a guest. ``libvirt`` is imported only here."""
 
 from ghostbox.hypervisor.accounts import qemu_user
-from ghostbox.hypervisor.connection import DomainInfo, DomainState, Hypervisor, connect
+from ghostbox.hypervisor.connection import DiskTrouble, DomainInfo, DomainState, Hypervisor, connect
 from ghostbox.hypervisor.kvm import kvm_usable, problem_hint
 from ghostbox.hypervisor.process import QemuProcess, find_qemu
 
 __all__ = [
+    "DiskTrouble",
     "DomainInfo",
     "DomainState",
     "Hypervisor",

@@ -36,6 +36,13 @@ class DomainState(enum.StrEnum):
     CRASHED = "crashed"
 
 
+class DiskTrouble(enum.StrEnum):
+    """Why QEMU stopped the CPUs of a domain: a write to a disk of it failed, and is to be tried again."""
+
+    FULL = "full"
+    FAILED = "failed"
+
+
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
     libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
@@ -127,6 +134,18 @@ class Hypervisor:
                 if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return DomainState.ABSENT
                 raise
+
+    def disk_trouble(self, domain: str) -> DiskTrouble | None:
+        """Tell for which failed write QEMU stopped the domain's CPUs; None if it did not."""
+        with _wrapped(f"ask for the disk errors of domain {domain}"):
+            found = self._find(domain)
+            if found is None:
+                return None
+            state, reason = found.state()
+            if state != libvirt.VIR_DOMAIN_PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+                return None
+            full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in found.diskErrors().values()
+            return DiskTrouble.FULL if full else DiskTrouble.FAILED
 
     def wait_absent(self, domain: str, *, timeout_s: float) -> bool:
         """Wait until the domain is gone; tell whether it is."""

@@ -14,7 +14,7 @@ from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths
-from ghostbox.session import observe, readiness, supervisor
+from ghostbox.session import disk, observe, readiness, supervisor
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import format_duration
@@ -35,13 +35,17 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     if state in (VmState.RUNNING, VmState.STOPPING) or (paused and state is VmState.PAUSED):
         return book, record
     hint = f"ghostbox up {name}"
+    why = None
     if state is VmState.PAUSED:
         hint = f"virsh -c {record.libvirt_uri} resume {record.domain}"
         if record.paused:
             hint = f"it goes on when its donor is back: ghostbox status {name}"
+        problem = disk.problem(record, book.files, state)
+        if problem is not None:
+            why, hint = problem.text, problem.advice or hint
     if state is VmState.BROKEN:
         hint = f"ghostbox recover {name}"
-    raise NotRunning(f"VM '{name}' is {state}", hint=hint)
+    raise NotRunning(f"VM '{name}' is {state}", why=why, hint=hint)
 
 
 def shell(name: str, paths: Paths, command: Sequence[str]) -> NoReturn:

@@ -2,6 +2,7 @@
 """What the supervisor does for a VM, once a second. Each step is small, can be repeated, and holds the VM's lock.
 
     the pager is gone                  another one takes over
+    its disk could not be written      the VM, which QEMU has paused, goes on when there is room
     on_donor_loss is pause             the VM is paused while what only a silent donor has is out of reach
     a donor says that it is draining   its extents move to the others, which lend more if need be
     a donor is drained                 its lease ends
@@ -29,10 +30,10 @@ from typing import Any
 from ghostbox import health, hypervisor, pager, processes
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import GhostboxError, Refused
-from ghostbox.hypervisor import DomainState
+from ghostbox.hypervisor import DiskTrouble, DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
-from ghostbox.session import backup, events, host_memory, pool, takeover
+from ghostbox.session import backup, disk, events, host_memory, pool, takeover
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.units import PAGE_BYTES, format_bytes
 
@@ -63,6 +64,9 @@ class Care:
         self._clients: dict[str, DonorClient] = {}
         self._asked_at = 0.0
         self._looked_at = 0.0
+        self._disk_looked_at = 0.0
+        self._disk_tried_at = 0.0
+        self._disk_trouble: DiskTrouble | None = None
 
     def close(self) -> None:
         """Close the connections to the donors."""
@@ -92,6 +96,7 @@ class Care:
         for what, wanted, step in (
             ("backup", self._backup_is_gone(record), self.restart_backup),
             ("pause", self._pause_is_due(record, found), self.pause_or_resume),
+            ("disk", self._disk_is_due(record, found), self.try_disk_again),
             ("drained", self._is_any_empty(record, found), self.finish_drains),
             ("memory", self._is_absence_news(record, found), self.mind_absent),
             ("room", self._room_is_due(record, found), self.make_room),
@@ -139,6 +144,12 @@ class Care:
                     connection.resume(record.domain)
                 self._book.save(replace(record, paused=False))
                 events.append(self._book.files, "resumed", "the VM goes on")
+
+    def try_disk_again(self) -> None:
+        """Let a VM go on that is paused because its disk could not be written."""
+        assert self._book.record is not None
+        self._disk_tried_at = time.monotonic()
+        disk.try_again(self._book.record)
 
     def finish_drains(self) -> None:
         """End the leases of donors that are empty."""
@@ -213,6 +224,25 @@ class Care:
         if record.pager is None or record.pager.on_donor_loss != "pause":
             return record.paused
         return bool(health.sole_copies_away(found)) != record.paused
+
+    def _disk_is_due(self, record: Record, found: Status) -> bool:
+        """Look at the disk, and tell whether its write is to be tried again: not while a donor has to be waited for."""
+        now = time.monotonic()
+        if now - self._disk_looked_at < _ASK_INTERVAL_S:
+            return False
+        self._disk_looked_at = now
+        before, self._disk_trouble = self._disk_trouble, disk.trouble(record)
+        if self._disk_trouble is None:
+            if before is not None:
+                events.append(self._book.files, "disk-resumed", "its disk can be written again: the VM goes on")
+            return False
+        if before is None:
+            events.append(
+                self._book.files, f"disk-{self._disk_trouble}", disk.explain(self._book.files, self._disk_trouble).text
+            )
+        if record.paused or (record.pager and record.pager.on_donor_loss == "pause" and health.sole_copies_away(found)):
+            return False
+        return disk.has_room(self._book.files, self._disk_trouble) or now - self._disk_tried_at > disk.RETRY_S
 
     def _is_any_empty(self, record: Record, found: Status) -> bool:
         """Tell whether a donor is to be let go of; one that was is of interest while its lease is there."""
@@ -342,4 +372,6 @@ def _went_on(care: Care) -> bool:
         return care.round()
     except GhostboxError as err:
         _log.warning("%s%s", err.message, f": {err.why}" if err.why else "")
+    except OSError as err:
+        _log.warning("%s", err)
     return True

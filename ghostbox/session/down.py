@@ -8,8 +8,8 @@ import time
 from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, Refused
 from ghostbox.hypervisor import DomainState
-from ghostbox.paths import Paths
-from ghostbox.session import cleanup, observe
+from ghostbox.paths import Paths, VmPaths
+from ghostbox.session import cleanup, disk, observe
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState, locked
 from ghostbox.session.signals import Interrupts
@@ -71,7 +71,7 @@ def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> No
     if not force:
         with progress.stage("shutdown") as stage:
             stage.say("asked the guest")
-            _shut_down(record, timeout_s)
+            _shut_down(record, book.files, timeout_s)
             stage.say("the guest has shut down")
     interrupts = Interrupts()
     with progress.stage("cleanup") as stage, interrupts.watched(), interrupts.shielded():
@@ -81,7 +81,12 @@ def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> No
     cleanup.warn(errors)
 
 
-def _shut_down(record: Record, timeout_s: float) -> None:
+def _why_paused(record: Record, files: VmPaths) -> str | None:
+    found = disk.trouble(record)
+    return None if found is None else disk.explain(files, found).text
+
+
+def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
     """Press the power button until the domain is gone; a paused guest must run to hear it."""
     deadline = time.monotonic() + timeout_s
     with hypervisor.connect(record.libvirt_uri) as connection:
@@ -95,5 +100,6 @@ def _shut_down(record: Record, timeout_s: float) -> None:
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(
                     f"VM '{record.name}' did not shut down within {format_duration(timeout_s)}; it still runs",
+                    why=_why_paused(record, files),
                     hint=f"ghostbox down --force {record.name}",
                 )

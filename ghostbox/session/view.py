@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ghostbox import health, hypervisor, pager
-from ghostbox.health import Health, Level
+from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
-from ghostbox.session import observe, supervisor, takeover
+from ghostbox.session import disk, observe, supervisor, takeover
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 
 _ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
@@ -18,7 +18,7 @@ _ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
 
 @dataclass(frozen=True)
 class VmSummary:
-    """One line of ``list``; ``health`` is None if no pager answers."""
+    """One line of ``list``; ``health`` is None if no pager answers, ``disk_problem`` says why the VM is paused."""
 
     name: str
     state: VmState
@@ -29,6 +29,7 @@ class VmSummary:
     ssh_port: int | None
     image: str
     health: Level | None
+    disk_problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class VmInfo:
     backup: str | None
     on_donor_loss: str
     health: Health | None
+    disk_problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class VmStatus:
 
     Each of its donors has a ``name`` more, by which people know it, unless there is none.
 
-    ``paused_for_donor``: the supervisor paused it, and will let it go on.
+    ``paused_for_donor``: the supervisor paused it, and will let it go on. ``disk_problem``: QEMU has paused it as a
+    write to its disk failed; the supervisor lets it go on when there is room.
     """
 
     name: str
@@ -81,6 +84,7 @@ class VmStatus:
     pager: dict[str, Any] | None
     health: Health | None = None
     paused_for_donor: bool = False
+    disk_problem: Problem | None = None
 
 
 def summaries(paths: Paths) -> list[VmSummary]:
@@ -93,7 +97,8 @@ def summaries(paths: Paths) -> list[VmSummary]:
         if record is not None:
             supervisor.ensure(book, paths)
             answer = pager.status(book.files.pager_control) if state in _ALIVE else None
-            found.append(_summary(record, state, None if answer is None else health.level(answer)))
+            summary = _summary(record, state, None if answer is None else health.level(answer))
+            found.append(replace(summary, disk_problem=disk.problem(record, book.files, state)))
     return found
 
 
@@ -140,6 +145,7 @@ def info(name: str, paths: Paths) -> VmInfo:
         backup=record.backup,
         on_donor_loss="wait" if record.pager is None else record.pager.on_donor_loss,
         health=_health(record, found),
+        disk_problem=disk.problem(record, files, state),
     )
 
 
@@ -167,6 +173,7 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         pager=found,
         health=_health(record, found),
         paused_for_donor=record.paused and state is VmState.PAUSED,
+        disk_problem=disk.problem(record, book.files, state),
     )
 
 

@@ -77,6 +77,38 @@ def small_disk() -> Iterator[SmallDisk]:
             subprocess.run(["umount", "--lazy", place], check=True)
 
 
+@dataclass(frozen=True)
+class BoundedDisk:
+    """A tmpfs whose size is changed while it is used."""
+
+    path: Path
+
+    def leave(self, n_bytes: int) -> None:
+        """Leave so much room."""
+        found = os.statvfs(self.path)
+        self._resize((found.f_blocks - found.f_bfree) * found.f_frsize + n_bytes)
+
+    def grow(self) -> None:
+        """Have room for everything."""
+        self._resize(4096 * MIB)
+
+    def _resize(self, n_bytes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={n_bytes}", self.path], check=True)
+
+
+@contextlib.contextmanager
+def bounded_disk(path: Path) -> Iterator[BoundedDisk]:
+    """Mount one over a directory until the end of the block; it has room for everything."""
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={4096 * MIB},mode=711", "tmpfs", path]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot run here: {done.stderr.strip()}")
+    try:
+        yield BoundedDisk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
 @contextlib.contextmanager
 def memory_group(pid: int, limit_bytes: int) -> Iterator[Path]:
     """Put a process into a control group with so much memory, until the end of the block; it need not live so long."""

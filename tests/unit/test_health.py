@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,26 @@ def status(*donors: dict[str, Any], word: str = "ok", lost: int = 0, **pool: Any
 
 def said(found: dict[str, Any]) -> list[tuple[str, str | None]]:
     return [(problem.text, problem.advice) for problem in health.assess("lab", found, NAMES).problems]
+
+
+@pytest.mark.parametrize(
+    ("full", "text", "advice"),
+    [
+        (
+            True,
+            "the VM is paused: no room for its disk /s/vms/lab/disk.qcow2 to grow, 1 MiB are free in /s/vms/lab",
+            "make room there: the VM goes on by itself",
+        ),
+        (
+            False,
+            "the VM is paused: its disk /s/vms/lab/disk.qcow2 cannot be written, 1 MiB are free in /s/vms/lab",
+            "if a quota is used up there, raise it; otherwise dmesg says what is wrong: the VM goes on by itself",
+        ),
+    ],
+)
+def test_disk_that_cannot_be_written_is_said_with_what_to_do(full: bool, text: str, advice: str) -> None:
+    found = health.disk_problem(Path("/s/vms/lab/disk.qcow2"), 1 << 20, full=full)
+    assert (found.text, found.advice) == (text, advice)
 
 
 def test_memory_that_is_well_has_no_problem() -> None:
