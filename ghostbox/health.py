@@ -151,6 +151,10 @@ def _donor(name: str, state: str, donors: Sequence[Status], holds: int, drain: s
         n_bytes = sum(int(donor.get("lost_pages", 0)) for donor in donors) * PAGE_BYTES
         lost = f": {format_bytes(n_bytes)} had no other copy" if n_bytes else "; all of it has another copy"
         yield Problem(f"{name} ({donors[0]['uri']}) came back without its memory{lost}", drain)
+    elif state == "removed" and any(donor.get("lost_pages") for donor in donors):
+        n_bytes = sum(int(donor.get("lost_pages", 0)) for donor in donors) * PAGE_BYTES
+        uris = ", ".join(str(donor["uri"]) for donor in donors if donor.get("lost_pages"))
+        yield Problem(f"{format_bytes(n_bytes)} were on {uris} alone, which came back without its memory")
     elif state == "slow":
         slow_us = max(float(donor.get("smoothed_us", 0)) for donor in donors)
         yield Problem(f"{name} is slow ({slow_us / 1000:.0f} ms on average): it is used last", drain)

@@ -98,6 +98,11 @@ def test_memory_that_is_well_has_no_problem() -> None:
             "ghostbox donor drain attic:10810 --vm lab",
         ),
         (
+            {"state": "removed", "lost_pages": 512},
+            f"2 MiB were on {A} alone, which came back without its memory",
+            None,
+        ),
+        (
             {"state": "slow", "smoothed_us": 81_000},
             "donor attic:10810 is slow (81 ms on average): it is used last",
             "ghostbox donor drain attic:10810 --vm lab",

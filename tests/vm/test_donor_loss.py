@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""A booted guest over two donors, two copies of everything: one donor dies and nothing is lost."""
+"""A booted guest over two donors, two copies of everything: its disk gets full, one donor dies, then the other one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ghostbox import demo, processes
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
 from helpers.lab import Host, Run, lab
+from helpers.limits import BoundedDisk, bounded_disk
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 
@@ -32,12 +34,16 @@ class Machine:
 
     host: Host
     donors: list[RunningDonor]
+    disk: BoundedDisk
 
     def cli(self, command: str, *words: str, check: bool = True) -> Run:
         return self.host.cli(command, VM, *words, check=check)
 
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.cli("status", "--json", check=False).stdout))
+
     def pager(self) -> dict[str, Any]:
-        return dict(json.loads(self.cli("status", "--json", check=False).stdout)["pager"])
+        return dict(self.status()["pager"])
 
     def donor(self, number: int) -> dict[str, Any]:
         """What the pager says of a donor."""
@@ -52,18 +58,62 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             stack.enter_context(
                 running_donor(
                     tmp_path_factory.mktemp("donor"), size="320M", name=f"gbt-loss-{number}", bind=place.address,
-                    insecure="", prefix=place.prefix,
+                    port="10809", control_port="10810", insecure="", prefix=place.prefix,
                 )
             )
             for number, place in enumerate(machines)
         ]  # fmt: skip
         host = stack.enter_context(lab())
+        disk = stack.enter_context(bounded_disk(host.paths.state))
+        stack.callback(host.cli, "delete", VM, "-y", "--force")
         sizes = ["--memory", "768M", "--remote-memory", "256M", "--cache", "48M", "--cpus", "2", "--disk", "6G"]
         where = [word for donor in donors for word in ("--donor", donor.address)]
         host.cli("up", VM, *sizes, *where, "--replicas", "2", "--image", "debian", "--timeout", "4m", check=True)
         program = Path(demo.__file__).with_name("workload.py").read_text()
         host.cli("shell", VM, "--", "cat > w.py", stdin=program, check=True)
-        yield Machine(host, donors)
+        yield Machine(host, donors, disk)
+
+
+# Does what it wrote come back from the disk, and did the kernel see an error?
+WRITE_AND_READ = """
+head -c 24M /dev/urandom | tee big | sha256sum > sum && sync && echo 3 | sudo tee /proc/sys/vm/drop_caches &&
+sha256sum < big | cmp - sum && ! sudo dmesg | grep -i "I/O error"
+"""
+
+
+def said(done: Run) -> str:
+    """Return what a command printed, on one line."""
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def test_vm_whose_disk_has_no_room_is_paused_and_goes_on_by_itself_with_nothing_lost(machine: Machine) -> None:
+    machine.disk.leave(6 << 20)
+    work = machine.host.start("shell", VM, "--", WRITE_AND_READ)
+    processes.wait_until(
+        lambda: machine.status()["disk_problem"] is not None, timeout_s=90, what="the pause", interval_s=0.2
+    )
+    files = machine.host.paths.vm(VM)
+    trouble = f"the VM is paused: no room for its disk {files.disk} to grow, "
+    shown = machine.cli("status", check=False)
+    assert shown.returncode == 6
+    assert re.search(r"state +paused until its disk can be written", shown.stdout)
+    free = rf"[\d.]+ [KMG]?i?B are free in {files.state} do: make room there: the VM goes on by itself"
+    assert re.search(f"warning: {re.escape(trouble)}{free}", said(shown))
+    listed = said(machine.host.cli("list"))
+    assert f"VM '{VM}' is paused, its disk cannot be written: ghostbox status {VM}" in listed
+    assert trouble in said(machine.cli("info"))
+    refused = machine.cli("shell", "--", "true", check=False)
+    assert refused.returncode == 3
+    assert f"error: VM '{VM}' is paused why: {trouble}" in said(refused)
+    assert work.poll() is None
+    machine.disk.grow()
+    _, problems = work.communicate(timeout=200)
+    assert work.returncode == 0, problems
+    shown_events = "disk-resumed     its disk can be written again: the VM goes on"
+    processes.wait_until(
+        lambda: shown_events in machine.cli("logs", "--source", "events").stdout, timeout_s=20, what="the event"
+    )
+    assert (machine.status()["state"], machine.status()["disk_problem"]) == ("running", None)
 
 
 def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> None:
