@@ -40,10 +40,11 @@ int rebuild_init(struct evict_loop *loop)
         return -errno;
     rebuild->buffers = buffers;
     rebuild->todo = calloc(n_words, sizeof(*rebuild->todo));
+    rebuild->unsettled = calloc(loop->pager->pool.n_extents, sizeof(*rebuild->unsettled));
     for (uint32_t i = 0; i < CHUNKS; i++)
         rebuild->chunks[i].buf = rebuild->buffers + i * BUFFER_BYTES;
     rebuild->asked = true;
-    return rebuild->todo ? 0 : -ENOMEM;
+    return rebuild->todo && rebuild->unsettled ? 0 : -ENOMEM;
 }
 
 void rebuild_destroy(struct evict_loop *loop)
@@ -51,6 +52,7 @@ void rebuild_destroy(struct evict_loop *loop)
     if (loop->rebuild.buffers)
         munmap(loop->rebuild.buffers, CHUNKS * BUFFER_BYTES);
     free(loop->rebuild.todo);
+    free(loop->rebuild.unsettled);
 }
 
 void pager_suspect(struct pager *pager, uint32_t page, uint32_t copy, uint64_t word)

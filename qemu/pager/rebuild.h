@@ -49,8 +49,9 @@ struct slot_trim {
 struct rebuild {
     bool asked; /* something has changed: plan at once */
     uint64_t plan_ns;
-    uint64_t pause_ns; /* after a failure */
-    uint32_t cursor;   /* the extent that the next plan begins with */
+    uint64_t pause_ns;                /* after a failure */
+    uint32_t cursor;                  /* the extent that the next plan begins with */
+    uint32_t *unsettled, n_unsettled; /* extents that the last plan found something to do about, in order */
     bool may_make_room;
     uint64_t lost_seen; /* a bit for each donor whose loss was told */
 
@@ -89,7 +90,7 @@ void rebuild_copy_missed(struct evict_loop *loop, uint32_t extent, uint32_t copy
 
 /* rebuild_plan.c. Gives up copies that are superfluous; whether there is a copy to fill, and which one. */
 bool plan_next(struct evict_loop *loop, struct fill_job *job);
-/* How many extents lack good copies. */
+/* How many extents lack good copies, of those that the plan before it saw. */
 uint32_t plan_left(struct evict_loop *loop);
 
 /* lost.c. Donors that count as lost from now on, and what only they held. */

@@ -58,6 +58,53 @@ static struct look look_at(struct evict_loop *loop, uint32_t extent)
     return look;
 }
 
+/* A bit for each donor, as of one plan. */
+struct masks {
+    uint64_t stay;         /* donor_stays(), those that are written behind left out */
+    uint64_t behind;       /* written behind, and not lost */
+    bool behind_reachable; /* one of those can be filled */
+};
+
+static struct masks masks_of(const struct pager *pager)
+{
+    struct masks masks = {.stay = 0};
+
+    for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
+        const struct donor *donor = &pager->pool.donors[i];
+
+        masks.stay |= (uint64_t)(!donor->backup && donor_stays(pager, donor)) << i;
+        masks.behind |= (uint64_t)(donor->backup && !atomic_load(&donor->lost)) << i;
+        masks.behind_reachable = masks.behind_reachable || (donor->backup && donor_reachable(donor));
+    }
+    return masks;
+}
+
+/*
+ * All that it should have, and nothing else: tidy() and prepare() would find nothing to do. Nearly all extents are
+ * nearly always, and a pool of a TiB has 65,536, so this is what a plan costs.
+ */
+static bool settled(const struct pool *pool, uint32_t extent, const struct masks *masks)
+{
+    uint32_t n_good = 0;
+    bool behind = false;
+
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        struct copy copy = copy_load(&pool->extents[extent], i);
+
+        if (copy.state == COPY_NONE)
+            continue;
+        if (copy.state != COPY_CURRENT)
+            return false;
+        bool good = masks->stay >> copy.donor & 1;
+
+        if (!good && !(masks->behind >> copy.donor & 1))
+            return false;
+        n_good += good;
+        behind = behind || !good;
+    }
+    return n_good == pool->replicas && (behind || !masks->behind_reachable);
+}
+
 static double share(const struct donor *donor, int more)
 {
     return donor->n_slots ? ((double)atomic_load(&donor->used_slots) + more) / donor->n_slots : 2.0;
@@ -149,6 +196,17 @@ static bool refill(struct evict_loop *loop, uint32_t extent, const struct look *
     return false;
 }
 
+static bool has_copy_on(const struct pool *pool, uint32_t extent, uint32_t donor)
+{
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        struct copy copy = copy_load(&pool->extents[extent], i);
+
+        if (copy.state == COPY_CURRENT && copy.donor == donor)
+            return true;
+    }
+    return false;
+}
+
 /* Moves a copy of some extent that lies on `from` to `to`. */
 static bool move_some(struct evict_loop *loop, const struct donor *from, struct donor *to, struct fill_job *job)
 {
@@ -156,6 +214,9 @@ static bool move_some(struct evict_loop *loop, const struct donor *from, struct 
 
     for (uint32_t k = 0; k < pool->n_extents; k++) {
         uint32_t extent = (loop->rebuild.cursor + k) % pool->n_extents;
+
+        if (!has_copy_on(pool, extent, (uint32_t)(from - pool->donors)))
+            continue;
         struct look look = look_at(loop, extent);
 
         if (!look.source || look.filling)
@@ -343,18 +404,36 @@ bool plan_empty_copy(struct evict_loop *loop, uint32_t extent, struct copy *copy
     return true;
 }
 
+/* Those of which something is missing, or too much, in order. What is too much goes. */
+static void find_unsettled(struct evict_loop *loop)
+{
+    const struct pool *pool = &loop->pager->pool;
+    struct masks masks = masks_of(loop->pager);
+
+    loop->rebuild.n_unsettled = 0;
+    for (uint32_t extent = 0; extent < pool->n_extents; extent++) {
+        if (settled(pool, extent, &masks))
+            continue;
+        tidy(loop, extent);
+        loop->rebuild.unsettled[loop->rebuild.n_unsettled++] = extent;
+    }
+}
+
 bool plan_next(struct evict_loop *loop, struct fill_job *job)
 {
     struct pool *pool = &loop->pager->pool;
     struct rebuild *rebuild = &loop->rebuild;
 
-    for (uint32_t extent = 0; extent < pool->n_extents; extent++)
-        tidy(loop, extent);
+    uint32_t first = 0; /* of the unsettled ones, from the cursor on */
+
     rebuild->may_make_room = true;
     rebuild->cursor = (rebuild->cursor + 1) % pool->n_extents;
+    find_unsettled(loop);
+    while (first < rebuild->n_unsettled && rebuild->unsettled[first] < rebuild->cursor)
+        first++;
     for (int urgency = LACKS_COPIES; urgency < URGENCIES; urgency++)
-        for (uint32_t k = 0; k < pool->n_extents; k++)
-            if (prepare(loop, (rebuild->cursor + k) % pool->n_extents, (enum urgency)urgency, job))
+        for (uint32_t k = 0; k < rebuild->n_unsettled; k++)
+            if (prepare(loop, rebuild->unsettled[(first + k) % rebuild->n_unsettled], (enum urgency)urgency, job))
                 return true;
     return balance(loop, job);
 }
@@ -363,8 +442,8 @@ uint32_t plan_left(struct evict_loop *loop)
 {
     uint32_t n = 0;
 
-    for (uint32_t extent = 0; extent < loop->pager->pool.n_extents; extent++) {
-        struct look look = look_at(loop, extent);
+    for (uint32_t k = 0; k < loop->rebuild.n_unsettled; k++) {
+        struct look look = look_at(loop, loop->rebuild.unsettled[k]);
 
         n += urgency_of(loop, &look) != COMPLETE;
     }
