@@ -271,18 +271,10 @@ static bool mind_channels(struct evict_loop *loop)
 
 static void look_at_channels(struct evict_loop *loop)
 {
-    struct pool *pool = &loop->pager->pool;
-    uint64_t now_ns = clock_ns(), slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
+    uint64_t slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
 
-    if (now_ns < loop->look_ns)
-        return;
-    for (uint32_t d = 0; d < pool->n_donors; d++) {
-        struct channel *channel = &pool->donors[d].channels[CHANNEL_WRITEBACK];
-
-        pulse_look(channel, loop->epoll_fd, now_ns, slow_ns);
-        channel_retire(channel, loop->epoll_fd);
-    }
-    loop->look_ns = now_ns + PULSE_NS;
+    if (clock_ns() >= loop->look_ns)
+        loop->look_ns = pool_look(&loop->pager->pool, CHANNEL_WRITEBACK, CHANNEL_WRITEBACK, loop->epoll_fd, slow_ns);
 }
 
 static bool any_region(struct evict_loop *loop)

@@ -122,15 +122,9 @@ static int timeout_ms(uint64_t when_ns)
 /* Whether the donors are alive. What their connections give up is on the done lists afterwards. */
 static void look_at_channels(struct fault_loop *loop)
 {
-    struct pool *pool = &loop->pager->pool;
-    uint64_t now_ns = clock_ns(), slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
+    uint64_t slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
 
-    for (uint32_t d = 0; d < pool->n_donors; d++)
-        for (int class = CHANNEL_DEMAND; class <= CHANNEL_READAHEAD; class ++) {
-            pulse_look(&pool->donors[d].channels[class], loop->epoll_fd, now_ns, slow_ns);
-            channel_retire(&pool->donors[d].channels[class], loop->epoll_fd);
-        }
-    loop->look_ns = now_ns + PULSE_NS;
+    loop->look_ns = pool_look(&loop->pager->pool, CHANNEL_DEMAND, CHANNEL_READAHEAD, loop->epoll_fd, slow_ns);
 }
 
 static int sleep_ms(uint64_t look_ns, uint64_t retry_ns, uint64_t waiting_ns, bool donor_down)

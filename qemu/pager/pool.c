@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "pool.h"
 
+#include "clock.h"
 #include "log.h"
 #include "pages.h"
 #include "size.h"
@@ -427,4 +428,19 @@ struct place pool_place(const struct pool *pool, uint32_t page)
         if (copy_load(extent, i).state == COPY_CURRENT)
             index = i;
     return pool_place_of(pool, page, index, copy_word(extent, index));
+}
+
+uint64_t pool_look(struct pool *pool, enum channel_class first, enum channel_class last, int epoll_fd,
+                   uint64_t slow_ns)
+{
+    uint64_t now_ns = clock_ns();
+
+    for (uint32_t d = 0; d < pool->n_donors; d++)
+        for (int class = (int)first; class <= (int)last; class ++) {
+            struct channel *channel = &pool->donors[d].channels[class];
+
+            pulse_look(channel, epoll_fd, now_ns, slow_ns);
+            channel_retire(channel, epoll_fd);
+        }
+    return now_ns + PULSE_NS;
 }

@@ -133,6 +133,13 @@ bool pool_pick(const struct pool *pool, uint32_t page, enum channel_class class,
 struct place pool_place(const struct pool *pool, uint32_t page);
 struct place pool_place_of(const struct pool *pool, uint32_t page, uint32_t index, uint64_t word);
 
+/*
+ * Looks at the connections of these classes, on the thread whose they are: pulse.h. What they give up is on their
+ * done lists then. Returns when to look again.
+ */
+uint64_t pool_look(struct pool *pool, enum channel_class first, enum channel_class last, int epoll_fd,
+                   uint64_t slow_ns);
+
 /* Whether copies of an extent may lie on both. */
 bool pool_apart(const struct pool *pool, const struct donor *a, const struct donor *b);
 /* How many extents with this many copies each fit on the donors that are not in the mask of those left out. */
