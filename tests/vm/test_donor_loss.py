@@ -148,3 +148,50 @@ def test_donor_killed_under_a_workload_with_two_copies_and_no_byte_is_wrong(mach
     assert (pager["pages"]["poisoned"], pager["pool"]["lost_pages"]) == (0, 0)
     assert pager["health"] == "degraded"
     assert pager["pool"]["missing_copies"] > 0
+
+
+IDLE = f"""
+import mmap, pathlib, time
+memory = mmap.mmap(-1, {WORKLOAD_MIB} << 20)
+for at in range(0, {WORKLOAD_MIB} << 20, 4096):
+    memory[at : at + 8] = at.to_bytes(8, "big")
+pathlib.Path("filled").touch()
+time.sleep(1000)
+"""
+
+
+def test_memory_of_which_no_copy_is_left_is_named_with_its_donor_its_export_and_its_size(machine: Machine) -> None:
+    """The donor that is left comes back empty, then the dead one, too. Until then older copies might have done."""
+    machine.cli("shell", "--", "rm -f filled")
+    machine.host.cli("shell", VM, "--", "cat > idle.py", stdin=IDLE, check=True)
+    idle = machine.host.start("shell", VM, "--", "numactl --membind=1 python3 idle.py")
+    try:
+        machine.cli("shell", "--", "until test -e filled; do sleep 0.2; done")
+        dead, last = machine.donors
+        uris = {donor["uri"] for donor in machine.pager()["donors"]}
+        os.kill(last.data_plane_pid, signal.SIGKILL)
+        processes.wait_until(
+            lambda: "older one on donor" in machine.cli("logs", "--source", "pager").stdout,
+            timeout_s=30, what="the older copies", interval_s=0.2,
+        )  # fmt: skip
+        assert machine.pager()["health"] == "degraded", "the dead one might come back"
+        dead.restart()
+        processes.wait_until(
+            lambda: machine.pager()["health"] == "lost", timeout_s=60, what="the loss seen", interval_s=0.2
+        )
+        done = machine.cli("status", check=False)
+        assert done.returncode == 6
+        [uri] = [each for each in uris if dead.nbd_address in each]
+        alone = rf"(\d[\d.]*) MiB were on {re.escape(uri)} alone, which came back without its memory"
+        found = re.search(alone, said(done)) or re.search(
+            rf"\({re.escape(uri)}\) came back without its memory: (\d[\d.]*) MiB had no other copy", said(done)
+        )
+        assert found is not None, said(done)
+        assert WORKLOAD_MIB / 2 < float(found[1]) < 256
+        assert re.search(r"warning: [\d.]+ MiB of the VM's memory are lost: ", said(done))
+        assert f"do: save what matters, then ghostbox down {VM} and ghostbox up {VM}" in said(done)
+        assert "memory-lost" in machine.cli("logs", "--source", "events").stdout
+        assert machine.status()["state"] == "running"
+    finally:
+        idle.kill()
+        idle.communicate()
