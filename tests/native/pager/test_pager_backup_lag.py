@@ -15,7 +15,7 @@ from helpers.pager import RunningPager, memory_client, running_memserver, runnin
 
 MIB = 1 << 20
 PAGES = 4096
-OPTIONS: dict[str, Any] = {"pool": "16M", "extent": "1M", "cache": "2M", "readahead": "0"}
+OPTIONS: dict[str, Any] = {"pool": "16M", "extent": "1M", "cache": "2M", "readahead": "0", "slow_us": "60000000"}
 
 
 @contextlib.contextmanager
@@ -58,8 +58,8 @@ def test_a_backup_that_lags_is_filled_anew_and_serves_what_it_has_when_the_donor
             assert found["stale"] + found["filling"] > 0, "it was not waited for"
             assert pager.status()["health"] == "degraded"
             client.command("verify", seed=1, first=0, n=PAGES // 2)
-            wait_until(lambda: complete(pager, backup), timeout_s=60, what="the copy on disk being filled anew")
-            assert pager.status()["health"] == "ok"
+            wait_until(lambda: complete(pager, backup), timeout_s=90, what="the copy on disk being filled anew")
+            wait_until(lambda: pager.status()["health"] == "ok", timeout_s=30, what="all being well")
             client.command("fill", seed=2, first=0, n=PAGES // 2)
             found = copies(pager, backup)
             assert 0 < found["stale"] + found["filling"] <= 8, "only what was written"
