@@ -24,7 +24,7 @@ _ROUNDS, _SHORT_ROUNDS = 5, 1
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox bench                              all of it, 5 rounds, about 12 minutes
+  ghostbox bench                              all of it, 5 rounds, about 13 minutes
   ghostbox bench --short                      see that everything runs; the figures mean little
   ghostbox bench --only faults,sequential     two parts of it
   ghostbox bench --only server/lean --json    a group, all figures of all rounds

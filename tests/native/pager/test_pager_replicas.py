@@ -210,7 +210,7 @@ def test_the_copy_written_behind_is_enough_when_the_donors_memory_is_gone(place:
 
 def test_a_copy_that_was_changed_is_served_from_the_other_found_and_mended(tmp_path: Path) -> None:
     flips = range(50, 13 * 256, 97)
-    with donors(1) as (one,), nbdkit_memory("16M", "--filter=delay", "rdelay=3ms") as other:
+    with donors(1) as (one,), nbdkit_memory("16M", "--filter=delay", "rdelay=20ms") as other:
         uri = one.uri("a")  # the quick one: it is read
         with (
             running_pager([uri, other], cache="2M", readahead="0", **OPTIONS) as pager,
