@@ -97,7 +97,7 @@ def run(
         if Book(paths.vm(name)).load() is None:
             lenders.stop([each for each in lent if each not in before], paths)
         raise
-    return _prove(name, paths, progress)
+    return _prove(name, paths, progress, [each.address for each in lent])
 
 
 def tear_down(paths: Paths, progress: Progress, name: str = VM_NAME) -> None:
@@ -116,8 +116,11 @@ def _lender_names(name: str) -> tuple[str, ...]:
     return tuple(f"{name}-{number + 1}" for number in range(N_LENDERS))
 
 
-def _prove(name: str, paths: Paths, progress: Progress) -> DemoResult:
-    """Look at the guest's memory, run the program, compare the pager's counters before and after."""
+def _prove(name: str, paths: Paths, progress: Progress, lent: list[str]) -> DemoResult:
+    """Look at the guest's memory, run the program, compare the pager's counters before and after.
+
+    ``lent``: the donors' addresses. The VM may have leases of an earlier demo's, which was killed, donors and all.
+    """
     book = Book(paths.vm(name))
     record = book.need(name, paths)
     with guest(record, book.files) as ssh:
@@ -129,7 +132,7 @@ def _prove(name: str, paths: Paths, progress: Progress) -> DemoResult:
             counters = _counters(book)
             report = _run_workload(ssh)
             traffic = _traffic(counters, _counters(book))
-    donor_bytes = {each.address: each.resident_bytes for each in donors.query([each.donor for each in record.leases])}
+    donor_bytes = {each.address: each.resident_bytes for each in donors.query(lent)}
     n_bytes = report["bytes"]
     return DemoResult(
         name=name,
