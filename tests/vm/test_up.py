@@ -489,7 +489,7 @@ def test_vm_is_paused_while_a_donor_is_silent_and_goes_on_when_it_answers(machin
         done = machine.cli("status", check=False)
         assert done.returncode == 6
         assert "paused until its donor is back" in done.stdout
-        assert re.search(rf"warning: donor {silent} has not answered for [\d.]+ s; it holds 256 MiB", done.stderr)
+        assert re.search(rf"warning: donor {silent} has not answered for [\d.]+ s: .+; it holds 256 MiB", done.stderr)
         assert "do: start it again, or look at its cable" in done.stderr
         listed = machine.host.cli("list", check=True)
         assert f"the memory of VM '{VM}' is degraded: ghostbox status {VM}" in listed.stderr
