@@ -24,6 +24,11 @@ from ghostbox.errors import ConfigError
 # Promotion of hot pages from the slower tier (2 = NUMA_BALANCING_MEMORY_TIERING, admin-guide/sysctl/kernel.rst), and
 # reclaim by demotion to it before anything is swapped or dropped (ABI/testing/sysfs-kernel-mm-numa). At each boot.
 _TIERING_ON = "echo 2 > /proc/sys/kernel/numa_balancing; echo true > /sys/kernel/mm/numa/demotion_enabled"
+# Memory that was plugged in and that nothing has taken so far (domain_xml.py: the remote memory is a DIMM).
+_MEMORY_ON = (
+    "for block in /sys/devices/system/memory/memory*; do "
+    "if grep -qs offline $block/state; then echo online_movable > $block/state; fi; done"
+)
 _MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
 _PART_TYPES = {
     "#cloud-config": "cloud-config",
@@ -99,9 +104,10 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
+        "bootcmd": [["sh", "-c", _MEMORY_ON]],
     }
     if spec.tiering:
-        config["bootcmd"] = [["sh", "-c", _TIERING_ON]]
+        config["bootcmd"].append(["sh", "-c", _TIERING_ON])
     return config
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The libvirt domain of a VM, from its plan; and the check that a domain is safe for remote memory. Pure.
 
-Node 0 is ordinary memory with all CPUs; node 1 has no CPU and is the one memfd that QEMU maps shared, by which the
-shim knows it. SLIT and HMAT tell the guest the truth about node 1, so that its kernel makes a lower memory tier of it.
+Node 0 is ordinary memory with all CPUs. Node 1 has no CPU: a little ordinary memory for the kernel's own use, and a
+DIMM, which is the one memfd that QEMU maps shared, by which the shim knows it. The guest takes the DIMM as movable
+memory: its kernel keeps nothing there that it cannot live without. SLIT and HMAT tell it the truth about node 1, so
+that it makes a lower memory tier of it.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pathlib import Path
 
 from ghostbox.config import PortForward
 from ghostbox.errors import Refused
-from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
-from ghostbox.units import KIB
+from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan, local_memory
+from ghostbox.units import GIB, KIB
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 METADATA_NAMESPACE = "urn:ghostbox:vm:1"
@@ -32,6 +34,10 @@ _LOCAL_BANDWIDTH_KIB, _REMOTE_BANDWIDTH_KIB = 10 * KIB * KIB, KIB * KIB
 
 # Their profiles know nothing of the shim and would keep it, or its socket, from QEMU.
 _CONFINING = ("apparmor", "selinux")
+
+# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is given to ZONE_MOVABLE, as soon as it is found.
+# Images with a boot loader of their own hear of it later, from cloud-init (cloudinit.py).
+_ONLINE_MOVABLE = "memhp_default_state=online_movable"
 
 # Slots of pcie.0 that libvirt hands out start at 1 and stay below this one.
 _NETWORK_SLOT = "0x18"
@@ -76,12 +82,16 @@ def _add_metadata(root: ET.Element, plan: VmPlan) -> None:
 
 
 def _add_memory(root: ET.Element, plan: VmPlan) -> None:
-    total = (plan.memory_bytes + plan.remote_memory_bytes) // KIB
+    local = local_memory(plan.memory_bytes, plan.remote_memory_bytes)
+    total = (local.node0_bytes + local.node1_bytes + plan.remote_memory_bytes) // KIB
+    if plan.remote_memory_bytes:
+        # QEMU counts room for a DIMM that begins at a multiple of 1 GiB.
+        _add(root, "maxMemory", str(total + GIB // KIB), slots="1", unit="KiB")
     # A core dump of QEMU would read every remote page.
     _add(root, "memory", str(total), unit="KiB", dumpCore="off")
     _add(root, "currentMemory", str(total), unit="KiB")
     backing = _add(root, "memoryBacking")
-    # The shim serves node 1, QEMU's only shared memfd; without the access line QEMU maps every memfd shared.
+    # The shim serves the DIMM, QEMU's only shared memfd; without the access line QEMU maps every memfd shared.
     _add(backing, "source", type="memfd")
     _add(backing, "access", mode="private")
 
@@ -95,7 +105,7 @@ def _add_os(root: ET.Element, boot: BootPlan) -> None:
     _add(os_element, "kernel", str(boot.kernel))
     if boot.initrd is not None:
         _add(os_element, "initrd", str(boot.initrd))
-    _add(os_element, "cmdline", boot.kernel_args)
+    _add(os_element, "cmdline", f"{boot.kernel_args} {_ONLINE_MOVABLE}")
 
 
 def _add_cpu(root: ET.Element, plan: VmPlan) -> None:
@@ -109,11 +119,10 @@ def _add_cpu(root: ET.Element, plan: VmPlan) -> None:
         _add(cpu, "feature", policy="disable", name="svm")
     _add(cpu, "topology", sockets="1", dies="1", cores=str(plan.cpus), threads="1")
     numa = _add(cpu, "numa")
-    local = _add(numa, "cell", id="0", cpus=f"0-{plan.cpus - 1}", unit="KiB")
-    local.set("memory", str(plan.memory_bytes // KIB))
-    remote = _add(numa, "cell", id="1", unit="KiB", memAccess="shared")
-    remote.set("memory", str(plan.remote_memory_bytes // KIB))
-    for cell, here in ((local, "0"), (remote, "1")):
+    local = local_memory(plan.memory_bytes, plan.remote_memory_bytes)
+    node0 = _add(numa, "cell", id="0", cpus=f"0-{plan.cpus - 1}", memory=str(local.node0_bytes // KIB), unit="KiB")
+    node1 = _add(numa, "cell", id="1", memory=str(local.node1_bytes // KIB), unit="KiB")
+    for cell, here in ((node0, "0"), (node1, "1")):
         distances = _add(cell, "distances")
         for other in ("0", "1"):
             value = _LOCAL_DISTANCE if other == here else _REMOTE_DISTANCE
@@ -152,6 +161,10 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     _add(serial, "log", file=str(plan.files.console_log), append="off")
     _add(serial, "target", port="0")
     _add(_add(devices, "console", type="pty"), "target", type="serial", port="0")
+    if plan.remote_memory_bytes:
+        dimm = _add(_add(devices, "memory", model="dimm", access="shared"), "target")
+        _add(dimm, "size", str(plan.remote_memory_bytes // KIB), unit="KiB")
+        _add(dimm, "node", "1")
     _add(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")

@@ -18,6 +18,11 @@ from ghostbox.units import MIB, format_bytes
 MEMORY_BLOCK_BYTES = 128 * MIB
 """Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
 
+_STRUCT_PAGE_SHARE = 64  # struct page: 64 bytes for each page of 4 KiB
+_KERNEL_SLACK_BYTES = 32 * MIB
+_MIN_NODE0_BYTES = 128 * MIB
+_LARGE_BYTES = 32 * 1024 * MIB
+
 
 class Virt(enum.StrEnum):
     """How the processors of the VM run."""
@@ -145,6 +150,33 @@ class VmPlan:
     backup: Path | None = None
 
 
+@dataclass(frozen=True)
+class LocalMemory:
+    """How ``vm.memory`` is dealt out to the guest's nodes, in bytes.
+
+    ``node1_bytes`` is for what the guest's kernel keeps of node 1, its ``struct page`` above all: were that remote, a
+    lost donor would take the kernel along. The remote memory itself is a DIMM on which it keeps nothing of its own.
+    """
+
+    node0_bytes: int
+    node1_bytes: int
+
+
+def local_memory(memory_bytes: int, remote_bytes: int) -> LocalMemory:
+    """Return what each node has of ``memory_bytes`` beside so much remote memory.
+
+    Linux takes a node 1 only if it begins at a multiple of `MEMORY_BLOCK_BYTES` (numa_register_memblks), and
+    hot-plugged memory in blocks of that size only where memory at boot does not end at a multiple of a larger one, if
+    there is much (probe_memory_block_size).
+    """
+    if remote_bytes == 0:
+        return LocalMemory(memory_bytes, 0)
+    needed = remote_bytes // _STRUCT_PAGE_SHARE + _KERNEL_SLACK_BYTES
+    share = -(-needed // MEMORY_BLOCK_BYTES) * MEMORY_BLOCK_BYTES
+    unaligned = MEMORY_BLOCK_BYTES // 2 if memory_bytes >= _LARGE_BYTES else 0
+    return LocalMemory(memory_bytes - share, share - unaligned)
+
+
 def domain_name(name: str) -> str:
     """Return what libvirt calls the VM ``name``; the prefix keeps it apart from other domains of the host."""
     return f"ghostbox-{name}"
@@ -256,11 +288,12 @@ def check_sizes(config: Config) -> None:
     """Refuse sizes that cannot work, before anything is asked or started.
 
     Raises:
-        UsageError: memory that is no multiple of the guest's memory block, or a cache that is not smaller than the
-            remote memory, or the same port twice.
+        UsageError: memory that is no multiple of the guest's memory block, too little local memory, or a cache that
+            is not smaller than the remote memory, or the same port twice.
     """
     _check_block("vm.memory", config.vm.memory_bytes)
     _check_block("vm.remote_memory", config.vm.remote_memory_bytes)
+    _check_local(config.vm.memory_bytes, config.vm.remote_memory_bytes)
     cache, remote = config.pool.cache_bytes, config.vm.remote_memory_bytes
     if cache >= remote:
         raise UsageError(
@@ -269,6 +302,17 @@ def check_sizes(config: Config) -> None:
             hint=f"lower it, for example --cache {_flag_size(max(remote // 8, 64 * MIB))}, or raise --remote-memory",
         )
     _check_ports(config.vm.ports)
+
+
+def _check_local(memory: int, remote: int) -> None:
+    local = local_memory(memory, remote)
+    if local.node0_bytes >= _MIN_NODE0_BYTES:
+        return
+    raise UsageError(
+        f"vm.memory ({_flag_size(memory)}) is too small beside vm.remote_memory ({_flag_size(remote)})",
+        why=f"the guest's kernel needs {_flag_size(memory - local.node0_bytes)} of it to keep the books of its memory",
+        hint=f"at least --memory {_flag_size(memory - local.node0_bytes + _MIN_NODE0_BYTES)}",
+    )
 
 
 def _check_block(key: str, n_bytes: int) -> None:

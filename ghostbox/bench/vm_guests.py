@@ -195,7 +195,7 @@ def running(setup: Setup) -> Iterator[dict[str, Guest]]:
 def _settings(scale: VmScale, donors: list[str]) -> dict[str, object]:
     return {
         "vm.name": vm_session.own_name(GHOSTBOX),
-        "vm.memory": scale.node0_bytes,
+        "vm.memory": scale.memory_bytes,
         "vm.remote_memory": scale.remote_bytes,
         "vm.cpus": 2,
         "vm.ports": [],

@@ -29,7 +29,7 @@ class VmScale:
     ``weights`` is the size of the file of the part of that name, as a multiple of the local RAM.
     """
 
-    node0_bytes: int
+    memory_bytes: int
     cache_bytes: int
     remote_bytes: int
     sets: tuple[WorkSet, ...]
@@ -41,7 +41,7 @@ class VmScale:
     @property
     def local_bytes(self) -> int:
         """Memory of a guest on this machine."""
-        return self.node0_bytes + self.cache_bytes
+        return self.memory_bytes + self.cache_bytes
 
     def times_local(self, factor: float) -> int:
         """Return a multiple of the local RAM, in bytes of whole MiB."""
@@ -50,9 +50,9 @@ class VmScale:
 
 # With swap a sort of twice the local RAM takes minutes: it would take most of a run.
 FULL = VmScale(
-    node0_bytes=256 * MIB,
+    memory_bytes=384 * MIB,
     cache_bytes=64 * MIB,
-    remote_bytes=768 * MIB,
+    remote_bytes=1024 * MIB,
     sets=(WorkSet(1.2, (*READS, "sort")), WorkSet(2.0, READS)),
     weights=2.0,
     ms=2000,
@@ -60,7 +60,7 @@ FULL = VmScale(
     needed_bytes=4 * GIB,
 )
 SHORT = VmScale(
-    node0_bytes=256 * MIB,
+    memory_bytes=384 * MIB,
     cache_bytes=64 * MIB,
     remote_bytes=512 * MIB,
     sets=(WorkSet(1.2, (*READS, "sort"), sort_bytes=8 * MIB),),

@@ -33,7 +33,7 @@ Examples:
 """
 )
 @_name
-@click.option("--memory", metavar="SIZE", help="RAM on this machine (node 0).")
+@click.option("--memory", metavar="SIZE", help="RAM on this machine.")
 @click.option("--remote-memory", metavar="SIZE", help="RAM on the donors (node 1).")
 @click.option("--cache", metavar="SIZE", help="Local memory for the warm part of the remote memory.")
 @click.option("--cpus", type=int, metavar="N", help="Virtual processors.")

@@ -48,7 +48,7 @@ class VmConfig:
     """What a VM is made of."""
 
     name: str = _key("name", kinds.VM_NAME, "ghostbox", "name of the VM that `up` makes if none is given")
-    memory_bytes: int = _key("memory", kinds.Size(256 * MIB), "4GiB", "RAM on this machine (node 0)")
+    memory_bytes: int = _key("memory", kinds.Size(256 * MIB), "4GiB", "RAM on this machine")
     remote_memory_bytes: int = _key("remote_memory", kinds.Size(64 * MIB), "8GiB", "RAM on the donors (node 1)")
     cpus: int = _key("cpus", kinds.Integer(1, 512), 2, "virtual processors")
     disk_bytes: int = _key("disk", kinds.Size(GIB), "20GiB", "size of the disk, allocated as it is written")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ghostbox.session.record import Book, Record, VmState, locked
 
 _log = logging.getLogger(__name__)
 _RETURN_TIMEOUT_S = 60.0
+_DONORS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def take_over(book: Book, paths: Paths) -> int:
     peer = hypervisor.qemu_user(record.libvirt_uri).uid
     pid = pager.resume(paths.pager_program, record.pager, files, peer_uid=peer)
     _wait_for_qemu(record, files)
+    _wait_for_donors(files)
     return pid
 
 
@@ -104,6 +107,17 @@ def _wait_for_qemu(record: Record, files: pager.PagerFiles) -> None:
         )
     except DeadlineExceeded as err:
         raise DeadlineExceeded(err.message, why=f"the pager's log is {files.log}") from err
+
+
+def _wait_for_donors(files: pager.PagerFiles) -> None:
+    """A new pager connects one donor after the other: for that moment none of them is to be called away."""
+
+    def connected() -> bool:
+        found = pager.status(files.control)
+        return found is None or all(donor["state"] != "down" for donor in found["donors"])
+
+    with contextlib.suppress(DeadlineExceeded):  # one that is away indeed: the status says so
+        processes.wait_until(connected, timeout_s=_DONORS_TIMEOUT_S, what="the donors", interval_s=0.05)
 
 
 def recover_if_broken(book: Book, paths: Paths, state: VmState) -> VmState:

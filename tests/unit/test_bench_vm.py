@@ -101,7 +101,7 @@ def test_sets_fit_into_either_guest_and_into_no_local_memory() -> None:
         system_bytes = 160 * MIB
         for work in scale.sets:
             size = scale.times_local(work.factor)
-            assert scale.local_bytes < size < scale.node0_bytes + scale.remote_bytes - system_bytes
+            assert scale.local_bytes < size < scale.memory_bytes + scale.remote_bytes - system_bytes
 
 
 def test_picture_shows_the_ratios(tmp_path: Path) -> None:

@@ -62,10 +62,15 @@ def test_guest_gets_our_host_key_alone() -> None:
 
 
 def test_tiering_is_switched_on_at_each_boot_unless_it_is_not_wanted() -> None:
-    (command,) = config_of()["bootcmd"]
+    _, command = config_of()["bootcmd"]
     assert "echo 2 > /proc/sys/kernel/numa_balancing" in command[-1]
     assert "demotion_enabled" in command[-1]
-    assert "bootcmd" not in config_of(tiering=False)
+    assert len(config_of(tiering=False)["bootcmd"]) == 1
+
+
+def test_memory_that_was_plugged_in_is_taken_as_movable_at_each_boot() -> None:
+    command = config_of(tiering=False)["bootcmd"][0]
+    assert "echo online_movable" in command[-1]
 
 
 def instance_of(**changes: Any) -> str:

@@ -62,6 +62,31 @@ def test_memory_in_odd_sizes_is_refused_with_the_nearest_ones(key: str) -> None:
     assert caught.value.hint == "nearest: 4992MiB or 5GiB"
 
 
+def test_local_memory_that_does_not_hold_the_books_of_the_remote_one_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"vm\.memory \(512MiB\) is too small beside vm\.remote_memory \(32GiB\)"
+    ) as caught:
+        plan.check_sizes(loaded(vm__memory="512M", vm__remote_memory="32G"))
+    assert caught.value.why == "the guest's kernel needs 640MiB of it to keep the books of its memory"
+    assert caught.value.hint == "at least --memory 768MiB"
+
+
+@pytest.mark.parametrize(
+    ("memory", "remote", "node0", "node1"),
+    [
+        (4 * GIB, 8 * GIB, 4 * GIB - 256 * MIB, 256 * MIB),
+        (768 * MIB, 512 * MIB, 640 * MIB, 128 * MIB),
+        (64 * GIB, 6 * GIB, 64 * GIB - 128 * MIB, 64 * MIB),
+        (GIB, 0, GIB, 0),
+    ],
+)
+def test_node_1_begins_where_linux_can_and_boot_memory_ends_where_its_blocks_stay_small(
+    memory: int, remote: int, node0: int, node1: int
+) -> None:
+    dealt = plan.local_memory(memory, remote)
+    assert (dealt.node0_bytes, dealt.node1_bytes) == (node0, node1)
+
+
 @pytest.mark.parametrize("cache", ["8G", "9G"])
 def test_cache_must_be_smaller_than_the_remote_memory(cache: str) -> None:
     with pytest.raises(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -160,7 +161,7 @@ time.sleep(1000)
 """
 
 
-def test_memory_of_which_no_copy_is_left_is_named_with_its_donor_its_export_and_its_size(machine: Machine) -> None:
+def test_memory_of_which_no_copy_is_left_is_named_and_the_guest_lives_on(machine: Machine) -> None:
     """The donor that is left comes back empty, then the dead one, too. Until then older copies might have done."""
     machine.cli("shell", "--", "rm -f filled")
     machine.host.cli("shell", VM, "--", "cat > idle.py", stdin=IDLE, check=True)
@@ -193,6 +194,11 @@ def test_memory_of_which_no_copy_is_left_is_named_with_its_donor_its_export_and_
         assert re.search(r"warning: [\d.]+ MiB of the VM's memory are lost: ", said(done))
         assert f"do: save what matters, then ghostbox down {VM} and ghostbox up {VM}" in said(done)
         assert machine.status()["state"] == "running"
+        # The guest lives: its kernel keeps nothing on the donors, and what touches nothing that was there goes on.
+        # (Not Python: its files lie in the page cache of the node that those who read them first were bound to.)
+        alive = machine.host.cli("shell", VM, "--", "head -c 64M /dev/zero | sha256sum", timeout_s=120, check=True)
+        assert alive.stdout.startswith(hashlib.sha256(bytes(64 << 20)).hexdigest())
+        assert idle.poll() is None
     finally:
         idle.kill()
         idle.communicate()

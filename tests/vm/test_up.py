@@ -25,6 +25,7 @@ import pytest
 from ghostbox import demo, processes
 from ghostbox.donor_client import DonorClient
 from ghostbox.session import supervisor
+from ghostbox.units import MIB
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
@@ -108,6 +109,10 @@ def test_guest_sees_two_nodes_and_the_remote_one_in_a_lower_tier(machine: Machin
     table = machine.guest("numactl --hardware")
     assert "available: 2 nodes (0-1)" in table
     assert re.search(r"^node 1 cpus:\s*$", table, re.MULTILINE)
+    zones = machine.guest("cat /proc/zoneinfo")
+    movable = re.search(r"^Node 1, zone +Movable\n(?: .*\n)*? +present +(\d+)", zones, re.MULTILINE)
+    assert movable is not None
+    assert int(movable[1]) * 4096 == 512 * MIB, "all that is remote is memory that the guest's kernel needs not"
     tiers = machine.guest("grep . /sys/devices/virtual/memory_tiering/memory_tier*/nodelist")
     tier_of_node = {node: int(tier) for tier, node in re.findall(r"tier(\d+)/nodelist:(\d)", tiers)}
     assert tier_of_node["1"] > tier_of_node["0"]
