@@ -184,7 +184,7 @@ def test_print_plan_as_json(host: Host, donor: RunningDonor) -> None:
 def test_print_xml_shows_the_domain(host: Host, donor: RunningDonor) -> None:
     done = up(host, "--donor", donor.address, "--print", "xml")
     assert done.stdout.startswith("<domain ")
-    assert 'memAccess="shared"' in done.stdout
+    assert '<memory model="dimm" access="shared">' in done.stdout
 
 
 def test_print_cloud_init_shows_the_seed_without_private_keys(host: Host, donor: RunningDonor) -> None:
