@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 /* Its last character is the version of all that lies in the file, struct page and enum feature included. */
-static const char MAGIC[8] = {'G', 'B', 'P', 'A', 'G', 'E', 'S', '2'};
+static const char MAGIC[8] = {'G', 'B', 'P', 'A', 'G', 'E', 'S', '3'};
 
 static_assert(sizeof(struct state_region) % 8 == 0 && sizeof(struct state_donor) % 8 == 0, "no holes at the ends");
 
