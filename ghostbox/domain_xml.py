@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ghostbox.config import PortForward
 from ghostbox.errors import Refused
-from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan, local_memory
+from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
 from ghostbox.units import GIB, KIB
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -82,8 +82,7 @@ def _add_metadata(root: ET.Element, plan: VmPlan) -> None:
 
 
 def _add_memory(root: ET.Element, plan: VmPlan) -> None:
-    local = local_memory(plan.memory_bytes, plan.remote_memory_bytes)
-    total = (local.node0_bytes + local.node1_bytes + plan.remote_memory_bytes) // KIB
+    total = (plan.local.node0_bytes + plan.local.node1_bytes + plan.remote_memory_bytes) // KIB
     if plan.remote_memory_bytes:
         # QEMU counts room for a DIMM that begins at a multiple of 1 GiB.
         _add(root, "maxMemory", str(total + GIB // KIB), slots="1", unit="KiB")
@@ -119,9 +118,8 @@ def _add_cpu(root: ET.Element, plan: VmPlan) -> None:
         _add(cpu, "feature", policy="disable", name="svm")
     _add(cpu, "topology", sockets="1", dies="1", cores=str(plan.cpus), threads="1")
     numa = _add(cpu, "numa")
-    local = local_memory(plan.memory_bytes, plan.remote_memory_bytes)
-    node0 = _add(numa, "cell", id="0", cpus=f"0-{plan.cpus - 1}", memory=str(local.node0_bytes // KIB), unit="KiB")
-    node1 = _add(numa, "cell", id="1", memory=str(local.node1_bytes // KIB), unit="KiB")
+    node0 = _add(numa, "cell", id="0", cpus=f"0-{plan.cpus - 1}", memory=str(plan.local.node0_bytes // KIB), unit="KiB")
+    node1 = _add(numa, "cell", id="1", memory=str(plan.local.node1_bytes // KIB), unit="KiB")
     for cell, here in ((node0, "0"), (node1, "1")):
         distances = _add(cell, "distances")
         for other in ("0", "1"):
@@ -141,10 +139,9 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     devices = _add(root, "devices")
     # Buffered: pages pinned for O_DIRECT or io_uring would outlive their eviction.
     disk = _add(devices, "disk", type="file", device="disk")
-    driver = _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap")
     # A write that fails (no space, a quota) is tried again when the VM goes on: no error reaches the guest.
-    driver.set("error_policy", "stop")
-    driver.set("rerror_policy", "report")
+    policy = {"error_policy": "stop", "rerror_policy": "report"}
+    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap", **policy)
     _add_source(disk, plan.files.disk, plan)
     base = _add(disk, "backingStore", type="file")
     _add(base, "format", type="qcow2")

@@ -122,6 +122,10 @@ def _cause(donors: Sequence[Status]) -> str:
     return f": {', '.join(known)}" if known else ""
 
 
+def _lost_bytes(donors: Sequence[Status]) -> int:
+    return sum(int(donor.get("lost_pages", 0)) for donor in donors) * PAGE_BYTES
+
+
 def _current(donor: Status) -> int:
     return int(donor.get("copies", {}).get("current", donor.get("extents", 0)))
 
@@ -148,11 +152,10 @@ def _donor(name: str, state: str, donors: Sequence[Status], holds: int, drain: s
         advice = "start it again, or look at its cable" + (f"; or, if it will not be back: {drain}" if drain else "")
         yield Problem(f"{name} has not answered{since}{_cause(donors)}{what}", advice)
     elif state == "lost":
-        n_bytes = sum(int(donor.get("lost_pages", 0)) for donor in donors) * PAGE_BYTES
+        n_bytes = _lost_bytes(donors)
         lost = f": {format_bytes(n_bytes)} had no other copy" if n_bytes else "; all of it has another copy"
         yield Problem(f"{name} ({donors[0]['uri']}) came back without its memory{lost}", drain)
-    elif state == "removed" and any(donor.get("lost_pages") for donor in donors):
-        n_bytes = sum(int(donor.get("lost_pages", 0)) for donor in donors) * PAGE_BYTES
+    elif state == "removed" and (n_bytes := _lost_bytes(donors)):
         uris = ", ".join(str(donor["uri"]) for donor in donors if donor.get("lost_pages"))
         yield Problem(f"{format_bytes(n_bytes)} were on {uris} alone, which came back without its memory")
     elif state == "slow":

@@ -149,6 +149,11 @@ class VmPlan:
     forecast: Forecast
     backup: Path | None = None
 
+    @property
+    def local(self) -> LocalMemory:
+        """What each node of the guest has of ``memory_bytes``."""
+        return local_memory(self.memory_bytes, self.remote_memory_bytes)
+
 
 @dataclass(frozen=True)
 class LocalMemory:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghostbox.errors import GhostboxError, hint_for
+from ghostbox.memserver import records
 
 _log = logging.getLogger(__name__)
 _MACHINE_ID = Path("/etc/machine-id")
@@ -61,10 +62,8 @@ def _digest(machine_id: Path) -> str:
 
 
 def _keep(path: Path, document: dict[str, str]) -> None:
-    draft = path.with_suffix(".new")
     try:
-        draft.write_text(json.dumps(document))
-        draft.replace(path)
+        records.write(path, document)
     except OSError as err:
         raise GhostboxError(
             f"cannot write {path}: {err.strerror}", hint=hint_for(err, "see that it can be written")

@@ -118,7 +118,7 @@ def _lease(fields: dict[str, Any]) -> LeaseRecord:
 
 
 def save(path: Path, records: Records) -> None:
-    """Replace the file at once: after a crash it is the old or the new one (rename(2)), and on disk (fsync(2))."""
+    """Replace the file, as `write` does."""
     document = {
         "version": _VERSION,
         "plane": None if records.plane is None else asdict(records.plane),
@@ -126,6 +126,11 @@ def save(path: Path, records: Records) -> None:
         "lost": [asdict(lease) for lease in records.lost.values()],
         "drain_asked": records.drain_asked,
     }
+    write(path, document)
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Replace the file at once: after a crash it is the old or the new one (rename(2)), and on disk (fsync(2))."""
     draft = path.with_suffix(".new")
     with draft.open("w") as file:
         json.dump(document, file, indent=2)

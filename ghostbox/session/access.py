@@ -40,7 +40,7 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
         hint = f"virsh -c {record.libvirt_uri} resume {record.domain}"
         if record.paused:
             hint = f"it goes on when its donor is back: ghostbox status {name}"
-        problem = disk.problem(record, book.files, state)
+        problem = disk.problem(record, book.files)
         if problem is not None:
             why, hint = problem.text, problem.advice or hint
     if state is VmState.BROKEN:

@@ -10,7 +10,7 @@ from ghostbox.errors import GhostboxError
 from ghostbox.health import Problem
 from ghostbox.hypervisor import DiskTrouble
 from ghostbox.paths import VmPaths
-from ghostbox.session.record import Record, VmState
+from ghostbox.session.record import Record
 
 RETRY_S = 30.0
 """How often a write is tried again where nothing says that it will succeed."""
@@ -27,9 +27,9 @@ def trouble(record: Record) -> DiskTrouble | None:
         return None
 
 
-def problem(record: Record, files: VmPaths, state: VmState) -> Problem | None:
-    """Return what to tell the user of the disk of a VM that is in ``state``; None if all is well."""
-    found = trouble(record) if state is VmState.PAUSED else None
+def problem(record: Record, files: VmPaths) -> Problem | None:
+    """Return what to tell the user of the disk of a VM that is paused; None if that has another reason."""
+    found = trouble(record)
     return None if found is None else explain(files, found)
 
 

@@ -81,11 +81,6 @@ def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> No
     cleanup.warn(errors)
 
 
-def _why_paused(record: Record, files: VmPaths) -> str | None:
-    found = disk.trouble(record)
-    return None if found is None else disk.explain(files, found).text
-
-
 def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
     """Press the power button until the domain is gone; a paused guest must run to hear it."""
     deadline = time.monotonic() + timeout_s
@@ -98,8 +93,9 @@ def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
             if connection.wait_absent(record.domain, timeout_s=min(_PRESS_INTERVAL_S, left_s)):
                 return
             if time.monotonic() >= deadline:
+                problem = disk.problem(record, files)
                 raise DeadlineExceeded(
                     f"VM '{record.name}' did not shut down within {format_duration(timeout_s)}; it still runs",
-                    why=_why_paused(record, files),
+                    why=None if problem is None else problem.text,
                     hint=f"ghostbox down --force {record.name}",
                 )

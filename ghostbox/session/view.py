@@ -98,7 +98,7 @@ def summaries(paths: Paths) -> list[VmSummary]:
             supervisor.ensure(book, paths)
             answer = pager.status(book.files.pager_control) if state in _ALIVE else None
             summary = _summary(record, state, None if answer is None else health.level(answer))
-            found.append(replace(summary, disk_problem=disk.problem(record, book.files, state)))
+            found.append(replace(summary, disk_problem=_disk_problem(record, book, state)))
     return found
 
 
@@ -145,7 +145,7 @@ def info(name: str, paths: Paths) -> VmInfo:
         backup=record.backup,
         on_donor_loss="wait" if record.pager is None else record.pager.on_donor_loss,
         health=_health(record, found),
-        disk_problem=disk.problem(record, files, state),
+        disk_problem=_disk_problem(record, book, state),
     )
 
 
@@ -173,8 +173,12 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         pager=found,
         health=_health(record, found),
         paused_for_donor=record.paused and state is VmState.PAUSED,
-        disk_problem=disk.problem(record, book.files, state),
+        disk_problem=_disk_problem(record, book, state),
     )
+
+
+def _disk_problem(record: Record, book: Book, state: VmState) -> Problem | None:
+    return disk.problem(record, book.files) if state is VmState.PAUSED else None
 
 
 def _health(record: Record, found: dict[str, Any] | None) -> Health | None:

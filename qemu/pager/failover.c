@@ -109,9 +109,7 @@ static bool is_lost(const struct fault_loop *loop, struct fetch *fetch)
 
     if (pool_pick(pool, fetch->page, CHANNEL_DEMAND, fetch->denied, &place) || fetch_pick_older(loop, fetch, &place))
         return false;
-    if (!pool_pick(pool, fetch->page, CHANNEL_DEMAND, 0, &place))
-        return true;
-    return ++fetch->attempts >= FETCH_ATTEMPTS;
+    return memory_gone(loop, fetch) || ++fetch->attempts >= FETCH_ATTEMPTS;
 }
 
 /* No copy is left to ask now. */

@@ -64,17 +64,26 @@ class SmallDisk:
 
 
 @contextlib.contextmanager
+def tmpfs(path: Path, options: str, *how_to_unmount: str) -> Iterator[None]:
+    """Mount a tmpfs over a directory until the end of the block."""
+    argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cannot run here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", *how_to_unmount, path], check=True)
+
+
+@contextlib.contextmanager
 def small_disk() -> Iterator[SmallDisk]:
     """Mount one until the end of the block; its path is short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as place:
-        argv = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=64", "tmpfs", place]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"cannot run here: {done.stderr.strip()}")
-        try:
-            yield SmallDisk(Path(place))
-        finally:
-            subprocess.run(["umount", "--lazy", place], check=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as place,
+        tmpfs(Path(place), "size=64k,nr_inodes=64", "--lazy"),
+    ):
+        yield SmallDisk(Path(place))
 
 
 @dataclass(frozen=True)
@@ -99,14 +108,8 @@ class BoundedDisk:
 @contextlib.contextmanager
 def bounded_disk(path: Path) -> Iterator[BoundedDisk]:
     """Mount one over a directory until the end of the block; it has room for everything."""
-    argv = ["mount", "-t", "tmpfs", "-o", f"size={4096 * MIB},mode=711", "tmpfs", path]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"cannot run here: {done.stderr.strip()}")
-    try:
+    with tmpfs(path, f"size={4096 * MIB},mode=711", "--lazy"):
         yield BoundedDisk(path)
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @contextlib.contextmanager

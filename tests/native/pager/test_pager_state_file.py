@@ -16,6 +16,7 @@ import pytest
 from ghostbox import pager
 from ghostbox.errors import ProgramError
 from ghostbox.processes import ControlError, wait_until
+from helpers import limits
 from helpers.pager import (
     MemoryClient,
     installed_build,
@@ -287,15 +288,8 @@ def test_a_feature_that_is_no_longer_there_is_named() -> None:
 @pytest.fixture
 def small_tmpfs() -> Iterator[Path]:
     """A tmpfs of 64 KiB."""
-    with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as place:
-        argv = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"cannot run here: {done.stderr.strip()}")
-        try:
-            yield Path(place)
-        finally:
-            subprocess.run(["umount", place], check=True)
+    with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as place, limits.tmpfs(Path(place), "size=64k"):
+        yield Path(place)
 
 
 def test_a_full_file_system_is_an_error_at_the_start(small_tmpfs: Path, place: Path) -> None:
