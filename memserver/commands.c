@@ -77,6 +77,22 @@ static json_t *waiting_to_json(const struct server *server)
     return json_pack("{s:i, s:f}", "eager_workers", n_eager, "eager_s", (double)eager_ns / 1e9);
 }
 
+/* What the workers found out of their connections (gathering.h). */
+static json_t *gathering_to_json(const struct server *server)
+{
+    uint64_t n_gathered = 0;
+    uint64_t n_late = 0;
+    unsigned n_connections = 0;
+    for (unsigned w = 0; w < server->options->n_threads; w++) {
+        const struct worker *worker = &server->workers[w];
+        n_gathered += atomic_load(&worker->n_gathered);
+        n_late += atomic_load(&worker->n_late);
+        n_connections += atomic_load(&worker->n_gathers);
+    }
+    return json_pack("{s:i, s:I, s:I}", "connections", (int)n_connections, "in_time", (json_int_t)n_gathered, "late",
+                     (json_int_t)n_late);
+}
+
 static json_t *status_command(void *ctx, const json_t *args, struct control_error *err)
 {
     (void)args;
@@ -85,13 +101,13 @@ static json_t *status_command(void *ctx, const json_t *args, struct control_erro
     struct listing listing = {.array = json_array()};
     exports_visit(&server->exports, listing_add, &listing);
     double uptime_s = (double)(clock_coarse_ms() - server->started_at_ms) / 1000.0;
-    return json_pack("{s:s, s:i, s:s, s:i, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o}", "version", GHOSTBOX_VERSION,
+    return json_pack("{s:s, s:i, s:s, s:i, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o, s:o}", "version", GHOSTBOX_VERSION,
                      "pid", (int)getpid(), "host", server->host, "port", (int)server->port, "size_bytes",
                      (json_int_t)server->options->size_bytes, "exported_bytes",
                      (json_int_t)exports_total_bytes(&server->exports), "resident_bytes",
                      (json_int_t)listing.resident_bytes, "connections", (int)server_connections(server), "uptime_s",
                      uptime_s, "exports", listing.array, "counters", counters_to_json(server), "waiting",
-                     waiting_to_json(server));
+                     waiting_to_json(server), "gathering", gathering_to_json(server));
 }
 
 static const char *name_argument(const json_t *args, struct control_error *err)

@@ -27,6 +27,7 @@ struct connection *connection_new(int fd, const char *peer, struct exports *expo
     connection->exports = exports;
     connection->counters = counters;
     connection->window_bytes = CONNECTION_IN_BYTES;
+    connection->mark_bytes = 1;
     connection->created_at_ms = clock_coarse_ms();
     snprintf(connection->peer, sizeof(connection->peer), "%s", peer);
     negotiate_greet(connection);
@@ -114,6 +115,7 @@ static bool input_take(struct connection *connection, bool *worked, enum connect
 {
     ssize_t n = input_receive(connection);
     if (n > 0) {
+        connection->n_received_bytes += connection->phase == PHASE_TRANSMISSION ? (uint64_t)n : 0;
         *worked = true;
         return true;
     }

@@ -14,6 +14,7 @@
 #define GHOSTBOX_MEMSERVER_CONNECTION_H
 
 #include "memserver/exports.h"
+#include "memserver/gathering.h"
 #include "memserver/replies.h"
 
 #include <stdatomic.h>
@@ -84,14 +85,19 @@ struct connection {
     struct operation operation;
     int64_t budget; /* what is left of this turn's work, in bytes of memory traffic */
 
-    uint32_t in_start, in_end; /* in[in_start, in_end) is not understood yet */
-    uint32_t window_bytes;     /* at most so much is received into `in` at a time */
+    uint32_t in_start, in_end;             /* in[in_start, in_end) is not understood yet */
+    uint32_t window_bytes;                 /* at most so much is received into `in` at a time */
+    uint64_t n_received_bytes, n_requests; /* in the transmission phase, so far */
 
     /* For the worker. */
     struct connection *next, **link;
     int64_t created_at_ms;
     unsigned interest;
     bool hot, again;
+    struct gathering gathering;
+    uint64_t noted_bytes, noted_requests; /* what gathering was told of */
+    uint32_t mark_bytes;                  /* SO_RCVLOWAT: more than 1 exactly while it is in worker.gathers */
+    uint64_t gather_until_ns;
 
     char peer[CONNECTION_PEER_BYTES];
     struct replies replies;

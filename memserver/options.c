@@ -31,6 +31,8 @@ static const char usage[] =
     "                          wake (needs root: /dev/cpu_dma_latency); never (auto)\n"
     "  --poll-us N             where --keep-awake is not possible: how long a worker tries again before it sleeps,\n"
     "                          while that serves more requests; 0: not at all (100)\n"
+    "  --gather WHEN           auto: be woken for several requests at once by a client that sends each by itself,\n"
+    "                          where that is no loss; always: with no trial; never (auto)\n"
     "  --max-connections N     more are refused (1024)\n"
     "  --handshake-timeout N   seconds a client has to choose an export (30)\n"
     "  --peer-timeout N        seconds after which a client is given up that has vanished, or takes nothing of what\n"
@@ -50,6 +52,7 @@ enum {
     OPT_THREADS,
     OPT_KEEP_AWAKE,
     OPT_POLL_US,
+    OPT_GATHER,
     OPT_MAX_CONNECTIONS,
     OPT_HANDSHAKE_TIMEOUT,
     OPT_PEER_TIMEOUT,
@@ -69,6 +72,7 @@ static const struct option long_options[] = {
     {"threads", required_argument, NULL, OPT_THREADS},
     {"keep-awake", required_argument, NULL, OPT_KEEP_AWAKE},
     {"poll-us", required_argument, NULL, OPT_POLL_US},
+    {"gather", required_argument, NULL, OPT_GATHER},
     {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"peer-timeout", required_argument, NULL, OPT_PEER_TIMEOUT},
@@ -157,6 +161,18 @@ static enum options_result donor_id_option(struct options *options, const char *
                : wrong("--donor-id: '%s' is not 1 to %u letters, digits or '-'", text, DONOR_ID_MAX);
 }
 
+static enum options_result gather_option(struct options *options, const char *text)
+{
+    static const char *const names[] = {[GATHER_AUTO] = "auto", [GATHER_ALWAYS] = "always", [GATHER_NEVER] = "never"};
+    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(text, names[i]) == 0) {
+            options->gather = (enum gather_option)i;
+            return OPTIONS_OK;
+        }
+    }
+    return wrong("--gather: '%s' is not auto, always or never", text);
+}
+
 static enum options_result option_take(struct options *options, int option, const char *text)
 {
     switch (option) {
@@ -181,6 +197,8 @@ static enum options_result option_take(struct options *options, int option, cons
                    : wrong("--keep-awake: '%s' is not auto or never", text);
     case OPT_POLL_US:
         return number_option("--poll-us", text, 0, 100000, &options->poll_us);
+    case OPT_GATHER:
+        return gather_option(options, text);
     case OPT_MAX_CONNECTIONS:
         return number_option("--max-connections", text, 1, 65536, &options->max_connections);
     case OPT_HANDSHAKE_TIMEOUT:

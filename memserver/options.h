@@ -14,6 +14,9 @@ struct export_option {
     uint64_t size_bytes;
 };
 
+/* --gather */
+enum gather_option { GATHER_AUTO, GATHER_ALWAYS, GATHER_NEVER };
+
 struct options {
     const char *bind;
     const char *port;
@@ -23,6 +26,7 @@ struct options {
     const char *control_path; /* NULL: none */
     unsigned n_threads;
     bool keep_awake;
+    enum gather_option gather;
     unsigned poll_us;
     unsigned max_connections;
     unsigned handshake_limit_s;

@@ -455,6 +455,7 @@ static bool request_take(struct connection *connection)
     struct nbd_request wire;
     memcpy(&wire, connection->in + connection->in_start, sizeof(wire));
     connection->in_start += (uint32_t)sizeof(wire);
+    connection->n_requests++;
     if (be32toh(wire.magic) != NBD_REQUEST_MAGIC) {
         log_info("%s: a request without the magic number: connection closed", connection->peer);
         counter_add(&connection->counters->errors, 1);

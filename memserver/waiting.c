@@ -147,7 +147,7 @@ static void part_end(struct waiting *waiting, uint64_t now_ns, uint64_t n_reques
     }
 }
 
-void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
+void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests, bool other_trial)
 {
     if (!waiting->enabled) {
         return;
@@ -159,7 +159,7 @@ void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
         waiting->settled_ns = 0;
         trial_begin(waiting, now_ns, n_requests);
     } else if (waiting->part == TRIAL_PARTS) {
-        if (elapsed_ns >= waiting->settled_ns) {
+        if (elapsed_ns >= waiting->settled_ns && !other_trial) {
             trial_begin(waiting, now_ns, n_requests);
         }
     } else if (elapsed_ns >= PART_NS && n_requests - waiting->part_began_requests >= PART_REQUESTS) {
@@ -167,6 +167,12 @@ void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests)
     } else if (elapsed_ns >= PART_MAX_NS) {
         trial_settle(waiting, false, now_ns, n_requests);
     }
+}
+
+bool waiting_is_settled(const struct waiting *waiting, uint64_t now_ns)
+{
+    return !waiting->enabled ||
+           (waiting->part == TRIAL_PARTS && now_ns - waiting->part_began_ns < waiting->settled_ns);
 }
 
 void waiting_rest(struct waiting *waiting, uint64_t now_ns)

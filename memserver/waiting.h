@@ -47,8 +47,11 @@ struct waiting {
 /* spin_us 0: never spins. keep_awake: try to open /dev/cpu_dma_latency. With neither it stays thrifty. */
 void waiting_open(struct waiting *waiting, unsigned spin_us, bool keep_awake);
 void waiting_close(struct waiting *waiting);
-/* After each piece of work: n_requests is how many the worker has served so far. */
-void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests);
+/* After each piece of work: n_requests is how many the worker has served so far. No trial begins while another one
+ * is under way. */
+void waiting_note(struct waiting *waiting, uint64_t now_ns, uint64_t n_requests, bool other_trial);
+/* No trial is under way or due. */
+bool waiting_is_settled(const struct waiting *waiting, uint64_t now_ns);
 /* Nothing came for WAITING_GAP_MS. */
 void waiting_rest(struct waiting *waiting, uint64_t now_ns);
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,6 +23,14 @@ static uint64_t clock_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t requests_count(const struct worker *worker)
+{
+    const struct counters *counters = &worker->counters;
+    return atomic_load_explicit(&counters->reads, memory_order_relaxed) +
+           atomic_load_explicit(&counters->writes, memory_order_relaxed) +
+           atomic_load_explicit(&counters->trims, memory_order_relaxed);
 }
 
 static void hot_remove(struct worker *worker, struct connection *connection)
@@ -57,6 +66,16 @@ static void hot_clear(struct worker *worker)
     }
 }
 
+static void gathers_remove(struct worker *worker, const struct connection *connection)
+{
+    for (unsigned i = 0; i < worker->n_gathers; i++) {
+        if (worker->gathers[i] == connection) {
+            worker->gathers[i] = worker->gathers[--worker->n_gathers];
+            return;
+        }
+    }
+}
+
 static void again_set(struct worker *worker, struct connection *connection, bool again)
 {
     if (again != connection->again) {
@@ -65,9 +84,79 @@ static void again_set(struct worker *worker, struct connection *connection, bool
     }
 }
 
+/* How many bytes of the connection are to wake us. More than one: until when at the latest. */
+static void mark_set(struct worker *worker, struct connection *connection, uint32_t bytes, uint64_t now_ns)
+{
+    bool was_gathering = connection->mark_bytes > 1;
+    if (bytes > 1 && !was_gathering && worker->n_gathers == WORKER_GATHER_MAX) {
+        return;
+    }
+    const int mark = (int)bytes;
+    if (bytes != connection->mark_bytes) {
+        if (setsockopt(connection->fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof(mark)) == 0) {
+            connection->mark_bytes = bytes;
+        } else {
+            log_error("%s: SO_RCVLOWAT: %s", connection->peer, strerror(errno));
+        }
+    }
+    bool gathers = connection->mark_bytes > 1;
+    if (gathers) {
+        connection->gather_until_ns = now_ns + GATHERING_WAIT_NS;
+    }
+    if (gathers && !was_gathering) {
+        hot_remove(worker, connection);
+        worker->gathers[worker->n_gathers++] = connection;
+    } else if (!gathers && was_gathering) {
+        gathers_remove(worker, connection);
+    }
+}
+
+/* After a turn: what is to wake us next. */
+static void gather_note(struct worker *worker, struct connection *connection, enum connection_step step)
+{
+    uint32_t n_bytes = (uint32_t)(connection->n_received_bytes - connection->noted_bytes);
+    if (!worker->can_gather || (n_bytes == 0 && connection->mark_bytes == 1)) {
+        return;
+    }
+    uint64_t now_ns = clock_ns();
+    if (n_bytes == 0) {
+        gathering_rest(&connection->gathering, now_ns);
+        mark_set(worker, connection, 1, now_ns);
+        return;
+    }
+    bool gathered = connection->mark_bytes > 1;
+    bool free = worker->tried == NULL || worker->tried == connection ||
+                !gathering_is_tried(&worker->tried->gathering, now_ns);
+    struct gathering_turn turn = {.now_ns = now_ns,
+                                  .n_requests = (uint32_t)(connection->n_requests - connection->noted_requests),
+                                  .n_bytes = n_bytes,
+                                  .gathered = gathered,
+                                  .late = gathered && n_bytes < connection->mark_bytes,
+                                  .may_try = free && waiting_is_settled(&worker->waiting, now_ns),
+                                  .n_all_requests = requests_count(worker)};
+    connection->noted_bytes = connection->n_received_bytes;
+    connection->noted_requests = connection->n_requests;
+    if (gathered) {
+        counter_add(turn.late ? &worker->n_late : &worker->n_gathered, 1);
+    }
+    uint32_t mark_bytes = gathering_note(&connection->gathering, &turn);
+    if (gathering_is_tried(&connection->gathering, now_ns)) {
+        worker->tried = connection;
+    } else if (worker->tried == connection) {
+        worker->tried = NULL;
+    }
+    mark_set(worker, connection, step == STEP_INPUT ? mark_bytes : 1, now_ns);
+}
+
 static void connection_end(struct worker *worker, struct connection *connection)
 {
     hot_remove(worker, connection);
+    if (connection->mark_bytes > 1) {
+        gathers_remove(worker, connection);
+    }
+    if (worker->tried == connection) {
+        worker->tried = NULL;
+    }
     again_set(worker, connection, false);
     if (connection->phase != PHASE_TRANSMISSION) {
         atomic_fetch_sub(&worker->n_handshaking, 1);
@@ -114,9 +203,12 @@ static bool connection_serve(struct worker *worker, struct connection *connectio
         connection_end(worker, connection);
         return true;
     }
+    if (connection->phase == PHASE_TRANSMISSION) {
+        gather_note(worker, connection, step);
+    }
     if (step == STEP_OUTPUT) {
         hot_remove(worker, connection);
-    } else if (worked) {
+    } else if (worked && connection->mark_bytes == 1) {
         hot_add(worker, connection);
     }
     return worked;
@@ -144,11 +236,39 @@ static void again_serve(struct worker *worker)
     }
 }
 
+/* Waits no longer than gathering connections do. */
+static int events_wait(struct worker *worker, struct epoll_event *events, int timeout_ms)
+{
+    if (worker->n_gathers == 0 || timeout_ms == 0) {
+        return epoll_wait(worker->epoll_fd, events, EVENTS_MAX, timeout_ms);
+    }
+    uint64_t until_ns = worker->gathers[0]->gather_until_ns;
+    for (unsigned i = 1; i < worker->n_gathers; i++) {
+        uint64_t other_ns = worker->gathers[i]->gather_until_ns;
+        until_ns = other_ns < until_ns ? other_ns : until_ns;
+    }
+    uint64_t now_ns = clock_ns();
+    struct timespec timeout = {.tv_nsec = until_ns > now_ns ? (long)(until_ns - now_ns) : 0};
+    return epoll_pwait2(worker->epoll_fd, events, EVENTS_MAX, &timeout, NULL);
+}
+
+/* Those that gathered for long enough. */
+static void late_serve(struct worker *worker)
+{
+    uint64_t now_ns = worker->n_gathers > 0 ? clock_ns() : 0;
+    /* Downwards: serving may take the one at i away and put the last in its place. */
+    for (unsigned i = worker->n_gathers; i-- > 0;) {
+        if (i < worker->n_gathers && worker->gathers[i]->gather_until_ns <= now_ns) {
+            connection_serve(worker, worker->gathers[i]);
+        }
+    }
+}
+
 /* Waits for events and serves them. Returns how many there were. */
 static int events_serve(struct worker *worker, int timeout_ms)
 {
     struct epoll_event events[EVENTS_MAX];
-    int n = epoll_wait(worker->epoll_fd, events, EVENTS_MAX, timeout_ms);
+    int n = events_wait(worker, events, timeout_ms);
     for (int i = 0; i < n; i++) {
         if (events[i].data.ptr == NULL) {
             worker->stopping = true;
@@ -156,6 +276,7 @@ static int events_serve(struct worker *worker, int timeout_ms)
             connection_serve(worker, events[i].data.ptr);
         }
     }
+    late_serve(worker);
     return n;
 }
 
@@ -174,11 +295,8 @@ static bool hot_serve(struct worker *worker)
 /* Says what was done, for the choice of how to wait. */
 static void work_note(struct worker *worker, uint64_t now_ns)
 {
-    const struct counters *counters = &worker->counters;
-    uint64_t n_requests = atomic_load_explicit(&counters->reads, memory_order_relaxed) +
-                          atomic_load_explicit(&counters->writes, memory_order_relaxed) +
-                          atomic_load_explicit(&counters->trims, memory_order_relaxed);
-    waiting_note(&worker->waiting, now_ns, n_requests);
+    bool trial = worker->tried != NULL && gathering_is_tried(&worker->tried->gathering, now_ns);
+    waiting_note(&worker->waiting, now_ns, requests_count(worker), trial);
 }
 
 /* Tries the hot connections until as long as it may has passed without work. */
@@ -245,10 +363,11 @@ static void *worker_thread(void *arg)
         }
         hot_clear(worker);
         int timeout_ms = timeout_choose_ms(worker);
+        bool gathers = worker->n_gathers > 0;
         int n = events_serve(worker, timeout_ms);
         again_serve(worker);
         handshakes_scan(worker);
-        if (n == 0 && timeout_ms > 0) {
+        if (n == 0 && timeout_ms > 0 && !gathers) {
             waiting_rest(&worker->waiting, clock_ns());
         } else {
             work_note(worker, clock_ns());
@@ -272,6 +391,14 @@ static int thread_start(struct worker *worker)
     return -rc;
 }
 
+/* Waits of less than a millisecond need Linux 5.11 (epoll_wait(2)). */
+static bool wait_is_fine(int epoll_fd)
+{
+    struct epoll_event event;
+    const struct timespec now = {0};
+    return epoll_pwait2(epoll_fd, &event, 1, &now, NULL) == 0;
+}
+
 int worker_start(struct worker *worker, const struct options *options)
 {
     waiting_open(&worker->waiting, options->poll_us, options->keep_awake);
@@ -281,6 +408,8 @@ int worker_start(struct worker *worker, const struct options *options)
     if (worker->epoll_fd < 0) {
         return -errno;
     }
+    worker->can_gather = options->gather != GATHER_NEVER && wait_is_fine(worker->epoll_fd);
+    worker->gathers_always = options->gather == GATHER_ALWAYS;
     worker->stop_fd = eventfd(0, EFD_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     int rc = 0;
@@ -321,6 +450,7 @@ int worker_adopt(struct worker *worker, int fd, const char *peer, struct exports
         close(fd);
         return -ENOMEM;
     }
+    connection->gathering.always = worker->gathers_always;
     connection->interest = EPOLLOUT;
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = connection};
     atomic_fetch_add(&worker->n_connections, 1);

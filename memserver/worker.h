@@ -14,7 +14,8 @@
 
 #include <pthread.h>
 
-#define WORKER_HOT_MAX 8u
+#define WORKER_HOT_MAX    8u
+#define WORKER_GATHER_MAX 16u
 
 struct worker {
     pthread_t thread;
@@ -28,6 +29,12 @@ struct worker {
     struct connection *hot[WORKER_HOT_MAX];
     unsigned n_hot;
     unsigned n_again; /* connections that can go on without an event */
+    bool can_gather, gathers_always;
+    struct connection *gathers[WORKER_GATHER_MAX]; /* those that wait for more than a byte */
+    _Atomic unsigned n_gathers;                    /* read by the control thread, too */
+    struct connection *tried;                      /* whose gathering is on trial */
+    _Atomic uint64_t n_gathered; /* for the control thread: waits of gathering that ended in time, and that ran out */
+    _Atomic uint64_t n_late;
 
     _Atomic unsigned n_connections;
     _Atomic unsigned n_handshaking;

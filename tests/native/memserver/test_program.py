@@ -36,6 +36,7 @@ from helpers.nbd_raw import connect
         (["--size", "1G", "--threads", "0"], "--threads: '0' is not a whole number from 1 to 64"),
         (["--size", "1G", "--poll-us", "-5"], "--poll-us: '-5' is not a whole number from 0 to 100000"),
         (["--size", "1G", "--keep-awake", "always"], "--keep-awake: 'always' is not auto or never"),
+        (["--size", "1G", "--gather", "1"], "--gather: '1' is not auto, always or never"),
         (["--size", "1G", "--max-connections", "0"], "--max-connections: '0' is not a whole number from 1 to 65536"),
         (["--size", "1G", "--handshake-timeout", "x"], "--handshake-timeout: 'x' is not a whole number from 1 to 3600"),
         (["--size", "1G", "--donor-id", "a b"], "--donor-id: 'a b' is not 1 to 64 letters, digits or '-'"),
@@ -53,8 +54,8 @@ def test_help_names_every_option() -> None:
     done = run_server("--help")
     assert done.returncode == 0
     options = (
-        "size export bind port control threads keep-awake poll-us max-connections handshake-timeout donor-id log-file"
-        " log-level version"
+        "size export bind port control threads keep-awake poll-us gather max-connections handshake-timeout donor-id"
+        " log-file log-level version"
     )
     assert all(f"--{option}" in done.stdout for option in options.split())
 
