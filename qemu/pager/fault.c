@@ -156,7 +156,7 @@ static void bring_in(struct fault_loop *loop, struct region *region, uint32_t pa
     } else {
         COUNT(pager->counters.missing_fetch, 1);
         if (!stream)
-            loop->random_ns = loop->now_ns;
+            stream_note_random(loop);
         else
             stream_advance(loop, stream, page);
     }

@@ -4,13 +4,14 @@
 #define GHOSTBOX_FAULT_H
 
 #include "pager.h"
+#include "turns.h"
 
 /* So many fetches at a time; the slots beyond are for asking a second copy (hedge.c). */
 #define DEMAND_MAX      128u
 #define READAHEAD_MAX   16u
 #define DEMAND_SLOTS    (DEMAND_MAX + 64u)
 #define READAHEAD_SLOTS (READAHEAD_MAX + 4u)
-#define STREAMS         16u
+#define STREAMS         32u
 #define RECENT_FAULTS   32u
 #define FETCH_ATTEMPTS  5u /* reads of a page that a donor answers with an error before the page counts as lost */
 
@@ -43,11 +44,14 @@ struct fetch {
 
 /* Accesses at equal distances. Page numbers are pool pages. */
 struct stream {
-    uint32_t last;    /* where the reader was seen last */
+    uint32_t first;   /* where it began */
+    uint32_t seen;    /* where the reader was for sure */
+    uint32_t last;    /* how far he may have gone: what he was given to go on with */
     int32_t stride;   /* never 0 while in use */
     int64_t frontier; /* the first page that was not asked for yet; may lie outside the pool */
     uint32_t window;  /* steps to ask for next */
     uint32_t n_used;  /* how often it was right */
+    bool begun;       /* the reader was here; false: he is expected */
     uint64_t used;    /* for replacement: tick of the last hit; 0: never */
 };
 
@@ -64,8 +68,11 @@ struct fault_loop {
     struct region *watched[REGIONS_MAX]; /* whose userfaultfd is in the epoll */
     uint32_t n_watched;
     struct stream streams[STREAMS];
+    struct stream *reading; /* the one that a reader was seen in last; NULL: it is gone */
+    struct turns turns;
     uint64_t tick;
-    uint32_t recent[RECENT_FAULTS]; /* the last faults on absent pages */
+    uint32_t recent[RECENT_FAULTS];           /* the last faults on absent pages */
+    uint64_t recent_random_ns[RECENT_FAULTS]; /* when those were that belong to no stream; of others 0 */
     uint32_t n_faults;
     uint64_t n_wasted_seen;
     uint64_t retry_waiting_ns; /* when to look at the waiting list again; 0: only when woken */
@@ -142,6 +149,8 @@ bool hedge_leave(struct fault_loop *loop, struct fetch *fetch);
 /* A fault on an absent page: finds or starts its stream; returns how many pages may be brought in besides this one.
  */
 uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **stream);
+/* The fault that stream_fault() was told of last is fetched from a donor, and belongs to no stream. */
+void stream_note_random(struct fault_loop *loop);
 /* A page that was read ahead is used. */
 struct stream *stream_hit(struct fault_loop *loop, uint32_t page);
 /* The reader is at this page now: keeps the frontier ahead of it. With the lock. */

@@ -265,7 +265,7 @@ void *fault_thread(void *arg)
     for (uint32_t i = 0; i < RECENT_FAULTS; i++)
         loop->recent[i] = PAGE_NONE;
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (loop->epoll_fd < 0 || fetch_init(loop) < 0) {
+    if (loop->epoll_fd < 0 || fetch_init(loop) < 0 || turns_create(&loop->turns, pager->table.n_pages) < 0) {
         log_error("the fault thread cannot start: %s", strerror(errno));
         atomic_store(&pager->stopping, true);
     } else {
@@ -273,6 +273,7 @@ void *fault_thread(void *arg)
         run(loop);
     }
     fetch_destroy(loop);
+    turns_destroy(&loop->turns);
     if (loop->epoll_fd >= 0)
         close(loop->epoll_fd);
     free(loop);

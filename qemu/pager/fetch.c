@@ -15,8 +15,8 @@
 
 #define RETRY_NS 10000000ull
 /* Faults that belong to no stream count this long; and so soon the next one is expected. */
-#define RANDOM_GAP_NS    200000u
-#define RANDOM_LATELY_NS 200000u
+#define RANDOM_GAP_NS    1000000u
+#define RANDOM_LATELY_NS 1000000u
 
 struct expected {
     uint32_t checksum;

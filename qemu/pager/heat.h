@@ -6,7 +6,7 @@
  * again while it lay inactive, and that it came back soon after it had left.
  *
  *   - A *stream*'s pages (those that were read ahead, and their like) are expected to be used once. They are zapped
- * and go first, as long as more than a twentieth of the cache is mapped: a scan lives on its own pages.
+ * and go first, as long as more than a fortieth of the cache is mapped: a scan lives on its own pages.
  *   - Any other page that comes in is on *probation*: zapped next, with the same exception.
  *   - A page is *protected* when it is used again while inactive, when it comes back soon after it has left
  *     (a sixteenth of the cache in evictions), or for the third time in a row not long after (half the cache). Pages

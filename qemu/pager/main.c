@@ -74,10 +74,11 @@ void pager_set_cache(struct pager *pager, uint64_t cache_bytes)
     int64_t pages = (int64_t)(cache_bytes / PAGE_BYTES);
 
     pager->cache_pages = pages;
-    pager->watermarks.low = clamp(pages / 32, pages / 8 < 32 ? pages / 8 : 32, 4096);
+    /* Free frames hold nothing: as few as keep faults from waiting. */
+    pager->watermarks.low = clamp(pages / 128, pages / 8 < 64 ? pages / 8 : 64, 4096);
     pager->watermarks.high = pager->watermarks.low * 2;
     pager->watermarks.inactive = pager->options->fifo ? 0 : pages / 4;
-    pager->watermarks.probation = pages / 20;
+    pager->watermarks.probation = pages / 40;
     pager->table.fifo = pager->options->fifo;
     pager->table.epoch_pages = (uint32_t)clamp(pages / HEAT_EPOCHS, 1, UINT32_MAX);
     state_set_cache(&pager->state, cache_bytes);

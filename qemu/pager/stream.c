@@ -10,6 +10,9 @@
  * What is read ahead lands inactive (in the memfd, mapped nowhere), so a useless page is among the first to go and
  * costs no zap; the first touch of a window is a MINOR fault, which maps what has arrived of it and asks for the
  * next.
+ *
+ * Where a stream ends, its reader is expected to turn as he did last time (turns.h): the stream on which he went on
+ * is begun for him, and read ahead as if it were the same one.
  */
 #include "fault.h"
 
@@ -24,6 +27,8 @@
 #define STRIDE_MAX 512
 /* So many steps may be left out (another thread was faster) before it is another stream. */
 #define SLACK 2
+/* So many turns ahead. */
+#define TURNS_MAX 16u
 /* A stream that jumps asks for its pages one by one: no more at a time than this. */
 #define JUMPS_MAX 8u
 
@@ -69,6 +74,35 @@ static int32_t find_stride(const struct fault_loop *loop, uint32_t page)
     return (int32_t)best;
 }
 
+static void recent_add(struct fault_loop *loop, uint32_t page)
+{
+    uint32_t place = loop->n_faults++ % RECENT_FAULTS;
+
+    loop->recent[place] = page;
+    loop->recent_random_ns[place] = 0;
+}
+
+void stream_note_random(struct fault_loop *loop)
+{
+    loop->random_ns = loop->now_ns;
+    loop->recent_random_ns[(loop->n_faults - 1) % RECENT_FAULTS] = loop->now_ns;
+}
+
+/* Two faults that looked like random access were the beginning of a stream. */
+static void recent_of_stream(struct fault_loop *loop, uint32_t first, int32_t stride)
+{
+    uint64_t latest_ns = 0;
+
+    for (uint32_t i = 0; i < RECENT_FAULTS; i++) {
+        uint64_t *random_ns = &loop->recent_random_ns[i];
+
+        if (loop->recent[i] == first || loop->recent[i] == first + (uint32_t)stride)
+            *random_ns = 0;
+        latest_ns = *random_ns > latest_ns ? *random_ns : latest_ns;
+    }
+    loop->random_ns = latest_ns;
+}
+
 static struct stream *replace_oldest(struct fault_loop *loop)
 {
     struct stream *oldest = &loop->streams[0];
@@ -77,6 +111,43 @@ static struct stream *replace_oldest(struct fault_loop *loop)
         if (loop->streams[i].used < oldest->used)
             oldest = &loop->streams[i];
     return oldest;
+}
+
+/* The reader is in this stream, at this page. A stream that is new to him is the turn of the one that he was in. */
+static void reader_at(struct fault_loop *loop, struct stream *s, uint32_t page)
+{
+    const struct stream *before = loop->reading;
+
+    if (abs(s->stride) != 1)
+        return;
+    if (!s->begun) {
+        if (before && before != s)
+            turns_learn(&loop->turns, before->seen, s->first, s->stride < 0);
+        s->begun = true;
+    } else if (distance(s->seen, page) * s->stride > 0) {
+        bool stopped = turns_at(&loop->turns, s->frontier, s->stride).known;
+
+        if (turns_forget(&loop->turns, s->seen, page) && stopped) {
+            /* He turns elsewhere, and most likely soon: not far ahead. */
+            s->window = WINDOW_START;
+            s->n_used = 0;
+        }
+    }
+    s->seen = page;
+    loop->reading = s;
+}
+
+/* A stream in place of the oldest one; NULL if that is the one given, or where the reader is. */
+static struct stream *begin(struct fault_loop *loop, const struct stream *keep, struct stream as)
+{
+    struct stream *s = replace_oldest(loop);
+
+    if (keep && (s == keep || s == loop->reading))
+        return NULL;
+    if (s == loop->reading)
+        loop->reading = NULL;
+    *s = as;
+    return s;
 }
 
 /* Whether the page is among the n_pages steps before the stream's frontier: asked for, and perhaps not used so far.
@@ -131,13 +202,18 @@ uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **st
     struct stream *s = find(loop, page);
     int32_t stride = s ? s->stride : find_stride(loop, page);
 
-    loop->recent[loop->n_faults++ % RECENT_FAULTS] = page;
+    recent_add(loop, page);
     if (!s) {
         if (stride == 0)
             return 0;
-        s = replace_oldest(loop);
-        *s = (struct stream){.stride = stride, .frontier = (int64_t)page + stride};
+        uint32_t first = page - 2 * (uint32_t)stride;
+
+        recent_of_stream(loop, first, stride);
+        s = begin(
+            loop, NULL,
+            (struct stream){.stride = stride, .first = first, .seen = page, .frontier = (int64_t)page + stride});
     }
+    reader_at(loop, s, page);
     heed_waste(loop);
     s->used = ++loop->tick;
     s->last = page;
@@ -147,14 +223,63 @@ uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **st
     return abs(s->stride) == 1 ? grow(loop, s) : 0;
 }
 
+/* How far the page is ahead of the stream's reader, in steps; those behind him come last. */
+static uint64_t steps_ahead(const struct stream *s, uint32_t page)
+{
+    int64_t d = distance(s->last, page) * (s->stride > 0 ? 1 : -1);
+
+    return d > 0 ? (uint64_t)d : (uint64_t)UINT32_MAX - (uint64_t)d;
+}
+
 struct stream *stream_hit(struct fault_loop *loop, uint32_t page)
 {
-    for (uint32_t i = 0; i < STREAMS; i++)
-        if (is_ahead(&loop->streams[i], page, reach(loop))) {
-            loop->streams[i].n_used++;
-            return &loop->streams[i];
+    struct stream *best = NULL;
+
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        struct stream *s = &loop->streams[i];
+
+        if (is_ahead(s, page, reach(loop)) && distance(s->first, page) * s->stride >= 0 &&
+            (!best || steps_ahead(s, page) < steps_ahead(best, page)))
+            best = s;
+    }
+    if (best) {
+        best->n_used++;
+        reader_at(loop, best, page);
+    }
+    return best;
+}
+
+/* The stream that the reader is expected to turn to; found, or begun for him. NULL: there is none. */
+static struct stream *follow_turn(struct fault_loop *loop, const struct stream *s)
+{
+    struct turn turn = {.known = false};
+
+    if (abs(s->stride) == 1)
+        turn = turns_at(&loop->turns, s->frontier, s->stride);
+    if (!turn.known)
+        return NULL;
+    int32_t stride = turn.backwards ? -1 : 1;
+
+    for (uint32_t i = 0; i < STREAMS; i++) {
+        struct stream *next = &loop->streams[i];
+
+        if (next->used && next->stride == stride && next->first == turn.first) {
+            next->used = ++loop->tick;
+            return next;
         }
-    return NULL;
+    }
+    /* As if the reader had been a step before it; before page 0 there is none. */
+    uint32_t last = turn.first == 0 && stride == 1 ? 0 : turn.first - (uint32_t)stride;
+
+    return begin(loop, s,
+                 (struct stream){.stride = stride,
+                                 .first = turn.first,
+                                 .seen = turn.first,
+                                 .last = last,
+                                 .frontier = turn.first,
+                                 .window = s->window,
+                                 .n_used = s->n_used,
+                                 .used = ++loop->tick});
 }
 
 static uint32_t windows_ahead(const struct stream *s)
@@ -165,11 +290,12 @@ static uint32_t windows_ahead(const struct stream *s)
 /* Asks for the next pages of the stream; false if that cannot be done now. */
 static bool ask(struct fault_loop *loop, struct stream *s)
 {
-    int64_t first = s->stride == -1 ? s->frontier - s->window + 1 : s->frontier;
-    uint32_t n = abs(s->stride) == 1 ? s->window : 1;
+    bool in_order = abs(s->stride) == 1;
 
-    if (first < 0 || first >= loop->pager->table.n_pages)
+    if (s->frontier < 0 || s->frontier >= loop->pager->table.n_pages)
         return false;
+    uint32_t n = in_order ? turns_clip(&loop->turns, (uint32_t)s->frontier, s->window, s->stride < 0) : 1;
+    int64_t first = s->stride == -1 ? s->frontier - n + 1 : s->frontier;
     uint32_t covered = fetch_readahead(loop, (uint32_t)first, n);
 
     if (covered == 0)
@@ -184,7 +310,26 @@ void stream_advance(struct fault_loop *loop, struct stream *stream, uint32_t pag
     stream->used = ++loop->tick;
     stream->last = page;
     stream->window = grow(loop, stream);
-    while (llabs(stream->frontier - page) <= (int64_t)stream->window * windows_ahead(stream) * abs(stream->stride))
-        if (!ask(loop, stream))
+    int64_t goal = (int64_t)stream->window * windows_ahead(stream) * abs(stream->stride);
+    int64_t ahead = llabs(stream->frontier - page);
+    struct stream *s = stream;
+
+    for (uint32_t turns = 0; ahead <= goal && turns < TURNS_MAX;) {
+        struct stream *next = follow_turn(loop, s);
+
+        if (next == stream)
+            break; /* round in a circle */
+        if (next) {
+            s = next;
+            s->window = stream->window;
+            ahead += llabs(s->frontier - s->first);
+            turns++;
+            continue;
+        }
+        int64_t before = s->frontier;
+
+        if (!ask(loop, s))
             break;
+        ahead += llabs(s->frontier - before);
+    }
 }

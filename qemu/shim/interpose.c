@@ -66,25 +66,35 @@ static void *refuse_map(int error)
     return MAP_FAILED;
 }
 
+/*
+ * Node 0: QEMU maps its fresh memfd private, and the kernel then keeps each written page twice, in the memfd and in
+ * the mapping, and never as a huge page. Nobody else has that memfd, so memory without it is the same.
+ */
+static void *map_local(void *addr, size_t length, int prot, int flags)
+{
+    void *base = real.mmap(addr, length, prot, flags | MAP_ANONYMOUS, -1, 0);
+
+    if (base != MAP_FAILED)
+        local_add(base, length);
+    return base;
+}
+
 static void *map(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
 {
     int saved_errno = errno;
 
     if ((flags & MAP_SHARED) && !(flags & MAP_ANONYMOUS) && fd >= 0 && memfd_is_remote(fd))
         return region_map(addr, length, prot, flags, fd, offset);
-    /*
-     * Node 0: QEMU maps its fresh memfd private, and the kernel then keeps each written page twice, in the memfd and
-     * in the mapping, and never as a huge page. Nobody else has that memfd, so memory without it is the same.
-     */
-    if ((flags & MAP_PRIVATE) && !(flags & MAP_ANONYMOUS) && fd >= 0 && memfd_is_remote(fd)) {
-        flags |= MAP_ANONYMOUS;
-        fd = -1;
-        offset = 0;
-    }
+    bool is_local = (flags & MAP_PRIVATE) && !(flags & MAP_ANONYMOUS) && fd >= 0 && memfd_is_remote(fd);
+
     errno = saved_errno;
     /* Over a region only the region's own pages may be mapped: zaps would hit anything else. */
     if ((flags & MAP_FIXED) && regions_any() && regions_overlap(addr, length))
         return refuse_map(EINVAL);
+    if (flags & MAP_FIXED)
+        local_forget(addr, length);
+    if (is_local)
+        return map_local(addr, length, prot, flags);
     return real.mmap(addr, length, prot, flags, fd, offset);
 }
 
@@ -100,6 +110,7 @@ EXPORT void *mmap64(void *addr, size_t length, int prot, int flags, int fd, off6
 
 EXPORT int munmap(void *addr, size_t length)
 {
+    local_forget(addr, length);
     if (!regions_any() || !regions_overlap(addr, length))
         return real.munmap(addr, length);
     return regions_unmap(addr, length);
@@ -117,6 +128,9 @@ EXPORT void *mremap(void *addr, size_t old_length, size_t new_length, int flags,
     if (regions_any() &&
         (regions_overlap(addr, old_length) || ((flags & MREMAP_FIXED) && regions_overlap(new_addr, new_length))))
         return refuse_map(EINVAL);
+    local_forget(addr, old_length);
+    if (flags & MREMAP_FIXED)
+        local_forget(new_addr, new_length);
     return (void *)syscall(SYS_mremap, addr, old_length, new_length, flags, new_addr);
 }
 
@@ -127,6 +141,8 @@ static int discard_at(struct region *region, const void *addr, size_t length)
 
 EXPORT int madvise(void *addr, size_t length, int advice)
 {
+    if (advice == MADV_DONTNEED && local_keeps(addr, length))
+        return 0;
     if (!regions_any() || regions_are_parents())
         return real.madvise(addr, length, advice);
     if (advice == MADV_REMOVE) { /* a punch by address */

@@ -6,6 +6,7 @@
  * started, every call goes straight on. For each such mapping (a region):
  *
  *   interpose.c  mmap, munmap, mremap, madvise, fallocate: what a region needs to know of, everything else passes on
+ *   local.c      the memory of node 0, and which of its discards are passed over
  *   region.c     the table of regions, registration, discards; the calling thread of QEMU runs this
  *   serve.c      one thread a region, all signals blocked: zaps what the pager names, passes on its answers to
  *                discards, and connects again for as long as the region lives
@@ -118,6 +119,13 @@ int region_discard(struct region *region, uint64_t memfd_offset, uint64_t length
 /* The thread has ended: its slot may be used again. */
 void region_retire(struct region *region);
 const char *region_socket_path(void);
+
+/* local.c: memory that QEMU would have mapped private from a memfd. */
+void local_add(const void *base, size_t length);
+/* What overlaps this range is about to be unmapped or replaced. */
+void local_forget(const void *addr, size_t length);
+/* Whether MADV_DONTNEED of this range is to do nothing: a small piece of free memory that the guest reports. */
+bool local_keeps(const void *addr, size_t length);
 
 /* serve.c */
 int serve_start(struct region *region);

@@ -88,6 +88,46 @@ def test_random_access_is_not_read_ahead(cold: tuple[RunningPager, MemoryClient]
     assert pager.status()["readahead"]["issued"] - issued < 100
 
 
+def readahead(pager: RunningPager, key: str) -> int:
+    """Return how many pages were read ahead: "issued", "used" or "wasted"."""
+    return int(pager.status()["readahead"][key])
+
+
+def test_who_reads_scattered_pieces_in_the_same_order_again_is_read_ahead_across_them() -> None:
+    """Pieces of 40 pages, 20 apart: as a program's memory lies in a guest that has been in use."""
+    starts = list(range(0, 14000, 60))
+    random.Random(3).shuffle(starts)
+    pages = [page for start in starts for page in range(start, start + 40)]
+    with (
+        running_memserver(a="64M") as donor,
+        running_pager([donor.uri("a")], cache="8M") as pager,
+        memory_client("64M", pager) as client,
+    ):
+        client.command("fill", seed=2)
+        before = 0, 0
+        for _ in range(5):
+            before = fetched(pager), readahead(pager, "issued")
+            touch(client, pages)
+        faults, issued = fetched(pager) - before[0], readahead(pager, "issued") - before[1]
+        assert faults < 2.5 * len(starts), (
+            "the first pages of each piece are no faults any more: without it there are 12"
+        )
+        assert issued < 1.3 * len(pages), "and little is read that nobody wants: without it twice as much"
+        client.command("verify", seed=2)
+
+
+def test_two_readers_side_by_side_do_not_send_each_other_astray(cold: tuple[RunningPager, MemoryClient]) -> None:
+    """Each begins anew now and then, which looks as if the other one had turned there."""
+    pager, client = cold
+    before = fetched(pager), readahead(pager, "wasted")
+    for part in range(8):
+        starts = 800 * part, 6600 + 600 * part
+        touch(client, [page for i in range(400) for page in (starts[0] + i, starts[1] + i)])
+    faults, wasted = fetched(pager) - before[0], readahead(pager, "wasted") - before[1]
+    assert faults < 0.1 * 6400, "of 6,400, for 16 beginnings"
+    assert wasted < 0.5 * 6400
+
+
 def zero_fills(pager: RunningPager) -> tuple[int, int]:
     """Return the faults on memory that was never written, and the pages that they brought."""
     faults = pager.status()["faults"]

@@ -245,6 +245,21 @@ def test_a_discard_is_zeroes_at_once_and_on_the_donor(hidden: str) -> None:
         client.command("verify", seed=0)
 
 
+def test_memory_that_is_given_back_in_small_pieces_is_gone_from_the_donor() -> None:
+    """As a guest reports it: 128 KiB at a time, one right after the other, more of them than may be under way."""
+    with (
+        running_memserver(a="64M") as donor,
+        running_pager([donor.uri("a")], cache="2M") as pager,
+        memory_client("64M", pager) as client,
+    ):
+        client.command("fill", seed=12)
+        wait_until(lambda: donor.resident_bytes("a") > 60 << 20, timeout_s=10, what="pages on the donor")
+        client.command("discard", piece="128K")
+        wait_until(lambda: donor.resident_bytes("a") == 0, timeout_s=10, what="an empty donor")
+        client.command("verify", seed=0)
+        assert pager.status()["discards"] == {"requests": 512, "pages": 16384}
+
+
 def test_parts_of_pages_that_are_with_the_donor_are_discarded() -> None:
     with small() as (_, client):
         client.command("fill", seed=11)

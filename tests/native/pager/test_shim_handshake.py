@@ -187,6 +187,25 @@ def test_memory_that_is_mapped_private_is_kept_once(fake: FakePager) -> None:
         assert fake.nobody_comes()
 
 
+def test_small_pieces_that_a_guest_reports_free_stay_in_memory_that_is_local(fake: FakePager) -> None:
+    """They would split huge pages. Single pages (a balloon's) and huge ones are given back."""
+    pages = {32: True, 256: True, 511: True, 1: False, 31: False, 512: False, 1024: False}
+    with memory_client("8M", fake.path, words=("--private",)) as client:
+        for n, stays in pages.items():
+            client.command("fill", seed=1)
+            client.command("dontneed", first=512, n=n)
+            client.command("verify", seed=1 if stays else 0, first=512, n=n)
+            client.command("verify", seed=1, first=512 + n)
+
+
+def test_memory_that_took_the_place_of_local_memory_is_discarded_whatever_the_size(fake: FakePager) -> None:
+    with memory_client("8M", fake.path, words=("--private",)) as client:
+        client.command("fill", seed=1)
+        client.command("map-over")
+        client.command("dontneed", first=512, n=32)
+        client.command("verify", seed=0, first=512, n=32)
+
+
 def test_a_program_without_such_memory_is_left_alone(fake: FakePager) -> None:
     def spawn(client: MemoryClient) -> None:
         assert client.command("spawn")["status"] == 0
