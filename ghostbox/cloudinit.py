@@ -7,6 +7,7 @@ appended, and theirs may be a script or any other kind that cloud-init knows.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import textwrap
@@ -20,14 +21,18 @@ import pycdlib
 import yaml
 
 from ghostbox.errors import ConfigError
+from ghostbox.tiering import Tiering
 
-# Promotion of hot pages from the slower tier (2 = NUMA_BALANCING_MEMORY_TIERING, admin-guide/sysctl/kernel.rst), and
-# reclaim by demotion to it before anything is swapped or dropped (ABI/testing/sysfs-kernel-mm-numa). At each boot.
-_TIERING_ON = "echo 2 > /proc/sys/kernel/numa_balancing; echo true > /sys/kernel/mm/numa/demotion_enabled"
 # Memory that was plugged in and that nothing has taken so far (domain_xml.py: the remote memory is a DIMM).
 _MEMORY_ON = (
     "for block in /sys/devices/system/memory/memory*; do "
     "if grep -qs offline $block/state; then echo online_movable > $block/state; fi; done"
+)
+# With remote memory (node 1): what domain_xml.py has among the kernel's arguments, for images with a boot loader.
+_FREE_IN_SMALL_PIECES = (
+    "if test -d /sys/devices/system/node/node1; then "
+    "echo 5 > /sys/module/page_reporting/parameters/page_reporting_order; "
+    "echo 0 > /proc/sys/vm/compaction_proactiveness; fi"
 )
 _MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
 _PART_TYPES = {
@@ -48,7 +53,7 @@ class SeedSpec:
     ssh_authorized_keys: tuple[str, ...]
     host_key_private: str
     host_key_public: str
-    tiering: bool = True
+    tiering: Tiering
     extra_user_data: str | None = None
     mac: str | None = None
 
@@ -68,22 +73,27 @@ def render(spec: SeedSpec) -> Seed:
     Raises:
         ConfigError: the user's own cloud-init data is of no kind that cloud-init knows, or is broken YAML.
     """
+    meta_data = _yaml({"instance-id": _instance_id(spec), "local-hostname": spec.hostname})
+    return Seed(_user_data(spec), meta_data, _yaml(_network_config(spec.mac)))
+
+
+def _user_data(spec: SeedSpec) -> str:
     ours = "#cloud-config\n" + _yaml(_cloud_config(spec))
-    user_data = ours if spec.extra_user_data is None else _multipart(ours, spec.extra_user_data)
-    meta_data = _yaml({"instance-id": _instance_id(spec.hostname, user_data), "local-hostname": spec.hostname})
-    return Seed(user_data, meta_data, _yaml(_network_config(spec.mac)))
+    return ours if spec.extra_user_data is None else _multipart(ours, spec.extra_user_data)
 
 
-def _instance_id(hostname: str, user_data: str) -> str:
+def _instance_id(spec: SeedSpec) -> str:
     """Return an id that changes with the user-data: cloud-init does most of its work once for each.
 
-    Done again it adds what is new (keys, files), runs the user's own scripts and writes the same host key.
+    Done again it adds what is new (keys, files), runs the user's own scripts and writes the same host key. A link that
+    was measured anew is no reason to do it: the limit of promotion is set at each boot.
     """
-    return f"ghostbox-{hostname}-{hashlib.sha256(user_data.encode()).hexdigest()[:12]}"
+    same = dataclasses.replace(spec, tiering=Tiering(on=spec.tiering.on, why=""))
+    return f"ghostbox-{spec.hostname}-{hashlib.sha256(_user_data(same).encode()).hexdigest()[:12]}"
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
-    config: dict[str, Any] = {
+    return {
         "hostname": spec.hostname,
         "users": [
             {
@@ -104,11 +114,8 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
-        "bootcmd": [["sh", "-c", _MEMORY_ON]],
+        "bootcmd": [["sh", "-c", script] for script in (_MEMORY_ON, _FREE_IN_SMALL_PIECES, spec.tiering.script)],
     }
-    if spec.tiering:
-        config["bootcmd"].append(["sh", "-c", _TIERING_ON])
-    return config
 
 
 def _network_config(mac: str | None) -> dict[str, Any]:

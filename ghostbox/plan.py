@@ -13,6 +13,7 @@ from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.placement import Offer, Share, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
+from ghostbox.tiering import Tiering, choose
 from ghostbox.units import MIB, format_bytes
 
 MEMORY_BLOCK_BYTES = 128 * MIB
@@ -20,8 +21,8 @@ MEMORY_BLOCK_BYTES = 128 * MIB
 
 _STRUCT_PAGE_SHARE = 64  # struct page: 64 bytes for each page of 4 KiB
 _KERNEL_SLACK_BYTES = 32 * MIB
-_MIN_NODE0_BYTES = 128 * MIB
-_LARGE_BYTES = 32 * 1024 * MIB
+_MIN_REST_BYTES = 128 * MIB
+_NODE1_AT_BOOT_BYTES = 8 * MIB
 
 
 class Virt(enum.StrEnum):
@@ -98,7 +99,7 @@ class GuestPlan:
     user: str
     ssh_key: Path | None
     cloud_init: Path | None
-    tiering: bool
+    tiering: Tiering
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,16 @@ class VmPlan:
 
     @property
     def local(self) -> LocalMemory:
-        """What each node of the guest has of ``memory_bytes``."""
+        """What each node of the guest has when it boots."""
         return local_memory(self.memory_bytes, self.remote_memory_bytes)
 
 
 @dataclass(frozen=True)
 class LocalMemory:
-    """How ``vm.memory`` is dealt out to the guest's nodes, in bytes.
+    """What the guest's nodes have when it boots, in bytes; all of it is on this machine.
 
-    ``node1_bytes`` is for what the guest's kernel keeps of node 1, its ``struct page`` above all: were that remote, a
-    lost donor would take the kernel along. The remote memory itself is a DIMM on which it keeps nothing of its own.
+    The remote memory itself is a DIMM of node 1 on which the guest's kernel keeps nothing of its own: a lost donor
+    would take the kernel along. ``struct page`` and all else come out of node 0.
     """
 
     node0_bytes: int
@@ -168,18 +169,13 @@ class LocalMemory:
 
 
 def local_memory(memory_bytes: int, remote_bytes: int) -> LocalMemory:
-    """Return what each node has of ``memory_bytes`` beside so much remote memory.
+    """Return what each node has at boot beside so much remote memory.
 
-    Linux takes a node 1 only if it begins at a multiple of `MEMORY_BLOCK_BYTES` (numa_register_memblks), and
-    hot-plugged memory in blocks of that size only where memory at boot does not end at a multiple of a larger one, if
-    there is much (probe_memory_block_size).
+    QEMU (through libvirt) and older Linux (NODE_MIN_SIZE, 4 MiB) know no node without memory. As little as that ends
+    memory at boot off every large boundary, too, so hot-plugged memory comes in blocks of `MEMORY_BLOCK_BYTES` however
+    much there is (probe_memory_block_size).
     """
-    if remote_bytes == 0:
-        return LocalMemory(memory_bytes, 0)
-    needed = remote_bytes // _STRUCT_PAGE_SHARE + _KERNEL_SLACK_BYTES
-    share = -(-needed // MEMORY_BLOCK_BYTES) * MEMORY_BLOCK_BYTES
-    unaligned = MEMORY_BLOCK_BYTES // 2 if memory_bytes >= _LARGE_BYTES else 0
-    return LocalMemory(memory_bytes - share, share - unaligned)
+    return LocalMemory(memory_bytes, _NODE1_AT_BOOT_BYTES if remote_bytes else 0)
 
 
 def domain_name(name: str) -> str:
@@ -214,7 +210,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         image=facts.image,
         network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports),
         pager=pager,
-        guest=GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, config.guest.tiering),
+        guest=_guest_plan(config, facts),
         donors=tuple(offer.address for offer in facts.offers),
         shares=shares,
         shim=facts.shim,
@@ -269,6 +265,12 @@ def _check_loss(on_donor_loss: str, virt: Virt) -> None:
         )
 
 
+def _guest_plan(config: Config, facts: HostFacts) -> GuestPlan:
+    vm = config.vm
+    tiering = choose(config.guest.tiering, emulated=facts.virt is Virt.TCG, links=facts.links.values())
+    return GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, tiering)
+
+
 def _pager_plan(config: Config, virt: Virt) -> PagerPlan:
     pool = config.pool
     extents = -(-config.vm.remote_memory_bytes // pool.extent_bytes)
@@ -310,13 +312,14 @@ def check_sizes(config: Config) -> None:
 
 
 def _check_local(memory: int, remote: int) -> None:
-    local = local_memory(memory, remote)
-    if local.node0_bytes >= _MIN_NODE0_BYTES:
+    books = remote // _STRUCT_PAGE_SHARE + _KERNEL_SLACK_BYTES
+    needed = -(-(books + _MIN_REST_BYTES) // MEMORY_BLOCK_BYTES) * MEMORY_BLOCK_BYTES
+    if remote == 0 or memory >= needed:
         return
     raise UsageError(
         f"vm.memory ({_flag_size(memory)}) is too small beside vm.remote_memory ({_flag_size(remote)})",
-        why=f"the guest's kernel needs {_flag_size(memory - local.node0_bytes)} of it to keep the books of its memory",
-        hint=f"at least --memory {_flag_size(memory - local.node0_bytes + _MIN_NODE0_BYTES)}",
+        why=f"the guest's kernel needs {_flag_size(books)} of it to keep the books of its memory",
+        hint=f"at least --memory {_flag_size(needed)}",
     )
 
 

@@ -22,6 +22,7 @@ import ghostbox
 # The ghostbox that the tests import (installed, or the working tree) is the one whose command they run.
 PACKAGE_PARENT = str(Path(ghostbox.__file__).resolve().parent.parent)
 ALLOWED_SKIP = "cannot run here:"
+GUEST_MODULES = {"test_bench_vm.py", "test_demo.py", "test_donor_loss.py", "test_image_boot.py", "test_up.py"}
 CliRun = subprocess.CompletedProcess[str]
 
 
@@ -38,18 +39,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Several workers: all tests with VMs are one's, the others take module by module.
+    """Several workers: all tests that boot a whole guest are one's, the others take module by module.
 
-    Tests with VMs look at what is on the whole machine (that of building images does not); the tests of a module
-    share its fixtures.
+    A guest takes two processors; the tests of a module share its fixtures.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
-            path = Path(module)
-            return "vm" if path.parent.name == "vm" and path.name != "test_image_build.py" else module
+            return "guests" if Path(module).name in GUEST_MODULES else module
 
     return Scheduling(config, log)
 

@@ -16,6 +16,7 @@ from ghostbox.bench.model import Buckets, Contender, Outcome, RowSpec, Scenario,
 from ghostbox.units import MIB, PAGE_BYTES
 
 THREADS = (1, 2, 4, 8)
+NBDCOPY_NOTE = "nbdcopy from the same memserver to null:"
 _MEMSERVER_POLL_US = 100  # the default of ghostbox-memserver's --poll-us
 _COPY_TIMEOUT_S = 120.0
 _READ_AROUND = "nbdfuse, no advice"
@@ -73,32 +74,34 @@ def _random(lab: Lab) -> Scenario:
 
     contenders = (
         Contender("pager", lambda: cold_random(lab), ours=True),
-        Contender("floor", lambda: _floor(lab)),
+        Contender("floor", lambda: floor(lab)),
         nbdfuse_contender(lab, "random", {**words, "advise_random": 1}),
         nbdfuse_contender(lab, "random", sparse, _READ_AROUND),
     )
     wire = "an NBD read of 4 KiB over the link" if lab.donors else "TCP ping-pong"
-    floor = f"{wire} plus an empty userfaultfd round trip"
+    at_least_needed = f"{wire} plus an empty userfaultfd round trip"
     fuse = "file of nbdfuse mapped shared, with MADV_RANDOM: at its best, each touch is one read of 4 KiB"
     around = "the same as a program maps it that knows nothing (QEMU): the kernel reads around each touch"
     p50, p99 = Source("pager", "p50_us"), Source("pager", "p99_us")
     rows = (
-        RowSpec("cold random fault, p50", "µs", p50, (Source("floor", "p50_us"),), at_most(1.2), floor),
-        RowSpec("cold random fault, p99", "µs", p99, (Source("floor", "p99_us"),), at_most(2.0), floor),
+        RowSpec("cold random fault, p50", "µs", p50, (Source("floor", "p50_us"),), at_most(1.2), at_least_needed),
+        RowSpec("cold random fault, p99", "µs", p99, (Source("floor", "p99_us"),), at_most(2.0), at_least_needed),
         RowSpec("cold random fault, p50", "µs", p50, (Source("nbdfuse", "p50_us"),), at_most(0.6), fuse),
         RowSpec("cold random fault, p50", "µs", p50, (Source(_READ_AROUND, "p50_us"),), at_most(0.6), around),
     )
     return Scenario("faults", "cold random 4 KiB faults, 1 thread", contenders, rows, takes_memory=True)
 
 
-def _floor(lab: Lab) -> Outcome:
+def floor(lab: Lab) -> Outcome:
+    """Take a request and answer of 4 KiB over the network, and an empty round trip of a userfaultfd; their sum."""
     count = lab.scale.n_floor
     fault = lab.client("userfault", {"count": count, "poll_us": lab.poll_us})
     if lab.donors:
         ping = lab.load(lab.donor(), {"ms": lab.scale.load_ms, "poll_us": lab.poll_us})
         ping_us = _drawn(ping["latency"]["buckets"], count)
     else:
-        ping = lab.client("ping-pong", {"count": count, "client_us": lab.poll_us, "server_us": _MEMSERVER_POLL_US})
+        words = {"count": count, "client_us": lab.poll_us, "server_us": _MEMSERVER_POLL_US}
+        ping = lab.client_and_peer("ping-pong", words)
         ping_us = np.asarray(ping["ns"]) / 1000.0
     shuffled = np.random.default_rng(1).permutation(np.asarray(fault["ns"]))
     total_us = ping_us + shuffled / 1000.0
@@ -128,27 +131,30 @@ def _buckets(values_us: np.ndarray[Any, np.dtype[np.float64]]) -> Buckets:
     return [(float(upper), int(count)) for upper, count in zip(found, counts, strict=True)]
 
 
-def _sequential(lab: Lab) -> Scenario:
+def cold_sequential(lab: Lab) -> Outcome:
+    """Touch all pages in order, each for the first time."""
     size = lab.scale.data_bytes
+    with lab.pager(lab.donor(), size + 64 * MIB) as running:
+        return _outcome(lab.client("sequential", {"bytes": size}, running))
 
-    def pager() -> Outcome:
-        with lab.pager(lab.donor(), size + 64 * MIB) as running:
-            return _outcome(lab.client("sequential", {"bytes": size}, running))
 
-    def nbdcopy() -> Outcome:
-        began = time.monotonic()
-        processes.run(["nbdcopy", lab.donor().uri, "null:"], timeout_s=_COPY_TIMEOUT_S)
-        return Outcome({"bytes_per_s": size / (time.monotonic() - began)})
+def nbdcopy(lab: Lab) -> Outcome:
+    """Copy the same export to nowhere."""
+    uri = lab.donor().uri
+    began = time.monotonic()
+    processes.run([*lab.prefix(), "nbdcopy", uri, "null:"], timeout_s=_COPY_TIMEOUT_S)
+    return Outcome({"bytes_per_s": lab.scale.data_bytes / (time.monotonic() - began)})
 
+
+def _sequential(lab: Lab) -> Scenario:
     contenders = (
-        Contender("pager", pager, ours=True),
-        Contender("nbdcopy", nbdcopy, lab.single_missing("nbdcopy") or missing_tool("nbdcopy")),
-        nbdfuse_contender(lab, "sequential", {"bytes": size}),
+        Contender("pager", lambda: cold_sequential(lab), ours=True),
+        Contender("nbdcopy", lambda: nbdcopy(lab), lab.single_missing("nbdcopy") or missing_tool("nbdcopy")),
+        nbdfuse_contender(lab, "sequential", {"bytes": lab.scale.data_bytes}),
     )
     rate = Source("pager", "bytes_per_s")
-    same = "nbdcopy from the same memserver to null:"
     rows = (
-        RowSpec("cold sequential read", "B/s", rate, (Source("nbdcopy", "bytes_per_s"),), at_least(0.8), same),
+        RowSpec("cold sequential read", "B/s", rate, (Source("nbdcopy", "bytes_per_s"),), at_least(0.8), NBDCOPY_NOTE),
         RowSpec("cold sequential read", "B/s", rate, (Source("nbdfuse", "bytes_per_s"),), at_least(2.0)),
     )
     return Scenario("sequential", "cold sequential read, 1 thread", contenders, rows, takes_memory=True)

@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ghostbox import donor_bench, pager, processes
+from ghostbox.bench import wire
 from ghostbox.bench.scale import Scale
+from ghostbox.bench.wire import Wire
 from ghostbox.donor_client import parse_address
 from ghostbox.errors import DeadlineExceeded, ProgramError
 from ghostbox.paths import Paths
@@ -46,6 +48,10 @@ PACKAGES = {
     "nbdfuse": "libnbd-bin and fuse3",
     "nbdcopy": "libnbd-bin",
     "fio": "fio",
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
 }
 """Debian packages of the programs that give references."""
 
@@ -120,12 +126,14 @@ class Lab:
     """What a benchmark runs on. Servers that several scenarios use are started once and stay until the end.
 
     With ``donors`` (``host[:port]`` of control APIs) the memory is leased from them, and given back in the end.
+    With ``cable`` our memory servers are at its far end and all else that it runs at the near one.
     """
 
-    def __init__(self, paths: Paths, scale: Scale, donors: Sequence[str] = ()) -> None:
+    def __init__(self, paths: Paths, scale: Scale, donors: Sequence[str] = (), cable: Wire | None = None) -> None:
         self.paths = paths
         self.scale = scale
         self.donors = tuple(donors)
+        self.cable = cable
         self._stack = contextlib.ExitStack()
         self._kept: dict[str, Any] = {}
         self._n_started = 0
@@ -165,8 +173,8 @@ class Lab:
         return self.paths.program("ghostbox-bench-client")
 
     @contextlib.contextmanager
-    def running(self, argv: Sequence[str | Path], ready: Callable[[], bool]) -> Iterator[int]:
-        """Run a server until the end of the block; its process id.
+    def running(self, argv: Sequence[str | Path], ready: Callable[[], bool], *, far: bool = False) -> Iterator[int]:
+        """Run a server until the end of the block, at the near or the ``far`` end of the wire; its process id.
 
         Raises:
             ProgramError: it ended before it was ready; ``why`` is the end of its log.
@@ -174,7 +182,8 @@ class Lab:
         self._n_started += 1
         name = Path(argv[0]).name
         log = self.directory / f"{self._n_started}-{name}.log"
-        child = processes.start_detached([self.client_program, "follow", *argv], log_path=log)
+        words = [self.client_program, "follow", *self.prefix(far=far), *argv]
+        child = processes.start_detached(words, log_path=log)
         try:
             _wait_ready(child.poll, name, ready, log)
             yield child.pid
@@ -182,14 +191,53 @@ class Lab:
             processes.terminate(child.pid)
             child.wait()
 
-    def client(self, command: str, words: Mapping[str, object], pager: Pager | None = None) -> dict[str, Any]:
+    def client(
+        self, command: str, words: Mapping[str, object], pager: Pager | None = None, *, far: bool = False
+    ) -> dict[str, Any]:
         """Run one command of ``ghostbox-bench-client``, on remote memory if a pager is given; return its result."""
         argv: list[str | Path] = [self.client_program, command, *(f"{key}={value}" for key, value in words.items())]
-        env = None
-        if pager is not None:
-            argv.append("memory=remote")
-            env = {"LD_PRELOAD": str(self.paths.shim_library), "GHOSTBOX_PAGER_SOCKET": str(pager.socket)}
-        return dict(json.loads(processes.run(argv, env=env, timeout_s=_CLIENT_TIMEOUT_S)))
+        if pager is None:
+            return dict(json.loads(processes.run([*self.prefix(far=far), *argv], timeout_s=_CLIENT_TIMEOUT_S)))
+        # It talks to the pager alone, so it may be in any namespace, and nothing else gets the shim.
+        env = {"LD_PRELOAD": str(self.paths.shim_library), "GHOSTBOX_PAGER_SOCKET": str(pager.socket)}
+        return dict(json.loads(processes.run([*argv, "memory=remote"], env=env, timeout_s=_CLIENT_TIMEOUT_S)))
+
+    def client_and_peer(self, command: str, words: Mapping[str, object], *, far: bool = False) -> dict[str, Any]:
+        """Run a command that brings its own peer, each at its end of the wire; without a wire both are on loopback."""
+        route = self.cable.route(far=far) if self.cable else {}
+        return self.client(command, {**words, **route}, far=far)
+
+    def prefix(self, *, far: bool = False) -> tuple[str, ...]:
+        """Return the words that run a command at one end of the wire; none without a wire."""
+        if self.cable is None:
+            return ()
+        return (self.cable.there if far else self.cable.here).prefix
+
+    @cached_property
+    def cable_missing(self) -> str | None:
+        """Why there can be no wire here; None if there can."""
+        if os.geteuid() != 0:
+            return "a wire between network namespaces needs root"
+        return missing_tool(*wire.TOOLS) or wire.kernel_missing()
+
+    def wired(self, rate: str) -> Lab:
+        """Return the lab over a wire of that rate (`Wire.lay`). It stays until the end."""
+        return self.kept(f"wire {rate}", lambda: self._over_wire(rate))
+
+    @contextlib.contextmanager
+    def _over_wire(self, rate: str) -> Iterator[Lab]:
+        scale = replace(self.scale, data_bytes=self.scale.data_bytes // 2)  # a slow wire takes long to fill it
+        with self._namespace() as here, self._namespace() as there:
+            cable = Wire.of(here, there)
+            cable.lay(rate)
+            with Lab(self.paths, scale, cable=cable) as found:
+                yield found
+
+    @contextlib.contextmanager
+    def _namespace(self) -> Iterator[int]:
+        with self.running(wire.KEEPER, lambda: True) as pid:
+            processes.wait_until(lambda: wire.is_made(pid), timeout_s=_READY_TIMEOUT_S, what="a network namespace")
+            yield pid
 
     def fill(self, server: Server, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Write data over the whole export, so that none of it is a hole."""
@@ -217,11 +265,12 @@ class Lab:
     def memserver(self, size_bytes: int) -> Iterator[Server]:
         """Run our memory server with an empty export."""
         control = self._socket("memserver")
+        host = self.cable.there.address if self.cable else "127.0.0.1"
         argv: list[str | Path] = [self.paths.memserver_program, "--port", "0", "--size", str(size_bytes)]
-        argv += ["--export", f"{EXPORT}={size_bytes}", "--control", control]
-        with self.running(argv, lambda: _answers(control)) as pid:
+        argv += ["--export", f"{EXPORT}={size_bytes}", "--control", control, "--bind", host]
+        with self.running(argv, lambda: _answers(control), far=True) as pid:
             status = processes.control_request(control, "status")
-            yield Server("memserver", pid, int(status["port"]), control)
+            yield Server("memserver", pid, int(status["port"]), control, host)
 
     @contextlib.contextmanager
     def nbdkit(self, size_bytes: int) -> Iterator[Server]:

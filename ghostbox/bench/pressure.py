@@ -12,6 +12,7 @@ from ghostbox.bench.lab import Lab, Pager
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
 from ghostbox.units import KIB, MIB, PAGE_BYTES
 
+WRITES_NOTE = "each page is also fetched before it is written to"
 CACHE_PERCENTS = (75, 50, 25, 10)
 # What the client needs beside the array: the drawn sequence and its code. Given to the reference on top.
 _CLIENT_BYTES = 12 * MIB
@@ -124,18 +125,19 @@ def _mixed(lab: Lab) -> Scenario:
     return Scenario("mixed", "a scanner beside the Zipf reader", contenders, rows, takes_memory=True)
 
 
-def _writes(lab: Lab) -> Scenario:
+def write_back(lab: Lab) -> Outcome:
+    """Write to random pages of 4 × the cache."""
     cache = lab.scale.write_cache_bytes
     words = {"bytes": cache * 4, "count": cache * 8 // PAGE_BYTES, "threads": 2}
+    with lab.pager(lab.donor(), cache) as running:
+        result = lab.client("write", words, running)
+        read_bytes, written_bytes = running.network_bytes()
+    seconds = float(result["seconds"])
+    rates = {"written_bytes_per_s": written_bytes / seconds, "read_bytes_per_s": read_bytes / seconds}
+    return Outcome({**rates, "per_s": float(result["per_s"]), "seconds": seconds})
 
-    def pager() -> Outcome:
-        with lab.pager(lab.donor(), cache) as running:
-            result = lab.client("write", words, running)
-            read_bytes, written_bytes = running.network_bytes()
-        seconds = float(result["seconds"])
-        rates = {"written_bytes_per_s": written_bytes / seconds, "read_bytes_per_s": read_bytes / seconds}
-        return Outcome({**rates, "per_s": float(result["per_s"])})
 
+def _writes(lab: Lab) -> Scenario:
     def wire() -> Outcome:
         if lab.donors:
             bulk = {"mode": "write", "pattern": "sequential", "bytes": 256 * KIB, "depth": 8}
@@ -152,13 +154,13 @@ def _writes(lab: Lab) -> Scenario:
             Source("pager", "written_bytes_per_s"),
             (Source("wire", "bytes_per_s"),),
             at_least(0.6),
-            f"{raw}; each page is also fetched before it is written to",
+            f"{raw}; {WRITES_NOTE}",
         ),
     )
     return Scenario(
         "writes",
         "write-heavy eviction",
-        (Contender("pager", pager, ours=True), Contender("wire", wire)),
+        (Contender("pager", lambda: write_back(lab), ours=True), Contender("wire", wire)),
         rows,
         takes_memory=True,
     )

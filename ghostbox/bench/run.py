@@ -22,6 +22,7 @@ from ghostbox.bench import (
     crowd,
     donor_link,
     faults,
+    narrow,
     pressure,
     redundancy,
     servers,
@@ -38,8 +39,8 @@ from ghostbox.paths import Paths
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
-_PARTS = (faults, checksums, pressure, redundancy, servers, crowd, sizes)
-_DONOR_PARTS = (faults, pressure)  # the others measure servers of their own
+_PARTS = (faults, checksums, pressure, narrow, redundancy, servers, crowd, sizes)
+_DONOR_PARTS = (faults, pressure)  # the others measure servers or wires of their own
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _all(lab: Lab) -> list[Scenario]:
 
 
 def _in_guests(lab: Lab, config: vm_guests.LoadConfig, options: Options, say: Callable[[str], None]) -> list[Scenario]:
-    setup = vm_guests.Setup(lab, config, _vm_scale(options), say)
+    setup = vm_guests.Setup(lab, config, _vm_scale(options), say, vm_guests.tiered_by_default(config))
     vm_guests.check(setup)
     return vm.scenarios(setup)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import re
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostbox import hypervisor, pager, processes, session
+from ghostbox import hypervisor, pager, processes, session, tiering
 from ghostbox.bench import vm_reference, vm_session
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.vm_scale import VmScale
@@ -24,6 +25,7 @@ from ghostbox.images import ImageStore
 from ghostbox.session import Book, readiness
 from ghostbox.session.record import Made
 from ghostbox.ssh import GuestSsh
+from ghostbox.tiering import Tiering
 
 LoadConfig = Callable[[dict[str, object]], Config]
 GHOSTBOX, SWAP = "ghostbox", "swap"
@@ -43,16 +45,19 @@ _KILLED = {
 }
 _KILLS = re.compile(r"out of memory|oom-kill|killed process|segfault|general protection", re.IGNORECASE)
 _KERNEL_LINES = 5
-_TIERING = "echo {mode} > /proc/sys/kernel/numa_balancing; echo {demotion} > /sys/kernel/mm/numa/demotion_enabled"
+# While there is no tiering kswapd finds nothing to reclaim in a full node and gives it up (MAX_RECLAIM_RETRIES,
+# mm/vmscan.c) until somebody else makes progress there. How much is no matter: the file complains if it is less.
+_WAKE_KSWAPD = "echo 8M > /sys/fs/cgroup/memory.reclaim || true"
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that is ready for work."""
+    """A guest that is ready for work. ``tiering`` is what it booted with."""
 
     name: str
     ssh: GuestSsh
     pager_control: Path | None = None
+    tiering: Tiering = Tiering(on=False, why="not set")
 
     def root(self, script: str) -> str:
         """Run a shell script as the guest's root; return its stdout.
@@ -123,8 +128,10 @@ class Guest:
         return 0 if status is None else int(status["discards"]["pages"])
 
     def set_tiering(self, on: bool) -> None:
-        """Turn promotion and demotion on or off, as at boot."""
-        self.root(_TIERING.format(mode=2 if on else 0, demotion="true" if on else "false"))
+        """Turn promotion and demotion on or off, as at boot; kswapd is ready to demote however long there was none."""
+        self.root(dataclasses.replace(self.tiering, on=on).script)
+        if on:
+            self.root(_WAKE_KSWAPD)
 
     def counters(self) -> dict[str, float]:
         """Return the pager's counters; nothing where there is no pager."""
@@ -146,12 +153,22 @@ def went(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, f
 
 @dataclass(frozen=True)
 class Setup:
-    """What the guests are made with. ``say`` is told what is going on."""
+    """What the guests are made with.
+
+    ``say`` is told what is going on; ``tiered``: a guest of this machine has tiering by default.
+    """
 
     lab: Lab
     load_config: LoadConfig
     scale: VmScale
     say: Say
+    tiered: bool
+
+
+def tiered_by_default(load_config: LoadConfig) -> bool:
+    """Tell what ``guest.tiering: auto`` comes to on this machine."""
+    usable, _ = hypervisor.kvm_usable(load_config({}).libvirt.uri)
+    return tiering.choose("auto", emulated=not usable).on
 
 
 def check(setup: Setup) -> None:
@@ -201,7 +218,7 @@ def _settings(scale: VmScale, donors: list[str]) -> dict[str, object]:
         "vm.ports": [],
         "pool.cache": scale.cache_bytes,
         "pool.donors": donors,
-        "guest.tiering": True,
+        "guest.tiering": "auto",
     }
 
 
@@ -230,7 +247,7 @@ def _ready(name: str, book: Book, setup: Setup) -> Iterator[Guest]:
     with readiness.guest(record, book.files) as ssh:
         ssh.put_text(f"{_PROGRAM_THERE}.b64", base64.b64encode(setup.lab.paths.program(_PROGRAM).read_bytes()).decode())
         control = book.files.pager_control if Made.PAGER in record.made else None
-        guest = Guest(name, ssh, control)
+        guest = Guest(name, ssh, control, record.tiering or Guest.tiering)
         guest.root(
             f"base64 -d {_PROGRAM_THERE}.b64 > {_PROGRAM_THERE}; chmod 755 {_PROGRAM_THERE}; rm {_PROGRAM_THERE}.b64"
         )

@@ -21,9 +21,10 @@ from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say
 from ghostbox.errors import ProgramError
 from ghostbox.paths import Paths
-from ghostbox.plan import NetworkPlan, VmPlan, domain_name
+from ghostbox.plan import NetworkPlan, VmPlan, domain_name, local_memory
 from ghostbox.session import Book, VmState, guest_files, images
 from ghostbox.session.record import Made, locked, now_utc, prepared
+from ghostbox.tiering import Tiering
 from ghostbox.units import MIB
 
 _USE_DISKS = """\
@@ -71,7 +72,8 @@ def fair_bytes(scale: VmScale, book: Book) -> int:
     if status is None:
         raise ProgramError("the pager has ended", why=f"its log is {book.files.pager_log}")
     own_bytes = resident_bytes(int(status["pid"]))
-    return scale.local_bytes + -(-own_bytes // MIB) * MIB
+    at_boot = local_memory(scale.memory_bytes, scale.remote_bytes)
+    return at_boot.node0_bytes + at_boot.node1_bytes + scale.cache_bytes + -(-own_bytes // MIB) * MIB
 
 
 def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int) -> VmPlan:
@@ -87,7 +89,7 @@ def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int) -> VmPlan:
         network=NetworkPlan(mac, free_port()),
         memory_bytes=memory_bytes,
         remote_memory_bytes=0,
-        guest=dataclasses.replace(plan.guest, tiering=False),
+        guest=dataclasses.replace(plan.guest, tiering=Tiering(on=False, why="one node")),
         shares=(),
         shim=files.state / plan.shim.name,
         files=files,

@@ -60,7 +60,7 @@ FULL = VmScale(
     needed_bytes=4 * GIB,
 )
 SHORT = VmScale(
-    memory_bytes=384 * MIB,
+    memory_bytes=256 * MIB,
     cache_bytes=64 * MIB,
     remote_bytes=512 * MIB,
     sets=(WorkSet(1.2, (*READS, "sort"), sort_bytes=8 * MIB),),

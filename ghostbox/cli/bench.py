@@ -24,16 +24,17 @@ _ROUNDS, _SHORT_ROUNDS = 5, 1
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox bench                              all of it, 5 rounds, about 13 minutes
+  ghostbox bench                              all of it, 5 rounds, about 16 minutes
   ghostbox bench --short                      see that everything runs; the figures mean little
   ghostbox bench --only faults,sequential     two parts of it
   ghostbox bench --only server/lean --json    a group, all figures of all rounds
   ghostbox bench --donor tower                on memory leased from a donor: faults to writes
   ghostbox bench --plot bench.svg             and a picture
-  ghostbox bench --vm                         in guests: beside swap to the same memory over NBD, about 12 minutes
+  ghostbox bench --vm                         in guests: beside swap to the same memory over NBD, about 25 minutes
 
-Parts: faults, sequential, threads, checksum, overcommit, traffic, mixed, writes, redundancy, server, sizes,
-memserver-memory; with --vm: guest (guest/1.2 and guest/2, by the size of the set), weights.
+Parts: faults, sequential, threads, checksum, overcommit, traffic, mixed, writes, link (as root: over wires of 1 and
+2.5 Gbit/s), redundancy, server, sizes, memserver-memory; with --vm: guest (guest/1.2 and guest/2, by the size of the
+set), weights.
 Run it on a machine that does nothing else. It starts what it needs on loopback and removes it.
 """
 )

@@ -55,7 +55,7 @@ def plan(found: VmPlan) -> RenderableType:
             ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
             ("SSH", f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"),
             *(("port", f"127.0.0.1:{each.host} -> {each.guest}") for each in found.network.forwards),
-            ("tiering", "on" if found.guest.tiering else "off"),
+            ("tiering", found.guest.tiering),
         ]
     )
     return Group(head, "", forecast(found.forecast))
@@ -128,6 +128,7 @@ def info(found: VmInfo) -> RenderableType:
             ("remote memory", format_bytes(found.remote_memory_bytes)),
             ("copies", f"{found.replicas} on donors" + (f", one in {found.backup}" if found.backup else "")),
             ("on donor loss", found.on_donor_loss),
+            ("tiering", found.tiering or "-"),
             ("cache", format_bytes(found.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)}, {found.files['disk']}"),
             ("image", found.image),

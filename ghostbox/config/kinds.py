@@ -127,6 +127,20 @@ class Boolean:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """On, off, or left to us: ``auto``. What `Boolean` takes is taken, too."""
+
+    def parse(self, raw: object) -> str:
+        """Return ``auto``, ``on`` or ``off``."""
+        if str(raw).lower() == "auto":
+            return "auto"
+        try:
+            return "on" if Boolean().parse(raw) else "off"
+        except UsageError as err:
+            raise _not_a("auto, on or off", raw) from err
+
+
+@dataclass(frozen=True)
 class Text:
     """A word; ``pattern`` and ``what`` say which words are allowed, ``optional`` allows null."""
 

@@ -127,7 +127,9 @@ class PagerConfig:
 class GuestConfig:
     """What the guest's kernel is told to do."""
 
-    tiering: bool = _key("tiering", kinds.Boolean(), True, "demote cold pages to the remote node, promote hot ones")
+    tiering: str = _key(
+        "tiering", kinds.Switch(), "auto", "demote cold pages to the remote node, promote hot ones; auto: with KVM"
+    )
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from ghostbox.units import GIB, MIB
 VM_NAME = "demo"
 MEMORY_BYTES = 1 * GIB
 REMOTE_BYTES = 2 * GIB
-CACHE_BYTES = 256 * MIB
-WORKLOAD_BYTES = 640 * MIB
+CACHE_BYTES = 128 * MIB
+WORKLOAD_BYTES = 384 * MIB
 N_LENDERS = 2
 SETTINGS: dict[str, object] = {
     "vm.memory": MEMORY_BYTES,

@@ -123,7 +123,7 @@ def probe(accelerator: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> tuple[boo
         except ProgramError as err:
             if err.message.endswith(f"status {_EXIT_STATUS}"):
                 return True, "a 64-bit probe guest ran"
-            return False, f"a probe guest failed: {err.why or err.message}"
+            return False, f"a probe guest failed: {(err.why or err.message).splitlines()[0]}"
     return False, f"a 64-bit guest does not run: it crashed before it could report ({accelerator})"
 
 

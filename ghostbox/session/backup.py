@@ -18,6 +18,8 @@ from ghostbox.units import format_bytes
 
 _EXPORT = "backup"
 _READY_TIMEOUT_S = 20.0
+_GREETING = b"NBDMAGIC"  # The NBD protocol, fixed newstyle negotiation
+_GREETING_TIMEOUT_S = 1.0
 _LOG_LINES = 3
 
 
@@ -121,9 +123,11 @@ def _identity(file: Path) -> str:
 
 
 def _listens(files: VmPaths) -> bool:
+    """Tell whether the server greets: it takes connections before it has opened the file."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(_GREETING_TIMEOUT_S)
             sock.connect(str(files.backup_socket))
+            return sock.recv(len(_GREETING)) == _GREETING
     except OSError:
         return False
-    return True

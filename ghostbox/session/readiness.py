@@ -12,8 +12,10 @@ from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import VmPaths
-from ghostbox.session import logs
+from ghostbox.plan import Virt
+from ghostbox.session import events, logs
 from ghostbox.session.guest_files import HOST
+from ghostbox.session.hang import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
 from ghostbox.ssh import GuestSsh
@@ -25,6 +27,8 @@ _STATE_INTERVAL_S = 1.0
 def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     """Wait for boot, ssh and cloud-init; the first two share ``timeout_s``, cloud-init has it again.
 
+    An emulated guest whose kernel hangs while it boots is reset, once, and has the whole time again.
+
     Raises:
         GuestError: the guest ended, refused us, or cloud-init failed.
         DeadlineExceeded: it took longer.
@@ -32,11 +36,10 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     """
     record = book.record
     assert record is not None
-    deadline = time.monotonic() + timeout_s
     alive = _Alive(record)
     with guest(record, book.files) as ssh:
         with _explained(record, "boot"), progress.stage("boot") as stage:
-            _wait_banner(record, book.files, stage.say, alive, deadline=deadline)
+            deadline = _wait_banner(record, book.files, stage.say, progress.note, alive, timeout_s=timeout_s)
         with _explained(record, "ssh"), progress.stage("ssh") as stage:
             ssh.wait_ready(max(5.0, deadline - time.monotonic()), stage.say, alive=alive)
             stage.say(f"{record.user}@{HOST}:{record.ssh_port}")
@@ -76,18 +79,45 @@ class _Alive:
         return self._alive
 
 
-def _wait_banner(record: Record, files: VmPaths, say: Callable[[str], None], alive: _Alive, *, deadline: float) -> None:
-    """Wait until the guest's SSH server says hello: QEMU takes connections long before the guest does."""
+def _wait_banner(
+    record: Record,
+    files: VmPaths,
+    say: Callable[[str], None],
+    note: Callable[[str], None],
+    alive: _Alive,
+    *,
+    timeout_s: float,
+) -> float:
+    """Wait until the guest's SSH server says hello: QEMU takes connections long before the guest does.
+
+    Returns:
+        Until when a login may take, in seconds of the monotonic clock.
+    """
+    deadline = time.monotonic() + timeout_s
+    may_reset = record.virt == Virt.TCG
     while not _has_banner(record.ssh_port):
         last = logs.tail(files.console_log, 1)
         if last:
             say(last[0][:100])
         if not alive():
             raise GuestError("the VM ended while it booted", why=_console(files))
+        if may_reset and hangs(files.console_log):
+            may_reset = False
+            _reset(record, files, note)
+            deadline = time.monotonic() + timeout_s
         if time.monotonic() > deadline:
             raise DeadlineExceeded("the guest's SSH server does not answer", why=_console(files))
         time.sleep(0.2)
     say("the guest's SSH server answers")
+    return deadline
+
+
+def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
+    text = "the guest's kernel hangs, as it does now and then without KVM: reset"
+    note(text)
+    events.append(files, "guest-reset", text)
+    with hypervisor.connect(record.libvirt_uri) as connection:
+        connection.reset(record.domain)
 
 
 def _has_banner(port: int) -> bool:

@@ -33,6 +33,7 @@ from typing import Any, Self
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.plan import PagerPlan, VmPlan
+from ghostbox.tiering import Tiering
 
 _FORMAT = 1
 THIS_HOST = "this-host"
@@ -99,7 +100,8 @@ class Record:
 
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
-    it, and may take that back; what the user drains is not among them.
+    it, and may take that back; what the user drains is not among them. ``tiering`` is None of a VM that an earlier
+    version started.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Record:
     backup: str | None = None
     paused: bool = False
     asked_to: tuple[str, ...] = ()
+    tiering: Tiering | None = None
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -154,6 +157,7 @@ class Record:
         fields["made"] = frozenset(Made(word) for word in fields["made"])
         fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
+        fields["tiering"] = None if fields.get("tiering") is None else Tiering(**fields["tiering"])
         fields["donors"] = tuple(fields.get("donors", ()))
         fields["asked_to"] = tuple(fields.get("asked_to", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
@@ -195,6 +199,7 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         pager=plan.pager,
         donors=plan.donors,
         backup=None if plan.backup is None else str(plan.backup),
+        tiering=plan.guest.tiering,
     )
 
 

@@ -130,6 +130,8 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
         hint = hypervisor.problem_hint(plan.virt_reason)
         if hint is not None:
             progress.note(f"         to mend it: {hint}")
+        if not plan.guest.tiering.on:
+            progress.note(f"         tiering is {plan.guest.tiering}")
     for line in (*images.notes(plan.image), *backup.notes(plan.backup, plan.pager.pool_bytes)):
         progress.note(line)
 

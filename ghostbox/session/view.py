@@ -12,6 +12,7 @@ from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
 from ghostbox.session import disk, observe, supervisor, takeover
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
+from ghostbox.tiering import Tiering
 
 _ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
 
@@ -62,6 +63,7 @@ class VmInfo:
     backup: str | None
     on_donor_loss: str
     health: Health | None
+    tiering: Tiering | None
     disk_problem: Problem | None = None
 
 
@@ -145,6 +147,7 @@ def info(name: str, paths: Paths) -> VmInfo:
         backup=record.backup,
         on_donor_loss="wait" if record.pager is None else record.pager.on_donor_loss,
         health=_health(record, found),
+        tiering=record.tiering,
         disk_problem=_disk_problem(record, book, state),
     )
 

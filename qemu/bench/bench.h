@@ -100,13 +100,20 @@ const char *nbd_negotiate(int fd, const char *export, uint64_t *export_bytes);
 /* All of it, which changes iov. Returns 0, or -1 with errno. */
 int nbd_send(int fd, struct iovec *iov, int n);
 
-/* A connected pair of TCP sockets on loopback; the second belongs to a child that runs serve(fd, ctx) and ends. */
+/* A connected pair of TCP sockets; the second belongs to a child that runs serve(fd, ctx) and ends. */
 struct tcp_peer {
     int fd;
     int pid;
 };
 
-void tcp_peer_start(struct tcp_peer *peer, void (*serve)(int fd, uint64_t ctx), uint64_t ctx);
+/* address=: ours, on loopback if it is not given. peer_namespace=FILE: the child is in that network namespace. */
+struct tcp_route {
+    const char *address, *peer_namespace;
+};
+
+struct tcp_route tcp_route_of(struct arguments *args);
+void tcp_peer_start(struct tcp_peer *peer, const struct tcp_route *route, void (*serve)(int fd, uint64_t ctx),
+                    uint64_t ctx);
 void child_end(int pid);
 /* In a child, right after fork: die when the parent does. */
 void child_follow_parent(int parent);

@@ -86,13 +86,14 @@ json_t *floor_ping_pong(struct arguments *args)
     static char page[PAGE_BYTES], request[REQUEST_BYTES];
     struct tcp_peer peer;
     struct samples samples;
+    struct tcp_route route = tcp_route_of(args);
     uint64_t count = argument_number(args, "count", 1000, UINT32_MAX);
     uint64_t client_us = argument_number(args, "client_us", 50, SPIN_MAX_US);
     uint64_t server_us = argument_number(args, "server_us", 20, SPIN_MAX_US);
 
     arguments_check(args);
     samples_create(&samples, count);
-    tcp_peer_start(&peer, answer_pings, server_us);
+    tcp_peer_start(&peer, &route, answer_pings, server_us);
     struct waiter waiter = {peer.fd, client_us};
 
     while (samples.n < count) {
@@ -100,7 +101,7 @@ json_t *floor_ping_pong(struct arguments *args)
 
         if (send(peer.fd, request, sizeof(request), MSG_NOSIGNAL) != sizeof(request) ||
             !receive_all(&waiter, page, sizeof(page)))
-            fail("the connection on loopback broke");
+            fail("the connection to the peer broke");
         samples.ns[samples.n++] = clock_ns() - before_ns;
     }
     close(peer.fd);

@@ -31,6 +31,7 @@ PARTS = {
     "traffic",
     "mixed",
     "writes",
+    "link",
     "redundancy",
     "server",
     "sizes",
@@ -67,8 +68,8 @@ def test_short_run_has_a_ratio_in_every_row_and_leaves_nothing(ghostbox_cli: Cli
     report = json.loads(done.stdout)
     assert {row["scenario"].partition("/")[0] for row in report["rows"]} == PARTS
     without = [row for row in report["rows"] if row["ratio"] is None]
-    # Only the cgroup depends on the machine; every tool is there where tests run.
-    assert all("cgroup" in row["note"] for row in without), without
+    # Only cgroup and namespaces depend on the machine; every tool is there where tests run.
+    assert all("cgroup" in row["note"] or "needs root" in row["note"] for row in without), without
     assert all(row["ratio"]["median"] >= 0 and row["measured"]["median"] >= 0 for row in report["rows"] if row["ratio"])
     assert all(isinstance(row["reached"], bool) for row in report["rows"] if row["target"] and row["ratio"])
     assert report["rounds"] == 1
@@ -211,6 +212,9 @@ def client(*words: str) -> CliRun:
         (["write", "count=1", "threads=2"], "count from threads"),
         (["wire", "ms=-1"], "ms=-1 is not a number from 0 to"),
         (["wire", "speed=fast"], "the command does not know speed=fast"),
+        (["wire", "address=paper"], "address=paper is not an IPv4 address"),
+        (["wire", "address=192.0.2.1"], "cannot listen on 192.0.2.1: Cannot assign requested address"),
+        (["ping-pong", "peer_namespace=/nonexistent"], "cannot enter the network namespace /nonexistent: No such file"),
         (["load", "port=1"], "NBD server 127.0.0.1:1: cannot connect"),
         (["load", "depth=0"], "depth, connections and bytes must be from 1"),
         (["follow", "/nonexistent"], "cannot run /nonexistent: No such file or directory"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ghostbox import cloudinit, paths, processes, ssh
 from ghostbox.images import Image, ImageStore, load_recipe
+from ghostbox.tiering import Tiering
 from ghostbox.units import MIB
 
 BOOT_TIMEOUT_S = 280.0
@@ -71,7 +72,7 @@ def booted(directory: Path, image: Image, *, user_data: str | None = None, tieri
         ssh_authorized_keys=(client.public,),
         host_key_private=host.private,
         host_key_public=host.public,
-        tiering=tiering,
+        tiering=Tiering(on=tiering, why="test"),
         extra_user_data=user_data,
     )
     cloudinit.write_seed_iso(cloudinit.render(spec), directory / "seed.iso")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ghostbox
-from ghostbox import paths, processes
+from ghostbox import hypervisor, paths, processes
 from ghostbox.donor_client import DonorClient
 from helpers.donor import RunningDonor
 from helpers.guest import share_images
@@ -78,12 +78,17 @@ class Host:
         vms = self.root / "s" / "vms"
         return Belongings(
             processes=frozenset(self._processes()),
-            domains=frozenset(_domains()),
+            domains=frozenset(self._domains()),
             # kvm.json is no VM's: it keeps the verdict on KVM until the next boot.
             files=frozenset(str(f) for f in (self.root / "r").rglob("*") if not f.is_dir() and f.name != "kvm.json"),
             vms=frozenset(str(file.relative_to(vms)) for file in vms.rglob("*")),
             leases=frozenset(lease for donor in donors for lease in _leases(donor)),
         )
+
+    def _domains(self) -> list[str]:
+        """Return the domains that carry a state directory of ours; others may come and go meanwhile."""
+        with hypervisor.connect("qemu:///system") as connection:
+            return [each.domain for each in connection.list_ours() if str(self.root) in each.state_dir]
 
     def _processes(self) -> Iterator[str]:
         """Yield the command lines of all that a VM has running that uses our directories."""
@@ -94,11 +99,6 @@ class Host:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     if str(self.root) in line and any(word in line for word in ours):
                         yield f"{entry.name} {line[:200]}"
-
-
-def _domains() -> list[str]:
-    listed = subprocess.run(["virsh", "list", "--all", "--name"], capture_output=True, text=True, check=False)
-    return [name for name in listed.stdout.split() if name.startswith("ghostbox-gbt")]
 
 
 def _leases(donor: RunningDonor) -> list[tuple[str, str]]:

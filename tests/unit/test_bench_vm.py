@@ -41,9 +41,9 @@ def make_plan() -> VmPlan:
     return plan.make(load_config({"vm.name": "bench-1-swap"}), where, facts)
 
 
-def scenarios() -> dict[str, Any]:
+def scenarios(*, tiered: bool = True) -> dict[str, Any]:
     lab = Lab(paths.find(), SHORT)
-    setup = vm_guests.Setup(lab, load_config, vm_scale.FULL, lambda _text: None)
+    setup = vm_guests.Setup(lab, load_config, vm_scale.FULL, lambda _text: None, tiered)
     return {scenario.name: scenario for scenario in vm.scenarios(setup)}
 
 
@@ -52,8 +52,8 @@ def outcome(rate: float, moved: int) -> Outcome:
     return Outcome(vm._figures(dict.fromkeys((*vm_scale.READS, "sort"), phase)))
 
 
-def rows(results: Results) -> list[Row]:
-    scenario = scenarios()["guest/1.2"]
+def rows(results: Results, *, tiered: bool = True) -> list[Row]:
+    scenario = scenarios(tiered=tiered)["guest/1.2"]
     return [make_row(scenario, spec, results) for spec in scenario.rows]
 
 
@@ -84,8 +84,19 @@ def test_rows_stand_beside_swap_with_the_targets_and_beside_the_same_guest_witho
     assert [row.ratio.median for row in costs if row.ratio] == [0.5] * 4
     moved = {row.what.partition(",")[0]: row for row in found if row.unit == "pages"}
     assert moved["pages promoted"].reference_name == "swapped in"
-    # 5 phases, 3 pages each; demoted pages are counted in three ways.
-    assert [row.measured.median for row in moved.values() if row.measured] == [15, 45]
+    # 4 phases, 3 pages each; demoted pages are counted in three ways.
+    assert [row.measured.median for row in moved.values() if row.measured] == [12, 36]
+
+
+def test_where_a_guest_has_no_tiering_by_default_the_pages_moved_are_those_of_the_guest_with_it() -> None:
+    results = Results({"ghostbox": [outcome(900, 0)], "tiering on": [outcome(600, 3)], "swap": [outcome(100, 30)]})
+    found = rows(results, tiered=False)
+    assert {row.ratio.median for row in found if row.target and row.ratio} == {9}
+    costs = [row for row in found if row.reference_name == "tiering on"]
+    assert [row.ratio.median for row in costs if row.ratio] == [1.5] * 4
+    assert {row.note for row in costs} == {"the same guest with promotion and demotion"}
+    assert [row.measured.median for row in found if row.unit == "pages" and row.measured] == [12, 36]
+    assert [each.name for each in scenarios(tiered=False)["guest/1.2"].contenders] == ["ghostbox", "tiering on", "swap"]
 
 
 def test_without_nbdkit_the_rows_say_why() -> None:

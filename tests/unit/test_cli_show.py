@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What ``up --dry-run`` shows of the image."""
+"""What ``up --dry-run`` shows of the image and of tiering."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from rich.console import Console
 
 from ghostbox import config, plan
 from ghostbox.cli import show
-from ghostbox.paths import Paths
-from ghostbox.placement import Offer
 from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
-from ghostbox.units import GIB
+from helpers.facts import FACTS as HOST_FACTS
+from helpers.facts import PATHS
 
 IMAGE = ImagePlan("debian", Path("/i/disk.qcow2"), BootPlan())
+FACTS = dataclasses.replace(HOST_FACTS, image=IMAGE)
+
+
+def shown_line(key: str, facts: HostFacts) -> str:
+    """Return what stands beside ``key`` in the plan."""
+    out = io.StringIO()
+    Console(file=out, width=200).print(show.plan(plan.make(config.load({}), PATHS, facts)))
+    (line,) = (line for line in out.getvalue().splitlines() if line.startswith(key))
+    return line.removeprefix(key).strip()
 
 
 @pytest.mark.parametrize(
@@ -33,18 +41,10 @@ IMAGE = ImagePlan("debian", Path("/i/disk.qcow2"), BootPlan())
     ],
 )
 def test_plan_says_what_image_it_takes_or_builds(changes: dict[str, object], shown: str) -> None:
-    facts = HostFacts(
-        virt=Virt.KVM,
-        virt_reason="a 64-bit probe guest ran",
-        uuid="11111111-2222-3333-4444-555555555555",
-        mac="52:54:00:01:02:03",
-        ssh_port=2222,
-        offers=(Offer("a", 16 * GIB),),
-        image=dataclasses.replace(IMAGE, **changes),  # type: ignore[arg-type]
-        shim=Path("/s/shim.so"),
-    )
-    paths = Paths(Path("/s"), Path("/r"), Path("/c"), Path("/e"), Path("/n"))
-    out = io.StringIO()
-    Console(file=out, width=200).print(show.plan(plan.make(config.load({}), paths, facts)))
-    (line,) = (line for line in out.getvalue().splitlines() if line.startswith("disk"))
-    assert line.split(" on image ")[1].rstrip() == shown
+    facts = dataclasses.replace(FACTS, image=dataclasses.replace(IMAGE, **changes))  # type: ignore[arg-type]
+    assert shown_line("disk", facts).split(" on image ")[1] == shown
+
+
+def test_plan_says_whether_there_is_tiering_and_why() -> None:
+    assert shown_line("tiering", FACTS) == "on: KVM; promotes at most 8 MiB/s"
+    assert shown_line("tiering", dataclasses.replace(FACTS, virt=Virt.TCG)) == "off: emulated"

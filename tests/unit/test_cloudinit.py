@@ -17,6 +17,7 @@ import yaml
 from ghostbox import cloudinit
 from ghostbox.cloudinit import SeedSpec
 from ghostbox.errors import ConfigError
+from ghostbox.tiering import Tiering
 
 SPEC = SeedSpec(
     hostname="box",
@@ -24,7 +25,9 @@ SPEC = SeedSpec(
     ssh_authorized_keys=("ssh-ed25519 AAAA ana@desk",),
     host_key_private="-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n",
     host_key_public="ssh-ed25519 BBBB guest\n",
+    tiering=Tiering(on=True, why="KVM", promote_mib_per_s=12),
 )
+OFF = Tiering(on=False, why="emulated")
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
@@ -61,16 +64,29 @@ def test_guest_gets_our_host_key_alone() -> None:
     }
 
 
-def test_tiering_is_switched_on_at_each_boot_unless_it_is_not_wanted() -> None:
-    _, command = config_of()["bootcmd"]
-    assert "echo 2 > /proc/sys/kernel/numa_balancing" in command[-1]
-    assert "demotion_enabled" in command[-1]
-    assert len(config_of(tiering=False)["bootcmd"]) == 1
+def test_tiering_is_switched_on_with_its_limit_at_each_boot() -> None:
+    *_, command = config_of()["bootcmd"]
+    assert "echo 12 > /proc/sys/kernel/numa_balancing_promote_rate_limit_MBps; echo 2 > " in command[-1]
+    assert "echo 2 > /proc/sys/kernel/numa_balancing;" in command[-1]
+    assert "echo true > /sys/kernel/mm/numa/demotion_enabled" in command[-1]
+
+
+def test_without_tiering_the_kernels_own_balancing_is_switched_off_too() -> None:
+    *_, command = config_of(tiering=OFF)["bootcmd"]
+    assert "echo 0 > /proc/sys/kernel/numa_balancing" in command[-1]
+    assert "true >" not in command[-1]
+    assert "promote_rate" not in command[-1]
 
 
 def test_memory_that_was_plugged_in_is_taken_as_movable_at_each_boot() -> None:
-    command = config_of(tiering=False)["bootcmd"][0]
+    command = config_of(tiering=OFF)["bootcmd"][0]
     assert "echo online_movable" in command[-1]
+
+
+def test_free_memory_is_reported_in_small_pieces_at_each_boot_of_a_guest_with_remote_memory() -> None:
+    command = config_of(tiering=OFF)["bootcmd"][1][-1]
+    assert command.startswith("if test -d /sys/devices/system/node/node1; then echo 5 > /sys/module/page_reporting/")
+    assert "echo 0 > /proc/sys/vm/compaction_proactiveness" in command
 
 
 def instance_of(**changes: Any) -> str:
@@ -89,8 +105,14 @@ def test_instance_is_named_after_the_vm_and_stays_while_the_user_data_does() -> 
 def test_other_user_data_is_another_instance_so_that_cloud_init_takes_it() -> None:
     key = {"ssh_authorized_keys": (*SPEC.ssh_authorized_keys, "ssh-ed25519 CCCC")}
     scripts = [{"extra_user_data": f"#!/bin/sh\necho {word}\n"} for word in ("one", "two")]
-    changes: list[dict[str, Any]] = [{}, key, *scripts, {"user": "ben"}, {"tiering": False}]
+    changes: list[dict[str, Any]] = [{}, key, *scripts, {"user": "ben"}, {"tiering": OFF}]
     assert len({instance_of(**change) for change in changes}) == len(changes)
+
+
+def test_a_link_that_was_measured_anew_is_no_reason_to_run_the_users_scripts_again() -> None:
+    faster = Tiering(on=True, why="KVM", promote_mib_per_s=99)
+    assert instance_of(tiering=faster) == instance_of()
+    assert config_of(tiering=faster) != config_of()
 
 
 @pytest.mark.parametrize(

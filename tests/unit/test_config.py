@@ -123,7 +123,7 @@ def test_an_empty_section_and_an_empty_file_are_no_error(places: Path) -> None:
         ("pool: {extent: 3MiB}\n", ":1: pool.extent: 3 MiB is not a power of two of at least 4 KiB", ""),
         ("pool: {donors: ['a b']}\n", ":1: pool.donors: 'a b' is not HOST or HOST:PORT", ""),
         ("pager: {log_level: loud}\n", ":1: pager.log_level: 'loud' is not one of error, warn, info, debug", ""),
-        ("guest: {tiering: perhaps}\n", ":1: guest.tiering: 'perhaps' is not true or false", ""),
+        ("guest: {tiering: perhaps}\n", ":1: guest.tiering: 'perhaps' is not auto, on or off", ""),
         ("memserver: {size: most}\n", ":1: memserver.size: 'most' is not a size, a percentage or auto", ""),
         ("libvirt: {uri: qemu}\n", ":1: libvirt.uri: 'qemu' is not a libvirt URI", ""),
     ],
@@ -134,6 +134,16 @@ def test_what_is_wrong_is_named_with_file_and_line(places: Path, text: str, mess
         config.load({}, given)
     assert hint in (caught.value.hint or "")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("true", "on"), ("false", "off"), ("on", "on"), ("no", "off"), ("1", "on"), ("auto", "auto"), ("Auto", "auto")],
+)
+def test_tiering_is_written_as_a_word_or_as_true_and_false(places: Path, written: str, meant: str) -> None:
+    given = write(places / "some.yaml", f"guest: {{tiering: {written}}}\n")
+    assert config.load({}, given).guest.tiering == meant
+    assert config.load({"guest.tiering": {"true": True, "false": False}.get(written, written)}).guest.tiering == meant
 
 
 def test_what_is_not_offered_is_explained(places: Path) -> None:

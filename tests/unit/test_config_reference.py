@@ -38,7 +38,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "pager.poll_us": ("0", 0),
     "pager.readahead": ("64KiB", 64 * KIB),
     "pager.log_level": ("debug", "debug"),
-    "guest.tiering": ("false", False),
+    "guest.tiering": ("off", "off"),
     "libvirt.uri": ("qemu:///session", "qemu:///session"),
     "memserver.name": ("tower", "tower"),
     "memserver.size": ("50%", "50%"),

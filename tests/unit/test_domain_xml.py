@@ -20,8 +20,9 @@ from ghostbox.config import PortForward
 from ghostbox.errors import Refused
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
-from ghostbox.plan import BootPlan, HostFacts, ImagePlan, NetworkPlan, Virt, VmPlan
+from ghostbox.plan import BootPlan, ImagePlan, NetworkPlan, Virt, VmPlan
 from ghostbox.units import GIB
+from helpers.facts import FACTS
 
 GOLDEN = Path(__file__).parent / "domain_xml"
 
@@ -29,12 +30,8 @@ GOLDEN = Path(__file__).parent / "domain_xml"
 def make_plan() -> VmPlan:
     paths = Paths(Path("/var/lib/ghostbox"), Path("/run/ghostbox"), Path("/c"), Path("/e"), Path("/n"))
     images = Path("/var/cache/ghostbox/images/debian")
-    facts = HostFacts(
-        virt=Virt.KVM,
-        virt_reason="a 64-bit probe guest ran",
-        uuid="11111111-2222-3333-4444-555555555555",
-        mac="52:54:00:01:02:03",
-        ssh_port=2222,
+    facts = dataclasses.replace(
+        FACTS,
         offers=(Offer("tower:10810", 16 * GIB),),
         image=ImagePlan(
             "debian",
@@ -69,6 +66,13 @@ def test_domain_is_the_golden_one(name: str) -> None:
     if os.environ.get("GHOSTBOX_TEST_REWRITE"):
         golden.write_text(xml)
     assert xml == golden.read_text()
+
+
+def test_guest_without_remote_memory_keeps_its_kernels_ways_of_giving_memory_back() -> None:
+    """So does the reference of ``ghostbox bench --vm``."""
+    xml = domain_xml.build(dataclasses.replace(make_plan(), remote_memory_bytes=0))
+    assert "page_reporting" not in xml
+    assert "compaction" not in xml
 
 
 @pytest.mark.parametrize("name", PLANS)

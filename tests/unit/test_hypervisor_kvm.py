@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def test_verdict_is_kept_until_the_next_boot(tmp_path: Path, monkeypatch: pytest
         pytest.skip("cannot run here: /dev/kvm cannot be opened")
     monkeypatch.setenv("GHOSTBOX_RUNTIME_DIR", str(tmp_path))
     first = hypervisor.kvm_usable("qemu:///session")
-    (tmp_path / "kvm.json").write_text((tmp_path / "kvm.json").read_text().replace(first[1], "kept"))
+    assert "\n" not in first[1]
+    kept = {**json.loads((tmp_path / "kvm.json").read_text()), "reason": "kept"}
+    (tmp_path / "kvm.json").write_text(json.dumps(kept))
     assert hypervisor.kvm_usable("qemu:///session") == (first[0], "kept")
     (tmp_path / "kvm.json").write_text('{"boot_id": "another boot", "usable": true, "reason": "old"}')
     assert hypervisor.kvm_usable("qemu:///session") == first

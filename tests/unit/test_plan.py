@@ -11,22 +11,11 @@ import pytest
 
 from ghostbox import config, plan
 from ghostbox.errors import DonorTooSmall, Refused, UsageError
-from ghostbox.paths import Paths
-from ghostbox.placement import Offer, Share
-from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
+from ghostbox.placement import Share
+from ghostbox.plan import Virt
+from ghostbox.prediction import assumed_link
 from ghostbox.units import GIB, MIB
-
-PATHS = Paths(Path("/s"), Path("/r"), Path("/c"), Path("/e"), Path("/n"))
-FACTS = HostFacts(
-    virt=Virt.KVM,
-    virt_reason="a 64-bit probe guest ran",
-    uuid="11111111-2222-3333-4444-555555555555",
-    mac="52:54:00:01:02:03",
-    ssh_port=2222,
-    offers=(Offer("a", 16 * GIB),),
-    image=ImagePlan("debian", Path("/i/disk.qcow2"), BootPlan(Path("/i/vmlinux"), Path("/i/initrd.img"), "quiet")),
-    shim=Path("/s/shim.so"),
-)
+from helpers.facts import FACTS, PATHS
 
 
 def loaded(**flags: object) -> config.Config:
@@ -54,6 +43,30 @@ def test_lost_pages_end_programs_under_kvm_and_are_waited_for_without_it() -> No
         plan.make(loaded(pool__on_donor_loss="poison"), PATHS, without)
 
 
+def test_tiering_is_left_out_of_an_emulated_guest_unless_it_is_wanted() -> None:
+    without = dataclasses.replace(FACTS, virt=Virt.TCG)
+    assert str(plan.make(loaded(), PATHS, FACTS).guest.tiering) == "on: KVM; promotes at most 8 MiB/s"
+    assert str(plan.make(loaded(), PATHS, without).guest.tiering) == "off: emulated"
+    wanted = plan.make(loaded(guest__tiering=True), PATHS, without).guest.tiering
+    assert str(wanted) == "on: guest.tiering is on; promotes at most 4 MiB/s"
+    assert str(plan.make(loaded(guest__tiering="off"), PATHS, FACTS).guest.tiering) == "off: guest.tiering is off"
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "limit"), [(1250, 300, 30), (118, 118, 11), (5, 90, 1), (50_000, 40_000, 4000)]
+)
+def test_promotion_takes_a_tenth_of_the_slowest_link_that_was_measured(read: int, write: int, limit: int) -> None:
+    fast = assumed_link("b:10810")
+    links = {
+        "a": dataclasses.replace(fast, read_bytes_per_s=read * MIB, write_bytes_per_s=write * MIB),
+        "b": dataclasses.replace(fast, read_bytes_per_s=60_000 * MIB, write_bytes_per_s=60_000 * MIB),
+    }
+    facts = dataclasses.replace(FACTS, links=links)
+    assert plan.make(loaded(), PATHS, facts).guest.tiering.promote_mib_per_s == limit
+    emulated = dataclasses.replace(facts, virt=Virt.TCG)
+    assert plan.make(loaded(), PATHS, emulated).guest.tiering.promote_mib_per_s == min(limit, 4)
+
+
 @pytest.mark.parametrize("key", ["memory", "remote_memory"])
 def test_memory_in_odd_sizes_is_refused_with_the_nearest_ones(key: str) -> None:
     flags = {"vm.memory": "4G", "vm.remote_memory": "8G", f"vm.{key}": "5000M"}
@@ -67,24 +80,24 @@ def test_local_memory_that_does_not_hold_the_books_of_the_remote_one_is_refused(
         UsageError, match=r"vm\.memory \(512MiB\) is too small beside vm\.remote_memory \(32GiB\)"
     ) as caught:
         plan.check_sizes(loaded(vm__memory="512M", vm__remote_memory="32G"))
-    assert caught.value.why == "the guest's kernel needs 640MiB of it to keep the books of its memory"
+    assert caught.value.why == "the guest's kernel needs 544MiB of it to keep the books of its memory"
     assert caught.value.hint == "at least --memory 768MiB"
 
 
-@pytest.mark.parametrize(
-    ("memory", "remote", "node0", "node1"),
-    [
-        (4 * GIB, 8 * GIB, 4 * GIB - 256 * MIB, 256 * MIB),
-        (768 * MIB, 512 * MIB, 640 * MIB, 128 * MIB),
-        (64 * GIB, 6 * GIB, 64 * GIB - 128 * MIB, 64 * MIB),
-        (GIB, 0, GIB, 0),
-    ],
-)
-def test_node_1_begins_where_linux_can_and_boot_memory_ends_where_its_blocks_stay_small(
-    memory: int, remote: int, node0: int, node1: int
-) -> None:
-    dealt = plan.local_memory(memory, remote)
-    assert (dealt.node0_bytes, dealt.node1_bytes) == (node0, node1)
+@pytest.mark.parametrize(("memory", "remote"), [("384M", "8G"), ("768M", "32G"), ("1280M", "64G")])
+def test_local_memory_that_is_just_enough_is_taken(memory: str, remote: str) -> None:
+    plan.check_sizes(loaded(vm__memory=memory, vm__remote_memory=remote, pool__cache="64M"))
+    with pytest.raises(UsageError, match="is too small beside"):
+        plan.check_sizes(loaded(vm__memory=f"{int(memory[:-1]) - 128}M", vm__remote_memory=remote))
+
+
+@pytest.mark.parametrize("memory", [384 * MIB, 4 * GIB, 64 * GIB])
+def test_node_1_has_next_to_nothing_at_boot_and_begins_where_linux_can(memory: int) -> None:
+    """At a multiple of a memory block; memory at boot then ends at no multiple of any block."""
+    dealt = plan.local_memory(memory, 8 * GIB)
+    assert (dealt.node0_bytes, dealt.node1_bytes) == (memory, 8 * MIB)
+    assert dealt.node0_bytes % plan.MEMORY_BLOCK_BYTES == 0
+    assert plan.local_memory(memory, 0) == plan.LocalMemory(memory, 0)
 
 
 @pytest.mark.parametrize("cache", ["8G", "9G"])

@@ -24,6 +24,7 @@ from ghostbox.session.record import (
     locked,
     names,
 )
+from ghostbox.tiering import Tiering
 
 RECORD = Record(
     name="box",
@@ -49,6 +50,7 @@ RECORD = Record(
     donors=("a:1", "b:1"),
     backup="/b",
     paused=True,
+    tiering=Tiering(on=True, why="KVM", promote_mib_per_s=3),
 )
 
 

@@ -56,7 +56,7 @@ def memservers(host: Host) -> list[str]:
 def test_every_byte_came_back_and_was_remote(result: dict[str, Any]) -> None:
     assert result["problems"] == []
     assert result["wrong_pages"] == 0
-    assert result["bytes_checked"] > 2 * result["cache_bytes"] == 512 * MIB
+    assert result["bytes_checked"] > 2 * result["cache_bytes"] == 256 * MIB
     beyond_cache = result["bytes_checked"] - result["cache_bytes"]
     assert result["traffic"]["written_bytes"] > 0.9 * beyond_cache
     assert result["traffic"]["read_bytes"] > 0.9 * beyond_cache
@@ -95,8 +95,7 @@ def test_down_leaves_nothing(host: Host, result: dict[str, Any]) -> None:
     assert len(memservers(host)) == 4
     host.cli("demo", "--down", "--name", NAME, check=True)
     left = host.belongings()
-    assert (left.processes, left.files, left.vms) == (frozenset(), frozenset(), frozenset())
-    assert f"ghostbox-{NAME}" not in left.domains
+    assert (left.processes, left.domains, left.files, left.vms) == (frozenset(),) * 4
     assert memservers(host) == []
     assert f"VM '{NAME}' is gone already" in host.cli("demo", "--down", "--name", NAME, check=True).stderr
 

@@ -23,10 +23,9 @@ from pathlib import Path
 import pytest
 
 from ghostbox import demo, processes
-from ghostbox.donor_client import DonorClient
 from ghostbox.session import supervisor
 from ghostbox.units import MIB
-from helpers import netns
+from helpers import netns, scatter
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
 from helpers.lab import lab
@@ -73,6 +72,7 @@ def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
     with lab() as host:
         extra = host.root / "extra.yaml"
         extra.write_text(CLOUD_INIT)
+        (host.root / "ghostbox.yaml").write_text("guest: {tiering: true}\n")
         port = free_port()
         options: list[str | Path] = ["--memory", "768M", "--remote-memory", "512M", "--cache", f"{CACHE_MIB}M"]
         options += ["--cpus", "2", "--disk", "6G", "--image", "debian", "--cloud-init", extra, "-p", f"{port}:8000"]
@@ -123,6 +123,13 @@ def test_guest_kernel_demotes_and_promotes(machine: Machine) -> None:
         "2",
         "true",
     ]
+
+
+def test_promotion_over_a_link_that_was_not_measured_is_limited_and_info_says_so(machine: Machine) -> None:
+    limit = int(machine.guest("cat /proc/sys/kernel/numa_balancing_promote_rate_limit_MBps"))
+    assert limit == (4 if json.loads(machine.up.stdout)["virt"] == "tcg" else 8)
+    info = machine.cli("info").stdout
+    assert re.search(rf"^tiering +on: guest.tiering is on; promotes at most {limit} MiB/s *$", info, re.MULTILINE), info
 
 
 def test_users_cloud_init_is_merged(machine: Machine) -> None:
@@ -232,20 +239,23 @@ def test_supervisor_that_is_killed_hurts_nobody_and_the_next_command_starts_anot
 
 def test_memory_that_the_guest_frees_goes_back_to_the_donors(machine: Machine) -> None:
     """Free page reporting: what the workload used is trimmed some seconds after its end."""
-
-    def kept_by_donors() -> int:
-        found = 0
-        for donor in machine.donors:
-            with DonorClient(donor.address) as client:
-                found += client.status().resident_bytes
-        return found
-
     processes.wait_until(
-        lambda: kept_by_donors() < WORKLOAD_MIB << 19,
+        lambda: machine.kept_by_donors_bytes() < WORKLOAD_MIB << 19,
         timeout_s=60,
         what="memory given back to the donors",
         interval_s=0.5,
     )
+
+
+def test_free_memory_in_small_pieces_goes_back_to_the_donors_too(machine: Machine) -> None:
+    """By default a guest's kernel reports pageblocks (2 MiB), and in use its free memory lies in smaller pieces."""
+    set_at_boot = "/sys/module/page_reporting/parameters/page_reporting_order /proc/sys/vm/compaction_proactiveness"
+    assert machine.guest(f"cat {set_at_boot}").split() == ["5", "0"]
+    with scatter.scattered(machine):
+        scatter.wait_for_reports(machine)
+        before = scatter.discarded_pages(machine)
+        scatter.free_every_second_piece(machine)
+        scatter.wait_until_given_back(machine, before, scatter.FREED_PAGES // 3)
 
 
 def test_shell_returns_the_exit_code_of_the_guests_command(machine: Machine) -> None:
@@ -442,6 +452,7 @@ def start_again(machine: Machine) -> None:
 def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Machine) -> None:
     machine.cli("down", "--force")
     (machine.host.root / "extra.yaml").write_text(CLOUD_INIT_CHANGED)
+    (machine.host.root / "ghostbox.yaml").unlink()
     command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK)
     assert command.stderr is not None
     said = ""
@@ -471,6 +482,15 @@ def test_changed_cloud_init_reaches_the_vm_whose_disk_and_host_key_stay(machine:
     assert machine.guest("sort .ssh/authorized_keys | uniq --repeated") == ""
     assert machine.guest("sudo sort /etc/sudoers.d/90-cloud-init-users | grep -v '^#' | uniq --repeated").strip() == ""
     assert int(machine.guest("df --output=size -BG / | tail -n 1").strip().rstrip("G")) >= 6
+
+
+def test_tiering_is_left_to_us_and_is_off_where_the_guest_is_emulated(machine: Machine) -> None:
+    on = json.loads(machine.up.stdout)["virt"] == "kvm"
+    settings = machine.guest("cat /proc/sys/kernel/numa_balancing /sys/kernel/mm/numa/demotion_enabled").split()
+    assert settings == (["2", "true"] if on else ["0", "false"])
+    shown = re.search("^tiering +(.*)$", machine.cli("info").stdout, re.MULTILINE)
+    assert shown is not None
+    assert shown[1].startswith("on: KVM" if on else "off: emulated")
 
 
 def test_forced_down_is_immediate_and_leaves_nothing_behind(machine: Machine) -> None:

@@ -1,45 +1,67 @@
 # SPDX-License-Identifier: MIT
-"""An imported disk is booted by the firmware: here one of 512 bytes, which says a word on the serial line."""
+"""An imported disk is booted by the firmware: here one of 512 bytes, which says something on the serial line."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ghostbox import processes
 from helpers.donor import running_donor
-from helpers.lab import lab
+from helpers.lab import Host, lab
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 VM = "gbt-firmware"
 WORD = b"booted by firmware\r\n"
+STALL = b"rcu: rcu_preempt kthread timer wakeup didn't happen for 5250 jiffies!\r\n"
 # At 0x7c00: mov si, 0x7c20; next: lodsb; test al, al; jz stop; mov dx, 0x3f8; out dx, al; jmp next;
 # stop: hlt; jmp stop
 CODE = bytes.fromhex("be207c ac 84c0 7406 baf803 ee ebf5 f4 ebfd")
 
 
-def boot_disk(path: Path) -> Path:
+def boot_disk(path: Path, says: bytes) -> Path:
     sector = bytearray(512)
     sector[: len(CODE)] = CODE
-    sector[0x20 : 0x20 + len(WORD)] = WORD
+    sector[0x20 : 0x20 + len(says)] = says
     sector[510:] = b"\x55\xaa"
     path.write_bytes(bytes(sector) + bytes((1 << 20) - 512))
     return path
 
 
-def test_imported_image_boots_and_may_be_deleted_when_no_vm_stands_on_it(tmp_path: Path) -> None:
+@contextmanager
+def imported(tmp_path: Path, says: bytes) -> Iterator[tuple[Host, list[str]]]:
+    """A host whose image ``mini`` says that, and the options of a VM of it."""
     with lab() as host, running_donor(tmp_path, size="128M") as donor:
-        private = host.root / "own-cache"
-        env = {**host.env, "GHOSTBOX_CACHE_DIR": str(private)}
-        own = type(host)(host.root, env)
-        own.cli("image", "import", boot_disk(tmp_path / "mini.raw"), "--name", "mini", check=True)
+        own = Host(host.root, {**host.env, "GHOSTBOX_CACHE_DIR": str(host.root / "own-cache")})
+        own.cli("image", "import", boot_disk(tmp_path / "mini.raw", says), "--name", "mini", check=True)
         sizes = ["--memory", "256M", "--remote-memory", "128M", "--cache", "16M", "--disk", "1G"]
-        own.cli("up", VM, *sizes, "--image", "mini", "--donor", donor.address, "--no-wait", check=True)
+        yield own, [*sizes, "--image", "mini", "--donor", donor.address]
+
+
+def test_imported_image_boots_and_may_be_deleted_when_no_vm_stands_on_it(tmp_path: Path) -> None:
+    with imported(tmp_path, WORD) as (host, options):
+        host.cli("up", VM, *options, "--no-wait", check=True)
         word = WORD.decode().strip()
-        processes.wait_until(lambda: word in own.cli("logs", VM).stdout, timeout_s=60, what="the boot sector's word")
-        refused = own.cli("image", "delete", "mini", "-y")
+        processes.wait_until(lambda: word in host.cli("logs", VM).stdout, timeout_s=60, what="the boot sector's word")
+        refused = host.cli("image", "delete", "mini", "-y")
         assert "error: image 'mini' is the base of a VM's disk" in refused.stderr
-        own.cli("delete", VM, "-y", "--force", check=True)
-        own.cli("image", "delete", "mini", "-y", check=True)
+        host.cli("delete", VM, "-y", "--force", check=True)
+        host.cli("image", "delete", "mini", "-y", check=True)
+
+
+def test_emulated_guest_that_hangs_while_it_boots_is_reset_once(tmp_path: Path) -> None:
+    """The disk says what a kernel says whose timer was lost, and stops; after a reset it says it again."""
+    with imported(tmp_path, STALL + STALL) as (host, options):
+        done = host.cli("up", VM, *options, "--timeout", "10s")
+        assert "the guest's SSH server does not answer" in done.stderr
+        emulated = json.loads(host.cli("status", VM, "--json").stdout)["virt"] == "tcg"
+        reset = "the guest's kernel hangs, as it does now and then without KVM: reset"
+        assert (reset in done.stderr) == emulated
+        n_boots = 2 if emulated else 1
+        assert host.cli("logs", VM).stdout.count(STALL.decode().strip()) == 2 * n_boots
+        host.cli("delete", VM, "-y", "--force", check=True)

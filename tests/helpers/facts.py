@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+"""What a plan is made from, as found on a host with KVM and one donor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ghostbox.paths import Paths
+from ghostbox.placement import Offer
+from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
+from ghostbox.units import GIB
+
+PATHS = Paths(Path("/s"), Path("/r"), Path("/c"), Path("/e"), Path("/n"))
+FACTS = HostFacts(
+    virt=Virt.KVM,
+    virt_reason="a 64-bit probe guest ran",
+    uuid="11111111-2222-3333-4444-555555555555",
+    mac="52:54:00:01:02:03",
+    ssh_port=2222,
+    offers=(Offer("a", 16 * GIB),),
+    image=ImagePlan("debian", Path("/i/disk.qcow2"), BootPlan(Path("/i/vmlinux"), Path("/i/initrd.img"), "quiet")),
+    shim=Path("/s/shim.so"),
+)
