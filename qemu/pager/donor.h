@@ -112,6 +112,7 @@ struct donor {
     _Atomic bool lost;              /* its memory is gone: nothing on it is read again */
     _Atomic bool draining;          /* its copies are moved elsewhere */
     _Atomic bool removed;           /* holds nothing and is never used again */
+    const struct donor *before;     /* one that was removed and had the same export, or NULL */
     /* Kept by pulse.c; the last two by the fault thread. */
     _Atomic uint64_t down_since_ns; /* when the first of its connections broke; 0: all are up */
     _Atomic uint32_t smoothed_us;   /* latency of late */

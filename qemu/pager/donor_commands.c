@@ -54,6 +54,15 @@ static const char *new_uri(struct pager *pager, const json_t *args, struct contr
     return uri;
 }
 
+/* The last one that was removed and had this URI, or NULL. */
+static const struct donor *removed_one(const struct pool *pool, const char *uri)
+{
+    for (uint32_t i = pool->n_donors; i-- > 0;)
+        if (strcmp(pool->donors[i].uri, uri) == 0)
+            return &pool->donors[i];
+    return NULL;
+}
+
 /* Connects it and takes it in. Until n_donors counts it, no other thread looks at it. */
 static json_t *take_in(struct pager *pager, const char *uri, struct control_error *err)
 {
@@ -61,7 +70,7 @@ static json_t *take_in(struct pager *pager, const char *uri, struct control_erro
     struct donor *donor = &pool->donors[pool->n_donors];
     char text[1024] = "no memory";
 
-    *donor = (struct donor){.libnbd_only = pager->options->libnbd_only};
+    *donor = (struct donor){.libnbd_only = pager->options->libnbd_only, .before = removed_one(pool, uri)};
     int rc = donor_open(donor, uri, text, sizeof(text));
 
     rc = rc < 0 ? rc : donor_cut(donor, pool->extent_bytes);

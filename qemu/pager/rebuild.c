@@ -324,7 +324,8 @@ static enum page_need page_need(const struct page_table *table, uint32_t page)
 {
     const struct page *p = &table->pages[page];
 
-    if (p->flags & PAGE_F_IO)
+    /* Discarded: the donors are about to be told, and its end is not to find a copy of ours under way. */
+    if ((p->flags & PAGE_F_IO) || p->state == PAGE_DISCARDING)
         return NEED_LATER;
     if (!page_on_donor(table, page) || (p->flags & PAGE_F_DIRTY) || p->state == PAGE_POISONED)
         return NEED_NOTHING;

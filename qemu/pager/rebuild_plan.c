@@ -21,9 +21,15 @@ struct look {
     bool filling;
 };
 
+/* While the connection of an earlier one is open, trims of its slots may still reach the same export. */
+static bool is_fenced(const struct donor *donor)
+{
+    return !donor->before || atomic_load(&donor->before->states[CHANNEL_WRITEBACK]) == CHANNEL_DOWN;
+}
+
 bool donor_reachable(const struct donor *donor)
 {
-    return !atomic_load(&donor->lost) && !atomic_load(&donor->removed) &&
+    return !atomic_load(&donor->lost) && !atomic_load(&donor->removed) && is_fenced(donor) &&
            atomic_load(&donor->states[CHANNEL_WRITEBACK]) == CHANNEL_UP;
 }
 

@@ -27,7 +27,8 @@ from collections.abc import Callable
 
 MAGIC, VERSION = 0x47424F58, 2
 HELLO, WELCOME, REJECT, REGION, REGION_OK, ZAP, ZAP_DONE = range(1, 8)
-DISCARD_BEGIN, DISCARD_END, PIN, UNPIN, BYE = 8, 10, 11, 13, 15
+DISCARD_BEGIN, DISCARD_READY, DISCARD_END, PIN, UNPIN, BYE = 8, 9, 10, 11, 13, 15
+DISCARD_DONE = 16
 PAGE = 4096
 REGION_PAGES = 64
 UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW = 0xC018AA3F, 0xC020AA00, 0xAA00
@@ -169,6 +170,16 @@ class Client:
         data = self.sock.recv(8192)
         kind = struct.unpack_from("=IHHII", data)[2]
         return kind, data[24:].split(b"\0")[0].decode() if kind == REJECT else ""
+
+    def discard(self, kind: int, first: int, n_pages: int) -> None:
+        """Say a proper DISCARD_BEGIN or DISCARD_END."""
+        body = struct.pack("=QQiI", first * PAGE, n_pages * PAGE, 0, 0)
+        self.sock.send(struct.pack("=IHHII", MAGIC, VERSION, kind, 3, 16 + len(body)) + body)
+
+    def leave(self) -> None:
+        """Say a proper BYE."""
+        self.sock.send(struct.pack("=IHHII", MAGIC, VERSION, BYE, 4, 16))
+        self.sock.close()
 
     def range_message(self) -> None:
         """Discard, or end a discard that may be none."""

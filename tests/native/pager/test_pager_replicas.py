@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from ghostbox.processes import ControlError, wait_until
+from helpers import hostile_client
 from helpers.nbd import flip, read_export
 from helpers.pager import (
     Build,
@@ -326,6 +329,47 @@ def test_who_waits_for_lost_memory_holds_up_nobody_else() -> None:
             client.command("verify", seed=6, first=256, n=256)
             assert pager.status()["pages"]["poisoned"] >= 6 * 256 // 2
             assert client.answers_nothing("read", for_s=0.5)
+
+
+def test_pages_that_the_guest_is_giving_back_wait_for_its_end_before_they_are_copied() -> None:
+    """Else the end of the discard lets new writes start while an old page is on its way to the new copy."""
+    with running_memserver(a="1M") as one, running_memserver(a="1M") as two:
+        uris = [one.uri("a"), two.uri("a")]
+        with running_pager(uris[:1], cache="1M", extent="64K", contents="keep") as pager:
+            peer = hostile_client.Client(str(pager.listen), 0)
+            peer.greet(b"qemu")
+            peer.hand_over([peer.uffd, peer.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)])
+            assert peer.answer()[0] == hostile_client.REGION_OK
+            peer.discard(hostile_client.DISCARD_BEGIN, 16, 8)
+            assert peer.answer()[0] == hostile_client.DISCARD_READY
+            pager.command("add-donor", uri=uris[1])
+            pager.command("drain-donor", uri=uris[0])
+            wait_until(
+                lambda: donor_status(pager, uris[1])["copies"]["filling"] == 1, timeout_s=20, what="its extent's turn"
+            )
+            for _ in range(20):
+                time.sleep(0.05)
+                assert donor_status(pager, uris[1])["copies"]["filling"] == 1
+            peer.discard(hostile_client.DISCARD_END, 16, 8)
+            assert peer.answer()[0] == hostile_client.DISCARD_DONE
+            wait_until(lambda: donor_status(pager, uris[0])["state"] == "drained", timeout_s=20, what="the drain")
+            peer.leave()
+
+
+def test_a_donor_that_comes_back_is_used_once_its_old_connection_is_closed() -> None:
+    with donors(3) as (one, two, three):
+        uris = [donor.uri("a") for donor in (one, two, three)]
+        with running_pager(uris, cache="2M", **OPTIONS) as pager, under_load(pager):
+            for _ in range(5):
+                wait_paged(pager)
+                at = max(n for n, entry in enumerate(pager.status()["donors"]) if entry["uri"] == uris[0])
+                pager.command("drain-donor", uri=uris[0])
+                wait_until(lambda at=at: pager.status()["donors"][at]["used_slots"] == 0, timeout_s=30, what="the drain")
+                pager.command("remove-donor", uri=uris[0])
+                pager.command("add-donor", uri=uris[0])
+                wait_until(lambda: pager.status()["donors"][-1]["used_slots"] > 5, timeout_s=30, what="its share")
+            status = pager.status()
+            assert [entry["checksum_errors"] for entry in status["donors"]] == [0] * len(status["donors"])
 
 
 def test_an_older_copy_is_better_than_none() -> None:
