@@ -364,7 +364,9 @@ def test_a_donor_that_comes_back_is_used_once_its_old_connection_is_closed() -> 
                 wait_paged(pager)
                 at = max(n for n, entry in enumerate(pager.status()["donors"]) if entry["uri"] == uris[0])
                 pager.command("drain-donor", uri=uris[0])
-                wait_until(lambda at=at: pager.status()["donors"][at]["used_slots"] == 0, timeout_s=30, what="the drain")
+                wait_until(
+                    lambda at=at: pager.status()["donors"][at]["used_slots"] == 0, timeout_s=30, what="the drain"
+                )
                 pager.command("remove-donor", uri=uris[0])
                 pager.command("add-donor", uri=uris[0])
                 wait_until(lambda: pager.status()["donors"][-1]["used_slots"] > 5, timeout_s=30, what="its share")
