@@ -29,7 +29,7 @@ static const char usage[] =
     "  --threads N             worker threads (one for each CPU, at most 4)\n"
     "  --keep-awake WHEN       auto: while that serves more requests, ask the kernel to keep processors quick to\n"
     "                          wake (needs root: /dev/cpu_dma_latency); never (auto)\n"
-    "  --poll-us N             where --keep-awake is not possible: how long a worker tries again before it sleeps,\n"
+    "  --poll-us N             where --keep-awake cannot be: how long a worker tries again before it sleeps,\n"
     "                          while that serves more requests; 0: not at all (100)\n"
     "  --gather WHEN           auto: be woken for several requests at once by a client that sends each by itself,\n"
     "                          where that is no loss; always: with no trial; never (auto)\n"

@@ -25,17 +25,23 @@
 #define SETTLED_MIN_NS UINT64_C(32000000)
 #define SETTLED_MAX_NS UINT64_C(256000000)
 #define GAP_NS         (WAITING_GAP_MS * UINT64_C(1000000))
-/* Eager must serve so many requests a second more. */
-#define GAIN_NUMERATOR   5u
-#define GAIN_DENOMINATOR 4u
+/* Eager must serve so many times the requests a second. To poll costs more, so it has to bring more. */
+#define GAIN_AWAKE 1.25
+#define GAIN_POLLS (4.0 / 3.0)
 
 /* The parts of a trial. The first is not counted: clients take a while to start, and sockets to fill. */
 static const enum way { THRIFTY, EAGER } trial_ways[] = {THRIFTY, THRIFTY, EAGER, EAGER, THRIFTY};
 #define TRIAL_PARTS (sizeof(trial_ways) / sizeof(trial_ways[0]))
 
+static bool starts_with(const char *text, const char *start)
+{
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+/* -1: processors idle without a driver that would heed it (cpuidle_idle_call(), kernel/sched/idle.c). */
 static int32_t latency_wanted_us(void)
 {
-    char driver[32] = "";
+    char driver[32] = "none";
     FILE *file = fopen(IDLE_DRIVER, "re");
     if (file != NULL) {
         if (fgets(driver, sizeof(driver), file) == NULL) {
@@ -43,18 +49,30 @@ static int32_t latency_wanted_us(void)
         }
         fclose(file);
     }
-    return strncmp(driver, "haltpoll", strlen("haltpoll")) == 0 ? LATENCY_GUEST_US : LATENCY_HARDWARE_US;
+    if (starts_with(driver, "none")) {
+        return -1;
+    }
+    return starts_with(driver, "haltpoll") ? LATENCY_GUEST_US : LATENCY_HARDWARE_US;
+}
+
+static void latency_open(struct waiting *waiting)
+{
+    waiting->latency_us = latency_wanted_us();
+    if (waiting->latency_us < 0) {
+        log_debug("no idle driver to ask for quick wake-ups: polls instead, where that pays");
+        return;
+    }
+    waiting->latency_fd = open(LATENCY_DEVICE, O_WRONLY | O_CLOEXEC);
+    if (waiting->latency_fd < 0) {
+        log_debug("cannot open " LATENCY_DEVICE ": %s: polls instead, where that pays", strerror(errno));
+    }
 }
 
 void waiting_open(struct waiting *waiting, unsigned spin_us, bool keep_awake)
 {
     *waiting = (struct waiting){.latency_fd = -1, .spin_limit_ns = (uint64_t)spin_us * 1000};
     if (keep_awake) {
-        waiting->latency_us = latency_wanted_us();
-        waiting->latency_fd = open(LATENCY_DEVICE, O_WRONLY | O_CLOEXEC);
-        if (waiting->latency_fd < 0) {
-            log_debug("cannot open " LATENCY_DEVICE ": %s: polls instead, where that pays", strerror(errno));
-        }
+        latency_open(waiting);
     }
     waiting->enabled = waiting->latency_fd >= 0 || spin_us > 0;
 }
@@ -125,7 +143,7 @@ static bool eager_pays(const struct waiting *waiting)
 {
     double thrifty_per_s = trial_per_s(waiting, THRIFTY);
     double eager_per_s = trial_per_s(waiting, EAGER);
-    bool pays = eager_per_s * GAIN_DENOMINATOR >= thrifty_per_s * GAIN_NUMERATOR;
+    bool pays = eager_per_s >= thrifty_per_s * (waiting->latency_fd >= 0 ? GAIN_AWAKE : GAIN_POLLS);
     log_debug("requests a second: %.0f thrifty, %.0f eager: %s", thrifty_per_s, eager_per_s,
               pays ? "eager" : "thrifty");
     return pays;

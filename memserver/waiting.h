@@ -6,15 +6,16 @@
  * Eager, in one of two ways:
  *  - where it may, it asks the kernel not to put processors into a sleep that they wake from slowly
  *    (/dev/cpu_dma_latency, Documentation/power/pm_qos_interface.rst). It sleeps all the same, so that others get its
- *    processor at once. On hardware that rules out the deep idle states; in a guest, whose processors have but one,
- * the idle loop polls instead of halting. The kernel takes the request back when the process ends, however it ends.
- *  - else it tries its sockets again for a while before it sleeps.
+ *    processor at once. On hardware that rules out the deep idle states; in a guest with the haltpoll driver the idle
+ *    loop polls instead of halting. The kernel takes the request back when the process ends, however it ends.
+ *  - else, and where processors idle without a driver that would heed it (as in many virtual machines), it tries its
+ *    sockets again for a while before it sleeps.
  *
  * The trial: while requests flow, parts of a few milliseconds are waited through in the one and the other way by
  * turns. Eager is kept, for up to a quarter of a second until the next trial, only if it served a quarter more
- * requests a second: whatever makes it useless here (a client that is the limit, requests that are rare, a machine
- * that wakes quickly) turns it off. A pause of GAP ends it at once: an idle worker uses no processor and asks for
- * nothing.
+ * requests a second, a third more where it polls: whatever makes it useless here (a client that is the limit, requests
+ * that are rare, a machine that wakes quickly) turns it off. A pause of GAP ends it at once: an idle worker uses no
+ * processor and asks for nothing.
  */
 #ifndef GHOSTBOX_MEMSERVER_WAITING_H
 #define GHOSTBOX_MEMSERVER_WAITING_H
