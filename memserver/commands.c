@@ -64,17 +64,20 @@ static json_t *counters_to_json(const struct server *server)
     return counters;
 }
 
-/* How the workers wait (waiting.h): how many are eager now, and for how long they all were before. */
+/* How the workers wait (waiting.h): how many are eager now, for how long they all were before, and for how many
+ * connections with somebody who stands still. */
 static json_t *waiting_to_json(const struct server *server)
 {
-    int n_eager = 0;
+    int n_eager = 0, n_demand = 0;
     uint64_t eager_ns = 0;
     for (unsigned w = 0; w < server->options->n_threads; w++) {
         const struct waiting *waiting = &server->workers[w].waiting;
         n_eager += atomic_load(&waiting->eager) ? 1 : 0;
         eager_ns += atomic_load(&waiting->eager_ns);
+        n_demand += (int)atomic_load(&server->workers[w].n_demand);
     }
-    return json_pack("{s:i, s:f}", "eager_workers", n_eager, "eager_s", (double)eager_ns / 1e9);
+    return json_pack("{s:i, s:f, s:i}", "eager_workers", n_eager, "eager_s", (double)eager_ns / 1e9,
+                     "demand_connections", n_demand);
 }
 
 /* What the workers found out of their connections (gathering.h). */

@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALLOCATION_CONTEXT    "base:allocation"
-#define ALLOCATION_CONTEXT_ID 1u
 /* What follows is the incarnation: by it a client that connects again knows whether this is still the memory that it
  * filled; and the donor's id: by it, if it is not, whether that memory is gone, or another donor answers here. */
 #define DESCRIPTION           "GhostBox memory "
@@ -292,10 +290,21 @@ static enum connection_parse option_structured_reply(struct connection *connecti
     return PARSE_AGAIN;
 }
 
+/* The ids are for SET; in the answer to LIST they are 0. */
+static const struct context {
+    const char *namespace, *name;
+    uint32_t id;
+} contexts[] = {
+    {"base:", "base:allocation", NBD_ALLOCATION_CONTEXT_ID},
+    {"x-ghostbox:", NBD_DEMAND_CONTEXT, NBD_DEMAND_CONTEXT_ID},
+};
+enum { ALLOCATION, DEMAND, CONTEXTS };
+_Static_assert(sizeof(contexts) / sizeof(contexts[0]) == CONTEXTS, "a row for each");
+
 struct context_query {
     const uint8_t *name;
     uint32_t name_bytes;
-    bool wants_allocation;
+    bool wants[CONTEXTS];
     bool too_big;
 };
 
@@ -312,7 +321,9 @@ static bool context_query_parse(struct option *option, struct context_query *que
     query->name = option_bytes(option, query->name_bytes);
     query->too_big = query->name_bytes > NBD_MAX_STRING;
     uint32_t n_queries = option_u32(option);
-    query->wants_allocation = lists && n_queries == 0;
+    for (unsigned c = 0; c < CONTEXTS; c++) {
+        query->wants[c] = lists && n_queries == 0;
+    }
     for (uint32_t i = 0; i < n_queries && !option->bad; i++) {
         uint32_t length = option_u32(option);
         const uint8_t *text = option_bytes(option, length);
@@ -320,8 +331,10 @@ static bool context_query_parse(struct option *option, struct context_query *que
             break;
         }
         query->too_big |= length > NBD_MAX_STRING;
-        query->wants_allocation |=
-            bytes_equal(text, length, ALLOCATION_CONTEXT) || (lists && bytes_equal(text, length, "base:"));
+        for (unsigned c = 0; c < CONTEXTS; c++) {
+            query->wants[c] |= bytes_equal(text, length, contexts[c].name) ||
+                               (lists && bytes_equal(text, length, contexts[c].namespace));
+        }
     }
     return !option->bad && option->left == 0;
 }
@@ -334,13 +347,13 @@ static const char *context_query_fault(const struct connection *connection, bool
     return well_formed ? NULL : "malformed option data";
 }
 
-static void context_reply(struct connection *connection, uint32_t option, uint32_t id)
+static void context_reply(struct connection *connection, uint32_t option, const struct context *context)
 {
-    uint32_t length = (uint32_t)strlen(ALLOCATION_CONTEXT);
-    uint32_t id_wire = htobe32(id);
+    uint32_t length = (uint32_t)strlen(context->name);
+    uint32_t id_wire = htobe32(option == NBD_OPT_SET_META_CONTEXT ? context->id : 0);
     uint8_t *at = reply_add(connection, option, NBD_REP_META_CONTEXT, (uint32_t)sizeof(id_wire) + length);
     memcpy(at, &id_wire, sizeof(id_wire));
-    memcpy(at + sizeof(id_wire), ALLOCATION_CONTEXT, length);
+    memcpy(at + sizeof(id_wire), context->name, length);
 }
 
 static enum connection_parse option_meta_context(struct connection *connection, struct option *option)
@@ -348,7 +361,7 @@ static enum connection_parse option_meta_context(struct connection *connection, 
     bool sets = option->type == NBD_OPT_SET_META_CONTEXT;
     if (sets) {
         /* A SET undoes the one before, even if it fails. */
-        connection->allocation_context = false;
+        connection->allocation_context = connection->demand_context = false;
     }
     struct context_query query = {0};
     const char *fault = context_query_fault(connection, context_query_parse(option, &query));
@@ -365,10 +378,15 @@ static enum connection_parse option_meta_context(struct connection *connection, 
         reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
         return PARSE_AGAIN;
     }
-    if (query.wants_allocation) {
-        context_reply(connection, option->type, sets ? ALLOCATION_CONTEXT_ID : 0);
+    for (unsigned c = 0; c < CONTEXTS; c++) {
+        if (query.wants[c]) {
+            context_reply(connection, option->type, &contexts[c]);
+        }
     }
-    if (sets && query.wants_allocation) {
+    if (sets && query.wants[DEMAND]) {
+        connection->demand_context = true;
+    }
+    if (sets && query.wants[ALLOCATION]) {
         connection->allocation_context = true;
         /* An export was found under it, so it fits. */
         memcpy(connection->context_export, query.name, query.name_bytes);

@@ -17,7 +17,6 @@
 /* From here on, payloads are better received where they belong than copied there. */
 #define LARGE_WRITE_BYTES        32768u
 #define LARGE_WRITE_WINDOW_BYTES 4096u
-#define ALLOCATION_CONTEXT_ID    1u
 #define CACHE_LINE_BYTES         64u
 #define PREFETCH_BYTES           256u
 
@@ -396,7 +395,7 @@ static void status_reply(struct connection *connection, const struct request *re
     struct nbd_chunk_status *chunk = replies_header(&connection->replies, chunk_bytes);
     *chunk = (struct nbd_chunk_status){
         .head = chunk_head(request->cookie, NBD_REPLY_TYPE_BLOCK_STATUS, true, chunk_bytes - sizeof(chunk->head)),
-        .context_id = htobe32(ALLOCATION_CONTEXT_ID)};
+        .context_id = htobe32(NBD_ALLOCATION_CONTEXT_ID)};
     memcpy(chunk + 1, extents, extents_bytes);
 }
 

@@ -28,6 +28,7 @@
 /* Eager must serve so many times the requests a second. To poll costs more, so it has to bring more. */
 #define GAIN_AWAKE 1.25
 #define GAIN_POLLS (4.0 / 3.0)
+#define GAIN_WAITED_FOR 1.1
 
 /* The parts of a trial. The first is not counted: clients take a while to start, and sockets to fill. */
 static const enum way { THRIFTY, EAGER } trial_ways[] = {THRIFTY, THRIFTY, EAGER, EAGER, THRIFTY};
@@ -143,7 +144,8 @@ static bool eager_pays(const struct waiting *waiting)
 {
     double thrifty_per_s = trial_per_s(waiting, THRIFTY);
     double eager_per_s = trial_per_s(waiting, EAGER);
-    bool pays = eager_per_s >= thrifty_per_s * (waiting->latency_fd >= 0 ? GAIN_AWAKE : GAIN_POLLS);
+    double gain = waiting->latency_fd >= 0 ? GAIN_AWAKE : GAIN_POLLS;
+    bool pays = eager_per_s >= thrifty_per_s * (waiting->is_waited_for ? GAIN_WAITED_FOR : gain);
     log_debug("requests a second: %.0f thrifty, %.0f eager: %s", thrifty_per_s, eager_per_s,
               pays ? "eager" : "thrifty");
     return pays;

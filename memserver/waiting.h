@@ -13,9 +13,10 @@
  *
  * The trial: while requests flow, parts of a few milliseconds are waited through in the one and the other way by
  * turns. Eager is kept, for up to a quarter of a second until the next trial, only if it served a quarter more
- * requests a second, a third more where it polls: whatever makes it useless here (a client that is the limit, requests
- * that are rare, a machine that wakes quickly) turns it off. A pause of GAP ends it at once: an idle worker uses no
- * processor and asks for nothing.
+ * requests a second, a third more where it polls, a tenth more for a client that says that somebody waits for each
+ * reply (NBD_DEMAND_CONTEXT: a pager, whose virtual CPU does). Whatever makes it useless here (a client that is the
+ * limit, requests that are rare, a machine that wakes quickly) turns it off. A pause of GAP ends it at once: an idle
+ * worker uses no processor and asks for nothing.
  */
 #ifndef GHOSTBOX_MEMSERVER_WAITING_H
 #define GHOSTBOX_MEMSERVER_WAITING_H
@@ -32,6 +33,7 @@ struct waiting {
     int latency_fd;         /* -1: not allowed, or not wanted */
     int32_t latency_us;     /* what is asked for while eager */
     uint64_t spin_limit_ns; /* where latency_fd is -1 */
+    bool is_waited_for;     /* somebody stands still until we answer: a little is worth it */
 
     unsigned part; /* of the trial; behind the last one: settled */
     uint64_t part_began_ns;

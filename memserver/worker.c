@@ -160,6 +160,8 @@ static void connection_end(struct worker *worker, struct connection *connection)
     again_set(worker, connection, false);
     if (connection->phase != PHASE_TRANSMISSION) {
         atomic_fetch_sub(&worker->n_handshaking, 1);
+    } else if (connection->demand_context) {
+        worker->waiting.is_waited_for = atomic_fetch_sub(&worker->n_demand, 1) > 1;
     }
     pthread_mutex_lock(&worker->lock);
     *connection->link = connection->next;
@@ -196,6 +198,8 @@ static bool connection_serve(struct worker *worker, struct connection *connectio
     enum connection_step step = connection_run(connection, &worked);
     if (was_handshaking && connection->phase == PHASE_TRANSMISSION) {
         atomic_fetch_sub(&worker->n_handshaking, 1);
+        atomic_fetch_add(&worker->n_demand, connection->demand_context);
+        worker->waiting.is_waited_for = worker->waiting.is_waited_for || connection->demand_context;
     }
     again_set(worker, connection, step == STEP_AGAIN);
     unsigned interest = step == STEP_OUTPUT ? EPOLLOUT : EPOLLIN;

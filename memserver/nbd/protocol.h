@@ -54,6 +54,15 @@ enum nbd_option {
 /* "A string … MUST NOT be longer than 4096 bytes". */
 #define NBD_MAX_STRING 4096u
 
+/* Metadata contexts by what SET_META_CONTEXT answers. */
+#define NBD_ALLOCATION_CONTEXT_ID 1u
+#define NBD_DEMAND_CONTEXT_ID     2u
+/*
+ * Ours: it has no status to ask for. Who sets it says that somebody stands still until each request is answered, so
+ * that a server waits for them as is quickest. Others do not know it, and no harm is done.
+ */
+#define NBD_DEMAND_CONTEXT "x-ghostbox:demand"
+
 struct nbd_greeting {
     uint64_t magic;
     uint64_t option_magic;

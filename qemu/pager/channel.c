@@ -3,6 +3,7 @@
 #include "donor.h"
 
 #include "log.h"
+#include "memserver/nbd/protocol.h"
 #include "wire.h"
 
 #include <assert.h>
@@ -429,6 +430,18 @@ void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
     look_at_state(channel, epoll_fd, rc);
 }
 
+bool channel_create(struct channel *channel)
+{
+    channel->nbd = nbd_create();
+    if (!channel->nbd)
+        return false;
+    nbd_set_full_info(channel->nbd, true);
+    nbd_set_pread_initialize(channel->nbd, false);
+    if (channel->class == CHANNEL_DEMAND)
+        nbd_add_meta_context(channel->nbd, NBD_DEMAND_CONTEXT);
+    return true;
+}
+
 int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes)
 {
     struct nbd_handle *nbd = channel->nbd;
@@ -467,11 +480,8 @@ void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
     if (channel->state != CHANNEL_DOWN || now_ns < channel->retry_ns || donor_gone(channel->donor))
         return;
     channel->retry_ns = now_ns + RETRY_NS;
-    channel->nbd = nbd_create();
-    if (!channel->nbd)
+    if (!channel_create(channel))
         return;
-    nbd_set_full_info(channel->nbd, true);
-    nbd_set_pread_initialize(channel->nbd, false);
     set_state(channel, CHANNEL_CONNECTING);
     char uri[CHANNEL_URI_BYTES];
 

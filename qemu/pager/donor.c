@@ -54,13 +54,10 @@ static int channel_open(struct channel *channel, struct donor *donor, enum chann
     char why[CONNECT_TEXT_BYTES];
 
     channel_init(channel, donor, class, CHANNEL_UP);
-    channel->nbd = nbd_create();
-    if (!channel->nbd) {
+    if (!channel_create(channel)) {
         snprintf(text, text_bytes, "no memory for a connection to %s", donor->uri);
         return -ENOMEM;
     }
-    nbd_set_full_info(channel->nbd, true);
-    nbd_set_pread_initialize(channel->nbd, false);
     int rc = channel_connect(channel, CONNECT_TIMEOUT_MS, why, sizeof(why));
 
     if (rc < 0)

@@ -182,6 +182,8 @@ void channel_retire(struct channel *channel, int epoll_fd);
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns);
 /* Gives the connection up: all that is under way fails. */
 void channel_break(struct channel *channel, int epoll_fd, const char *why);
+/* Makes its libnbd handle; false: no memory. */
+bool channel_create(struct channel *channel);
 /* Connects, waiting until the donor has negotiated or timeout_ms is over. 0, or -errno with a reason in text. */
 int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes);
 /* Takes the next finished request, or NULL. */

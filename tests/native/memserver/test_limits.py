@@ -155,7 +155,7 @@ def test_server_that_may_wait_in_one_way_only_never_tries_the_other() -> None:
         with connect(server.port, "a") as client:
             for _ in range(4000):
                 client.read(0, 512)
-        assert server.status()["waiting"] == {"eager_workers": 0, "eager_s": 0.0}
+        assert server.status()["waiting"] == {"eager_workers": 0, "eager_s": 0.0, "demand_connections": 0}
 
 
 def _n_eager(server: Server) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ghostbox import processes
 from helpers import nbd_raw as nbd
 from helpers.memserver import Server, running_server
 from helpers.nbd_raw import RawClient, context_data, info_data
@@ -145,12 +146,15 @@ def test_option_without_data_refuses_data(fresh: RawClient, option: int, message
 
 
 CONTEXT = b"base:allocation"
+DEMAND = b"x-ghostbox:demand"
 
 
 def test_contexts_are_listed(fresh: RawClient) -> None:
     fresh.negotiate_structured()
     listed = [(nbd.REP_META, b"\0\0\0\0" + CONTEXT), (nbd.ACK, b"")]
-    assert fresh.option(nbd.LIST_META, context_data("a")) == listed
+    demand = (nbd.REP_META, b"\0\0\0\0" + DEMAND)
+    assert fresh.option(nbd.LIST_META, context_data("a")) == [listed[0], demand, listed[1]]
+    assert fresh.option(nbd.LIST_META, context_data("a", "x-ghostbox:")) == [demand, listed[1]]
     assert fresh.option(nbd.LIST_META, context_data("a", "base:")) == listed
     assert fresh.option(nbd.LIST_META, context_data("a", "base:allocation", "base:allocation")) == listed
     assert fresh.option(nbd.LIST_META, context_data("a", "qemu:dirty-bitmap")) == [(nbd.ACK, b"")]
@@ -163,6 +167,28 @@ def test_context_is_set_with_an_id(fresh: RawClient) -> None:
         (nbd.ACK, b""),
     ]
     assert fresh.set_context("a", "base:") == [(nbd.ACK, b"")]
+
+
+def test_client_that_somebody_waits_for_is_known_as_long_as_it_is_connected() -> None:
+    def n_demand() -> int:
+        return int(server.status()["waiting"]["demand_connections"])
+
+    with running_server("--export", "a=1M") as server, RawClient(server.port) as other:
+        other.negotiate_structured()
+        other.set_context("a", "x-ghostbox:demand")
+        other.set_context("a")
+        other.go("a")
+        with RawClient(server.port) as client:
+            client.negotiate_structured()
+            assert client.set_context("a", "x-ghostbox:demand") == [
+                (nbd.REP_META, b"\0\0\0\2" + DEMAND),
+                (nbd.ACK, b""),
+            ]
+            assert n_demand() == 0
+            client.go("a")
+            assert client.command(nbd.STATUS, 0, 4096).error == nbd.EINVAL
+            assert n_demand() == 1
+        processes.wait_until(lambda: n_demand() == 0, timeout_s=10, what="the connection's end")
 
 
 def test_the_last_set_counts(fresh: RawClient) -> None:

@@ -41,7 +41,7 @@ def test_nbdinfo_reads_every_fact_of_an_export(server: Server) -> None:
     assert facts["structured"] is True
     assert (export["export-name"], export["export-size"]) == ("a", 64 << 20)
     assert export["description"] == f"GhostBox memory {server.export('a')['incarnation']}"
-    assert export["contexts"] == ["base:allocation"]
+    assert export["contexts"] == ["base:allocation", "x-ghostbox:demand"]
     assert export["is_read_only"] is False
     can = ("can_cache", "can_df", "can_fast_zero", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero")
     assert all(export[name] for name in can)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from ghostbox.processes import wait_until
 from helpers.pager import (
     client_env,
     installed_build,
@@ -217,3 +219,15 @@ def test_another_user_is_refused_unless_named(place: Path) -> None:
         with running_pager([uri], cache="1M", place=place, peer_uid="65534") as pager:
             done = read_as_nobody(pager.listen)
             assert done.returncode == 0, done.stderr
+
+
+def test_of_a_pagers_connections_one_says_that_somebody_waits_also_after_it_was_lost() -> None:
+    with running_memserver(a="16M") as donor, running_pager([donor.uri("a")]) as pager:
+        assert donor.status()["waiting"]["demand_connections"] == 1
+        donor.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: pager.status()["donors"][0]["state"] != "up", timeout_s=30, what="its silence to be noticed")
+        donor.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: pager.status()["donors"][0]["state"] == "up", timeout_s=30, what="it is back")
+        wait_until(
+            lambda: donor.status()["waiting"]["demand_connections"] == 1, timeout_s=30, what="the new connection"
+        )
