@@ -76,7 +76,7 @@ struct connection {
     struct counters *counters;
 
     bool fixed_newstyle, no_zeroes, structured, allocation_context;
-    bool demand_context; /* somebody waits for each of its reads: NBD_DEMAND_CONTEXT */
+    bool demand_context;                      /* somebody waits for each of its reads: NBD_DEMAND_CONTEXT */
     char context_export[EXPORT_NAME_MAX + 1]; /* base:allocation was set for this one */
     uint32_t n_options;
     bool option_again; /* the option could not be answered so far: it is parsed anew in the next turn */

@@ -26,8 +26,8 @@
 #define SETTLED_MAX_NS UINT64_C(256000000)
 #define GAP_NS         (WAITING_GAP_MS * UINT64_C(1000000))
 /* Eager must serve so many times the requests a second. To poll costs more, so it has to bring more. */
-#define GAIN_AWAKE 1.25
-#define GAIN_POLLS (4.0 / 3.0)
+#define GAIN_AWAKE      1.25
+#define GAIN_POLLS      (4.0 / 3.0)
 #define GAIN_WAITED_FOR 1.1
 
 /* The parts of a trial. The first is not counted: clients take a while to start, and sockets to fill. */
