@@ -17,7 +17,7 @@
  *
  *   1. A copy that missed a write is STALE before the page loses PAGE_F_DIRTY.
  *   2. A copy is FILLING before the first of its pages is read from another, CURRENT after the last one was written;
- *      a page whose write is under way (PAGE_F_IO) when its turn comes is visited again.
+ *      a page whose write is under way (PAGE_F_IO), or that is being discarded, when its turn comes is visited again.
  *   3. The last CURRENT copy of an extent stays, whatever became of its donor.
  *   4. Pages go on without their copy on a backup donor, which is written behind; they keep PAGE_F_IO until it has
  *      the write, or is STALE. Recovery cannot tell, so there it is STALE.
