@@ -39,7 +39,7 @@ struct worker {
     _Atomic unsigned n_connections;
     _Atomic unsigned n_handshaking;
     _Atomic unsigned n_demand; /* in the transmission phase with NBD_DEMAND_CONTEXT */
-    pthread_mutex_t lock; /* the list: the acceptor adds, the worker removes */
+    pthread_mutex_t lock;      /* the list: the acceptor adds, the worker removes */
     struct connection *connections;
 
     _Alignas(64) struct counters counters;
