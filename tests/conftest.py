@@ -22,7 +22,7 @@ import ghostbox
 # The ghostbox that the tests import (installed, or the working tree) is the one whose command they run.
 PACKAGE_PARENT = str(Path(ghostbox.__file__).resolve().parent.parent)
 ALLOWED_SKIP = "cannot run here:"
-GUEST_MODULES = {"test_bench_vm.py", "test_demo.py", "test_donor_loss.py", "test_image_boot.py", "test_up.py"}
+GUEST_MODULES = {"test_bench_vm.py", "test_donor_loss.py", "test_up.py"}
 CliRun = subprocess.CompletedProcess[str]
 
 
@@ -39,9 +39,10 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Several workers: all tests that boot a whole guest are one's, the others take module by module.
+    """Several workers: most tests that boot a whole guest are one's, the others take module by module.
 
-    A guest takes two processors; the tests of a module share its fixtures.
+    A guest takes two processors; the tests of a module share its fixtures. Those of the image and the demo pass beside
+    other guests, and a worker with nothing else left to do may take them.
     """
     from xdist.scheduler import LoadScopeScheduling
 
