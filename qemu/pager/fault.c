@@ -172,19 +172,14 @@ static bool lies_ready(const struct pager *pager, uint32_t page)
     return p->state == PAGE_INACTIVE && (p->flags & PAGE_F_READAHEAD) && !(p->flags & PAGE_F_DIRTY);
 }
 
-/* How many pages from this one on lie ready, the way the reader goes; *first is the lowest of them. */
-static uint32_t ready_run(const struct pager *pager, const struct region *region, uint32_t page,
-                          const struct stream *stream, uint32_t *first)
+static uint32_t step_from(uint32_t page, uint32_t n, bool backwards)
 {
-    bool backwards = stream && stream->stride == -1;
-    uint32_t n_max = stream && stream->n_used >= PROVEN_USES ? PROVEN_AROUND_MAX : FAULT_AROUND_MAX;
-    uint32_t left = backwards ? page - region->first_page + 1 : region->n_pages - (page - region->first_page);
-    uint32_t n = 0;
+    return backwards ? page - n : page + n;
+}
 
-    while (n < left && n < n_max && lies_ready(pager, backwards ? page - n : page + n))
-        n++;
-    *first = backwards && n ? page - (n - 1) : page;
-    return n;
+static bool is_inactive(const struct pager *pager, uint32_t page)
+{
+    return pager->table.pages[page].state == PAGE_INACTIVE;
 }
 
 /* CONTINUE failed on a page: it goes where the error says it is. */
@@ -217,7 +212,7 @@ static void back_to_inactive(struct page_table *table, uint32_t page)
  * Maps pages that are in the memfd: a second chance for what was zapped, the first use of what was read ahead.
  * They are in state MAPPING and on no list.
  */
-static void remap(struct fault_loop *loop, const struct region *region, uint32_t page, uint32_t n)
+static void map_run(struct fault_loop *loop, const struct region *region, uint32_t page, uint32_t n)
 {
     struct pager *pager = loop->pager;
     bool write_protect = pager->features.have[FEATURE_CONTINUE_WP];
@@ -239,45 +234,116 @@ static void remap(struct fault_loop *loop, const struct region *region, uint32_t
         else
             back_to_inactive(&pager->table, page + i);
     }
-    COUNT(pager->counters.minor, 1);
-    histogram_add(&pager->minor_latency, clock_ns() - loop->now_ns);
+}
+
+static void count_minor(struct fault_loop *loop)
+{
+    COUNT(loop->pager->counters.minor, 1);
+    histogram_add(&loop->pager->minor_latency, clock_ns() - loop->now_ns);
+}
+
+static void remap(struct fault_loop *loop, const struct region *region, uint32_t page)
+{
+    map_run(loop, region, page, 1);
+    count_minor(loop);
+}
+
+/* Maps a run of inactive pages, each as if there had been a fault on it. */
+static void use_run(struct fault_loop *loop, const struct region *region, uint32_t first, uint32_t n)
+{
+    struct page_table *table = &loop->pager->table;
+    uint32_t n_unused = 0;
+
+    for (uint32_t page = first; page < first + n; page++) {
+        bool unused = table->pages[page].flags & PAGE_F_READAHEAD;
+
+        page_list_remove(table, heat_inactive(table, page), page);
+        page_set_state(table, page, PAGE_MAPPING);
+        if (unused)
+            heat_came_in(table, page, true);
+        else
+            heat_used(table, page);
+        n_unused += unused;
+    }
+    COUNT(loop->pager->counters.readahead_used, n_unused);
+    COUNT(loop->pager->counters.second_chance, n - n_unused);
+    map_run(loop, region, first, n);
+}
+
+/*
+ * From an inactive page on, n_max steps the way its reader goes: how many pages can be mapped for him. Of a reader in
+ * no stream nothing is known but that somebody expected him to come by where pages were read ahead.
+ */
+static uint32_t inactive_run(const struct pager *pager, uint32_t page, uint32_t n_max, bool in_order, bool backwards)
+{
+    uint32_t n = 0;
+
+    while (n < n_max && is_inactive(pager, step_from(page, n, backwards)) &&
+           (in_order || n == 0 || lies_ready(pager, page + n)))
+        n++;
+    return n;
+}
+
+/*
+ * The fault is on an inactive page. Maps it, and what follows of n_max pages; for a reader in order, over what is
+ * mapped already. Returns how far he may go now.
+ */
+static uint32_t map_along(struct fault_loop *loop, const struct region *region, uint32_t page, uint32_t n_max,
+                          const struct stream *stream)
+{
+    struct pager *pager = loop->pager;
+    bool in_order = stream && abs(stream->stride) == 1, backwards = stream && stream->stride == -1;
+    uint32_t before = page - region->first_page;
+    uint32_t n_left = backwards ? before + 1 : region->n_pages - before;
+    uint32_t at = 0, n_mapped = 0;
+
+    n_max = n_max < n_left ? n_max : n_left;
+    do {
+        uint32_t next = step_from(page, at, backwards);
+        uint32_t n = inactive_run(pager, next, n_max - at, in_order, backwards);
+
+        if (n > 0)
+            use_run(loop, region, backwards ? next - (n - 1) : next, n);
+        else if (pager->table.pages[next].state != PAGE_RESIDENT)
+            break;
+        n_mapped += n;
+        at += n > 0 ? n : 1;
+    } while (in_order && at < n_max);
+    COUNT(pager->counters.fault_around, n_mapped - 1);
+    count_minor(loop);
+    if (backwards && pager->table.pages[page].state != PAGE_RESIDENT)
+        region_wake(region, page, 1); /* it stopped before this one: the reader faults again */
+    return step_from(page, at - 1, backwards);
 }
 
 /* The first use of what was read ahead: maps what lies ready, and has the stream ask for more. */
 static void use_ready(struct fault_loop *loop, const struct region *region, uint32_t page)
 {
-    struct pager *pager = loop->pager;
     struct stream *stream = stream_hit(loop, page);
-    bool backwards = stream && stream->stride == -1;
-    uint32_t first, n = ready_run(pager, region, page, stream, &first);
+    uint32_t n_max = stream && stream->n_used >= PROVEN_USES ? PROVEN_AROUND_MAX : FAULT_AROUND_MAX;
+    uint32_t last = map_along(loop, region, page, n_max, stream);
 
-    for (uint32_t i = first; i < first + n; i++) {
-        page_list_remove(&pager->table, heat_inactive(&pager->table, i), i);
-        page_set_state(&pager->table, i, PAGE_MAPPING);
-        heat_came_in(&pager->table, i, true);
-    }
-    COUNT(pager->counters.readahead_used, n);
-    COUNT(pager->counters.fault_around, n - 1);
-    remap(loop, region, first, n);
-    if (backwards && pager->table.pages[page].state != PAGE_RESIDENT)
-        region_wake(region, page, 1); /* it stopped before this one: the reader faults again */
     if (stream)
-        stream_advance(loop, stream, backwards ? first : first + n - 1);
+        stream_advance(loop, stream, last);
+}
+
+/* A second chance; for a reader in order, who comes by again, for as many pages as he is read ahead for. */
+static void use_zapped(struct fault_loop *loop, const struct region *region, uint32_t page)
+{
+    struct stream *stream;
+    uint32_t window = stream_fault(loop, page, &stream);
+    uint32_t last = map_along(loop, region, page, window + 1, window ? stream : NULL);
+
+    if (window)
+        stream_advance(loop, stream, last);
 }
 
 static void use_inactive(struct fault_loop *loop, const struct region *region, uint32_t page)
 {
-    struct pager *pager = loop->pager;
-
-    if (lies_ready(pager, page)) {
+    if (lies_ready(loop->pager, page))
         use_ready(loop, region, page);
-        return;
-    }
-    page_list_remove(&pager->table, heat_inactive(&pager->table, page), page);
-    page_set_state(&pager->table, page, PAGE_MAPPING);
-    heat_used(&pager->table, page);
-    remap(loop, region, page, 1);
-    COUNT(pager->counters.second_chance, 1);
+    else
+        use_zapped(loop, region, page);
 }
 
 /* RESIDENT by our books, and yet a fault: mapped meanwhile, unmapped by a zap under way, or gone. */
@@ -289,7 +355,7 @@ static void fault_on_resident(struct fault_loop *loop, struct region *region, ui
     /* Whoever unmapped it took the trace of a write along. */
     page_set_dirty(&pager->table, page, true);
     page_set_state(&pager->table, page, PAGE_MAPPING);
-    remap(loop, region, page, 1);
+    remap(loop, region, page);
 }
 
 static void fault_on_absent(struct fault_loop *loop, struct region *region, uint32_t page, bool minor)
@@ -330,7 +396,7 @@ static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t
         page_set_dirty(table, page, true);
         page_set_state(table, page, PAGE_MAPPING);
         heat_used(table, page);
-        remap(loop, region, page, 1);
+        remap(loop, region, page);
         break;
     case PAGE_INACTIVE:
         use_inactive(loop, region, page);
@@ -339,7 +405,7 @@ static void serve_fault(struct fault_loop *loop, struct region *region, uint32_t
         /* The fault wins: it stays dirty, and the evictor drops the eviction when the donor has acked. */
         page_set_state(table, page, PAGE_MAPPING);
         heat_used(table, page);
-        remap(loop, region, page, 1);
+        remap(loop, region, page);
         COUNT(loop->pager->counters.second_chance, 1);
         break;
     case PAGE_FETCHING:

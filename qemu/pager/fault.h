@@ -90,9 +90,11 @@ void fetch_destroy(struct fault_loop *loop);
 /* The page is ABSENT and on a donor, and a fault waits for it. Returns false if it has to wait (no slot, no donor).
  */
 bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream);
-/* Reads ahead what of the run is absent and on a donor; stops at a page that is neither. Returns the pages covered.
+/*
+ * Reads ahead what of the run that begins with this page, up or down from it, is absent and on a donor; stops at a
+ * page that is not. Returns the pages covered.
  */
-uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages);
+uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages, bool backwards);
 /* Installs what has arrived on this channel. Without the lock. */
 void fetch_finish(struct fault_loop *loop, struct channel *channel);
 /* Whether what comes on this channel has to wait because faults at random come first. */
@@ -146,7 +148,9 @@ void hedge_won(struct fault_loop *loop, struct fetch *fetch);
 bool hedge_leave(struct fault_loop *loop, struct fetch *fetch);
 
 /* stream.c */
-/* A fault on an absent page: finds or starts its stream; returns how many pages may be brought in besides this one.
+/*
+ * A fault on a page that was not read ahead: finds or starts its stream; returns how many pages may be brought in
+ * besides this one.
  */
 uint32_t stream_fault(struct fault_loop *loop, uint32_t page, struct stream **stream);
 /* The fault that stream_fault() was told of last is fetched from a donor, and belongs to no stream. */

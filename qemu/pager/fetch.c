@@ -160,17 +160,31 @@ bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
     return true;
 }
 
-static uint32_t absent_run(struct fault_loop *loop, uint32_t page, uint32_t n_max)
+/* How many pages there are from this one to the end of its extent and of its region. */
+static uint32_t pages_left(const struct pool *pool, const struct region *region, uint32_t page, bool backwards)
+{
+    uint32_t before = page - region->first_page, within = page % pool->extent_pages;
+    uint32_t in_region = backwards ? before + 1 : region->n_pages - before;
+    uint32_t in_extent = backwards ? within + 1 : pool->extent_pages - within;
+
+    return in_region < in_extent ? in_region : in_extent;
+}
+
+static uint32_t absent_run(struct fault_loop *loop, uint32_t page, uint32_t n_max, bool backwards)
 {
     struct page_table *table = &loop->pager->table;
     uint32_t n = 0;
 
-    while (n < n_max && table->pages[page + n].state == PAGE_ABSENT && page_on_donor(table, page + n))
-        n++;
+    for (; n < n_max; n++) {
+        uint32_t next = backwards ? page - n : page + n;
+
+        if (table->pages[next].state != PAGE_ABSENT || !page_on_donor(table, next))
+            break;
+    }
     return n;
 }
 
-uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages)
+uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_pages, bool backwards)
 {
     struct pager *pager = loop->pager;
     struct page_table *table = &pager->table;
@@ -178,11 +192,9 @@ uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_page
 
     if (!region || n_pages == 0)
         return 0;
-    uint32_t region_left = region->n_pages - (page - region->first_page);
-    struct place place = pool_place(&pager->pool, page);
-    uint32_t n_max = n_pages < region_left ? n_pages : region_left;
+    uint32_t n_left = pages_left(&pager->pool, region, page, backwards);
+    uint32_t n_max = n_pages < n_left ? n_pages : n_left;
 
-    n_max = n_max < place.n_pages ? n_max : place.n_pages;
     n_max = n_max < loop->readahead_pages ? n_max : loop->readahead_pages;
     /* The last frames are for faults. */
     int64_t spare = pager_free_pages(pager) - pager->watermarks.low / 2;
@@ -190,7 +202,7 @@ uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_page
     if (spare <= 0)
         return 0;
     n_max = n_max < spare ? n_max : (uint32_t)spare;
-    uint32_t n = absent_run(loop, page, n_max);
+    uint32_t n = absent_run(loop, page, n_max, backwards);
 
     if (n == 0) /* here already, or nothing to fetch: step over it */
         return page_on_donor(table, page) || table->pages[page].state != PAGE_ABSENT ? 1 : 0;
@@ -199,11 +211,11 @@ uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_page
     if (!fetch)
         return 0;
     loop->n_readahead++;
-    fetch->page = page;
+    fetch->page = backwards ? page - (n - 1) : page;
     fetch->n_pages = n;
     fetch->fault_ns = loop->now_ns;
     for (uint32_t i = 0; i < n; i++)
-        page_set_state(table, page + i, PAGE_FETCHING);
+        page_set_state(table, fetch->page + i, PAGE_FETCHING);
     table->counts.present += n;
     COUNT(pager->counters.readahead_issued, n);
     pager_unlock(pager);

@@ -237,8 +237,9 @@ struct stream *stream_hit(struct fault_loop *loop, uint32_t page)
 
     for (uint32_t i = 0; i < STREAMS; i++) {
         struct stream *s = &loop->streams[i];
+        int64_t d = distance(s->first, page);
 
-        if (is_ahead(s, page, reach(loop)) && distance(s->first, page) * s->stride >= 0 &&
+        if (is_ahead(s, page, reach(loop)) && d * s->stride >= 0 && d % s->stride == 0 &&
             (!best || steps_ahead(s, page) < steps_ahead(best, page)))
             best = s;
     }
@@ -295,12 +296,11 @@ static bool ask(struct fault_loop *loop, struct stream *s)
     if (s->frontier < 0 || s->frontier >= loop->pager->table.n_pages)
         return false;
     uint32_t n = in_order ? turns_clip(&loop->turns, (uint32_t)s->frontier, s->window, s->stride < 0) : 1;
-    int64_t first = s->stride == -1 ? s->frontier - n + 1 : s->frontier;
-    uint32_t covered = fetch_readahead(loop, (uint32_t)first, n);
+    uint32_t covered = fetch_readahead(loop, (uint32_t)s->frontier, n, s->stride == -1);
 
     if (covered == 0)
         return false;
-    s->frontier += s->stride == 1 ? (int64_t)covered : (int64_t)n * s->stride;
+    s->frontier += (int64_t)covered * s->stride;
     return true;
 }
 

@@ -73,6 +73,46 @@ def test_accesses_at_equal_distances_are_read_ahead(cold: tuple[RunningPager, Me
     assert used >= 20
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_pages_that_are_here_already_do_not_stop_a_reader_in_order(
+    cold: tuple[RunningPager, MemoryClient], step: int
+) -> None:
+    pager, client = cold
+    here = random.Random(3).sample(range(1000, 1600), 90)
+    touch(client, [page for i, page in enumerate(here) for page in (page, 5000 + 700 * (i % 9) + 3 * i)])
+    before = pager.status()
+    touch(client, range(1000, 1600)[::step])
+    after = pager.status()
+    assert after["readahead"]["used"] - before["readahead"]["used"] >= 450
+    assert after["faults"]["missing_fetch"] - before["faults"]["missing_fetch"] <= 45
+    assert after["faults"]["minor"] - before["faults"]["minor"] <= 50, "of 510 pages, with 90 between them"
+
+
+def zapped_pages(pager: RunningPager, within: range) -> list[int]:
+    """Return the pages that are here and mapped nowhere, by fours."""
+    (region,) = pager.command("page-map", cells=4096)["regions"]
+    return [page for page in within if region["inactive"][page // 4] == 4]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_reader_in_order_gets_many_pages_at_once_of_what_was_about_to_leave(
+    cold: tuple[RunningPager, MemoryClient], step: int
+) -> None:
+    pager, client = cold
+    zapped: list[int] = []
+    for more in range(100):  # how many there are at the end of one pass is chance
+        client.command("seq-read", first=1000, n=2800 + more)
+        zapped = zapped_pages(pager, range(1000, 3800))
+        if len(zapped) >= 90:
+            break
+    assert len(zapped) >= 90
+    before = pager.status()
+    touch(client, zapped[::step])
+    after = pager.status()
+    assert after["evictions"]["second_chance"] - before["evictions"]["second_chance"] >= 0.9 * len(zapped)
+    assert after["faults"]["minor"] - before["faults"]["minor"] <= len(zapped) / 8
+
+
 def test_two_streams_and_random_access_between_them_are_told_apart(cold: tuple[RunningPager, MemoryClient]) -> None:
     pager, client = cold
     before = fetched(pager)
