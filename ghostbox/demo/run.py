@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ _SHORT_TIMEOUT_S = 60.0
 _NUMA_COMMAND = "numactl --hardware"
 _TIERS_COMMAND = "grep -H . /sys/devices/virtual/memory_tiering/memory_tier*/nodelist"
 _REMOTE_NODE = "1"
+_LOOK_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,8 @@ def _prove(name: str, paths: Paths, progress: Progress, lent: list[str]) -> Demo
         with progress.stage("workload") as stage:
             stage.say(f"fill and check {WORKLOAD_BYTES // MIB} MiB of node {_REMOTE_NODE}")
             counters = _counters(book)
-            report = _run_workload(ssh)
+            report, donor_bytes = _run_watched(ssh, lent)
             traffic = _traffic(counters, _counters(book))
-    donor_bytes = {each.address: each.resident_bytes for each in donors.query(lent)}
     n_bytes = report["bytes"]
     return DemoResult(
         name=name,
@@ -166,6 +168,30 @@ def problems(report: dict[str, Any], tiers: dict[str, str], traffic: Traffic) ->
     if len(tiers) < 2:
         found.append(f"the guest sees one memory tier only: {tiers}")
     return tuple(found)
+
+
+def _run_watched(ssh: GuestSsh, lent: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Run the program; return its report, and the most bytes that each donor held meanwhile.
+
+    After its end the guest gives its memory back.
+    """
+    ended = threading.Event()
+    with futures.ThreadPoolExecutor(max_workers=1) as aside:
+        held = aside.submit(_most_held, lent, ended)
+        try:
+            report = _run_workload(ssh)
+        finally:
+            ended.set()
+        return report, held.result()
+
+
+def _most_held(lent: Sequence[str], ended: threading.Event) -> dict[str, int]:
+    most: dict[str, int] = {}
+    while True:
+        for each in donors.query(lent):
+            most[each.address] = max(most.get(each.address, 0), each.resident_bytes)
+        if ended.wait(_LOOK_INTERVAL_S):
+            return most
 
 
 def _run_workload(ssh: GuestSsh) -> dict[str, Any]:

@@ -49,15 +49,14 @@ static uint32_t zero_run(struct fault_loop *loop, const struct region *region, u
                          bool backwards)
 {
     struct pager *pager = loop->pager;
-    uint32_t before = page - region->first_page;
-    uint32_t left = backwards ? before + 1 : region->n_pages - before;
+    uint32_t left = region_left(region, page, backwards);
     int64_t spare = pager_free_pages(pager) - pager->watermarks.low;
     uint32_t n = 1;
 
     n_max = n_max < left ? n_max : left;
     n_max = n_max < ZERO_AROUND_MAX ? n_max : ZERO_AROUND_MAX;
     for (; n < n_max && n < spare; n++) {
-        uint32_t next = backwards ? page - n : page + n;
+        uint32_t next = step_from(page, n, backwards);
 
         if (pager->table.pages[next].state != PAGE_ABSENT || page_on_donor(&pager->table, next))
             break;
@@ -124,7 +123,7 @@ static void fill_fresh(struct fault_loop *loop, struct region *region, uint32_t 
 {
     bool backwards = stream && stream->stride == -1;
     uint32_t n = zero_run(loop, region, page, window + 1, backwards);
-    uint32_t first = backwards ? page - (n - 1) : page;
+    uint32_t first = run_first(page, n, backwards);
 
     if (n > 1) {
         stream->last = backwards ? first : page + n - 1;
@@ -170,11 +169,6 @@ static bool lies_ready(const struct pager *pager, uint32_t page)
     const struct page *p = &pager->table.pages[page];
 
     return p->state == PAGE_INACTIVE && (p->flags & PAGE_F_READAHEAD) && !(p->flags & PAGE_F_DIRTY);
-}
-
-static uint32_t step_from(uint32_t page, uint32_t n, bool backwards)
-{
-    return backwards ? page - n : page + n;
 }
 
 static bool is_inactive(const struct pager *pager, uint32_t page)
@@ -293,8 +287,7 @@ static uint32_t map_along(struct fault_loop *loop, const struct region *region, 
 {
     struct pager *pager = loop->pager;
     bool in_order = stream && abs(stream->stride) == 1, backwards = stream && stream->stride == -1;
-    uint32_t before = page - region->first_page;
-    uint32_t n_left = backwards ? before + 1 : region->n_pages - before;
+    uint32_t n_left = region_left(region, page, backwards);
     uint32_t at = 0, n_mapped = 0;
 
     n_max = n_max < n_left ? n_max : n_left;
@@ -303,7 +296,7 @@ static uint32_t map_along(struct fault_loop *loop, const struct region *region, 
         uint32_t n = inactive_run(pager, next, n_max - at, in_order, backwards);
 
         if (n > 0)
-            use_run(loop, region, backwards ? next - (n - 1) : next, n);
+            use_run(loop, region, run_first(next, n, backwards), n);
         else if (pager->table.pages[next].state != PAGE_RESIDENT)
             break;
         n_mapped += n;

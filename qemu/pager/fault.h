@@ -84,6 +84,18 @@ struct fault_loop {
     uint64_t readahead_after_ns; /* until then what was read ahead has to wait */
 };
 
+/* The page that lies n pages up or down from this one. */
+static inline uint32_t step_from(uint32_t page, uint32_t n, bool backwards)
+{
+    return backwards ? page - n : page + n;
+}
+
+/* The lowest page of a run of n pages, up or down from this one. */
+static inline uint32_t run_first(uint32_t page, uint32_t n, bool backwards)
+{
+    return backwards ? page - (n - 1) : page;
+}
+
 /* fetch.c: all with the pager's lock held; they drop and take it again around system calls. */
 int fetch_init(struct fault_loop *loop);
 void fetch_destroy(struct fault_loop *loop);

@@ -163,9 +163,8 @@ bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
 /* How many pages there are from this one to the end of its extent and of its region. */
 static uint32_t pages_left(const struct pool *pool, const struct region *region, uint32_t page, bool backwards)
 {
-    uint32_t before = page - region->first_page, within = page % pool->extent_pages;
-    uint32_t in_region = backwards ? before + 1 : region->n_pages - before;
-    uint32_t in_extent = backwards ? within + 1 : pool->extent_pages - within;
+    uint32_t in_region = region_left(region, page, backwards);
+    uint32_t in_extent = backwards ? page % pool->extent_pages + 1 : pool_left(pool, page);
 
     return in_region < in_extent ? in_region : in_extent;
 }
@@ -176,7 +175,7 @@ static uint32_t absent_run(struct fault_loop *loop, uint32_t page, uint32_t n_ma
     uint32_t n = 0;
 
     for (; n < n_max; n++) {
-        uint32_t next = backwards ? page - n : page + n;
+        uint32_t next = step_from(page, n, backwards);
 
         if (table->pages[next].state != PAGE_ABSENT || !page_on_donor(table, next))
             break;
@@ -211,7 +210,7 @@ uint32_t fetch_readahead(struct fault_loop *loop, uint32_t page, uint32_t n_page
     if (!fetch)
         return 0;
     loop->n_readahead++;
-    fetch->page = backwards ? page - (n - 1) : page;
+    fetch->page = run_first(page, n, backwards);
     fetch->n_pages = n;
     fetch->fault_ns = loop->now_ns;
     for (uint32_t i = 0; i < n; i++)

@@ -372,7 +372,6 @@ struct place pool_place_of(const struct pool *pool, uint32_t page, uint32_t inde
     return (struct place){
         .donor = (struct donor *)&pool->donors[copy.donor],
         .offset = copy.slot * pool->extent_bytes + (uint64_t)within * PAGE_BYTES,
-        .n_pages = pool->extent_pages - within,
         .copy = index,
         .word = word,
     };

@@ -113,11 +113,10 @@ static inline uint32_t pool_left(const struct pool *pool, uint32_t page)
     return pool->extent_pages - page % pool->extent_pages;
 }
 
-/* Where a pool page lies, and how many pages from it on are together there. */
+/* Where a pool page lies. */
 struct place {
     struct donor *donor;
     uint64_t offset;
-    uint32_t n_pages;
     uint32_t copy; /* its index, and its word as it was: once that has changed, what was read here means nothing */
     uint64_t word;
 };

@@ -44,6 +44,14 @@ static inline bool region_holds(const struct region *region, uint32_t page)
     return page >= region->first_page && page - region->first_page < region->n_pages;
 }
 
+/* How many pages there are from this one, itself included, to the end or the beginning of its region. */
+static inline uint32_t region_left(const struct region *region, uint32_t page, bool backwards)
+{
+    uint32_t before = page - region->first_page;
+
+    return backwards ? before + 1 : region->n_pages - before;
+}
+
 /*
  * All of these take pool pages of this region. The ones on runs return 0 or -errno, with *done the pages that were
  * finished before. All wake whoever waits on the pages they finish.

@@ -61,8 +61,7 @@ def test_every_byte_came_back_and_was_remote(result: dict[str, Any]) -> None:
     assert result["traffic"]["written_bytes"] > 0.9 * beyond_cache
     assert result["traffic"]["read_bytes"] > 0.9 * beyond_cache
     assert len(result["donor_bytes"]) == 2
-    # Asked after the program's end: on a busy machine the guest has begun to give its memory back by then.
-    assert all(held > beyond_cache / 16 for held in result["donor_bytes"].values())
+    assert all(held > beyond_cache / 4 for held in result["donor_bytes"].values())
 
 
 def test_guest_sees_both_nodes_in_two_tiers(result: dict[str, Any]) -> None:
