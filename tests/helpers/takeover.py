@@ -58,7 +58,9 @@ class PagerLine:
                 argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **self.build.env, **crash}
             )
         line = _read_line(process, "ghostbox-pager")
-        if line != "ready":
+        # It may come to its fault point before it has said that it is ready: what was to be rebuilt waits for nobody.
+        crashed = crash_at is not None and line == "" and process.wait(10) == -signal.SIGKILL
+        if line != "ready" and not crashed:
             raise RuntimeError(f"the pager said {line!r}, status {process.wait(10)}: {self.log()}")
         return process
 

@@ -70,13 +70,20 @@ class Qmp:
     """QEMU's monitor, as far as a test needs it."""
 
     def __init__(self, path: Path) -> None:
-        wait_until(path.exists, timeout_s=30, what="QEMU's monitor")
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(30)
-        self._sock.connect(str(path))
+        wait_until(lambda: self._connected(path), timeout_s=30, what="QEMU's monitor")
         self._stream = self._sock.makefile("rw")
         self._stream.readline()  # the greeting
         self.command("qmp_capabilities")
+
+    def _connected(self, path: Path) -> bool:
+        """Try it: the socket's file is there before anybody listens on it."""
+        try:
+            self._sock.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
     def command(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Run a command; return what is in ``return`` or ``error``."""
