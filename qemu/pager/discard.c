@@ -30,11 +30,11 @@ static bool take(struct pager *pager, uint32_t page)
     return true;
 }
 
-static void answer(struct evict_loop *loop, struct link *link, enum gb_msg_type type, uint32_t seq, int error)
+static void answer(struct link *link, enum gb_msg_type type, uint32_t seq, int error)
 {
     struct gb_done done = {.h = link_header(type, seq, sizeof(done)), .error = error};
 
-    link_send(loop, link, &done, sizeof(done));
+    link_send(link, &done, sizeof(done));
 }
 
 static void progress(struct evict_loop *loop, struct link *link, struct discard *discard)
@@ -50,7 +50,7 @@ static void progress(struct evict_loop *loop, struct link *link, struct discard 
         return;
     discard->ready = true;
     FAULT_POINT(discard_taken);
-    answer(loop, link, GB_MSG_DISCARD_READY, discard->seq, 0);
+    answer(link, GB_MSG_DISCARD_READY, discard->seq, 0);
     FAULT_POINT(discard_ready);
 }
 
@@ -102,7 +102,7 @@ void discard_begin(struct evict_loop *loop, struct link *link, const struct gb_r
         if (!link->discards[i].in_use)
             discard = &link->discards[i];
     if (!range_valid(link->region, &message->range) || !discard) {
-        answer(loop, link, GB_MSG_DISCARD_READY, message->h.seq, discard ? EINVAL : EBUSY);
+        answer(link, GB_MSG_DISCARD_READY, message->h.seq, discard ? EINVAL : EBUSY);
         return;
     }
     *discard = (struct discard){
@@ -217,7 +217,7 @@ void discard_end(struct evict_loop *loop, struct link *link, const struct gb_ran
             FAULT_POINT(discard_ended);
             finish(loop, link, discard, message->error == 0);
             FAULT_POINT(discard_settled);
-            answer(loop, link, GB_MSG_DISCARD_DONE, seq, 0);
+            answer(link, GB_MSG_DISCARD_DONE, seq, 0);
             FAULT_POINT(discard_forgotten);
             return;
         }

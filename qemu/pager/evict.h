@@ -150,8 +150,11 @@ bool discard_progress(struct evict_loop *loop);
 /* link.c */
 void link_accept(struct evict_loop *loop);
 void link_readable(struct evict_loop *loop, struct link *link);
-/* Sends; a shim that does not read is dropped. Returns 0 or -errno. */
-int link_send(struct evict_loop *loop, struct link *link, const void *message, size_t bytes);
+/*
+ * Sends. Returns 0 or -errno: then nothing more goes out, and the connection is closed once what the shim had said is
+ * read; that it leaves may be the last of it.
+ */
+int link_send(struct link *link, const void *message, size_t bytes);
 void link_close(struct evict_loop *loop, struct link *link);
 /* The connection that serves this region, or NULL. */
 struct link *link_of(struct evict_loop *loop, const struct region *region);
@@ -175,8 +178,11 @@ struct region *region_admit(struct evict_loop *loop, const struct link *link, co
  */
 struct region *region_resumed(struct evict_loop *loop, const struct link *link, const struct gb_region *message,
                               const int fds[3], bool *fds_taken);
-/* The region's memory is unmapped, or its process has ended: its pages are given up, step by step. */
-void region_end(struct evict_loop *loop, struct region *region);
+/*
+ * The region's memory is unmapped, or its process has ended: its pages are given up, step by step, by us or by the
+ * pager that follows. Its connection, if there is one, is to be closed.
+ */
+void region_end(struct pager *pager, struct region *region);
 /* Ends regions whose process is gone. Returns whether one is still on its way out. */
 bool regions_reap(struct evict_loop *loop);
 

@@ -104,7 +104,7 @@ struct link *link_of(struct evict_loop *loop, const struct region *region)
     return NULL;
 }
 
-int link_send(struct evict_loop *loop, struct link *link, const void *message, size_t bytes)
+int link_send(struct link *link, const void *message, size_t bytes)
 {
     /* The shim reads at once; a queue that is full means that it does not live. */
     struct pollfd fd = {.fd = link->fd, .events = POLLOUT};
@@ -116,8 +116,11 @@ int link_send(struct evict_loop *loop, struct link *link, const void *message, s
         return 0;
     int error = errno;
 
-    log_warning("process %d: cannot send: %s", link->pid, strerror(error));
-    link_close(loop, link);
+    if (error == EPIPE)
+        log_debug("process %d has closed its connection", link->pid);
+    else
+        log_warning("process %d: cannot send: %s", link->pid, strerror(error));
+    shutdown(link->fd, SHUT_RDWR);
     return -error;
 }
 
@@ -221,13 +224,13 @@ static void on_hello(struct evict_loop *loop, struct link *link, const struct gb
         link_close(loop, link);
 }
 
-static void accept_region(struct evict_loop *loop, struct link *link, struct region *region, uint32_t seq)
+static void accept_region(struct link *link, struct region *region, uint32_t seq)
 {
     struct gb_region_ok ok = {.h = link_header(GB_MSG_REGION_OK, seq, sizeof(ok)), .region_id = region->id};
 
     link->region = region;
     link->state = LINK_SERVING;
-    link_send(loop, link, &ok, sizeof(ok));
+    link_send(link, &ok, sizeof(ok));
 }
 
 static void close_all(const int fds[3])
@@ -258,7 +261,7 @@ static void on_region(struct evict_loop *loop, struct link *link, const struct g
         }
         close(link->pidfd);
         link->pidfd = -1;
-        accept_region(loop, link, region, message->h.seq);
+        accept_region(link, region, message->h.seq);
         return;
     }
     struct region *region = region_admit(loop, link, message, fds, text, sizeof(text));
@@ -270,7 +273,7 @@ static void on_region(struct evict_loop *loop, struct link *link, const struct g
         reject(loop, link, error, text);
         return;
     }
-    accept_region(loop, link, region, message->h.seq);
+    accept_region(link, region, message->h.seq);
 }
 
 static bool header_valid(const union message *message, ssize_t bytes)
@@ -290,6 +293,15 @@ static void on_zap_done(struct evict_loop *loop, struct link *link, const struct
         reject(loop, link, EPROTO, "it answered a zap that was not asked for");
 }
 
+static void on_bye(struct evict_loop *loop, struct link *link, uint32_t seq)
+{
+    struct gb_header done = link_header(GB_MSG_BYE_DONE, seq, sizeof(done));
+
+    region_end(loop->pager, link->region);
+    link_send(link, &done, sizeof(done));
+    link_close(loop, link);
+}
+
 static void on_message(struct evict_loop *loop, struct link *link, const union message *m, int fds[3])
 {
     bool serving = link->state == LINK_SERVING;
@@ -304,7 +316,7 @@ static void on_message(struct evict_loop *loop, struct link *link, const union m
     else if (is(m, GB_MSG_HELLO, sizeof(m->hello)) && link->state == LINK_HELLO)
         on_hello(loop, link, &m->hello);
     else if (serving && is(m, GB_MSG_BYE, sizeof(m->h)))
-        region_end(loop, link->region);
+        on_bye(loop, link, m->h.seq);
     else if (serving && is(m, GB_MSG_ZAP_DONE, sizeof(m->done)))
         on_zap_done(loop, link, &m->done);
     else if (serving && is(m, GB_MSG_DISCARD_BEGIN, sizeof(m->range)))
@@ -347,6 +359,9 @@ void link_readable(struct evict_loop *loop, struct link *link)
         return;
     ssize_t got = recvmsg(link->fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
+    /* A peer that closes with our message unread resets the connection: its last words come after the error. */
+    if (got < 0 && errno == ECONNRESET)
+        got = recvmsg(link->fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (got < 0 && errno == EAGAIN)
         return;
     if (got <= 0) {

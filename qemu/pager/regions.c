@@ -278,16 +278,11 @@ static bool forgotten(struct pager *pager, const struct region *region)
     return clear;
 }
 
-void region_end(struct evict_loop *loop, struct region *region)
+void region_end(struct pager *pager, struct region *region)
 {
-    struct pager *pager = loop->pager;
-    struct link *link = link_of(loop, region);
-
     log_info("process %d (%s): its memory is given up", region->pid, region->comm);
     if (region->awaited)
         recover_forget(pager, region);
-    if (link)
-        link_close(loop, link);
     pager_lock(pager);
     region->leaving = true;
     state_set_region(&pager->state, region->id, STATE_REGION_LEAVING);
@@ -327,7 +322,7 @@ bool regions_reap(struct evict_loop *loop)
             continue;
         /* A process that ends closes its connection, so the others need no look. */
         if (!region->leaving && !region->connected && process_ended(region))
-            region_end(loop, region);
+            region_end(loop->pager, region);
         if (region->leaving)
             reap(loop, region);
         leaving = leaving || (region->in_use && region->leaving);

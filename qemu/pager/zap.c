@@ -89,7 +89,7 @@ void zap_start(struct evict_loop *loop, uint32_t n)
     fill_ranges(&zap, link);
     zap.h = link_header(GB_MSG_ZAP, ++link->zap_seq, GB_ZAP_BYTES(zap.n_ranges));
     FAULT_POINT(zap_marked);
-    if (link_send(loop, link, &zap, zap.h.bytes) == 0) /* else the link is closed, the batch abandoned */
+    if (link_send(link, &zap, zap.h.bytes) == 0) /* else the batch is abandoned when the link is closed */
         COUNT(pager->counters.zapped, picked);
     FAULT_POINT(zap_sent);
 }

@@ -19,14 +19,16 @@
  *   DISCARD_END                  ──►    the hole is punched (or error != 0: it was not)
  *                                ◄──    DISCARD_DONE      the page map knows it; faults go on, and the caller returns
  *
- *   BYE                          ──►    the region is unmapped: drop its pages; no answer, the socket closes
+ *   BYE                          ──►    the region is unmapped: its pages are to be dropped
+ *                                ◄──    BYE_DONE          the next pager would know it, too; then close
  *
  * PIN/UNPIN are for device passthrough: make a range resident and exempt from eviction until UNPIN.
  *
  * If the connection breaks, the shim keeps its own copy of the userfaultfd, so every access to an absent page waits
  * (and never reads zeroes), and reconnects with HELLO.flags = HELLO_RESUME and the same REGION. A READY is good for
  * its own connection only: after REGION the pager looks at the memfd, and nothing may be punched on an old promise. A
- * discard without its DISCARD_DONE is asked for again from the start.
+ * discard without its DISCARD_DONE is asked for again from the start, and a BYE without its BYE_DONE is said again:
+ * resume, then BYE; a pager that refuses the region with ESTALE knew it before.
  */
 #ifndef GHOSTBOX_PROTO_H
 #define GHOSTBOX_PROTO_H
@@ -56,9 +58,10 @@ enum gb_msg_type {
     GB_MSG_PIN_DONE,
     GB_MSG_UNPIN,
     GB_MSG_UNPIN_DONE,
-    GB_MSG_BYE, /* only a header: the region is unmapped (memory unplugged); the process lives on. Then close. */
+    GB_MSG_BYE, /* only a header: the region is unmapped (memory unplugged); the process lives on */
     GB_MSG_DISCARD_DONE,
-    GB_MSG_TYPES /* count, keep last */
+    GB_MSG_BYE_DONE, /* only a header */
+    GB_MSG_TYPES     /* count, keep last */
 };
 
 enum gb_hello_flags {

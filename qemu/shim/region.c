@@ -174,12 +174,7 @@ static void let_go(struct region *region)
     atomic_fetch_sub(&n_mapped, 1);
     pthread_mutex_lock(&region->lock);
     region->gone = true;
-    if (region->sock >= 0) {
-        struct gb_header bye;
-
-        link_send(region->sock, &bye, GB_MSG_BYE, ++region->last_seq, sizeof(bye));
-        shutdown(region->sock, SHUT_RDWR);
-    }
+    serve_say_bye(region);
     pthread_cond_broadcast(&region->changed); /* a discard that waits for a pager */
     pthread_mutex_unlock(&region->lock);
     close_if_free(region);

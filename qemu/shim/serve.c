@@ -93,8 +93,19 @@ static int pass_on(struct region *region, const struct gb_done *done, struct tex
     return 0;
 }
 
-/* Serves until the connection ends; says why in text. */
-static void serve_connection(struct region *region, struct text *text)
+void serve_say_bye(struct region *region)
+{
+    struct gb_header bye;
+
+    if (region->sock >= 0)
+        link_send(region->sock, &bye, GB_MSG_BYE, ++region->last_seq, sizeof(bye));
+}
+
+/*
+ * Serves until the connection ends; says why in text. Returns whether that is for good: the pager knows that the
+ * region is unmapped.
+ */
+static bool serve_connection(struct region *region, struct text *text)
 {
     union {
         struct gb_header h;
@@ -106,7 +117,9 @@ static void serve_connection(struct region *region, struct text *text)
     while (rc == 0) {
         rc = link_receive(region->sock, &message, sizeof(message), text);
         if (rc < 0)
-            return;
+            break;
+        if (message.h.type == GB_MSG_BYE_DONE && is_gone(region))
+            return true;
         if (message.h.type == GB_MSG_ZAP) {
             rc = answer_zap(region, &message.zap, text);
         } else if (message.h.type == GB_MSG_DISCARD_READY || message.h.type == GB_MSG_DISCARD_DONE) {
@@ -116,6 +129,7 @@ static void serve_connection(struct region *region, struct text *text)
             rc = -EPROTO;
         }
     }
+    return false;
 }
 
 static time_t now_s(void)
@@ -169,21 +183,30 @@ static int reconnect(struct region *region, struct text *text)
     link_set_timeout(sock, 0);
     pthread_mutex_lock(&region->lock);
     region->sock = sock;
+    if (region->gone)
+        serve_say_bye(region);
     pthread_cond_broadcast(&region->changed);
     pthread_mutex_unlock(&region->lock);
     return 0;
 }
 
-/* Says each reason once, not five times a second. */
-static void reconnect_until_gone(struct region *region)
+/*
+ * Says each reason once, not five times a second. Returns false if there is nothing to come back for: the region is
+ * unmapped, and the pager does not know it, any more or at all.
+ */
+static bool reconnect_for_ever(struct region *region)
 {
     const struct timespec pause = {.tv_nsec = RETRY_NS};
     struct text text, said = {.s = ""};
 
-    while (!is_gone(region)) {
-        if (reconnect(region, &text) == 0) {
+    for (;;) {
+        int rc = reconnect(region, &text);
+
+        if (rc == -ESTALE && is_gone(region))
+            return false;
+        if (rc == 0) {
             say("connected to the pager again");
-            return;
+            return true;
         }
         if (strcmp(text.s, said.s) != 0)
             say("%s; trying again until it is there", text.s);
@@ -198,16 +221,17 @@ static void *serve_thread(void *argument)
     struct text text;
 
     prctl(PR_SET_NAME, "ghostbox-shim");
-    while (!is_gone(region)) {
-        serve_connection(region, &text);
+    for (;;) {
+        bool parted = serve_connection(region, &text);
+
         disconnect(region);
-        if (is_gone(region))
+        if (parted)
             break;
-        say("%s; memory that is not here waits until a pager is back", text.s);
-        reconnect_until_gone(region);
+        if (!is_gone(region))
+            say("%s; memory that is not here waits until a pager is back", text.s);
+        if (!reconnect_for_ever(region))
+            break;
     }
-    if (region->sock >= 0)
-        disconnect(region);
     region_retire(region);
     return NULL;
 }

@@ -72,7 +72,7 @@ struct region {
     int sock;               /* -1 while there is no pager */
     uint32_t connection;    /* counts connections: an answer belongs to one */
     time_t lost_at_s;       /* when the last one ended */
-    bool gone;              /* unmapped: the thread must end */
+    bool gone;              /* unmapped: the thread ends as soon as a pager knows */
     uint32_t last_seq;
     struct waiter *waiters;
 };
@@ -129,5 +129,8 @@ bool local_keeps(const void *addr, size_t length);
 
 /* serve.c */
 int serve_start(struct region *region);
+/* Locked. Tells the pager, if there is one, that the region is unmapped; the thread tells the next one, if it must.
+ */
+void serve_say_bye(struct region *region);
 
 #endif

@@ -35,7 +35,8 @@ VERSION = 2
     UNPIN_DONE,
     BYE,
     DISCARD_DONE,
-) = range(1, 17)
+    BYE_DONE,
+) = range(1, 18)
 HELLO_RESUME = 1
 
 PAGE = 4096
@@ -111,6 +112,11 @@ class Peer:
         assert page_bytes == PAGE
         self.uffd, self.memfd, self.pagemap = region.fds
 
+    def reject(self, error: int, text: bytes) -> None:
+        """Refuse and close."""
+        self.send(REJECT, struct.pack("=iI", error, 0) + text.ljust(240, b"\0"))
+        self.sock.close()
+
     def handshake(self) -> Peer:
         """Do all of it as it should be."""
         self.take_hello()
@@ -151,6 +157,18 @@ class Peer:
         self.ready(seq)
         assert self.take_range(DISCARD_END)[0] == seq
         self.done(seq)
+
+    def take_bye(self) -> int:
+        """Wait for BYE and return its seq."""
+        message = self.receive()
+        assert message is not None and message.type == BYE, message
+        return message.seq
+
+    def part(self) -> None:
+        """Wait for BYE and answer as a pager does."""
+        self.send(BYE_DONE, seq=self.take_bye())
+        assert self.hung_up()
+        self.close()
 
     def serve_fault(self, content: bytes | None = None, timeout_s: float = 10.0) -> tuple[int, int]:
         """Answer one fault: copy ``content`` (or zeroes) or continue; return (page number, flags)."""

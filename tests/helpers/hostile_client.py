@@ -54,14 +54,15 @@ EDGES = (
 class Client:
     """One hostile process."""
 
-    def __init__(self, path: str, seed: int) -> None:
+    def __init__(self, path: str, seed: int, *, pages: int = REGION_PAGES) -> None:
         self.rng = random.Random(seed)
         self.path = path
+        self.bytes = pages * PAGE
         self.seen: Counter[str] = Counter()
         self.sock = self.connect()
         self.memfd = os.memfd_create("memory-backend-memfd")
-        os.ftruncate(self.memfd, REGION_PAGES * PAGE)
-        self.memory = mmap.mmap(self.memfd, REGION_PAGES * PAGE, flags=mmap.MAP_SHARED)
+        os.ftruncate(self.memfd, self.bytes)
+        self.memory = mmap.mmap(self.memfd, self.bytes, flags=mmap.MAP_SHARED)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.uffd = -1
 
@@ -110,7 +111,7 @@ class Client:
         features, modes = struct.unpack("=QQ", welcome)
         self.uffd = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
         fcntl.ioctl(self.uffd, UFFDIO_API, bytearray(struct.pack("=QQQ", 0xAA, features, 0)))
-        request = struct.pack("=QQQQ", self.base, REGION_PAGES * PAGE, modes, 0)
+        request = struct.pack("=QQQQ", self.base, self.bytes, modes, 0)
         fcntl.ioctl(self.uffd, UFFDIO_REGISTER, bytearray(request))
 
     def descriptor(self) -> int:
@@ -141,7 +142,7 @@ class Client:
 
     def region(self) -> None:
         """Hand memory over: as it should be, or not."""
-        shape = [self.base, REGION_PAGES * PAGE, 0, PAGE, 0]
+        shape = [self.base, self.bytes, 0, PAGE, 0]
         fds = [self.uffd, self.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)]
         if self.uffd < 0:
             fds[0] = self.descriptor()
@@ -162,7 +163,7 @@ class Client:
 
     def hand_over(self, fds: list[int]) -> None:
         """Say a proper REGION with these descriptors."""
-        body = struct.pack("=QQQQQ", self.base, REGION_PAGES * PAGE, 0, PAGE, 0)
+        body = struct.pack("=QQQQQ", self.base, self.bytes, 0, PAGE, 0)
         socket.send_fds(self.sock, [struct.pack("=IHHII", MAGIC, VERSION, REGION, 2, 56) + body], fds)
 
     def answer(self) -> tuple[int, str]:
@@ -175,6 +176,17 @@ class Client:
         """Say a proper DISCARD_BEGIN or DISCARD_END."""
         body = struct.pack("=QQiI", first * PAGE, n_pages * PAGE, 0, 0)
         self.sock.send(struct.pack("=IHHII", MAGIC, VERSION, kind, 3, 16 + len(body)) + body)
+
+    def fill(self) -> threading.Thread:
+        """Write to all of the memory, as far as the pager lets it: in a thread, without the interpreter's lock."""
+        thread = threading.Thread(target=LIBC.memset, args=(self.base, 1, self.bytes), daemon=True)
+        thread.start()
+        return thread
+
+    def zapped(self) -> None:
+        """Wait for a ZAP and say that it is done, which is not true."""
+        seq = struct.unpack_from("=IHHII", self.sock.recv(8192))[3]
+        self.sock.send(struct.pack("=IHHIIiI", MAGIC, VERSION, ZAP_DONE, seq, 24, 0, 0))
 
     def leave(self) -> None:
         """Say a proper BYE."""

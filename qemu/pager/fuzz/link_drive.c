@@ -546,7 +546,7 @@ static void end(struct drive *drive)
         pager->table.pages[page].flags &= (uint8_t)~PAGE_F_IO;
     for (uint32_t i = 0; i < REGIONS_MAX; i++)
         if (pager->regions[i].in_use && !pager->regions[i].leaving)
-            region_end(drive->loop, &pager->regions[i]);
+            region_end(pager, &pager->regions[i]);
     for (uint32_t i = 0; i < REAPS_MAX; i++)
         progress(drive);
     for (uint32_t i = 0; i < REGIONS_MAX; i++)

@@ -285,8 +285,7 @@ def test_a_pager_that_refuses_to_resume_is_said_once_and_tried_again(
     for _ in range(3):
         second = fake.accept()
         second.take_hello()
-        second.send(wire.REJECT, struct.pack("=iI", 1, 0) + b"no page map".ljust(240, b"\0"))
-        second.sock.close()
+        second.reject(errno.EPERM, b"no page map")
     fake.accept().handshake()
     assert (place / "err").read_text().count("the pager refuses: no page map; trying again until it is there") == 1
 
@@ -327,9 +326,59 @@ def test_a_part_cannot_be_unmapped(served: tuple[MemoryClient, Peer]) -> None:
 def test_unmapping_says_goodbye_and_a_late_zap_touches_nothing(served: tuple[MemoryClient, Peer]) -> None:
     client, peer = served
     client.command("unmap")
-    message = peer.receive()
-    assert message is not None and message.type == wire.BYE
+    seq = peer.take_bye()
+    assert peer.zap((0, PAGE)) == errno.ESRCH
+    peer.send(wire.BYE_DONE, seq=seq)
     assert peer.hung_up()
+
+
+def again_resumed(fake: FakePager) -> Peer:
+    """Another pager comes, and the shim with the region."""
+    fake.listen()
+    again = fake.accept().handshake()
+    assert again.hello_flags & wire.HELLO_RESUME
+    return again
+
+
+def test_a_goodbye_that_a_pager_did_not_answer_is_said_to_the_next_one(
+    served: tuple[MemoryClient, Peer], fake: FakePager
+) -> None:
+    client, peer = served
+    client.command("unmap")
+    peer.take_bye()
+    fake.stop()
+    again_resumed(fake).part()
+    assert fake.nobody_comes()
+
+
+def test_memory_that_is_unmapped_while_there_is_no_pager_is_given_up_by_the_next_one(
+    served: tuple[MemoryClient, Peer], fake: FakePager
+) -> None:
+    client, _ = served
+    fake.stop()
+    client.command("unmap")
+    again_resumed(fake).part()
+    assert fake.nobody_comes()
+    thread = threading.Thread(target=lambda: fake.accept().handshake(), daemon=True)
+    thread.start()
+    client.command("map", bytes="64K")
+    thread.join(10)
+
+
+def test_a_pager_that_does_not_know_what_was_unmapped_is_left_alone(
+    served: tuple[MemoryClient, Peer], fake: FakePager
+) -> None:
+    client, _ = served
+    fake.stop()
+    client.command("unmap")
+    fake.listen()
+    for error in (errno.EAGAIN, errno.ESTALE):
+        again = fake.accept()
+        again.take_hello()
+        again.welcome()
+        again.take_region()
+        again.reject(error, b"this pager does not know the region")
+    assert fake.nobody_comes()
 
 
 def test_an_unmapped_region_makes_room_for_another(served: tuple[MemoryClient, Peer], fake: FakePager) -> None:
@@ -340,7 +389,7 @@ def test_an_unmapped_region_makes_room_for_another(served: tuple[MemoryClient, P
         index = client.command("map", bytes="64K")["index"]
         thread.join(10)
         client.command("unmap", region=index)
-        fake.peers[-1].close()
+        fake.peers[-1].part()
 
 
 def test_regions_are_served_side_by_side(served: tuple[MemoryClient, Peer], fake: FakePager) -> None:
