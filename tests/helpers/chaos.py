@@ -377,6 +377,8 @@ def main() -> None:
     args = parser.parse_args()
     without = set(filter(None, args.without.split(",")))
     without |= ACTIONS.keys() - set(args.only.split(",")) if args.only else set()
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seed, args.seed + args.seeds):
         if args.show:
             print(*plan(seed, args.seconds, copies=args.replicas > 1, without=without), sep="\n")
