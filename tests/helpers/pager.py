@@ -16,6 +16,7 @@ import os
 import queue
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -103,6 +104,16 @@ def _end_pager(process: subprocess.Popen[str]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
     _end(process)
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Stop a process for the block."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 @dataclass

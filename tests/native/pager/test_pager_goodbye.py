@@ -7,7 +7,6 @@ import contextlib
 import os
 import select
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ import pytest
 
 from ghostbox.processes import wait_until
 from helpers import hostile_client
-from helpers.pager import RunningMemserver, RunningPager, memory_client, running_memserver, running_pager
+from helpers.pager import RunningMemserver, RunningPager, memory_client, running_memserver, running_pager, stopped
 from helpers.takeover import PagerLine, pager_line
 
 
@@ -24,16 +23,6 @@ def wait_given_up(pager: RunningPager | PagerLine, donor: RunningMemserver) -> N
     wait_until(lambda: not pager.status()["regions"], timeout_s=20, what="end of the region")
     assert pager.status()["pages"]["present"] == 0
     assert donor.resident_bytes("a") == 0
-
-
-@contextlib.contextmanager
-def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Stop a process for the block."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -24,21 +23,12 @@ from helpers.pager import (
     pager_argv,
     running_memserver,
     running_pager,
+    stopped,
 )
 
 PAGES = 16 << 8  # 16 MiB
 # A donor is noticed within 2 s; a test machine may be at work.
 NOTICED_S = 10.0
-
-
-@contextlib.contextmanager
-def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Stop a process for the block."""
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
 
 
 def down_s(pager: RunningPager, donor: int = 0) -> float | None:
