@@ -36,7 +36,8 @@ def sparse_file(path: Path) -> Path:
 
 
 def test_nbdinfo_reads_every_fact_of_an_export(server: Server) -> None:
-    facts = json.loads(run("nbdinfo", "--json", server.uri("a")))
+    # Without --no-content it prints what file(1) says; where that is not installed, whatever lies in its memory.
+    facts = json.loads(run("nbdinfo", "--json", "--no-content", server.uri("a")))
     export = facts["exports"][0]
     assert facts["structured"] is True
     assert (export["export-name"], export["export-size"]) == ("a", 64 << 20)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 
 from ghostbox.processes import wait_until
 from helpers.pager import (
+    Build,
     client_env,
     installed_build,
     memory_client,
@@ -109,9 +112,21 @@ def test_a_kernel_without_what_is_needed_is_refused(place: Path) -> None:
     assert "this kernel's userfaultfd lacks 'minor_shmem', which GhostBox needs" in done.stderr
 
 
+def for_all_users(place: Path) -> Build:
+    """Return copies of the programs that any user may run: ours may lie in a home directory, closed to others."""
+    build = installed_build()
+    place.chmod(0o755)
+    copies = {name: place / getattr(build, name).name for name in ("pager", "shim", "client")}
+    for name, copy in copies.items():
+        shutil.copy(getattr(build, name), copy)
+        copy.chmod(0o755)
+    return dataclasses.replace(build, **copies)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root")
 def test_no_permission_on_the_device_is_said_with_its_cure(place: Path) -> None:
     done = subprocess.run(
-        [str(installed_build().pager), *arguments(place, "nbd://127.0.0.1:1/a")],
+        [str(for_all_users(place).pager), *arguments(place, "nbd://127.0.0.1:1/a")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -195,7 +210,6 @@ def test_memory_larger_than_the_donors_is_refused() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root")
 def test_another_user_is_refused_unless_named(place: Path) -> None:
     def read_as_nobody(listen: Path) -> subprocess.CompletedProcess[str]:
-        build = installed_build()
         return subprocess.run(
             [str(build.client), "--bytes", "1M", "read"],
             env=client_env(build, listen),
@@ -208,7 +222,7 @@ def test_another_user_is_refused_unless_named(place: Path) -> None:
             extra_groups=[],
         )
 
-    place.chmod(0o755)
+    build = for_all_users(place)
     with nbdkit_memory("1M") as uri:
         with running_pager([uri], cache="1M", place=place) as pager:
             done = read_as_nobody(pager.listen)
