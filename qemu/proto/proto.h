@@ -28,7 +28,7 @@
  * (and never reads zeroes), and reconnects with HELLO.flags = HELLO_RESUME and the same REGION. A READY is good for
  * its own connection only: after REGION the pager looks at the memfd, and nothing may be punched on an old promise. A
  * discard without its DISCARD_DONE is asked for again from the start, and a BYE without its BYE_DONE is said again:
- * resume, then BYE; a pager that refuses the region with ESTALE knew it before.
+ * resume, then BYE; a pager that refuses the region with ESTALE has nothing of it to give up.
  */
 #ifndef GHOSTBOX_PROTO_H
 #define GHOSTBOX_PROTO_H

@@ -219,19 +219,15 @@ static void *serve_thread(void *argument)
 {
     struct region *region = argument;
     struct text text;
+    bool parted;
 
     prctl(PR_SET_NAME, "ghostbox-shim");
-    for (;;) {
-        bool parted = serve_connection(region, &text);
-
+    do {
+        parted = serve_connection(region, &text);
         disconnect(region);
-        if (parted)
-            break;
-        if (!is_gone(region))
+        if (!parted && !is_gone(region))
             say("%s; memory that is not here waits until a pager is back", text.s);
-        if (!reconnect_for_ever(region))
-            break;
-    }
+    } while (!parted && reconnect_for_ever(region));
     region_retire(region);
     return NULL;
 }

@@ -129,7 +129,7 @@ bool local_keeps(const void *addr, size_t length);
 
 /* serve.c */
 int serve_start(struct region *region);
-/* Locked. Tells the pager, if there is one, that the region is unmapped; the thread tells the next one, if it must.
+/* Locked. Tells the pager, if there is one, that the region is unmapped; if it must, the thread tells the next one.
  */
 void serve_say_bye(struct region *region);
 

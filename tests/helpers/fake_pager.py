@@ -112,6 +112,12 @@ class Peer:
         assert page_bytes == PAGE
         self.uffd, self.memfd, self.pagemap = region.fds
 
+    def take_memory(self) -> None:
+        """Do all of the handshake but the answer to REGION."""
+        self.take_hello()
+        self.welcome()
+        self.take_region()
+
     def reject(self, error: int, text: bytes) -> None:
         """Refuse and close."""
         self.send(REJECT, struct.pack("=iI", error, 0) + text.ljust(240, b"\0"))
@@ -119,9 +125,7 @@ class Peer:
 
     def handshake(self) -> Peer:
         """Do all of it as it should be."""
-        self.take_hello()
-        self.welcome()
-        self.take_region()
+        self.take_memory()
         self.send(REGION_OK, struct.pack("=II", 1, 0))
         return self
 

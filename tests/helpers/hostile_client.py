@@ -166,6 +166,12 @@ class Client:
         body = struct.pack("=QQQQQ", self.base, self.bytes, 0, PAGE, 0)
         socket.send_fds(self.sock, [struct.pack("=IHHII", MAGIC, VERSION, REGION, 2, 56) + body], fds)
 
+    def join(self) -> None:
+        """Hand the memory over as a shim does."""
+        self.greet(b"qemu")
+        self.hand_over([self.uffd, self.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)])
+        assert self.answer()[0] == REGION_OK
+
     def answer(self) -> tuple[int, str]:
         """Wait for a message: its type and, of a REJECT, its text."""
         data = self.sock.recv(8192)

@@ -34,10 +34,8 @@ def overfull() -> Iterator[tuple[RunningMemserver, RunningPager, hostile_client.
         stack.callback(lambda: [thread.join(20) for thread in threads])  # once nobody has its userfaultfd any more
         pager = stack.enter_context(running_pager([donor.uri("a")], cache="1M"))
         peer = hostile_client.Client(str(pager.listen), 0, pages=1024)
-        peer.greet(b"qemu")
+        peer.join()
         stack.callback(os.close, peer.uffd)
-        peer.hand_over([peer.uffd, peer.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)])
-        assert peer.answer()[0] == hostile_client.REGION_OK
         threads.append(peer.fill())
         assert select.select([peer.sock], [], [], 20)[0], "no ZAP came"
         yield donor, pager, peer

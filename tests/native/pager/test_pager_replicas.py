@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -338,9 +337,7 @@ def test_pages_that_the_guest_is_giving_back_wait_for_its_end_before_they_are_co
         uris = [one.uri("a"), two.uri("a")]
         with running_pager(uris[:1], cache="1M", extent="64K", contents="keep") as pager:
             peer = hostile_client.Client(str(pager.listen), 0)
-            peer.greet(b"qemu")
-            peer.hand_over([peer.uffd, peer.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)])
-            assert peer.answer()[0] == hostile_client.REGION_OK
+            peer.join()
             peer.discard(hostile_client.DISCARD_BEGIN, 16, 8)
             assert peer.answer()[0] == hostile_client.DISCARD_READY
             pager.command("add-donor", uri=uris[1])

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -24,6 +23,7 @@ from helpers.pager import (
     run_client,
     running_memserver,
     running_pager,
+    stopped,
 )
 
 COMPLETE = ["--listen", "/nowhere/p", "--control", "/nowhere/c", "--cache", "8M", "--donor", "nbd://127.0.0.1:1/a"]
@@ -238,9 +238,10 @@ def test_another_user_is_refused_unless_named(place: Path) -> None:
 def test_of_a_pagers_connections_one_says_that_somebody_waits_also_after_it_was_lost() -> None:
     with running_memserver(a="16M") as donor, running_pager([donor.uri("a")]) as pager:
         assert donor.status()["waiting"]["demand_connections"] == 1
-        donor.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: pager.status()["donors"][0]["state"] != "up", timeout_s=30, what="its silence to be noticed")
-        donor.process.send_signal(signal.SIGCONT)
+        with stopped(donor.process):
+            wait_until(
+                lambda: pager.status()["donors"][0]["state"] != "up", timeout_s=30, what="its silence to be noticed"
+            )
         wait_until(lambda: pager.status()["donors"][0]["state"] == "up", timeout_s=30, what="it is back")
         wait_until(
             lambda: donor.status()["waiting"]["demand_connections"] == 1, timeout_s=30, what="the new connection"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -62,26 +63,22 @@ def test_a_path_that_is_too_long_is_said(place: Path) -> None:
 def test_a_refusal_is_passed_on_in_the_pagers_words(fake: FakePager) -> None:
     def reject(peer: Peer) -> None:
         peer.take_hello()
-        text = b"the donors have 1 MiB, the memory 2 MiB".ljust(240, b"\0")
-        peer.send(wire.REJECT, struct.pack("=iI", 28, 0) + text)
+        peer.reject(errno.ENOSPC, b"the donors have 1 MiB, the memory 2 MiB")
 
     assert refused(fake, reject) == ("ghostbox-shim: the pager refuses: the donors have 1 MiB, the memory 2 MiB\n")
 
 
 def test_a_refusal_before_the_hello_is_heard(fake: FakePager) -> None:
-    def reject_and_close(peer: Peer) -> None:
-        peer.send(wire.REJECT, struct.pack("=iI", 1, 0) + b"uid 65534 may not connect".ljust(240, b"\0"))
-        peer.sock.close()
+    def reject(peer: Peer) -> None:
+        peer.reject(errno.EPERM, b"uid 65534 may not connect")
 
-    assert "the pager refuses: uid 65534 may not connect" in refused(fake, reject_and_close)
+    assert "the pager refuses: uid 65534 may not connect" in refused(fake, reject)
 
 
 def test_a_refused_region_ends_the_process(fake: FakePager) -> None:
     def reject(peer: Peer) -> None:
-        peer.take_hello()
-        peer.welcome()
-        peer.take_region()
-        peer.send(wire.REJECT, struct.pack("=iI", 28, 0) + b"too long".ljust(240, b"\0"))
+        peer.take_memory()
+        peer.reject(errno.ENOSPC, b"too long")
 
     assert "the pager refuses: too long" in refused(fake, reject)
 

@@ -37,6 +37,14 @@ def fill(client: MemoryClient, peer: Peer, page: int, value: int = 7) -> None:
     assert client.result("read")["value"] == value
 
 
+def again_resumed(fake: FakePager) -> Peer:
+    """Another pager comes, and the shim with the region."""
+    fake.listen()
+    again = fake.accept().handshake()
+    assert again.hello_flags & wire.HELLO_RESUME
+    return again
+
+
 def test_a_zap_keeps_the_page_and_makes_the_next_touch_a_minor_fault(served: tuple[MemoryClient, Peer]) -> None:
     client, peer = served
     fill(client, peer, 5)
@@ -214,8 +222,7 @@ def test_a_discard_that_a_pager_left_undone_is_asked_of_the_next_one(
     if step == "ended":
         assert peer.take_range(wire.DISCARD_END)[0] == seq
     fake.stop()
-    fake.listen()
-    again = fake.accept().handshake()
+    again = again_resumed(fake)
     seq, offset, length, _ = again.take_range(wire.DISCARD_BEGIN)
     assert (offset, length) == (0, 2 * PAGE)
     assert client.answers_nothing("discard", for_s=0.2)
@@ -233,8 +240,7 @@ def test_an_old_promise_does_not_let_a_hole_be_punched_under_the_next_pager(
     client.start("discard", first=0, n=1)
     seq = peer.take_range(wire.DISCARD_BEGIN)[0]
     fake.stop()
-    fake.listen()
-    again = fake.accept().handshake()
+    again = again_resumed(fake)
     again.ready(seq)  # of the earlier connection: nobody waits for it
     seq = again.take_range(wire.DISCARD_BEGIN)[0]
     assert client.answers_nothing("discard", for_s=0.3)
@@ -263,9 +269,7 @@ def test_a_pager_that_comes_back_gets_the_same_region(served: tuple[MemoryClient
     fake.stop()
     client.start("read", first=1)
     assert client.answers_nothing("read", for_s=0.5)
-    fake.listen()
-    again = fake.accept().handshake()
-    assert again.hello_flags & wire.HELLO_RESUME
+    again = again_resumed(fake)
     assert (again.base, again.length) == before
     assert os.pread(again.memfd, 8, 0) == struct.pack("=Q", 11)
     # The event was read by the pager that died, if it was read; a new pager wakes all, and they fault again.
@@ -332,14 +336,6 @@ def test_unmapping_says_goodbye_and_a_late_zap_touches_nothing(served: tuple[Mem
     assert peer.hung_up()
 
 
-def again_resumed(fake: FakePager) -> Peer:
-    """Another pager comes, and the shim with the region."""
-    fake.listen()
-    again = fake.accept().handshake()
-    assert again.hello_flags & wire.HELLO_RESUME
-    return again
-
-
 def test_a_goodbye_that_a_pager_did_not_answer_is_said_to_the_next_one(
     served: tuple[MemoryClient, Peer], fake: FakePager
 ) -> None:
@@ -374,9 +370,7 @@ def test_a_pager_that_does_not_know_what_was_unmapped_is_left_alone(
     fake.listen()
     for error in (errno.EAGAIN, errno.ESTALE):
         again = fake.accept()
-        again.take_hello()
-        again.welcome()
-        again.take_region()
+        again.take_memory()
         again.reject(error, b"this pager does not know the region")
     assert fake.nobody_comes()
 
