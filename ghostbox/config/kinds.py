@@ -7,6 +7,7 @@ value or raises `UsageError` with a message that fits behind ``key: ``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class Duration:
     """A time in seconds, written ``90s`` or ``5m``."""
 
     minimum: float = 0.0
+    maximum: float = math.inf
 
     def parse(self, raw: object) -> float:
         """Return seconds."""
@@ -78,6 +80,8 @@ class Duration:
         seconds = units.parse_duration(raw)
         if seconds < self.minimum:
             raise UsageError(f"'{raw}' is too short, the least is {units.format_duration(self.minimum)}")
+        if seconds > self.maximum:
+            raise UsageError(f"'{raw}' is too long, the most is {units.format_duration(self.maximum)}")
         return seconds
 
 

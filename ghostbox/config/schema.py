@@ -95,13 +95,13 @@ class PoolConfig:
         "when no copy can be read: wait, pause the VM, or poison the pages after a while",
     )
     rebuild_after_s: float = _key(
-        "rebuild_after", kinds.Duration(), "10s", "a donor that is away for longer has its copies made elsewhere"
+        "rebuild_after", kinds.Duration(0, 1e6), "10s", "a donor that is away for longer has its copies made elsewhere"
     )
     rebuild_rate_bytes: int = _key(
         "rebuild_rate", kinds.Size(), "256MiB", "copies are made at most at this many bytes a second, 0: no limit"
     )
     slow_s: float = _key(
-        "slow", kinds.Duration(0.001), "50ms", "a donor whose answers often take longer is used last and named"
+        "slow", kinds.Duration(0.001, 60), "50ms", "a donor whose answers often take longer is used last and named"
     )
 
 

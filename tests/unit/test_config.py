@@ -119,6 +119,8 @@ def test_an_empty_section_and_an_empty_file_are_no_error(places: Path) -> None:
         ("vm: {ports: ['80:70000']}\n", ":1: vm.ports: 70000 is out of range", ""),
         ("vm: {boot_timeout: soon}\n", ":1: vm.boot_timeout: 'soon' is not a duration", "90s or 5m"),
         ("vm: {boot_timeout: 0.1s}\n", ":1: vm.boot_timeout: '0.1s' is too short, the least is 1.0 s", ""),
+        ("pool: {slow: 2m}\n", ":1: pool.slow: '2m' is too long, the most is 1 min 0 s", ""),
+        ("pool: {rebuild_after: 1000h}\n", ":1: pool.rebuild_after: '1000h' is too long, the most is 277 h 46 min", ""),
         ("vm: {ssh_key: [a]}\n", ":1: vm.ssh_key: '['a']' is not a path", ""),
         ("pool: {extent: 3MiB}\n", ":1: pool.extent: 3 MiB is not a power of two of at least 4 KiB", ""),
         ("pool: {donors: ['a b']}\n", ":1: pool.donors: 'a b' is not HOST or HOST:PORT", ""),

@@ -29,6 +29,7 @@ from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_l
 
 MIB = 1 << 20
 OPTIONS: dict[str, Any] = {"replicas": "2", "allow_same_host": "", "pool": "16M", "extent": "1M", "rebuild_after": "0"}
+OPTIONS["slow_us"] = "60000000"  # none is, however busy the machine
 
 
 @contextlib.contextmanager
