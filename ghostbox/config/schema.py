@@ -94,6 +94,7 @@ class PoolConfig:
         "wait",
         "when no copy can be read: wait, pause the VM, or poison the pages after a while",
     )
+    # The longest times are those that ghostbox-pager takes (qemu/pager/options.c).
     rebuild_after_s: float = _key(
         "rebuild_after", kinds.Duration(0, 1e6), "10s", "a donor that is away for longer has its copies made elsewhere"
     )

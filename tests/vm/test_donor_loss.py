@@ -167,8 +167,7 @@ time.sleep(1000)
 def test_memory_of_which_no_copy_is_left_is_named_and_the_guest_lives_on(machine: Machine) -> None:
     """The donor that is left comes back empty, then the dead one, too. Until then older copies might have done."""
     # Page cache of programs that were bound to node 1 may be lost, too: files are read again, by others.
-    again = "rm -f filled; sync; sudo sysctl vm.drop_caches=3; head -c 1M /dev/zero | sha256sum"
-    machine.cli("shell", "--", again)
+    machine.cli("shell", "--", "rm -f filled; sync; sudo sysctl vm.drop_caches=3; head -c 1M /dev/zero | sha256sum")
     machine.host.cli("shell", VM, "--", "cat > idle.py", stdin=IDLE, check=True)
     idle = machine.host.start("shell", VM, "--", "python3 idle.py")
     try:

@@ -28,8 +28,14 @@ from helpers.pager import (
 from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_line
 
 MIB = 1 << 20
-OPTIONS: dict[str, Any] = {"replicas": "2", "allow_same_host": "", "pool": "16M", "extent": "1M", "rebuild_after": "0"}
-OPTIONS["slow_us"] = "60000000"  # none is, however busy the machine
+OPTIONS: dict[str, Any] = {
+    "replicas": "2",
+    "allow_same_host": "",
+    "pool": "16M",
+    "extent": "1M",
+    "rebuild_after": "0",
+    "slow_us": "60000000",  # no donor is slow, however busy the machine
+}
 
 
 @contextlib.contextmanager
