@@ -14,7 +14,7 @@ from ghostbox.paths import Paths, VmPaths
 from ghostbox.placement import Offer, Share, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.tiering import Tiering, choose
-from ghostbox.units import MIB, format_bytes
+from ghostbox.units import MIB, PAGE_BYTES, format_bytes
 
 MEMORY_BLOCK_BYTES = 128 * MIB
 """Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
@@ -193,8 +193,8 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
     """
     check_sizes(config)
     vm, pool = config.vm, config.pool
-    _check_loss(pool.on_donor_loss, facts.virt)
-    pager = _pager_plan(config, facts.virt)
+    check_loss(pool.on_donor_loss, facts.virt)
+    pager = pager_plan(config, facts.virt)
     shares = shares_of(pager, facts.offers)
     return VmPlan(
         name=vm.name,
@@ -256,7 +256,12 @@ def backup_file(given: Path | None, name: str) -> Path | None:
     return given / f"ghostbox-{name}.backup" if given.is_dir() else given
 
 
-def _check_loss(on_donor_loss: str, virt: Virt) -> None:
+def check_loss(on_donor_loss: str, virt: Virt) -> None:
+    """Refuse what cannot be done about lost pages.
+
+    Raises:
+        Refused: they are to be poisoned, and there is no KVM.
+    """
     if on_donor_loss == "poison" and virt is not Virt.KVM:
         raise Refused(
             "pool.on_donor_loss: poison needs KVM",
@@ -271,11 +276,12 @@ def _guest_plan(config: Config, facts: HostFacts) -> GuestPlan:
     return GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, tiering)
 
 
-def _pager_plan(config: Config, virt: Virt) -> PagerPlan:
+def pager_plan(config: Config, virt: Virt) -> PagerPlan:
+    """Return how the pager of the VM that ``config`` describes is started."""
     pool = config.pool
     extents = -(-config.vm.remote_memory_bytes // pool.extent_bytes)
     return PagerPlan(
-        cache_bytes=pool.cache_bytes,
+        cache_bytes=cache_bytes(config),
         extent_bytes=pool.extent_bytes,
         readahead_bytes=config.pager.readahead_bytes,
         poll_us=config.pager.poll_us,
@@ -291,6 +297,13 @@ def _pager_plan(config: Config, virt: Virt) -> PagerPlan:
     )
 
 
+def cache_bytes(config: Config) -> int:
+    """Return the size of the cache: one that nobody set is at most half as large as the remote memory."""
+    if config.origins.get("pool.cache", "default") != "default":
+        return config.pool.cache_bytes
+    return min(config.pool.cache_bytes, config.vm.remote_memory_bytes // 2 // PAGE_BYTES * PAGE_BYTES)
+
+
 def check_sizes(config: Config) -> None:
     """Refuse sizes that cannot work, before anything is asked or started.
 
@@ -301,7 +314,7 @@ def check_sizes(config: Config) -> None:
     _check_block("vm.memory", config.vm.memory_bytes)
     _check_block("vm.remote_memory", config.vm.remote_memory_bytes)
     _check_local(config.vm.memory_bytes, config.vm.remote_memory_bytes)
-    cache, remote = config.pool.cache_bytes, config.vm.remote_memory_bytes
+    cache, remote = cache_bytes(config), config.vm.remote_memory_bytes
     if cache >= remote:
         raise UsageError(
             f"pool.cache ({format_bytes(cache)}) is not smaller than vm.remote_memory ({format_bytes(remote)})",

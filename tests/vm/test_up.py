@@ -457,7 +457,7 @@ def start_again(machine: Machine) -> None:
 def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Machine) -> None:
     machine.cli("down", "--force")
     (machine.host.root / "extra.yaml").write_text(CLOUD_INIT_CHANGED)
-    (machine.host.root / "ghostbox.yaml").write_text(NEVER_SLOW)
+    machine.cli("set", "--unset", "guest.tiering")
     command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK)
     assert command.stderr is not None
     said = ""
