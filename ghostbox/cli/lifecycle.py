@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 from rich.console import RenderableType
-from rich.markup import escape
 
 from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
@@ -94,7 +93,7 @@ def _again(err: GhostboxError) -> bool:
         return False
     for word, text in (("error", err.message), ("why", err.why), ("fix", err.hint)):
         if text:
-            click.echo(f"{word}: {text}", err=True)
+            Stages(quiet=False).note(f"{word}: {text}")
     return click.confirm("Edit it again?", default=True, err=True)
 
 
@@ -114,4 +113,4 @@ def _kept(err: GhostboxError, draft: Draft, *, given: Path | None) -> GhostboxEr
 def _changed(found: Changed) -> RenderableType:
     if not found.changes:
         return f"VM '{found.name}' is that already: nothing changes"
-    return "\n".join(escape(str(each)) for each in found.changes)
+    return "\n".join(str(each) for each in found.changes)
