@@ -46,7 +46,10 @@ _PART_TYPES = {
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver."""
+    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver.
+
+    ``machine_id`` (machine-id(5)) is written into a guest whose disk is a copy of another one's.
+    """
 
     hostname: str
     user: str
@@ -56,6 +59,7 @@ class SeedSpec:
     tiering: Tiering
     extra_user_data: str | None = None
     mac: str | None = None
+    machine_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,17 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
-        "bootcmd": [["sh", "-c", script] for script in (_MEMORY_ON, _FREE_IN_SMALL_PIECES, spec.tiering.script)],
+        "bootcmd": [["sh", "-c", script] for script in _at_each_boot(spec)],
     }
+
+
+def _at_each_boot(spec: SeedSpec) -> list[str]:
+    scripts = [_MEMORY_ON, _FREE_IN_SMALL_PIECES, spec.tiering.script]
+    if spec.machine_id is not None:
+        there = "/etc/machine-id"
+        # systemd mounts its own over the file where the kernel's command line has one (domain_xml.py).
+        scripts.append(f"grep -qx {spec.machine_id} {there} || echo {spec.machine_id} > {there}")
+    return scripts
 
 
 def _network_config(mac: str | None) -> dict[str, Any]:

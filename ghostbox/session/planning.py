@@ -48,11 +48,12 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
-        mac=record.mac if record else _new_mac(),
+        mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
         offers=offers(config.pool.donors),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
+        machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=_security_models(config, start_daemon=start_daemon),
         links=donor_bench.kept_links(config.pool.donors, paths),
         host_costs=donor_bench.kept_host(paths),
@@ -113,7 +114,7 @@ def _shim_copy(paths: Paths, name: str) -> Path:
     return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
-def _new_mac() -> str:
+def new_mac() -> str:
     """Return a random address in the range of QEMU's vendor prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
