@@ -11,7 +11,7 @@ from pathlib import Path
 from ghostbox.config import Config, PortForward
 from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.placement import Offer, Share, missing, split
+from ghostbox.placement import Held, Offer, Share, distinct, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.tiering import Tiering, choose
 from ghostbox.units import MIB, PAGE_BYTES, format_bytes
@@ -211,7 +211,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports),
         pager=pager,
         guest=_guest_plan(config, facts),
-        donors=tuple(offer.address for offer in facts.offers),
+        donors=tuple(offer.address for offer in distinct(facts.offers)),
         shares=shares,
         shim=facts.shim,
         security_models=facts.security_models,
@@ -222,8 +222,8 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
     )
 
 
-def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int] | None = None) -> tuple[Share, ...]:
-    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held`` (bytes by address).
+def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Sequence[Held] = ()) -> tuple[Share, ...]:
+    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held``.
 
     Raises:
         DonorTooSmall, Refused: see `placement.split`.
@@ -238,8 +238,8 @@ def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int]
     )
 
 
-def missing_bytes(pager: PagerPlan, held: Mapping[str, int]) -> int:
-    """Return how much more memory the pool of ``pager`` needs than is ``held`` (bytes by address)."""
+def missing_bytes(pager: PagerPlan, held: Sequence[Held]) -> int:
+    """Return how much more memory the pool of ``pager`` needs than is ``held``."""
     return missing(
         pager.pool_bytes,
         held,
