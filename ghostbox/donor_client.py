@@ -67,7 +67,7 @@ class Holder:
 class DonorStatus:
     """A donor's account of itself. ``address`` is where it was asked; ``leases`` counts them.
 
-    What an older donor does not tell has a default; ``id`` is then empty.
+    What an older donor does not tell has a default; ``id`` and ``machine`` are then empty.
     """
 
     address: str
@@ -84,6 +84,7 @@ class DonorStatus:
     drain_causes: tuple[str, ...] = ()
     memory_pressure: float | None = None
     id: str = ""
+    machine: str = ""
 
     @property
     def state(self) -> str:

@@ -376,29 +376,45 @@ static int start(struct evict_loop *loop)
     rc = rc < 0 ? rc : rebuild_init(loop);
     if (rc < 0)
         return rc;
-    epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->evict_wake_fd, &wake);
-    epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->listen_fd, &listening);
+    if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->evict_wake_fd, &wake) < 0 ||
+        epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->listen_fd, &listening) < 0)
+        return -errno;
+    return 0;
+}
+
+int evict_create(struct evict_loop **out, struct pager *pager)
+{
+    struct evict_loop *loop = calloc(1, sizeof(*loop));
+
+    if (!loop)
+        return -ENOMEM;
+    loop->pager = pager;
+    int rc = start(loop);
+
+    if (rc < 0) {
+        evict_destroy(loop);
+        return rc;
+    }
+    *out = loop;
     return 0;
 }
 
 void *evict_thread(void *arg)
 {
-    struct pager *pager = arg;
-    struct evict_loop *loop = calloc(1, sizeof(*loop));
+    struct evict_loop *loop = arg;
 
-    if (!loop)
+    if (!pager_may_start(loop->pager))
         return NULL;
-    loop->pager = pager;
-    int rc = start(loop);
+    run(loop);
+    atomic_store(&loop->pager->stopping, true);
+    pager_wake_fault(loop->pager);
+    return NULL;
+}
 
-    if (rc < 0) {
-        log_error("the evict thread cannot start: %s", strerror(-rc));
-        atomic_store(&pager->stopping, true);
-    } else {
-        run(loop);
-    }
-    atomic_store(&pager->stopping, true);
-    pager_wake_fault(pager);
+void evict_destroy(struct evict_loop *loop)
+{
+    if (!loop)
+        return;
     for (size_t i = 0; i < sizeof(loop->links) / sizeof(*loop->links); i++)
         if (loop->links[i].state != LINK_FREE)
             close(loop->links[i].fd);
@@ -407,5 +423,4 @@ void *evict_thread(void *arg)
     if (loop->epoll_fd >= 0)
         close(loop->epoll_fd);
     free(loop);
-    return NULL;
 }

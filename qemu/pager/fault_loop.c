@@ -252,30 +252,54 @@ static void run(struct fault_loop *loop)
     }
 }
 
-void *fault_thread(void *arg)
+static int loop_open(struct fault_loop *loop)
 {
-    struct pager *pager = arg;
+    struct epoll_event wake = {.events = EPOLLIN, .data.ptr = loop->pager};
+
+    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (loop->epoll_fd < 0 || epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->pager->fault_wake_fd, &wake) < 0)
+        return -errno;
+    int rc = fetch_init(loop);
+
+    return rc < 0 ? rc : turns_create(&loop->turns, loop->pager->table.n_pages);
+}
+
+int fault_create(struct fault_loop **out, struct pager *pager)
+{
     struct fault_loop *loop = calloc(1, sizeof(*loop));
-    struct epoll_event wake = {.events = EPOLLIN, .data.ptr = pager};
 
     if (!loop)
-        return NULL;
+        return -ENOMEM;
     loop->pager = pager;
     loop->readahead_pages = (uint32_t)(pager->options->readahead_bytes / PAGE_BYTES);
     for (uint32_t i = 0; i < RECENT_FAULTS; i++)
         loop->recent[i] = PAGE_NONE;
-    loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (loop->epoll_fd < 0 || fetch_init(loop) < 0 || turns_create(&loop->turns, pager->table.n_pages) < 0) {
-        log_error("the fault thread cannot start: %s", strerror(errno));
-        atomic_store(&pager->stopping, true);
-    } else {
-        epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, pager->fault_wake_fd, &wake);
-        run(loop);
+    int rc = loop_open(loop);
+
+    if (rc < 0) {
+        fault_destroy(loop);
+        return rc;
     }
+    *out = loop;
+    return 0;
+}
+
+void *fault_thread(void *arg)
+{
+    struct fault_loop *loop = arg;
+
+    if (pager_may_start(loop->pager))
+        run(loop);
+    return NULL;
+}
+
+void fault_destroy(struct fault_loop *loop)
+{
+    if (!loop)
+        return;
     fetch_destroy(loop);
     turns_destroy(&loop->turns);
     if (loop->epoll_fd >= 0)
         close(loop->epoll_fd);
     free(loop);
-    return NULL;
 }

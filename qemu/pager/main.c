@@ -253,37 +253,86 @@ static void wait_for_end(struct pager *pager, const sigset_t *signals)
     }
 }
 
-static int run_threads(struct pager *pager, const sigset_t *signals)
-{
+struct threads {
     pthread_t fault, evict;
-    int rc = pthread_create(&fault, NULL, fault_thread, pager);
+    bool fault_made, evict_made;
+    struct fault_loop *fault_loop;
+    struct evict_loop *evict_loop;
+    struct control *control;
+};
 
-    if (rc) {
-        log_error("cannot start a thread: %s", strerror(rc));
-        return EXIT_FAILURE;
+static int thread_make(pthread_t *thread, bool *made, void *(*run)(void *), void *loop, const char *name)
+{
+    int rc = pthread_create(thread, NULL, run, loop);
+
+    *made = rc == 0;
+    if (rc)
+        log_error("cannot start the %s thread: %s", name, strerror(rc));
+    return -rc;
+}
+
+/* All that may fail for want of memory, descriptors or threads. 0, or -errno after saying what failed. */
+static int threads_make(struct pager *pager, struct threads *threads)
+{
+    int rc = fault_create(&threads->fault_loop, pager);
+
+    if (rc < 0) {
+        log_error("the fault thread cannot start: %s", strerror(-rc));
+        return rc;
     }
-    rc = pthread_create(&evict, NULL, evict_thread, pager);
-    if (rc) {
-        log_error("cannot start a thread: %s", strerror(rc));
-        atomic_store(&pager->stopping, true);
-        pager_wake_fault(pager);
-        pthread_join(fault, NULL);
-        return EXIT_FAILURE;
+    rc = evict_create(&threads->evict_loop, pager);
+    if (rc < 0) {
+        log_error("the evict thread cannot start: %s", strerror(-rc));
+        return rc;
     }
-    puts("ready");
-    fflush(stdout);
-    wait_for_end(pager, signals);
+    rc = thread_make(&threads->fault, &threads->fault_made, fault_thread, threads->fault_loop, "fault");
+    if (rc == 0)
+        rc = thread_make(&threads->evict, &threads->evict_made, evict_thread, threads->evict_loop, "evict");
+    if (rc < 0)
+        return rc;
+    rc = control_start(&threads->control, pager->options->control, pager_commands, pager);
+    if (rc < 0)
+        log_error("cannot open the control socket %s: %s", pager->options->control, strerror(-rc));
+    return rc;
+}
+
+static void threads_end(struct pager *pager, struct threads *threads)
+{
     atomic_store(&pager->stopping, true);
     pager_wake_fault(pager);
     wake(pager->evict_wake_fd);
-    pthread_join(evict, NULL);
-    pthread_join(fault, NULL);
-    return EXIT_SUCCESS;
+    if (threads->evict_made)
+        pthread_join(threads->evict, NULL);
+    if (threads->fault_made)
+        pthread_join(threads->fault, NULL);
+    unlink(pager->options->listen);
+    control_stop(threads->control);
+    evict_destroy(threads->evict_loop);
+    fault_destroy(threads->fault_loop);
+}
+
+/* Nothing is served before everything is there that serves. */
+static int run_threads(struct pager *pager, const sigset_t *signals)
+{
+    struct threads threads = {.fault_made = false};
+
+    pthread_mutex_lock(&pager->start);
+    int rc = threads_make(pager, &threads);
+
+    if (rc < 0)
+        atomic_store(&pager->stopping, true);
+    pthread_mutex_unlock(&pager->start);
+    if (rc == 0) {
+        puts("ready");
+        fflush(stdout);
+        wait_for_end(pager, signals);
+    }
+    threads_end(pager, &threads);
+    return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 static int serve(struct pager *pager)
 {
-    struct control *control = NULL;
     sigset_t signals;
 
     sigemptyset(&signals);
@@ -293,19 +342,8 @@ static int serve(struct pager *pager)
     pthread_sigmask(SIG_BLOCK, &signals, NULL); /* in every thread: main waits for them */
     if (prepare(pager) < 0)
         return EXIT_FAILURE;
-    int rc = control_start(&control, pager->options->control, pager_commands, pager);
-
-    if (rc < 0) {
-        log_error("cannot open the control socket %s: %s", pager->options->control, strerror(-rc));
-        unlink(pager->options->listen);
-        return EXIT_FAILURE;
-    }
     stay_in_memory();
-    int status = run_threads(pager, &signals);
-
-    unlink(pager->options->listen);
-    control_stop(control);
-    return status;
+    return run_threads(pager, &signals);
 }
 
 static void destroy(struct pager *pager, bool keep_state)
@@ -317,6 +355,7 @@ static void destroy(struct pager *pager, bool keep_state)
     page_table_destroy(&pager->table);
     state_close(&pager->state, keep_state);
     pthread_mutex_destroy(&pager->suspects.lock);
+    pthread_mutex_destroy(&pager->start);
     pthread_mutex_destroy(&pager->lock);
     free(pager);
 }
@@ -339,6 +378,14 @@ static struct pager *create(const struct options *options)
     pthread_mutex_init(&pager->lock, &attr);
     pthread_mutexattr_destroy(&attr);
     pthread_mutex_init(&pager->suspects.lock, NULL);
+    pthread_mutex_init(&pager->start, NULL);
+    if (pager->fault_wake_fd < 0 || pager->evict_wake_fd < 0) {
+        int error = errno;
+
+        destroy(pager, false);
+        errno = error;
+        return NULL;
+    }
     return pager;
 }
 
@@ -370,7 +417,7 @@ int main(int argc, char **argv)
     struct pager *pager = create(&options);
 
     if (!pager) {
-        log_error("no memory");
+        log_error("cannot start: %s", strerror(errno));
         return EXIT_FAILURE;
     }
     int status = serve(pager);

@@ -75,6 +75,7 @@ struct pager {
     int evict_wake_fd;  /* eventfd: below the low watermark, a region was let go, stop */
     _Atomic bool evict_asked;
     _Atomic bool stopping;
+    pthread_mutex_t start; /* main holds it until every thread is there */
     _Atomic bool client_seen;
     _Atomic bool handing_over; /* nothing new is begun; once what is under way is done, the next pager may start */
 
@@ -126,10 +127,30 @@ void recover_forget(struct pager *pager, struct region *region);
 
 /* Makes and opens the socket for shims: link.c. Returns 0 or -errno. */
 int link_listen(struct pager *pager);
-/* The fault thread: fault_loop.c. */
-void *fault_thread(void *pager);
-/* The evict thread: evict.c. */
-void *evict_thread(void *pager);
+
+/*
+ * Each thread has a loop, with all that it ever needs, made before the thread is: a thread that was started has
+ * nothing left to fail for want of. Both return 0 or -errno.
+ */
+struct fault_loop;
+struct evict_loop;
+int fault_create(struct fault_loop **loop, struct pager *pager);
+int evict_create(struct evict_loop **loop, struct pager *pager);
+/* NULL is allowed. The thread has ended, or never was. */
+void fault_destroy(struct fault_loop *loop);
+void evict_destroy(struct evict_loop *loop);
+/* The fault thread (fault_loop.c) and the evict thread (evict.c), of such a loop. */
+void *fault_thread(void *loop);
+void *evict_thread(void *loop);
+/* Waits until every thread is there. False: one of them could not be started, so none begins. */
+static inline bool pager_may_start(struct pager *pager)
+{
+    pthread_mutex_lock(&pager->start);
+    bool stopping = atomic_load(&pager->stopping);
+
+    pthread_mutex_unlock(&pager->start);
+    return !stopping;
+}
 /* Control socket commands: status.c. */
 extern const struct control_command pager_commands[];
 
