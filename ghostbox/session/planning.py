@@ -11,7 +11,7 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
@@ -35,6 +35,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         NotFound: no such image.
     """
     plan.check_sizes(config)
+    cloudinit.check_user(config.vm.user)
     if not config.pool.donors:
         raise UsageError(
             "no donor is named",
