@@ -11,7 +11,7 @@ from ghostbox import cloudinit, hypervisor, processes, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths
-from ghostbox.plan import VmPlan
+from ghostbox.plan import Virt, VmPlan
 from ghostbox.session.record import make_directory
 from ghostbox.units import exact_bytes, format_bytes
 
@@ -58,6 +58,7 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
         machine_id=plan.machine_id,
+        emulated=plan.virt is Virt.TCG,
     )
 
 
@@ -74,6 +75,7 @@ def preview_user_data(plan: VmPlan) -> str:
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
         machine_id=plan.machine_id,
+        emulated=plan.virt is Virt.TCG,
     )
     return cloudinit.render(spec).user_data
 

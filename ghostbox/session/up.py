@@ -101,6 +101,8 @@ def up(
             if state not in (VmState.ABSENT, VmState.STOPPED):
                 supervisor.ensure(book, paths)
                 return _already_there(book, paths, state, defined, progress)
+            if config.origin("pool.donors") == "flag":
+                pool.use_again(book, config.pool.donors)
             plan = planning.make_plan(defined.config, paths, book.record)
             if not overcommit:
                 local_memory.check(plan, paths)
@@ -227,7 +229,7 @@ def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
     """Ask again: building an image takes minutes, and donors have other guests."""
     with progress.stage("donors") as stage:
-        offers = planning.offers(plan.donors)
+        offers = planning.offers(plan.donors, again=True)
         shares = shares_of(plan.pager, offers)
         stage.say(", ".join(f"{share.address} {format_bytes(share.size_bytes)}" for share in shares))
     return dataclasses.replace(plan, shares=shares)
