@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ghostbox.errors import Interrupted, NotFound, Refused
 from ghostbox.paths import Paths
-from ghostbox.session import access, pool
+from ghostbox.session import access, definition, pool
 from ghostbox.session.pool import Drain
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, LeaseRecord, locked
@@ -48,6 +48,7 @@ def add(name: str, address: str, size_bytes: int | None, paths: Paths, progress:
     with _changed(name, paths) as book, progress.stage("donor") as stage:
         lease = pool.add(book, address, size_bytes)
         stage.say(f"{address} lends {format_bytes(lease.size_bytes)}")
+        definition.add_donor(book, address)
     return lease
 
 

@@ -11,7 +11,7 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, known_donors, plan
 from ghostbox.config import Config
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
@@ -36,11 +36,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     """
     plan.check_sizes(config)
     cloudinit.check_user(config.vm.user)
-    if not config.pool.donors:
-        raise UsageError(
-            "no donor is named",
-            hint="run `ghostbox memserver` on another machine and give --donor HOST, or set pool.donors",
-        )
+    addresses = donors_of(config, paths)
     _check_paths(config, paths)
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
@@ -54,15 +50,30 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         uuid=record.uuid if record else str(uuid.uuid4()),
         mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
-        offers=offers(config.pool.donors, record),
+        offers=offers(addresses, record),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
         machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=_security_models(config, start_daemon=start_daemon),
-        links=donor_bench.kept_links(config.pool.donors, paths),
+        links=donor_bench.kept_links(addresses, paths),
         host_costs=donor_bench.kept_host(paths),
     )
     return plan.make(config, paths, facts)
+
+
+def donors_of(config: Config, paths: Paths) -> tuple[str, ...]:
+    """Return the donors to ask: those that the VM names; if it names none, all that this host knows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = config.pool.donors or tuple(each.address for each in known_donors.load(paths))
+    if not found:
+        raise UsageError(
+            "no donor is named, and none is known",
+            hint="run `ghostbox memserver` on another machine, then: ghostbox donor add HOST, or give --donor HOST",
+        )
+    return found
 
 
 def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False) -> tuple[Offer, ...]:
