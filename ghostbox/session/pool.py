@@ -19,7 +19,7 @@ from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused, UsageError
 from ghostbox.known_donors import KnownDonor
 from ghostbox.memserver.identity import machine_digest
-from ghostbox.placement import Held, Offer, donor_of
+from ghostbox.placement import Held, Offer, distinct, donor_of
 from ghostbox.plan import shares_of
 from ghostbox.processes import ControlError
 from ghostbox.session import cleanup, events, host_memory
@@ -165,6 +165,7 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
         GhostboxError: the pager refuses; the lease is given back.
     """
     assert book.record is not None
+    address = next((each.donor for each in book.record.leases if _spelt_alike(each.donor, address)), address)
     lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
     book.save(replace(book.record, leases=(*book.record.leases, lease)))
     try:
@@ -337,7 +338,7 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
     names = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
     left = [lease for lease in record.leases if lease.donor != THIS_HOST and canonical(lease.donor) in left_out]
     found = donors.survey([address for address in names if address not in left_out])
-    return [
+    offered = [
         donors.offer_of(item.address, item.status)
         for item in found
         if item.status is None
@@ -346,6 +347,7 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
             or any(_is_lender(lease, item.status, item.address) for lease in left)
         )
     ]
+    return distinct(offered)
 
 
 def is_drained(record: Record, status: DonorStatus, address: str) -> bool:

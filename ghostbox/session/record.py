@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths, VmPaths
@@ -97,6 +98,12 @@ class LeaseRecord:
     plane: str | None = None
     machine: str | None = None
 
+    @property
+    def lender(self) -> object:
+        """What is the same for all leases of one donor, whatever its address is spelt like."""
+        known = self.donor_id is not None and self.plane is not None
+        return (self.donor_id, self.plane) if known else self.donor.lower().removesuffix(f":{CONTROL_PORT}")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -151,8 +158,14 @@ class Record:
         return replace(self, made=self.made - {thing})
 
     def donor_names(self) -> dict[str, str]:
-        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs."""
-        return {lease.nbd_uri: lease.donor for lease in self.leases if lease.nbd_uri is not None}
+        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs.
+
+        A donor has one name: the one of its first lease.
+        """
+        names: dict[object, str] = {}
+        for lease in self.leases:
+            names.setdefault(lease.lender, lease.donor)
+        return {lease.nbd_uri: names[lease.lender] for lease in self.leases if lease.nbd_uri is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
