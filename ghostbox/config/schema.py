@@ -17,7 +17,7 @@ from typing import Any
 
 from ghostbox.config import kinds
 from ghostbox.config.kinds import PortForward
-from ghostbox.units import GIB, KIB, MIB
+from ghostbox.units import GIB, KIB, MIB, exact_bytes
 
 __all__ = ["Config", "Key", "PortForward", "keys"]
 
@@ -66,6 +66,7 @@ class VmConfig:
     boot_timeout_s: float = _key(
         "boot_timeout", kinds.Duration(1), "5m", "how long `up` waits for SSH, then for cloud-init"
     )
+    autostart: bool = _key("autostart", kinds.Boolean(), False, "start the VM when this machine starts")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ class PoolConfig:
         "donors", kinds.Many(kinds.HOST_PORT), [], "HOST[:PORT] of the donors' control API (port 10810)"
     )
     cache_bytes: int = _key(
-        "cache", kinds.Size(4 * MIB), "1GiB", "local memory that holds the warm part of the remote memory"
+        "cache",
+        kinds.Size(4 * MIB),
+        "1GiB",
+        "local memory for the warm part of the remote memory; not set: at most half of that",
     )
     extent_bytes: int = _key(
         "extent", kinds.PageMultiple(64 * KIB), "16MiB", "unit in which memory is spread over the donors"
@@ -200,7 +204,12 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration. ``origins`` names where each key's value came from."""
+    """A whole configuration. ``origins`` names where each key's value came from.
+
+    ``given`` are the keys that the command line itself sets, by a flag or in the file of ``-c``: those alone change a
+    VM that is defined already. What lies around (the environment, ./ghostbox.yaml, the user's and the system's file)
+    counts when a VM is made.
+    """
 
     vm: VmConfig
     pool: PoolConfig
@@ -210,6 +219,7 @@ class Config:
     memserver: MemserverConfig
     image: ImageConfig
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def origin(self, name: str) -> str:
         """Return where the value of key ``name`` (``"vm.memory"``) came from.
@@ -222,6 +232,32 @@ class Config:
         """Return the typed value of key ``name`` (``"vm.memory"``)."""
         key = keys()[name]
         return getattr(getattr(self, key.section), key.attribute)
+
+    def written(self, name: str) -> Any:
+        """Return the value of key ``name`` as people write it, with its unit; its kind reads it back unchanged."""
+        key, value = keys()[name], self.value(name)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, tuple):
+            return [str(item) for item in value]
+        if isinstance(value, Path):
+            return str(value)
+        units_of = {"_bytes": exact_bytes, "_s": "{:.10g}s".format, "_percent": "{:.10g}%".format}
+        for ending, write in units_of.items():
+            if key.attribute.endswith(ending):
+                return write(value)
+        return value
+
+    def replaced(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+        """Return the configuration with other typed ``values`` (by dotted key) that came from ``origins``."""
+        by_section: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            key = keys()[name]
+            by_section.setdefault(key.section, {})[key.attribute] = value
+        sections = {
+            section: dataclasses.replace(getattr(self, section), **changed) for section, changed in by_section.items()
+        }
+        return dataclasses.replace(self, **sections, origins={**self.origins, **origins})
 
 
 SECTIONS: Mapping[str, type] = {

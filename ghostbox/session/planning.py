@@ -11,7 +11,7 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
@@ -35,12 +35,12 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         NotFound: no such image.
     """
     plan.check_sizes(config)
+    cloudinit.check_user(config.vm.user)
     if not config.pool.donors:
         raise UsageError(
             "no donor is named",
             hint="run `ghostbox memserver` on another machine and give --donor HOST, or set pool.donors",
         )
-    _check_same_image(config, record)
     _check_paths(config, paths)
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
@@ -106,14 +106,6 @@ def _security_models(config: Config, *, start_daemon: bool) -> tuple[str, ...]:
         if start_daemon:
             raise
         return () if "/session" in config.libvirt.uri else ("dac",)
-
-
-def _check_same_image(config: Config, record: Record | None) -> None:
-    if record is not None and not record.new and record.image != config.vm.image:
-        raise Refused(
-            f"VM '{record.name}' was made from image '{record.image}', not '{config.vm.image}'",
-            hint=f"ghostbox delete {record.name}, or choose another name",
-        )
 
 
 def _check_paths(config: Config, paths: Paths) -> None:
