@@ -69,7 +69,10 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
     },
 }
-HIDDEN: Mapping[str, Command] = {"supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends.")}
+HIDDEN: Mapping[str, Command] = {
+    "supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends."),
+    "settle-leases": Command("ghostbox.cli.settle_leases", "Release what donors that were silent still hold."),
+}
 ALIASES: Mapping[str, str] = {"stop": "down", "ssh": "shell", "ls": "list", "rm": "delete"}
 
 _EXAMPLES = """\b

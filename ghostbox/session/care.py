@@ -33,7 +33,7 @@ from ghostbox.errors import GhostboxError, Refused
 from ghostbox.hypervisor import DiskTrouble, DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
-from ghostbox.session import backup, disk, events, host_memory, pool, takeover
+from ghostbox.session import backup, disk, events, host_memory, pool, takeover, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.units import PAGE_BYTES, format_bytes
 
@@ -368,6 +368,8 @@ def look_after(name: str, paths: Paths, *, interval_s: float = 1.0) -> None:
     care = Care(name, paths)
     try:
         while _went_on(care):
+            with suppress(GhostboxError, OSError):
+                unreleased.try_in_background(paths)
             time.sleep(interval_s)
     finally:
         care.close()

@@ -493,4 +493,7 @@ def _does_not_fit(book: Book, address: str, why: str, to_host: bool) -> Refused:
     hint = f"add one first: ghostbox donor add ADDRESS --vm {name}"
     if not to_host:
         hint += f"; or move it to this host: ghostbox donor drain {address} --vm {name} --to-host"
+    if book.record.drained:
+        left = book.record.drained[0].address
+        hint = f"ghostbox donor add {left} --vm {name} uses the one that was drained again; or {hint}"
     return Refused(f"what donor {address} holds does not fit on the others", why=why, hint=hint)

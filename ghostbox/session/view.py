@@ -12,7 +12,7 @@ from ghostbox import health, hypervisor, page_map, pager
 from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
-from ghostbox.session import disk, leaving, observe, supervisor, takeover
+from ghostbox.session import disk, leaving, observe, supervisor, takeover, unreleased
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 from ghostbox.tiering import Tiering
 from ghostbox.units import PAGE_BYTES
@@ -96,6 +96,7 @@ class VmStatus:
 
 def summaries(paths: Paths) -> list[VmSummary]:
     """Return all VMs."""
+    unreleased.try_in_background(paths)
     found = []
     for name in names(paths):
         book = Book(paths.vm(name))
@@ -224,6 +225,7 @@ def _with_name(donor: dict[str, Any], lease: LeaseRecord | None, names: Mapping[
 
 
 def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
+    unreleased.try_in_background(paths)
     book = Book(paths.vm(name))
     book.need(name, paths)
     state = observe.heal_if_idle(book.files)
