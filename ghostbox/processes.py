@@ -59,6 +59,20 @@ def run(
     return done.stdout
 
 
+def attend(argv: Sequence[str | Path]) -> int:
+    """Run a program that has our terminal until it ends; return its status. For what the user works with: an editor.
+
+    Raises:
+        ProgramError: it cannot be run.
+    """
+    words = [str(word) for word in argv]
+    _log.debug("attend: %s", " ".join(words))
+    try:
+        return subprocess.run(words, check=False).returncode
+    except OSError as err:
+        raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
+
+
 def start_detached(
     argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
