@@ -117,6 +117,9 @@ def _kernel_args(plan: VmPlan) -> str:
     words = [plan.image.boot.kernel_args, _ONLINE_MOVABLE]
     if plan.remote_memory_bytes:
         words += [_BOUNCE_BUFFERS, _REPORT_SMALL_PIECES, _NO_PROACTIVE_COMPACTION]
+    if plan.machine_id is not None:
+        # kernel-command-line(7): counts from the first moment, before the network is asked for an address.
+        words.append(f"systemd.machine_id={plan.machine_id}")
     if plan.local.node1_hidden:
         words.append(_reserved(plan.local))
     return " ".join(words)
