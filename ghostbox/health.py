@@ -108,6 +108,18 @@ def name_of(donor: Status) -> str:
     return _ON_DISK if donor.get("backup") else str(donor.get("name") or donor["uri"])
 
 
+def together(donors: Sequence[Status]) -> dict[tuple[str, str], list[Status]]:
+    """Return donors by their names and states: one that lends several pieces of memory is one.
+
+    Those that were removed are left out, unless memory was lost with them.
+    """
+    found: dict[tuple[str, str], list[Status]] = {}
+    for donor in donors:
+        if donor["state"] != "removed" or donor.get("lost_pages"):
+            found.setdefault((name_of(donor), str(donor["state"])), []).append(donor)
+    return found
+
+
 def absence(donor: Status) -> str:
     """Return since when a donor is away, and why: ``away 12 s: connection refused``; empty if it is not."""
     if donor["state"] != "down":

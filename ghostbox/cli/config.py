@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 from rich.table import Table
 
 from ghostbox.cli.context import Context
-from ghostbox.cli.output import emit, output_options, plain
+from ghostbox.cli.output import echo, emit, output_options, plain
 from ghostbox.config import Config, Key, file_candidates, keys, load, validate_file
 from ghostbox.errors import NotFound
 from ghostbox.units import exact_bytes
@@ -160,4 +160,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     if found is None:
         raise NotFound(f"no completion for the shell {shell}")
     script = found(ctx.find_root().command, {}, "ghostbox", "_GHOSTBOX_COMPLETE").source()
-    click.echo(script)
+    echo(script)

@@ -24,6 +24,7 @@ from ghostbox import __version__
 from ghostbox.cli import options
 from ghostbox.cli.context import Context
 from ghostbox.errors import GhostboxError, Interrupted, exhausted
+from ghostbox.terminal import printable, set_up_streams
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    set_up_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -209,9 +211,8 @@ def _report(err: GhostboxError, context: Context, *, exit_code: int | None = Non
     lines = [("error", "red", err.message), ("why", "yellow", err.why), ("fix", "green", err.hint)]
     for word, color, text in lines:
         if text:
-            click.echo(
-                f"{click.style(word + ':', fg=color, bold=True)} {text}", err=True, color=False if plain else None
-            )
+            label = click.style(word + ":", fg=color, bold=True)
+            click.echo(f"{label} {printable(text)}", err=True, color=False if plain else None)
     return code
 
 

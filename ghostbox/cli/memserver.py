@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS
-from ghostbox.cli.output import Stages, emit, output_options, plain
+from ghostbox.cli.output import Stages, echo, emit, output_options, plain
 from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import UsageError
 from ghostbox.memserver import drain as draining
@@ -67,7 +67,7 @@ def memserver(ctx: click.Context, /, as_json: bool, **flags: object) -> None:
         else PressureLimit(settings.drain_on_pressure_percent, settings.pressure_file),
         insecure=settings.insecure,
     )
-    run(options, context.paths, lambda ready: click.echo(json.dumps(plain(ready)) if as_json else _line(ready)))
+    run(options, context.paths, lambda ready: echo(json.dumps(plain(ready)) if as_json else _line(ready)))
 
 
 def _line(ready: Ready) -> str:

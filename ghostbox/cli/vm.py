@@ -11,7 +11,7 @@ from ghostbox import domain_xml, session
 from ghostbox.cli import show
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import confirm, yes_option
-from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.cli.output import Stages, echo, emit, output_options
 from ghostbox.config import Config
 from ghostbox.errors import NotRunning, PoolDegraded, UsageError
 from ghostbox.health import Level
@@ -92,9 +92,9 @@ def _print_plan(context: Context, config: Config, what: str, output: str) -> Non
     record = session.Book(context.paths.vm(config.vm.name)).load()
     plan = session.make_plan(config, context.paths, record, start_daemon=False)
     if what == "xml":
-        click.echo(domain_xml.build(plan), nl=False)
+        echo(domain_xml.build(plan), nl=False)
     elif what == "cloud-init":
-        click.echo(guest_files.preview_user_data(plan), nl=False)
+        echo(guest_files.preview_user_data(plan), nl=False)
     else:
         emit(plan, output, lambda: show.plan(plan))
 
@@ -245,12 +245,12 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
     shown = events.sentence if source == logs.Source.EVENTS else str
     for file in files:
         if len(files) > 1:
-            click.echo(f"==> {file} <==")
+            echo(f"==> {file} <==")
         for line in logs.lines(file, lines):
-            click.echo(shown(line))
+            echo(shown(line))
     if follow:
         for text in logs.follow(files, logs.ended(name, context.paths)):
-            click.echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)
+            echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)
 
 
 @click.command(

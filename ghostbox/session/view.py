@@ -7,12 +7,14 @@ import datetime
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostbox import health, hypervisor, pager
+from ghostbox import health, hypervisor, page_map, pager
 from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
+from ghostbox.processes import ControlError
 from ghostbox.session import disk, observe, supervisor, takeover
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 from ghostbox.tiering import Tiering
+from ghostbox.units import PAGE_BYTES
 
 _ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
 
@@ -71,7 +73,8 @@ class VmInfo:
 class VmStatus:
     """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers.
 
-    Each of its donors has a ``name`` more, by which people know it, unless there is none.
+    Each of its donors has a ``name`` more, by which people know it, unless there is none. ``in_use_bytes``: how much of
+    the remote memory the guest has written to and not given back, None if the pager does not say.
 
     ``paused_for_donor``: the supervisor paused it, and will let it go on. ``disk_problem``: QEMU has paused it as a
     write to its disk failed; the supervisor lets it go on when there is room.
@@ -87,6 +90,7 @@ class VmStatus:
     health: Health | None = None
     paused_for_donor: bool = False
     disk_problem: Problem | None = None
+    in_use_bytes: int | None = None
 
 
 def summaries(paths: Paths) -> list[VmSummary]:
@@ -177,7 +181,19 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         health=_health(record, found),
         paused_for_donor=record.paused and state is VmState.PAUSED,
         disk_problem=_disk_problem(record, book, state),
+        in_use_bytes=None if found is None else _in_use_bytes(book),
     )
+
+
+def _in_use_bytes(book: Book) -> int | None:
+    """Return how much of the remote memory holds something; only the page map counts a page once."""
+    try:
+        found = page_map.ask(book.files.pager_control, n_cells=1)
+    except ControlError:
+        return None
+    if found is None:
+        return None
+    return found.length_bytes - sum(found.absent) * PAGE_BYTES
 
 
 def _disk_problem(record: Record, book: Book, state: VmState) -> Problem | None:
