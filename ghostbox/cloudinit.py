@@ -49,7 +49,10 @@ _ACCOUNTS = frozenset(
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver."""
+    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver.
+
+    ``machine_id`` (machine-id(5)) is written into a guest whose disk is a copy of another one's.
+    """
 
     hostname: str
     user: str
@@ -60,6 +63,7 @@ class SeedSpec:
     extra_user_data: str | None = None
     mac: str | None = None
     emulated: bool = False
+    machine_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def _instance_id(spec: SeedSpec) -> str:
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
-    scripts = guest_boot.scripts(spec.user, spec.tiering, emulated=spec.emulated)
+    scripts = guest_boot.scripts(spec.user, spec.tiering, emulated=spec.emulated, machine_id=spec.machine_id)
     return {
         "hostname": spec.hostname,
         "users": [

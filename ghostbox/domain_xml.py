@@ -35,9 +35,11 @@ _LOCAL_BANDWIDTH_KIB, _REMOTE_BANDWIDTH_KIB = 10 * KIB * KIB, KIB * KIB
 # Their profiles know nothing of the shim and would keep it, or its socket, from QEMU.
 _CONFINING = ("apparmor", "selinux")
 
-# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is given to ZONE_MOVABLE, as soon as it is found.
-# Images with a boot loader of their own hear of it later, from cloud-init (cloudinit.py).
-_ONLINE_MOVABLE = "memhp_default_state=online_movable"
+# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is left alone until the initrd (images/export.sh) or,
+# in images with a boot loader of their own, cloud-init (guest_boot.py) gives it to ZONE_MOVABLE. ACPI finds the DIMM
+# before Linux has read HMAT; a node whose first memory is taken then lands in the tier of all that is near
+# (set_node_memory_tier, mm/memory-tiers.c, Linux 6.12).
+_LEAVE_OFFLINE = "memhp_default_state=offline"
 # mm/page_reporting.c: free memory is given back in pieces of 2^5 pages. The default is pageblocks (2 MiB), of which a
 # guest that has been at work has few, and what it does not report stays on the donors and is fetched again.
 _REPORT_SMALL_PIECES = "page_reporting.page_reporting_order=5"
@@ -114,9 +116,12 @@ def _add_memory(root: ET.Element, plan: VmPlan) -> None:
 
 
 def _kernel_args(plan: VmPlan) -> str:
-    words = [plan.image.boot.kernel_args, _ONLINE_MOVABLE]
+    words = [plan.image.boot.kernel_args, _LEAVE_OFFLINE]
     if plan.remote_memory_bytes:
         words += [_BOUNCE_BUFFERS, _REPORT_SMALL_PIECES, _NO_PROACTIVE_COMPACTION]
+    if plan.machine_id is not None:
+        # kernel-command-line(7): counts from the first moment, before the network is asked for an address.
+        words.append(f"systemd.machine_id={plan.machine_id}")
     if plan.local.node1_hidden:
         words.append(_reserved(plan.local))
     return " ".join(words)

@@ -108,7 +108,8 @@ class GuestPlan:
 class HostFacts:
     """What was found out about this host and this VM before planning.
 
-    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers;
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``machine_id`` is what the guest is told to be
+    (machine-id(5)), where its disk is a copy of another VM's; ``security_models`` are libvirt's drivers;
     ``links`` (by the offers' addresses) and ``host_costs`` were measured earlier, if at all.
     """
 
@@ -120,6 +121,7 @@ class HostFacts:
     offers: tuple[Offer, ...]
     image: ImagePlan
     shim: Path
+    machine_id: str | None = None
     security_models: tuple[str, ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     host_costs: HostCosts | None = None
@@ -151,6 +153,7 @@ class VmPlan:
     boot_timeout_s: float
     forecast: Forecast
     backup: Path | None = None
+    machine_id: str | None = None
 
     @property
     def local(self) -> LocalMemory:
@@ -235,6 +238,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         boot_timeout_s=vm.boot_timeout_s,
         forecast=predict({share.address: share.size_bytes for share in shares}, facts.links, facts.host_costs),
         backup=backup_file(pool.backup, vm.name),
+        machine_id=facts.machine_id,
     )
 
 

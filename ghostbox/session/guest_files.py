@@ -57,6 +57,7 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
+        machine_id=plan.machine_id,
         emulated=plan.virt is Virt.TCG,
     )
 
@@ -73,6 +74,7 @@ def preview_user_data(plan: VmPlan) -> str:
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
+        machine_id=plan.machine_id,
         emulated=plan.virt is Virt.TCG,
     )
     return cloudinit.render(spec).user_data

@@ -54,11 +54,12 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
-        mac=record.mac if record else _new_mac(),
+        mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
         offers=offers(config.pool.donors, record),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
+        machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=_security_models(config, start_daemon=start_daemon),
         links=donor_bench.kept_links(config.pool.donors, paths),
         host_costs=donor_bench.kept_host(paths),
@@ -80,9 +81,10 @@ def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: b
     left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
     for address, _ in left:
         name = "" if record is None else record.name
+        flags = " ".join(f"--donor {each}" for each in addresses)
         _log.warning(
-            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s --donor %s",
-            *(address, name, name, address),
+            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s %s",
+            *(address, name, name, flags),
         )
     kept = [each for each in found if each not in left]
     if not kept:
@@ -152,7 +154,7 @@ def _shim_copy(paths: Paths, name: str) -> Path:
     return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
-def _new_mac() -> str:
+def new_mac() -> str:
     """Return a random address in the range of QEMU's vendor prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 

@@ -34,7 +34,7 @@ from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import PagerPlan, VmPlan
+from ghostbox.plan import PagerPlan, VmPlan, domain_name
 from ghostbox.tiering import Tiering
 
 _FORMAT = 1
@@ -112,7 +112,8 @@ class Record:
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
     it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
-    from them until the user says so. ``tiering`` is None of a VM that an earlier version started.
+    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``cloned``: its disk
+    is a copy of another VM's, so the guest is told who it is.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Record:
     asked_to: tuple[str, ...] = ()
     tiering: Tiering | None = None
     drained: tuple[KnownDonor, ...] = ()
+    cloned: bool = False
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -220,6 +222,7 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         backup=None if plan.backup is None else str(plan.backup),
         tiering=plan.guest.tiering,
         drained=before.drained if before else (),
+        cloned=before.cloned if before else False,
     )
 
 
@@ -255,8 +258,12 @@ class Book:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise GhostboxError(
                 f"cannot read {self.files.record}: {err}",
-                hint=f"if the VM is of no use any more: rm -r {self.files.state}",
+                hint=f"its disk is {self.files.disk}; mend the file, or move it away",
             ) from err
+        if self.record is not None and self.record.name != self.files.state.name:
+            # A rename was interrupted between the directory and the record: the directory counts.
+            name = self.files.state.name
+            self.record = replace(self.record, name=name, domain=domain_name(name))
         return self.record
 
     def need(self, name: str, paths: Paths) -> Record:

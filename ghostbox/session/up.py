@@ -27,6 +27,7 @@ from ghostbox.session import (
     guest_files,
     images,
     live,
+    local_memory,
     observe,
     planning,
     pool,
@@ -66,6 +67,7 @@ def up(
     wait: bool = True,
     heal_pager: bool = True,
     timeout_s: float | None = None,
+    overcommit: bool = False,
 ) -> UpResult:
     """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
 
@@ -78,6 +80,7 @@ def up(
         wait: until one can log in.
         heal_pager: give a frozen VM another pager.
         timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
+        overcommit: also if this machine has too little memory for it.
 
     Raises:
         GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
@@ -100,6 +103,8 @@ def up(
             if config.origin("pool.donors") == "flag":
                 pool.use_again(book, config.pool.donors)
             plan = planning.make_plan(defined.config, paths, book.record)
+            if not overcommit:
+                local_memory.check(plan, paths)
             _warn(plan, progress)
             plan = _start(plan, paths, book, progress, interrupts, defined)
         if wait:
