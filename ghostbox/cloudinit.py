@@ -34,6 +34,21 @@ _FREE_IN_SMALL_PIECES = (
     "echo 5 > /sys/module/page_reporting/parameters/page_reporting_order; "
     "echo 0 > /proc/sys/vm/compaction_proactiveness; fi"
 )
+# Formatted is only what nobody has written to: it has no signature that blkid knows, and begins with zeroes. Mounted is
+# only what was formatted here, so what the user makes of a disk is left alone. Anyone may write to it, as to /tmp.
+_MOUNT_DISK = """\
+disk=/dev/disk/by-id/virtio-{serial} place=/mnt/{name}
+udevadm settle --timeout=30 --exit-if-exists=$disk
+test -b $disk || exit 0
+if ! blkid -p $disk >/dev/null && cmp -s -n 1048576 $disk /dev/zero; then
+  mkfs.ext4 -q -m 0 -L {serial} $disk && fresh=1
+fi
+test "$(blkid -p -s LABEL -o value $disk)" = {serial} || exit 0
+mkdir -p $place
+mountpoint -q $place || mount -o noatime $disk $place || exit 0
+resize2fs $disk >/dev/null 2>&1
+test -z "$fresh" || chmod 1777 $place
+"""
 _MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
 _PART_TYPES = {
     "#cloud-config": "cloud-config",
@@ -46,7 +61,10 @@ _PART_TYPES = {
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver."""
+    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver.
+
+    ``more_disks`` are the serial numbers of further disks.
+    """
 
     hostname: str
     user: str
@@ -56,6 +74,7 @@ class SeedSpec:
     tiering: Tiering
     extra_user_data: str | None = None
     mac: str | None = None
+    more_disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,15 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
-        "bootcmd": [["sh", "-c", script] for script in (_MEMORY_ON, _FREE_IN_SMALL_PIECES, spec.tiering.script)],
+        "bootcmd": [
+            ["sh", "-c", script]
+            for script in (
+                _MEMORY_ON,
+                _FREE_IN_SMALL_PIECES,
+                spec.tiering.script,
+                *(_MOUNT_DISK.format(serial=serial, name=serial.removeprefix("gb-")) for serial in spec.more_disks),
+            )
+        ],
     }
 
 

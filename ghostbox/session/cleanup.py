@@ -18,7 +18,7 @@ from ghostbox import hypervisor, pager
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import GhostboxError, NotFound
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, supervisor
+from ghostbox.session import backup, host_memory, shares, supervisor
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ def _end_domain(book: Book) -> None:
 
 def _end_supervisor(book: Book) -> None:
     supervisor.stop(book.files)
+    shares.stop(book.files)
 
 
 def _remove_backup(book: Book) -> None:

@@ -18,7 +18,7 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images
+from ghostbox.session import backup, images, network, shares
 from ghostbox.session.record import Record
 
 
@@ -41,6 +41,9 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
         backup.check(kept)
+    shares.check(config.vm.shares)
+    if start_daemon:
+        network.check(config.vm.network, config.libvirt.uri)
     image = images.find(config, paths)
     for forward in config.vm.ports:
         if not _port_is_free(forward.host):
@@ -48,7 +51,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
-        mac=record.mac if record else _new_mac(),
+        mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
         offers=offers(config.pool.donors),
         image=image,
@@ -113,7 +116,7 @@ def _shim_copy(paths: Paths, name: str) -> Path:
     return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
-def _new_mac() -> str:
+def new_mac() -> str:
     """Return a random address in the range of QEMU's vendor prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
@@ -121,6 +124,11 @@ def _new_mac() -> str:
 def _ssh_port(record: Record | None) -> int:
     if record is not None and _port_is_free(record.ssh_port):
         return record.ssh_port
+    return free_port()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -20,7 +20,7 @@ from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Ref
 from ghostbox.placement import Offer
 from ghostbox.plan import shares_of
 from ghostbox.processes import ControlError
-from ghostbox.session import cleanup, events, host_memory
+from ghostbox.session import cleanup, events, host_memory, network
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Record, lease_name
 from ghostbox.units import format_bytes
 
@@ -111,6 +111,7 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
     try:
         lease = borrow(book, lease)
         put(book, lease)
+        network.write_rules(book.record, book.files)
         assert lease.nbd_uri is not None
         pager.add_donor(book.files.pager_control, lease.nbd_uri)
     except BaseException as err:

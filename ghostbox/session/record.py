@@ -101,7 +101,8 @@ class Record:
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
     it, and may take that back; what the user drains is not among them. ``tiering`` is None of a VM that an earlier
-    version started.
+    version started. ``network`` is the choice as people write it; on one that is not ``user``, ``address`` is the
+    guest's own. ``disks`` are the sizes of the further ones, ``shares`` are as people write them.
     """
 
     name: str
@@ -131,6 +132,10 @@ class Record:
     paused: bool = False
     asked_to: tuple[str, ...] = ()
     tiering: Tiering | None = None
+    network: str = "user"
+    address: str | None = None
+    disks: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -159,6 +164,8 @@ class Record:
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
         fields["tiering"] = None if fields.get("tiering") is None else Tiering(**fields["tiering"])
         fields["donors"] = tuple(fields.get("donors", ()))
+        fields["disks"] = tuple(fields.get("disks", ()))
+        fields["shares"] = tuple(fields.get("shares", ()))
         fields["asked_to"] = tuple(fields.get("asked_to", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
@@ -200,6 +207,10 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         donors=plan.donors,
         backup=None if plan.backup is None else str(plan.backup),
         tiering=plan.guest.tiering,
+        network=str(plan.network.choice),
+        address=before.address if before else None,
+        disks=tuple(disk.size_bytes for disk in plan.disks),
+        shares=tuple(map(str, plan.folders)),
     )
 
 
