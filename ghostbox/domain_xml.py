@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ghostbox.config import PortForward
 from ghostbox.errors import Refused
-from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
+from ghostbox.plan import BootPlan, LocalMemory, NetworkPlan, Virt, VmPlan
 from ghostbox.units import GIB, KIB
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -36,9 +36,11 @@ _LOCAL_BANDWIDTH_KIB, _REMOTE_BANDWIDTH_KIB = 10 * KIB * KIB, KIB * KIB
 # Their profiles know nothing of the shim and would keep it, or its socket, from QEMU.
 _CONFINING = ("apparmor", "selinux")
 
-# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is given to ZONE_MOVABLE, as soon as it is found.
-# Images with a boot loader of their own hear of it later, from cloud-init (cloudinit.py).
-_ONLINE_MOVABLE = "memhp_default_state=online_movable"
+# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is left alone until the initrd (images/export.sh) or,
+# in images with a boot loader of their own, cloud-init (guest_boot.py) gives it to ZONE_MOVABLE. ACPI finds the DIMM
+# before Linux has read HMAT; a node whose first memory is taken then lands in the tier of all that is near
+# (set_node_memory_tier, mm/memory-tiers.c, Linux 6.12).
+_LEAVE_OFFLINE = "memhp_default_state=offline"
 # mm/page_reporting.c: free memory is given back in pieces of 2^5 pages. The default is pageblocks (2 MiB), of which a
 # guest that has been at work has few, and what it does not report stays on the donors and is fetched again.
 _REPORT_SMALL_PIECES = "page_reporting.page_reporting_order=5"
@@ -48,6 +50,9 @@ _NO_PROACTIVE_COMPACTION = "sysctl.vm.compaction_proactiveness=0"
 # Because of the DIMM above 4 GiB the kernel sets 64 MiB of local memory aside to copy what devices of 32 bits read and
 # write (pci_swiotlb_detect, arch/x86/kernel/pci-dma.c). There are none here: virtio goes without. 2048 × 2 KiB stay.
 _BOUNCE_BUFFERS = "swiotlb=2048"
+
+# QEMU's q35 machine: with so much memory at boot, all that is over 2 GiB lies from 4 GiB on (pc_q35_init, hw/i386).
+_SPLIT_FROM_BYTES, _LOW_BYTES, _HIGH_BASE = 0xB0000000, 2 * GIB, 4 * GIB
 
 # What TCG keeps of translated code (QEMU's own choice: 1 GiB). A boot leaves 1.7 million blocks of it, and memory that
 # held such code is written to again only after each of them was invalidated by itself; a full cache is emptied at once.
@@ -112,10 +117,26 @@ def _add_memory(root: ET.Element, plan: VmPlan) -> None:
 
 
 def _kernel_args(plan: VmPlan) -> str:
-    words = [plan.image.boot.kernel_args, _ONLINE_MOVABLE]
+    words = [plan.image.boot.kernel_args, _LEAVE_OFFLINE]
     if plan.remote_memory_bytes:
         words += [_BOUNCE_BUFFERS, _REPORT_SMALL_PIECES, _NO_PROACTIVE_COMPACTION]
+    if plan.machine_id is not None:
+        # kernel-command-line(7): counts from the first moment, before the network is asked for an address.
+        words.append(f"systemd.machine_id={plan.machine_id}")
+    if plan.local.node1_hidden:
+        words.append(_reserved(plan.local))
     return " ".join(words)
+
+
+def _reserved(local: LocalMemory) -> str:
+    """Return the kernel argument that keeps node 1's memory at boot from being used (plan.local_memory says why).
+
+    It is the last of what the machine has at boot. Where this address is wrong (on AMD's processors QEMU moves memory
+    beyond 1 TiB) there is no memory, and the argument does nothing.
+    """
+    total = local.node0_bytes + local.node1_bytes
+    end = total if total < _SPLIT_FROM_BYTES else total - _LOW_BYTES + _HIGH_BASE
+    return f"memmap={local.node1_bytes // KIB}K${end - local.node1_bytes:#x}"
 
 
 def _add_os(root: ET.Element, boot: BootPlan, kernel_args: str) -> None:

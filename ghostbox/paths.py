@@ -48,6 +48,11 @@ class VmPaths:
         return self.state / f"disk{number}.qcow2"
 
     @property
+    def base(self) -> Path:
+        """What the disk of an imported VM stands on: an image of its own."""
+        return self.state / "base"
+
+    @property
     def seed(self) -> Path:
         """cloud-init NoCloud seed, an ISO image."""
         return self.state / "seed.iso"

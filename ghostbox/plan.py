@@ -11,7 +11,7 @@ from pathlib import Path
 from ghostbox.config import Config, ExtraDisk, NetworkChoice, PortForward, SharedFolder
 from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.placement import Offer, Share, missing, split
+from ghostbox.placement import Held, Offer, Share, distinct, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.tiering import Tiering, choose
 from ghostbox.units import MIB, PAGE_BYTES, format_bytes
@@ -23,7 +23,9 @@ _STRUCT_PAGE_SHARE = 64  # struct page: 64 bytes for each page of 4 KiB
 _KERNEL_SLACK_BYTES = 32 * MIB
 _MOST_DISKS = 8
 _MIN_REST_BYTES = 128 * MIB
-_NODE1_AT_BOOT_BYTES = 8 * MIB
+_AT_BOOT_EXTRA_BYTES = 4 * MIB
+_PAGE_TABLE_SHARE = 512  # a page table of 4 KiB maps 2 MiB
+_NODE1_SLACK_BYTES = 8 * MIB
 
 
 class Virt(enum.StrEnum):
@@ -118,7 +120,8 @@ class GuestPlan:
 class HostFacts:
     """What was found out about this host and this VM before planning.
 
-    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers;
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``machine_id`` is what the guest is told to be
+    (machine-id(5)), where its disk is a copy of another VM's; ``security_models`` are libvirt's drivers;
     ``links`` (by the offers' addresses) and ``host_costs`` were measured earlier, if at all.
     """
 
@@ -130,6 +133,7 @@ class HostFacts:
     offers: tuple[Offer, ...]
     image: ImagePlan
     shim: Path
+    machine_id: str | None = None
     security_models: tuple[str, ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     host_costs: HostCosts | None = None
@@ -163,11 +167,13 @@ class VmPlan:
     backup: Path | None = None
     disks: tuple[ExtraDisk, ...] = ()
     folders: tuple[SharedFolder, ...] = ()
+    machine_id: str | None = None
 
     @property
     def local(self) -> LocalMemory:
         """What each node of the guest has when it boots."""
-        return local_memory(self.memory_bytes, self.remote_memory_bytes)
+        direct = self.image.boot.kernel is not None
+        return local_memory(self.memory_bytes, self.remote_memory_bytes, direct_boot=direct)
 
 
 @dataclass(frozen=True)
@@ -175,21 +181,34 @@ class LocalMemory:
     """What the guest's nodes have when it boots, in bytes; all of it is on this machine.
 
     The remote memory itself is a DIMM of node 1 on which the guest's kernel keeps nothing of its own: a lost donor
-    would take the kernel along. ``struct page`` and all else come out of node 0.
+    would take the kernel along. ``struct page`` and all else come out of node 0. ``node1_hidden``: the guest's kernel
+    is told not to use what node 1 has at boot.
     """
 
     node0_bytes: int
     node1_bytes: int
+    node1_hidden: bool = False
 
 
-def local_memory(memory_bytes: int, remote_bytes: int) -> LocalMemory:
+def local_memory(memory_bytes: int, remote_bytes: int, *, direct_boot: bool = True) -> LocalMemory:
     """Return what each node has at boot beside so much remote memory.
 
-    QEMU (through libvirt) and older Linux (NODE_MIN_SIZE, 4 MiB) know no node without memory. As little as that ends
-    memory at boot off every large boundary, too, so hot-plugged memory comes in blocks of `MEMORY_BLOCK_BYTES` however
-    much there is (probe_memory_block_size).
+    libvirt knows no node without memory. What node 1 has at boot is ordinary memory, and then ``numactl --membind=1``
+    binds page tables and slabs to it as well: where it ends, the OOM killer comes. A node that has movable memory
+    alone is spared that: Linux applies such a policy to movable memory only, and takes the rest from node 0
+    (apply_policy_zone, mm/mempolicy.c). So with ``direct_boot`` node 1's own memory is hidden from the kernel, by an
+    argument. An image with a boot loader gets no arguments from us: there node 1 has room for the page tables of all
+    the remote memory.
+
+    What is added here also ends memory at boot off every large boundary, so hot-plugged memory comes in blocks of
+    `MEMORY_BLOCK_BYTES` however much there is (probe_memory_block_size, arch/x86/mm/init_64.c).
     """
-    return LocalMemory(memory_bytes, _NODE1_AT_BOOT_BYTES if remote_bytes else 0)
+    if not remote_bytes:
+        return LocalMemory(memory_bytes, 0)
+    if direct_boot:
+        return LocalMemory(memory_bytes + _AT_BOOT_EXTRA_BYTES, _AT_BOOT_EXTRA_BYTES, node1_hidden=True)
+    node1 = -(-remote_bytes // _PAGE_TABLE_SHARE // MIB) * MIB + _NODE1_SLACK_BYTES
+    return LocalMemory(memory_bytes, node1 + (_NODE1_SLACK_BYTES if node1 % MEMORY_BLOCK_BYTES == 0 else 0))
 
 
 def domain_name(name: str) -> str:
@@ -225,7 +244,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports, vm.network, vm.host_access),
         pager=pager,
         guest=_guest_plan(config, facts),
-        donors=tuple(offer.address for offer in facts.offers),
+        donors=tuple(offer.address for offer in distinct(facts.offers)),
         shares=shares,
         shim=facts.shim,
         security_models=facts.security_models,
@@ -235,11 +254,12 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         backup=backup_file(pool.backup, vm.name),
         disks=vm.disks,
         folders=vm.shares,
+        machine_id=facts.machine_id,
     )
 
 
-def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int] | None = None) -> tuple[Share, ...]:
-    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held`` (bytes by address).
+def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Sequence[Held] = ()) -> tuple[Share, ...]:
+    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held``.
 
     Raises:
         DonorTooSmall, Refused: see `placement.split`.
@@ -254,8 +274,8 @@ def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int]
     )
 
 
-def missing_bytes(pager: PagerPlan, held: Mapping[str, int]) -> int:
-    """Return how much more memory the pool of ``pager`` needs than is ``held`` (bytes by address)."""
+def missing_bytes(pager: PagerPlan, held: Sequence[Held]) -> int:
+    """Return how much more memory the pool of ``pager`` needs than is ``held``."""
     return missing(
         pager.pool_bytes,
         held,

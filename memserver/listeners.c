@@ -87,13 +87,50 @@ static unsigned entry_find(const struct listeners *listeners, const char *bind, 
     return LISTENERS_MAX;
 }
 
+static bool covers(const char *wildcard, const char *host)
+{
+    return strcmp(wildcard, "::") == 0 || (strcmp(wildcard, "0.0.0.0") == 0 && strchr(host, ':') == NULL);
+}
+
+/*
+ * One socket listens on all addresses of a port, or several on one each: bind(2) refuses both at a time. So those
+ * that the new one covers make room for it. They stay bound, so that they can listen again if it fails nevertheless.
+ */
+static int entry_add_over(struct listeners *listeners, const char *bind, const char *port, char *text,
+                          size_t text_bytes)
+{
+    bool covered[LISTENERS_MAX] = {false};
+    for (unsigned i = 0; i < listeners->n; i++) {
+        const struct listener *entry = &listeners->entries[i];
+        covered[i] = !entry->leaving && entry->at.port == strtoul(port, NULL, 10) && covers(bind, entry->at.host) &&
+                     shutdown(entry->fd, SHUT_RDWR) == 0;
+    }
+    int rc = listener_open(&listeners->entries[listeners->n], bind, port, text, text_bytes);
+    for (unsigned i = 0; i < listeners->n; i++) {
+        listeners->entries[i].leaving |= covered[i] && rc == 0;
+        if (covered[i] && rc < 0 && listen(listeners->entries[i].fd, BACKLOG) < 0) {
+            snprintf(text, text_bytes, "cannot listen on %s port %s any more: %s", listeners->entries[i].at.host,
+                     port, strerror(errno));
+        }
+    }
+    return rc;
+}
+
+/* Returns the number of the entry, or -errno with a text. One that covers the address already is that entry. */
 static int entry_add(struct listeners *listeners, const char *bind, const char *port, char *text, size_t text_bytes)
 {
     if (listeners->n == LISTENERS_MAX) {
         snprintf(text, text_bytes, "cannot listen on more than %u addresses", LISTENERS_MAX);
         return -E2BIG;
     }
+    for (unsigned i = 0; i < listeners->n; i++) {
+        const struct listener *entry = &listeners->entries[i];
+        if (!entry->leaving && entry->at.port == strtoul(port, NULL, 10) && covers(entry->at.host, bind)) {
+            return (int)i;
+        }
+    }
     int rc = listener_open(&listeners->entries[listeners->n], bind, port, text, text_bytes);
+    rc = rc == -EADDRINUSE ? entry_add_over(listeners, bind, port, text, text_bytes) : rc;
     return rc < 0 ? rc : (int)listeners->n++;
 }
 

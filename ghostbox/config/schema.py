@@ -173,8 +173,20 @@ class MemserverConfig:
     bind: str = _key("bind", kinds.ADDRESS, "127.0.0.1", "address to listen on; others need `insecure`")
     port: int = _key("port", kinds.PORT, 10809, "port of the NBD server, 0 picks one")
     control_port: int = _key("control_port", kinds.PORT, 10810, "port of the control API, 0 picks one")
-    drain_timeout_s: float = _key(
-        "drain_timeout", kinds.Duration(), "5m", "on SIGTERM, how long to wait for leases to end"
+    machine: str | None = _key(
+        "machine",
+        kinds.Text("a name", optional=True),
+        None,
+        "name of the physical machine, if it has several virtual ones that lend; null: each kernel is a machine",
+    )
+    drain_timeout_s: float | None = _key(
+        "drain_timeout",
+        kinds.Duration(optional=True),
+        None,
+        "on SIGTERM, how long to wait for leases to end before their memory is given up; null: without limit",
+    )
+    remind_every_s: float = _key(
+        "remind_every", kinds.Duration(0.1), "1m", "how often it says, while it waits, who holds what"
     )
     drain_on_pressure_percent: float | None = _key(
         "drain_on_pressure",

@@ -39,7 +39,7 @@ from ghostbox.images.model import image_from_json
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.plan import domain_name
 from ghostbox.session import definition as definitions
-from ghostbox.session import planning, snapshots
+from ghostbox.session import lifecycle, planning, snapshots
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, Record, VmState, locked, make_directory, now_utc
 from ghostbox.units import format_bytes
@@ -49,7 +49,6 @@ _DEFINITION = "definition.yaml"
 _FORMAT = 1
 _MANIFEST_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 20
-_BASE = "base"
 _IMAGE = "image.json"
 
 _HOSTS_OWN = (
@@ -189,7 +188,7 @@ def _take_in(
     files = book.files
     make_directory(files.state)
     _check_space(files.state, sum(size for size, _ in manifest.members.values()), "import")
-    base = files.state / _BASE
+    base = files.base
     shutil.rmtree(base, ignore_errors=True)
     make_directory(base)
     with progress.stage("file") as stage:
@@ -202,7 +201,7 @@ def _take_in(
     with progress.stage("disks") as stage:
         sizes = _make_disks(file, base, manifest, files)
         stage.say(", ".join(f"{disk} {format_bytes(size)}" for disk, size in sizes.items()))
-    text, left_out = _definition(base, files, vm)
+    text, left_out = _definition(base, files, manifest.vm, vm)
     definitions.keep(files, text)
     book.save(_record(vm, definitions.parse(files, text), manifest, sizes))
     return Imported(vm, sizes, left_out)
@@ -224,7 +223,7 @@ def _make_disks(file: Path, base: Path, manifest: _Manifest, files: VmPaths) -> 
     for disk in disks[1:]:
         disk.rename(files.state / disk.name)
     # Relative, so that the VM's directory can be renamed.
-    qemu_img.create_overlay(Path(_BASE) / "disk.qcow2", files.disk, sizes["disk"])
+    qemu_img.create_overlay(Path(files.base.name) / "disk.qcow2", files.disk, sizes["disk"])
     return sizes
 
 
@@ -250,13 +249,13 @@ def _write_image(base: Path, manifest: _Manifest) -> None:
     (base / _IMAGE).write_text(json.dumps(image.to_json() | beside, indent=2) + "\n")
 
 
-def _definition(base: Path, files: VmPaths, vm: str) -> tuple[str, tuple[str, ...]]:
+def _definition(base: Path, files: VmPaths, old: str, vm: str) -> tuple[str, tuple[str, ...]]:
     """Return the definition's text without what belongs to the other host, and the keys that were left out."""
     text = (base / _DEFINITION).read_text(encoding="utf-8")
     (base / _DEFINITION).unlink()
     found = definition.parse(text, base / _DEFINITION, vm, files.state)
     left_out = tuple(name for name in _HOSTS_OWN if found.origin(name) != "default")
-    return rewritten(text, {}, left_out), left_out
+    return rewritten(lifecycle.for_name(text, old, vm), {}, left_out), left_out
 
 
 def _record(vm: str, config: Config, manifest: _Manifest, sizes: Mapping[str, int]) -> Record:
@@ -280,6 +279,7 @@ def _record(vm: str, config: Config, manifest: _Manifest, sizes: Mapping[str, in
         cache_bytes=config.pool.cache_bytes,
         disk_bytes=sizes["disk"],
         new=False,
+        cloned=True,
         disks=more[: len(config.vm.disks)],
     )
 

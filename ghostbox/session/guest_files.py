@@ -11,7 +11,7 @@ from ghostbox import cloudinit, domain_xml, hypervisor, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import VmPlan
+from ghostbox.plan import Virt, VmPlan
 from ghostbox.session import network
 from ghostbox.session.record import make_directory
 from ghostbox.units import exact_bytes, format_bytes
@@ -61,6 +61,8 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
         more_disks=tuple(domain_xml.disk_serial(number) for number in range(2, 2 + len(plan.disks))),
+        machine_id=plan.machine_id,
+        emulated=plan.virt is Virt.TCG,
     )
 
 
@@ -77,6 +79,8 @@ def preview_user_data(plan: VmPlan) -> str:
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
         more_disks=tuple(domain_xml.disk_serial(number) for number in range(2, 2 + len(plan.disks))),
+        machine_id=plan.machine_id,
+        emulated=plan.virt is Virt.TCG,
     )
     return cloudinit.render(spec).user_data
 

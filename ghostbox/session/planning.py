@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import socket
 import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
@@ -18,8 +19,10 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images, network, shares
+from ghostbox.session import backup, images, network, pool, shares
 from ghostbox.session.record import Record
+
+_log = logging.getLogger(__name__)
 
 
 def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daemon: bool = True) -> VmPlan:
@@ -32,6 +35,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         NotFound: no such image.
     """
     plan.check_sizes(config)
+    cloudinit.check_user(config.vm.user)
     if not config.pool.donors:
         raise UsageError(
             "no donor is named",
@@ -53,9 +57,10 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         uuid=record.uuid if record else str(uuid.uuid4()),
         mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
-        offers=offers(config.pool.donors),
+        offers=offers(config.pool.donors, record),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
+        machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=_security_models(config, start_daemon=start_daemon),
         links=donor_bench.kept_links(config.pool.donors, paths),
         host_costs=donor_bench.kept_host(paths),
@@ -63,12 +68,33 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     return plan.make(config, paths, facts)
 
 
-def offers(addresses: tuple[str, ...]) -> tuple[Offer, ...]:
-    """Ask the donors what they have free; one that is draining has nothing."""
-    return tuple(
-        Offer(address, 0 if status.draining else status.free_bytes)
-        for address, status in zip(addresses, donors.query(addresses), strict=True)
-    )
+def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False) -> tuple[Offer, ...]:
+    """Ask the donors what they have free; one that is draining has nothing.
+
+    Those that the user drained from the VM of ``record`` are left out. What is odd about the others is logged, unless
+    they are asked ``again``.
+
+    Raises:
+        DonorError: one does not answer.
+        Refused: all were drained.
+    """
+    found = list(zip(addresses, donors.query(addresses), strict=True))
+    left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
+    for address, _ in left:
+        name = "" if record is None else record.name
+        flags = " ".join(f"--donor {each}" for each in addresses)
+        _log.warning(
+            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s %s",
+            *(address, name, name, flags),
+        )
+    kept = [each for each in found if each not in left]
+    if not kept:
+        raise Refused(
+            "all donors of this VM were drained from it", hint="name those to use again: ghostbox up --donor ADDRESS"
+        )
+    for line in () if again else donors.oddities(kept):
+        _log.warning("%s", line)
+    return tuple(donors.offer_of(address, status) for address, status in kept)
 
 
 def _virt(config: Config) -> tuple[Virt, str]:

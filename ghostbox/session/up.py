@@ -28,6 +28,7 @@ from ghostbox.session import (
     guest_files,
     images,
     live,
+    local_memory,
     network,
     observe,
     planning,
@@ -70,6 +71,7 @@ def up(
     wait: bool = True,
     heal_pager: bool = True,
     timeout_s: float | None = None,
+    overcommit: bool = False,
 ) -> UpResult:
     """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
 
@@ -82,6 +84,7 @@ def up(
         wait: until one can log in.
         heal_pager: give a frozen VM another pager.
         timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
+        overcommit: also if this machine has too little memory for it.
 
     Raises:
         GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
@@ -101,7 +104,11 @@ def up(
             if state not in (VmState.ABSENT, VmState.STOPPED):
                 supervisor.ensure(book, paths)
                 return _already_there(book, paths, state, defined, progress)
+            if config.origin("pool.donors") == "flag":
+                pool.use_again(book, config.pool.donors)
             plan = planning.make_plan(defined.config, paths, book.record)
+            if not overcommit:
+                local_memory.check(plan, paths)
             _warn(plan, progress)
             plan = _start(plan, paths, book, progress, interrupts, defined)
         if wait:
@@ -243,7 +250,7 @@ def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
     """Ask again: building an image takes minutes, and donors have other guests."""
     with progress.stage("donors") as stage:
-        offers = planning.offers(plan.donors)
+        offers = planning.offers(plan.donors, again=True)
         shares = shares_of(plan.pager, offers)
         stage.say(", ".join(f"{share.address} {format_bytes(share.size_bytes)}" for share in shares))
     return dataclasses.replace(plan, shares=shares)

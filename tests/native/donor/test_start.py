@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.memserver.identity import machine_digest
 from ghostbox.units import GIB, MIB
 from helpers.donor import donor_environment, memserver_argv, running_donor
 
@@ -61,6 +62,17 @@ def test_an_address_that_others_reach_needs_insecure(tmp_path: Path, runtime: Pa
     assert f"error: refusing to listen on {bind}: there is no encryption and no authentication yet" in text
     assert "why: anyone who reaches the ports can read and overwrite the memory that VMs keep here" in text
     assert "add --insecure" in text
+
+
+def test_its_owner_can_tell_on_which_machine_it_runs(tmp_path: Path) -> None:
+    with running_donor(tmp_path, machine=None) as donor:
+        with DonorClient(donor.address) as client:
+            assert client.status().machine == machine_digest()
+        donor.kill_control_plane()
+        donor.argv += ["--machine", "rack-1", "--remind-every", "1s"]
+        donor.restart()
+        with DonorClient(donor.address) as client:
+            assert client.status().machine == machine_digest("rack-1")
 
 
 def test_insecure_lets_it_listen_everywhere(tmp_path: Path) -> None:

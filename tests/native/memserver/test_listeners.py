@@ -55,6 +55,18 @@ def test_the_others_are_closed_and_their_connections_stay() -> None:
         assert client.read(0, 4096) == b"x" * 4096
 
 
+def test_all_addresses_and_one_of_them() -> None:
+    with running_server("--export", "a=64M") as server, connect(server.port, "a") as client:
+        everywhere = {"host": "0.0.0.0", "port": server.port}
+        assert server.command("listen", **everywhere, only=False) == everywhere
+        assert _addresses(server) == [("0.0.0.0", server.port)]
+        assert _reached("127.0.0.1", server.port)
+        assert _reached("127.0.0.9", server.port)
+        assert server.command("listen", host="127.0.0.9", port=server.port, only=False) == everywhere
+        client.write(0, b"x" * 4096)
+        assert _reached("127.0.0.1", server.port)
+
+
 def test_an_address_that_cannot_be_listened_on_changes_nothing() -> None:
     with running_server() as server:
         before = _addresses(server)
