@@ -20,7 +20,7 @@ from ghostbox import hypervisor, pager
 from ghostbox.donor_client import NoAnswer
 from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, supervisor, unreleased
+from ghostbox.session import backup, host_memory, shares, supervisor, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ def _end_domain(book: Book) -> None:
 
 def _end_supervisor(book: Book) -> None:
     supervisor.stop(book.files)
+    shares.stop(book.files)
 
 
 def _remove_backup(book: Book) -> None:

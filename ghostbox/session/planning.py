@@ -21,7 +21,7 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images, pool
+from ghostbox.session import backup, images, network, pool, shares
 from ghostbox.session.record import Record, VmState
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
         backup.check(kept)
+    shares.check(config.vm.shares)
+    if start_daemon:
+        network.check(config.vm.network, config.libvirt.uri)
     image = images.find(config, paths)
     for forward in config.vm.ports:
         if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
@@ -181,6 +184,11 @@ def new_mac() -> str:
 def _ssh_port(record: Record | None) -> int:
     if record is not None and (record.ssh_port in _own_ports(record) or _port_is_free(record.ssh_port)):
         return record.ssh_port
+    return free_port()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

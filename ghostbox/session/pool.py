@@ -21,7 +21,7 @@ from ghostbox.memserver.identity import machine_digest
 from ghostbox.placement import Held, Offer, distinct, donor_of
 from ghostbox.plan import shares_of
 from ghostbox.processes import ControlError
-from ghostbox.session import cleanup, events, host_memory
+from ghostbox.session import cleanup, events, host_memory, network
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Record, lease_name
 from ghostbox.units import format_bytes
 
@@ -170,6 +170,7 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
     try:
         lease = borrow(book, lease)
         put(book, lease)
+        network.write_rules(book.record, book.files)
         assert lease.nbd_uri is not None
         pager.add_donor(book.files.pager_control, lease.nbd_uri)
     except BaseException as err:

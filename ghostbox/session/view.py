@@ -68,6 +68,10 @@ class VmInfo:
     health: Health | None
     tiering: Tiering | None
     disk_problem: Problem | None = None
+    network: str = "user"
+    address: str | None = None
+    disks: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ def info(name: str, paths: Paths) -> VmInfo:
             "pager_log": str(files.pager_log),
             "known_hosts": str(files.known_hosts),
             "events": str(files.events),
+            **{f"disk{number}": str(files.more_disk(number)) for number in range(2, 2 + len(record.disks))},
         },
         replicas=1 if record.pager is None else record.pager.replicas,
         backup=record.backup,
@@ -155,6 +160,10 @@ def info(name: str, paths: Paths) -> VmInfo:
         health=_health(record, found),
         tiering=record.tiering,
         disk_problem=_disk_problem(record, book, state),
+        network=record.network,
+        address=record.address,
+        disks=record.disks,
+        shares=record.shares,
     )
 
 
