@@ -10,14 +10,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ghostbox import donor_bench, donors, prediction
+from ghostbox import donor_bench, donors, known_donors, prediction
 from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import BYTES, confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.donor_bench import Measured
 from ghostbox.donor_client import DonorClient, DonorStatus, Lease
-from ghostbox.errors import PoolDegraded, ProgramError, UsageError
+from ghostbox.errors import DonorTooSmall, PoolDegraded, ProgramError, UsageError
 from ghostbox.prediction import HostCosts
 from ghostbox.session import donor_commands, unreleased
 from ghostbox.session.donor_commands import Added, Drained, Listed
@@ -157,10 +157,12 @@ Examples:
 def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> None:
     """Measure the links to donors; `up --dry-run` predicts from them. Exit code 6 if not all could be measured."""
     config = context.config()
-    configured = config.pool.donors
+    noted = tuple(each.address for each in known_donors.load(context.paths))
+    configured = config.pool.donors or noted
     if not names and not configured:
-        raise UsageError("no donor is given", hint="name donors, or set pool.donors in the configuration")
-    addresses = [donor_bench.resolve(name, configured) for name in names] or list(configured)
+        raise UsageError("no donor is given", hint="name donors, note them (ghostbox donor add), or set pool.donors")
+    known = [donor_commands.address_of(name, context.paths) for name in names]
+    addresses = [donor_bench.resolve(name, configured) for name in known] or list(configured)
     stages = Stages()
     host: HostCosts | None = None
     with Interrupts().watched(), stages.stage("measure") as stage:
@@ -171,6 +173,10 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
             except ProgramError as err:
                 stages.note(f"this host's part of a fault is not measured: {err.why or err.message}")
         stage.detail = f"{sum(item.link is not None for item in found)} of {len(found)} donors"
+    for item in found:
+        if isinstance(item.error, DonorTooSmall):
+            for line in donor_commands.measured_by_vms(item.address, context.paths):
+                stages.note(line)
     _raise_if_alone(found)
     rows = [{"name": item.name, "given": item.address, "link": item.link, "error": _said(item)} for item in found]
     emit({"donors": rows, "host": host}, output, lambda: _link_table(found, host))

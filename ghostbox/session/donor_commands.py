@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from ghostbox import donors, known_donors
+from ghostbox import donors, known_donors, pager
 from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import GhostboxError, Interrupted, NotFound, NotRunning, Refused
 from ghostbox.known_donors import KnownDonor
@@ -184,6 +184,23 @@ def listed(configured: Sequence[str], paths: Paths) -> list[Listed]:
         own = tuple(each for each in rest if each.lease.donor == address)
         rows.append(Listed(address, None, None, False, own))
     return rows
+
+
+def measured_by_vms(address: str, paths: Paths) -> list[str]:
+    """Return what the VMs that run here find at a donor: of one that has lent all, nothing else can be measured."""
+    lines = []
+    for name in names(paths):
+        book = Book(paths.vm(name))
+        record = book.load()
+        found = pager.status(book.files.pager_control) if record is not None else None
+        if record is None or found is None:
+            continue
+        uris = {lease.nbd_uri for lease in record.leases if known_donors.same_address(lease.donor, address)}
+        seen = [donor["latency"] for donor in found["donors"] if donor["uri"] in uris and donor["latency"].get("count")]
+        if seen:
+            p50, p99 = (max(float(each[key]) for each in seen) for key in ("p50_us", "p99_us"))
+            lines.append(f"VM '{name}' reads from donor {address} within {p50:.0f} µs (p50), {p99:.0f} µs (p99)")
+    return lines
 
 
 def _runs(name: str, paths: Paths) -> bool:

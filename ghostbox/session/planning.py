@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
+from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
 from ghostbox.pager import SOCKET_PATH_BYTES
@@ -20,7 +22,7 @@ from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
 from ghostbox.session import backup, images, network, pool, shares
-from ghostbox.session.record import Record
+from ghostbox.session.record import Record, VmState
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         network.check(config.vm.network, config.libvirt.uri)
     image = images.find(config, paths)
     for forward in config.vm.ports:
-        if not _port_is_free(forward.host):
+        if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
     facts = HostFacts(
         *_virt(config),
@@ -94,7 +96,20 @@ def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: b
         )
     for line in () if again else donors.oddities(kept):
         _log.warning("%s", line)
-    return tuple(donors.offer_of(address, status) for address, status in kept)
+    return tuple(_with_own(donors.offer_of(address, status), status, record) for address, status in kept)
+
+
+def _with_own(offer: Offer, status: DonorStatus, record: Record | None) -> Offer:
+    """Return an offer with what the VM itself holds there: it gives that back before it takes anything anew."""
+    own = [] if record is None else pool.lent_by(record, status, offer.address)
+    return dataclasses.replace(offer, free_bytes=offer.free_bytes + sum(lease.size_bytes for lease in own))
+
+
+def _own_ports(record: Record | None) -> frozenset[int]:
+    """Return the ports that are in use because the VM runs: a plan for it may have them."""
+    if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING):
+        return frozenset()
+    return frozenset({record.ssh_port, *(host for host, _ in record.forwards)})
 
 
 def _virt(config: Config) -> tuple[Virt, str]:
@@ -148,7 +163,7 @@ def new_mac() -> str:
 
 
 def _ssh_port(record: Record | None) -> int:
-    if record is not None and _port_is_free(record.ssh_port):
+    if record is not None and (record.ssh_port in _own_ports(record) or _port_is_free(record.ssh_port)):
         return record.ssh_port
     return free_port()
 

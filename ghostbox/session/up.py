@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ghostbox import domain_xml, donors, hypervisor, pager
 from ghostbox.config import Config
-from ghostbox.donor_client import Holder
+from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
@@ -260,7 +259,7 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     """Make the leases; return their NBD URIs."""
     assert book.record is not None
     with progress.stage("leases") as stage:
-        holder = Holder(socket.gethostname(), plan.name)
+        holder = Holder(host_name(), plan.name)
         assignments = [
             Assignment(share.address, lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
         ]
