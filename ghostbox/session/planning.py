@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import secrets
@@ -13,14 +14,15 @@ from pathlib import Path
 
 from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
+from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
 from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images, pool
-from ghostbox.session.record import Record
+from ghostbox.session import backup, images, network, pool, shares
+from ghostbox.session.record import Record, VmState
 
 _log = logging.getLogger(__name__)
 
@@ -45,18 +47,22 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
         backup.check(kept)
+    shares.check(config.vm.shares)
+    if start_daemon:
+        network.check(config.vm.network, config.libvirt.uri)
     image = images.find(config, paths)
     for forward in config.vm.ports:
-        if not _port_is_free(forward.host):
+        if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
-        mac=record.mac if record else _new_mac(),
+        mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
         offers=offers(config.pool.donors, record),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
+        machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=_security_models(config, start_daemon=start_daemon),
         links=donor_bench.kept_links(config.pool.donors, paths),
         host_costs=donor_bench.kept_host(paths),
@@ -78,9 +84,10 @@ def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: b
     left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
     for address, _ in left:
         name = "" if record is None else record.name
+        flags = " ".join(f"--donor {each}" for each in addresses)
         _log.warning(
-            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s --donor %s",
-            *(address, name, name, address),
+            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s %s",
+            *(address, name, name, flags),
         )
     kept = [each for each in found if each not in left]
     if not kept:
@@ -89,7 +96,20 @@ def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: b
         )
     for line in () if again else donors.oddities(kept):
         _log.warning("%s", line)
-    return tuple(donors.offer_of(address, status) for address, status in kept)
+    return tuple(_with_own(donors.offer_of(address, status), status, record) for address, status in kept)
+
+
+def _with_own(offer: Offer, status: DonorStatus, record: Record | None) -> Offer:
+    """Return an offer with what the VM itself holds there: it gives that back before it takes anything anew."""
+    own = [] if record is None else pool.lent_by(record, status, offer.address)
+    return dataclasses.replace(offer, free_bytes=offer.free_bytes + sum(lease.size_bytes for lease in own))
+
+
+def _own_ports(record: Record | None) -> frozenset[int]:
+    """Return the ports that are in use because the VM runs: a plan for it may have them."""
+    if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING):
+        return frozenset()
+    return frozenset({record.ssh_port, *(host for host, _ in record.forwards)})
 
 
 def _virt(config: Config) -> tuple[Virt, str]:
@@ -137,14 +157,19 @@ def _shim_copy(paths: Paths, name: str) -> Path:
     return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
-def _new_mac() -> str:
+def new_mac() -> str:
     """Return a random address in the range of QEMU's vendor prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 
 def _ssh_port(record: Record | None) -> int:
-    if record is not None and _port_is_free(record.ssh_port):
+    if record is not None and (record.ssh_port in _own_ports(record) or _port_is_free(record.ssh_port)):
         return record.ssh_port
+    return free_port()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ghostbox import domain_xml, donors, hypervisor, pager
 from ghostbox.config import Config
-from ghostbox.donor_client import Holder
+from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
@@ -28,10 +27,13 @@ from ghostbox.session import (
     guest_files,
     images,
     live,
+    local_memory,
+    network,
     observe,
     planning,
     pool,
     readiness,
+    shares,
     supervisor,
     takeover,
 )
@@ -43,6 +45,7 @@ from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
+_SHARES_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def up(
     wait: bool = True,
     heal_pager: bool = True,
     timeout_s: float | None = None,
+    overcommit: bool = False,
 ) -> UpResult:
     """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
 
@@ -79,6 +83,7 @@ def up(
         wait: until one can log in.
         heal_pager: give a frozen VM another pager.
         timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
+        overcommit: also if this machine has too little memory for it.
 
     Raises:
         GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
@@ -101,6 +106,8 @@ def up(
             if config.origin("pool.donors") == "flag":
                 pool.use_again(book, config.pool.donors)
             plan = planning.make_plan(defined.config, paths, book.record)
+            if not overcommit:
+                local_memory.check(plan, paths)
             _warn(plan, progress)
             plan = _start(plan, paths, book, progress, interrupts, defined)
         if wait:
@@ -118,8 +125,22 @@ def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
     assert book.record is not None
     try:
         readiness.wait_ready(book, progress, timeout_s=timeout_s)
+        _wait_shares(book, progress)
     except KeyboardInterrupt as err:
         raise readiness.kept(book.record, "the guest", err) from err
+
+
+def _wait_shares(book: Book, progress: Progress) -> None:
+    """Wait for the shared folders, which the supervisor has served; one that is missing is no failure of ``up``."""
+    record = book.record
+    assert record is not None
+    if not record.shares:
+        return
+    with readiness.guest(record, book.files) as ssh, progress.stage("shares") as stage:
+        problems = shares.wait_mounted(book, ssh, timeout_s=_SHARES_TIMEOUT_S)
+        stage.say(", ".join(map(shares.place, shares.folders(record))) if not problems else "not all are there")
+    for problem in problems:
+        progress.note(f"warning: {problem}")
 
 
 @contextmanager
@@ -171,7 +192,11 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
             progress.note(f"         to mend it: {hint}")
         if not plan.guest.tiering.on:
             progress.note(f"         tiering is {plan.guest.tiering}")
-    for line in (*images.notes(plan.image), *backup.notes(plan.backup, plan.pager.pool_bytes)):
+    for line in (
+        *images.notes(plan.image),
+        *backup.notes(plan.backup, plan.pager.pool_bytes),
+        *network.notes(plan.network.choice),
+    ):
         progress.note(line)
 
 
@@ -234,7 +259,7 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     """Make the leases; return their NBD URIs."""
     assert book.record is not None
     with progress.stage("leases") as stage:
-        holder = Holder(socket.gethostname(), plan.name)
+        holder = Holder(host_name(), plan.name)
         assignments = [
             Assignment(share.address, lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
         ]
@@ -277,6 +302,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         domain_xml.check(xml)
         assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
+        network.write_rules(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         definition.keep(book.files, defined.text)
