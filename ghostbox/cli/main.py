@@ -58,6 +58,9 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "console": Command("ghostbox.cli.vm", "Attach to the serial console."),
         "wait": Command("ghostbox.cli.vm", "Wait until a VM is ready."),
         "delete": Command("ghostbox.cli.vm", "Delete a VM and its disk."),
+        "snapshot": Command("ghostbox.cli.snapshot", "Keep what a stopped VM's disks are, and go back to it."),
+        "export": Command("ghostbox.cli.snapshot", "Write a stopped VM into one file."),
+        "import": Command("ghostbox.cli.snapshot", "Make a VM of such a file."),
     },
     "Donors": {
         "memserver": Command("ghostbox.cli.memserver", "Lend this machine's RAM."),
@@ -70,12 +73,17 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
         "bench": Command("ghostbox.cli.bench", "Measure it, beside what one would use instead."),
         "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
+        "service": Command("ghostbox.cli.service", "Start a donor, or the VMs, with this machine."),
         "config": Command("ghostbox.cli.config", "Show and check the configuration."),
         "paths": Command("ghostbox.cli.config", "Show where programs and files are."),
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
     },
 }
-HIDDEN: Mapping[str, Command] = {"supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends.")}
+HIDDEN: Mapping[str, Command] = {
+    "supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends."),
+    "share-files": Command("ghostbox.cli.share_files", "Serve a shared folder of a VM."),
+    "settle-leases": Command("ghostbox.cli.settle_leases", "Release what donors that were silent still hold."),
+}
 ALIASES: Mapping[str, str] = {"ssh": "shell", "ls": "list", "rm": "delete"}
 
 _EXAMPLES = """\b

@@ -67,7 +67,7 @@ VM_NAME = VmName()
 
 
 def name_argument(function: F) -> F:
-    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: ``vm.name``)."""
+    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: see `chosen`)."""
     return click.argument("name", required=False, type=VM_NAME)(function)
 
 

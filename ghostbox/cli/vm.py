@@ -31,6 +31,7 @@ Examples:
   ghostbox up --donor tower --remote-memory 16G          borrow 16 GiB from 'tower'
   ghostbox up work --memory 4G --cache 2G -p 8080:80     a second VM, port 8080 leads to its port 80
   ghostbox up --donor tower --donor attic --replicas 2   any one of the two may die
+  ghostbox up lan --donor tower --network bridge:br0     a machine of its own on the LAN
   ghostbox up -c lab.yaml --dry-run                      what would be done
   ghostbox up --print xml                                the libvirt domain, and nothing is done
 """
@@ -270,6 +271,9 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
     epilog="""\b
 Examples:
   ghostbox console           leave it with Ctrl-]
+
+Where SSH does not help: vm.user is logged in there, without a password. Who may open it (root, libvirt's group) may
+replace the VM's disk as well.
 """
 )
 @_name

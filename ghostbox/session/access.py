@@ -56,6 +56,7 @@ def shell(name: str, paths: Paths, command: Sequence[str]) -> NoReturn:
         ProgramError: there is no ssh.
     """
     book, record = need_running(name, paths)
+    readiness.locate(book)
     _become(["ssh", "-F", str(book.files.ssh_config), record.name, *command], "openssh-client")
 
 

@@ -56,7 +56,7 @@ def rename(name: str, new: str, paths: Paths) -> None:
         moved = Book(target)
         moved.save(replace(record, name=new, domain=domain_name(new)))
         if text is not None:
-            definition.keep(target, _for_name(text, name, new))
+            definition.keep(target, for_name(text, name, new))
 
 
 def clone(name: str, new: str, config: Config, paths: Paths, progress: Progress) -> Cloned:
@@ -80,7 +80,7 @@ def clone(name: str, new: str, config: Config, paths: Paths, progress: Progress)
         with _undone_on_failure(target), locked(target):
             with progress.stage("copy") as stage:
                 stage.say(format_bytes(_copy_disks(book.files, target)))
-            definition.keep(target, rewritten(_for_name(text, name, new), {}, list(left_out)))
+            definition.keep(target, rewritten(for_name(text, name, new), {}, list(left_out)))
             Book(target).save(_copied(record, new))
     return Cloned(new, name, left_out)
 
@@ -103,6 +103,7 @@ def _copied(record: Record, new: str) -> Record:
         paused=False,
         asked_to=(),
         cloned=True,
+        address=None,
     )
 
 
@@ -114,6 +115,11 @@ def _copy_disks(source: VmPaths, target: VmPaths) -> int:
         processes.run(["cp", "--reflink=auto", "--sparse=always", "--", disk, draft])
         draft.replace(target.state / disk.name)
         n_bytes += disk.stat().st_blocks * 512
+    if source.base.is_dir():  # of a VM that was imported; its first disk stands on it by a relative path
+        processes.run(
+            ["cp", "-r", "--preserve=mode", "--reflink=auto", "--sparse=always", "--", source.base, target.base]
+        )
+        n_bytes += sum(file.stat().st_blocks * 512 for file in source.base.iterdir())
     return n_bytes
 
 
@@ -156,7 +162,7 @@ def _undone_on_failure(files: VmPaths) -> Iterator[None]:
         raise
 
 
-def _for_name(text: str, old: str, new: str) -> str:
+def for_name(text: str, old: str, new: str) -> str:
     """Return a definition's text with the lines that `config.definition.new_text` begins it with for another VM."""
     before, after = (opening(name) for name in (old, new))
     return after + text.removeprefix(before) if text.startswith(before) else text

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ghostbox import domain_xml, donors, hypervisor, pager
 from ghostbox.config import Config
-from ghostbox.donor_client import Holder
+from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
@@ -29,10 +28,12 @@ from ghostbox.session import (
     images,
     live,
     local_memory,
+    network,
     observe,
     planning,
     pool,
     readiness,
+    shares,
     supervisor,
     takeover,
 )
@@ -44,6 +45,7 @@ from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
+_SHARES_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,22 @@ def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
     assert book.record is not None
     try:
         readiness.wait_ready(book, progress, timeout_s=timeout_s)
+        _wait_shares(book, progress)
     except KeyboardInterrupt as err:
         raise readiness.kept(book.record, "the guest", err) from err
+
+
+def _wait_shares(book: Book, progress: Progress) -> None:
+    """Wait for the shared folders, which the supervisor has served; one that is missing is no failure of ``up``."""
+    record = book.record
+    assert record is not None
+    if not record.shares:
+        return
+    with readiness.guest(record, book.files) as ssh, progress.stage("shares") as stage:
+        problems = shares.wait_mounted(book, ssh, timeout_s=_SHARES_TIMEOUT_S)
+        stage.say(", ".join(map(shares.place, shares.folders(record))) if not problems else "not all are there")
+    for problem in problems:
+        progress.note(f"warning: {problem}")
 
 
 @contextmanager
@@ -176,7 +192,11 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
             progress.note(f"         to mend it: {hint}")
         if not plan.guest.tiering.on:
             progress.note(f"         tiering is {plan.guest.tiering}")
-    for line in (*images.notes(plan.image), *backup.notes(plan.backup, plan.pager.pool_bytes)):
+    for line in (
+        *images.notes(plan.image),
+        *backup.notes(plan.backup, plan.pager.pool_bytes),
+        *network.notes(plan.network.choice),
+    ):
         progress.note(line)
 
 
@@ -239,7 +259,7 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     """Make the leases; return their NBD URIs."""
     assert book.record is not None
     with progress.stage("leases") as stage:
-        holder = Holder(socket.gethostname(), plan.name)
+        holder = Holder(host_name(), plan.name)
         assignments = [
             Assignment(share.address, lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
         ]
@@ -282,6 +302,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         domain_xml.check(xml)
         assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
+        network.write_rules(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         definition.keep(book.files, defined.text)
