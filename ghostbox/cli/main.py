@@ -73,6 +73,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
         "bench": Command("ghostbox.cli.bench", "Measure it, beside what one would use instead."),
         "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
+        "service": Command("ghostbox.cli.service", "Start a donor, or the VMs, with this machine."),
         "config": Command("ghostbox.cli.config", "Show and check the configuration."),
         "paths": Command("ghostbox.cli.config", "Show where programs and files are."),
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
