@@ -80,7 +80,7 @@ def plan(found: VmPlan) -> RenderableType:
 
 def _network(found: NetworkPlan) -> str:
     if found.choice.kind != "user":
-        return f"{found.choice}, where the guest reaches this host and the donors"
+        return f"{found.choice}, where the guest reaches this host" + ("" if found.filter else " and the donors")
     return "user, closed to this host and the donors" if found.is_guarded else "user, open to this host and the donors"
 
 

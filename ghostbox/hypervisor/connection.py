@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import enum
+import os
+import shutil
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -195,6 +197,28 @@ class Hypervisor:
             leases = self._connection.networkLookupByName(network).DHCPLeases(mac)
         found = [each for each in leases if each.get("type") == libvirt.VIR_IP_ADDR_TYPE_IPV4]
         return str(max(found, key=lambda each: each["expirytime"])["ipaddr"]) if found else None
+
+    def has_filters(self) -> bool:
+        """Tell whether this libvirt can filter what a domain sends (its nwfilter driver; it calls ebtables)."""
+        try:
+            self._connection.numOfNWFilters()
+        except libvirt.libvirtError:
+            return False
+        return shutil.which("ebtables", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+
+    def define_filter(self, xml: str) -> None:
+        """Make a network filter, or give one of that name other rules: domains that run obey them at once."""
+        with _wrapped("define a network filter"):
+            self._connection.nwfilterDefineXML(xml)
+
+    def undefine_filter(self, name: str) -> None:
+        """Remove a network filter. One that is gone is no error."""
+        with _wrapped(f"remove the network filter {name}"):
+            try:
+                self._connection.nwfilterLookupByName(name).undefine()
+            except libvirt.libvirtError as err:
+                if err.get_error_code() not in {libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT}:
+                    raise
 
     def _find(self, domain: str) -> Any | None:
         try:

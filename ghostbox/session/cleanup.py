@@ -99,6 +99,8 @@ def _end_domain(book: Book) -> None:
         info = connection.info(record.domain)
         if info is not None and info.state_dir == str(book.files.state):
             connection.destroy(record.domain)
+        if record.filter is not None and (info is None or info.state_dir == str(book.files.state)):
+            connection.undefine_filter(record.filter)
     log = _LIBVIRT_LOGS / f"{record.domain}.log"
     if log.exists() and os.access(log, os.W_OK):
         shutil.copyfile(log, book.files.state / "qemu.log")

@@ -114,8 +114,8 @@ class Record:
     it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
     from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``cloned``: its disk
     is a copy of another VM's, so the guest is told who it is. ``network`` is the choice as people write it; on one that
-    is not ``user``, ``address`` is the guest's own. ``disks`` are the sizes of the further ones, ``shares`` are as
-    people write them.
+    is not ``user``, ``address`` is the guest's own and ``filter`` libvirt's filter, if there is one. ``disks`` are the
+    sizes of the further ones, ``shares`` are as people write them.
     """
 
     name: str
@@ -149,6 +149,7 @@ class Record:
     cloned: bool = False
     network: str = "user"
     address: str | None = None
+    filter: str | None = None
     disks: tuple[int, ...] = ()
     shares: tuple[str, ...] = ()
 
@@ -233,6 +234,7 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         cloned=before.cloned if before else False,
         network=str(plan.network.choice),
         address=before.address if before else None,
+        filter=plan.network.filter,
         disks=tuple(disk.size_bytes for disk in plan.disks),
         shares=tuple(map(str, plan.folders)),
     )

@@ -195,7 +195,7 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
     for line in (
         *images.notes(plan.image),
         *backup.notes(plan.backup, plan.pager.pool_bytes),
-        *network.notes(plan.network.choice),
+        *network.notes(plan.network),
     ):
         progress.note(line)
 
@@ -303,6 +303,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
         network.write_rules(record, book.files)
+        network.write_filter(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         definition.keep(book.files, defined.text)

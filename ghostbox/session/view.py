@@ -249,7 +249,7 @@ def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
         cpus=record.cpus,
         memory_bytes=record.memory_bytes,
         remote_memory_bytes=record.remote_memory_bytes,
-        ssh_port=record.ssh_port if state is not VmState.STOPPED else None,
+        ssh_port=record.ssh_port if state is not VmState.STOPPED and record.network == "user" else None,
         image=record.image,
         health=level,
     )
