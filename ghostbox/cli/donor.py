@@ -264,6 +264,8 @@ Examples:
   ghostbox donor drain attic                move what it holds to the others, then give its memory back
   ghostbox donor drain attic --to-host      … to this host, if the others have no room
   ghostbox donor drain this-host --no-wait  and from here to the others again
+
+A donor that was drained is not borrowed from again until it is named: ghostbox donor add, or up --donor.
 """,
 )
 @click.argument("address")

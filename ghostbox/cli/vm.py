@@ -254,6 +254,9 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
     epilog="""\b
 Examples:
   ghostbox console           leave it with Ctrl-]
+
+Where SSH does not help: vm.user is logged in there, without a password. Who may open it (root, libvirt's group) may
+replace the VM's disk as well.
 """
 )
 @_name

@@ -116,7 +116,9 @@ def _copy_disks(source: VmPaths, target: VmPaths) -> int:
         draft.replace(target.state / disk.name)
         n_bytes += disk.stat().st_blocks * 512
     if source.base.is_dir():  # of a VM that was imported; its first disk stands on it by a relative path
-        processes.run(["cp", "-r", "--reflink=auto", "--sparse=always", "--", source.base, target.base])
+        processes.run(
+            ["cp", "-r", "--preserve=mode", "--reflink=auto", "--sparse=always", "--", source.base, target.base]
+        )
         n_bytes += sum(file.stat().st_blocks * 512 for file in source.base.iterdir())
     return n_bytes
 

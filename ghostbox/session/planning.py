@@ -25,6 +25,7 @@ from ghostbox.session import backup, images, network, pool, shares
 from ghostbox.session.record import Record, VmState
 
 _log = logging.getLogger(__name__)
+_KNOWN_TIMEOUT_S = 3.0
 
 
 def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daemon: bool = True) -> VmPlan:
@@ -70,17 +71,19 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     return plan.make(config, paths, facts)
 
 
-def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False) -> tuple[Offer, ...]:
+def offers(
+    addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False, named: bool = True
+) -> tuple[Offer, ...]:
     """Ask the donors what they have free; one that is draining has nothing.
 
     Those that the user drained from the VM of ``record`` are left out. What is odd about the others is logged, unless
-    they are asked ``again``.
+    they are asked ``again``. Of donors that nobody ``named``, and that are only known here, those that answer count.
 
     Raises:
-        DonorError: one does not answer.
+        DonorError: one does not answer; of those that are only known, none does.
         Refused: all were drained.
     """
-    found = list(zip(addresses, donors.query(addresses), strict=True))
+    found = _asked(addresses) if not named else list(zip(addresses, donors.query(addresses), strict=True))
     left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
     for address, _ in left:
         name = "" if record is None else record.name
@@ -97,6 +100,22 @@ def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: b
     for line in () if again else donors.oddities(kept):
         _log.warning("%s", line)
     return tuple(_with_own(donors.offer_of(address, status), status, record) for address, status in kept)
+
+
+def _asked(addresses: tuple[str, ...]) -> list[tuple[str, DonorStatus]]:
+    """Ask donors that nobody named: who does not answer is left out, and that is logged.
+
+    Raises:
+        DonorError: none answers.
+    """
+    seen = donors.survey(addresses, timeout_s=_KNOWN_TIMEOUT_S)
+    found = [(item.address, item.status) for item in seen if item.status is not None]
+    if not found:
+        return list(zip(addresses, donors.query(addresses), strict=True))
+    for item in seen:
+        if item.error is not None:
+            _log.warning("donor %s is known here and does not answer: it is left out", item.address)
+    return found
 
 
 def _with_own(offer: Offer, status: DonorStatus, record: Record | None) -> Offer:

@@ -20,7 +20,7 @@ from ghostbox import config
 from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused
 from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session import archive, snapshots
+from ghostbox.session import archive, cleanup, lifecycle, snapshots
 from ghostbox.session.record import Book, VmState
 from ghostbox.units import MIB
 from helpers.facts import RECORD
@@ -135,6 +135,14 @@ def test_directory_of_an_imported_vm_can_get_another_name(paths: Paths, files: V
     image = ImageStore(paths.images).under(paths.vm("other").disk)
     assert image is not None
     assert image.disk == paths.vm("other").state / "base" / "disk.qcow2"
+
+
+def test_copy_of_an_imported_vm_stands_on_a_base_of_its_own(paths: Paths, files: VmPaths) -> None:
+    taken_in(paths, exported(paths, paths.state / "f"))
+    lifecycle.clone("new", "copy", config.load({"vm.name": "new"}), paths, Quiet())
+    cleanup.remove_state(paths.vm("new"))
+    assert "failed" not in io_at(paths.vm("copy").disk, "read -q -P 1 0 1M", "read -q -P 2 1M 1M")
+    assert ImageStore(paths.images).under(paths.vm("copy").disk) is not None
 
 
 def test_snapshots_stay_behind_and_the_vm_that_was_exported_is_as_it_was(paths: Paths, files: VmPaths) -> None:
