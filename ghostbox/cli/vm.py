@@ -172,6 +172,8 @@ def list_(context: Context, /, output: str) -> None:
     for each in found:
         if each.state is VmState.BROKEN:
             Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+        if each.problem is not None:
+            Stages().note(f"VM '{each.name}': {each.problem.text}: ghostbox status {each.name}")
         if each.disk_problem is not None:
             Stages().note(f"VM '{each.name}' is paused, its disk cannot be written: ghostbox status {each.name}")
         if each.health not in (None, Level.OK):
@@ -219,7 +221,7 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
         stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
     for line in show.health_notes(found):
         stages.note(line)
-    if found.disk_problem is not None:
+    if found.disk_problem is not None or found.problem is not None:
         return PoolDegraded.exit_code
     ill = found.health is not None and found.health.level is not Level.OK
     if ill and (found.state in (VmState.RUNNING, VmState.STOPPING) or found.paused_for_donor):

@@ -98,8 +98,20 @@ def add(
             f"no VM '{default_vm}' runs that could borrow from donor {address}",
             hint="name one that runs by --vm, or leave --size and --more out: the donor is noted",
         )
+    _forget_moved(status, address, paths)
     donor, new = known_donors.note(paths, status, address)
     return Added(donor, status, new, name, lease)
+
+
+def _forget_moved(status: DonorStatus, address: str, paths: Paths) -> None:
+    """Forget earlier addresses of a donor at which it is not to be found any more: it was not cloned, it has moved."""
+    if not status.id:
+        return
+    others = [each for each in known_donors.load(paths) if each.id == status.id]
+    others = [each for each in others if not known_donors.same_address(each.address, address)]
+    for item in donors.survey([each.address for each in others], timeout_s=_LIST_TIMEOUT_S):
+        if item.status is None or item.status.id != status.id:
+            known_donors.forget(paths, item.address)
 
 
 def forget(word: str, paths: Paths) -> KnownDonor | None:

@@ -127,10 +127,10 @@ def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
 
 def ended(name: str, paths: Paths) -> Callable[[], bool]:
     """Return a function that tells whether the VM has ended; for `follow`."""
-    files = paths.vm(name)
+    book = Book(paths.vm(name))
 
     def gone() -> bool:
-        record = Book(files).load()
-        return record is None or observe.observe(record, files) is VmState.STOPPED
+        record = book.load()
+        return record is None or observe.observe(record, book.files).state is VmState.STOPPED
 
     return gone

@@ -51,6 +51,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     for forward in config.vm.ports:
         if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
+    security_models, filters = _libvirt(config, start_daemon=start_daemon)
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
@@ -60,7 +61,8 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         image=image,
         shim=_shim_copy(paths, config.vm.name),
         machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
-        security_models=_security_models(config, start_daemon=start_daemon),
+        security_models=security_models,
+        filters=filters,
         links=donor_bench.kept_links(addresses, paths),
         host_costs=donor_bench.kept_host(paths),
     )
@@ -147,15 +149,18 @@ def _virt(config: Config) -> tuple[Virt, str]:
     return (Virt.KVM if usable else Virt.TCG), reason
 
 
-def _security_models(config: Config, *, start_daemon: bool) -> tuple[str, ...]:
-    """A plan that is only shown starts no daemon; it then assumes what every system libvirt has."""
+def _libvirt(config: Config, *, start_daemon: bool) -> tuple[tuple[str, ...], bool]:
+    """Ask for libvirt's security drivers, and whether it can filter what a guest sends.
+
+    A plan that is only shown starts no daemon; it then assumes what every system libvirt has.
+    """
     try:
         with hypervisor.connect(config.libvirt.uri, start_daemon=start_daemon) as connection:
-            return connection.security_models()
+            return connection.security_models(), connection.has_filters()
     except HypervisorError:
         if start_daemon:
             raise
-        return () if "/session" in config.libvirt.uri else ("dac",)
+        return (() if "/session" in config.libvirt.uri else ("dac",)), False
 
 
 def _check_paths(config: Config, paths: Paths) -> None:

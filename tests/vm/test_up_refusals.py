@@ -97,11 +97,12 @@ def test_donor_too_small(host: Host, donor: RunningDonor) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--allow-same-host",)])
 def test_two_copies_on_one_machine(host: Host, donor: RunningDonor, more: tuple[str, ...]) -> None:
-    done = up(host, "--donor", donor.address, "--donor", donor.address, "--replicas", "2", *more)
+    other = donor.address.replace("127.0.0.1", "localhost")
+    done = up(host, "--donor", donor.address, "--donor", other, "--replicas", "2", *more)
     says(
         done,
-        "error: 2 copies need donors on 2 machines, and these are on 1 why: 127.0.0.1.* fix: add a donor on another"
-        " machine; or --allow-same-host; or --replicas 1 with --backup PATH",
+        "error: 2 copies need donors on 2 machines, and these are on 1 why: 127.0.0.1.* are one donor fix: add a donor"
+        " on another machine; or --allow-same-host; or --replicas 1 with --backup PATH",
         code=5,
     )
 
