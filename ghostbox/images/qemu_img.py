@@ -75,11 +75,13 @@ def flatten(source: Path, target: Path) -> None:
 def create_overlay(backing: Path, target: Path, size_bytes: int) -> None:
     """Make a qcow2 that holds only what differs from ``backing``, which is never written.
 
+    A relative ``backing`` is beside ``target``, and stays relative: the two may be moved together.
+
     Raises:
         ImageError: qemu-img failed.
     """
     _run(
-        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, target, str(size_bytes),
+        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), target, str(size_bytes),
         what=f"cannot make the disk {target}",
     )  # fmt: skip
 

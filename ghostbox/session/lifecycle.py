@@ -105,7 +105,6 @@ def _copied(record: Record, new: str) -> Record:
         cloned=True,
         drained=(),
         address=None,
-        address=None,
     )
 
 
