@@ -19,6 +19,7 @@ struck out after it is gone, so nothing is ever forgotten.
 from __future__ import annotations
 
 import datetime
+import difflib
 import enum
 import fcntl
 import json
@@ -324,8 +325,11 @@ class Book:
         """
         record = self.load()
         if record is None:
-            have = ", ".join(names(paths))
-            raise NotFound(f"no VM named '{name}'", hint=f"there are: {have}" if have else "ghostbox up")
+            there = names(paths)
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint += f"there are: {', '.join(there)}" if there else "ghostbox up"
+            raise NotFound(f"no VM named '{name}'", hint=hint)
         return record
 
 
