@@ -13,7 +13,7 @@ from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import GhostboxError, Interrupted, NotFound, NotRunning, Refused
 from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths
-from ghostbox.session import access, pool, unreleased
+from ghostbox.session import access, definition, pool, unreleased
 from ghostbox.session.pool import Drain
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, LeaseRecord, VmState, locked, names
@@ -92,6 +92,7 @@ def add(
         with _changed(name, paths) as book, progress.stage("donor") as stage:
             lease = pool.add(book, address, size_bytes, more=more)
             stage.say(f"{lease.donor} lends {format_bytes(lease.size_bytes)}")
+            definition.add_donor(book, lease.donor)
     elif size_bytes is not None or more:
         raise NotRunning(
             f"no VM '{default_vm}' runs that could borrow from donor {address}",

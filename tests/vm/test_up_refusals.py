@@ -50,7 +50,11 @@ def nothing_is_left_behind(host: Host, donor: RunningDonor) -> Iterator[None]:
 
 
 def test_no_donor(host: Host) -> None:
-    says(up(host), "error: no donor is named fix: run `ghostbox memserver` on another machine", code=2)
+    says(
+        up(host),
+        "error: no donor is named, and none is known fix: run `ghostbox memserver` on another machine, then:",
+        code=2,
+    )
 
 
 def test_donor_that_is_not_there(host: Host) -> None:
