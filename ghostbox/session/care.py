@@ -420,8 +420,7 @@ def look_after(name: str, paths: Paths, *, interval_s: float = 1.0) -> None:
     care = Care(name, paths)
     try:
         while _went_on(care):
-            with suppress(GhostboxError, OSError):
-                unreleased.try_in_background(paths)
+            unreleased.try_in_background(paths)
             time.sleep(interval_s)
     finally:
         care.close()

@@ -161,12 +161,22 @@ def release_all(book: Book) -> list[GhostboxError]:
     assert record is not None
     with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
         failures = dict(zip(record.leases, pool.map(lambda lease: _end_lease(book, lease), record.leases), strict=True))
-    for lease, failure in failures.items():
-        if isinstance(failure, NoAnswer):
-            unreleased.note(book.files.state.parents[1], record.name, lease, failure.message)
-    kept = tuple(lease for lease, failure in failures.items() if failure and not isinstance(failure, NoAnswer))
+    kept = tuple(lease for lease, failure in failures.items() if failure and not _is_noted(book, lease, failure))
     book.save(replace(record, leases=kept))
     return [failure for failure in failures.values() if failure is not None]
+
+
+def _is_noted(book: Book, lease: LeaseRecord, failure: GhostboxError) -> bool:
+    """Note a lease whose donor does not answer; False if it stays in the record."""
+    if not isinstance(failure, NoAnswer):
+        return False
+    assert book.record is not None
+    try:
+        unreleased.note(book.files.state.parents[1], book.record.name, lease, failure.message)
+    except GhostboxError as err:
+        _log.warning("%s", err)
+        return False
+    return True
 
 
 def _end_lease(book: Book, lease: LeaseRecord) -> GhostboxError | None:

@@ -134,9 +134,18 @@ def settle(paths: Paths) -> int:
 
 
 def try_in_background(paths: Paths) -> bool:
-    """Have another process try, unless nothing is noted or somebody tried a moment ago; tell whether it was started."""
-    if not _file(paths.state).exists() or not load(paths.state):
+    """Have another process try, unless nothing is noted or somebody tried a moment ago; tell whether it was started.
+
+    That it cannot be is no reason for a command to fail.
+    """
+    try:
+        return _file(paths.state).exists() and bool(load(paths.state)) and _start(paths)
+    except (GhostboxError, OSError) as err:
+        _log.debug("leases that are not released cannot be tried again: %s", err)
         return False
+
+
+def _start(paths: Paths) -> bool:
     stamp = _stamp(paths.state)
     try:
         if time.time() - stamp.stat().st_mtime < RETRY_S:

@@ -131,7 +131,7 @@ def _summarize(book: Book, paths: Paths) -> VmSummary | None:
     if record is None:
         return None
     supervisor.ensure(book, paths)
-    answer = pager.status(book.files.pager_control) if seen.state in _ALIVE else None
+    answer = leaving.noted(record, pager.status(book.files.pager_control)) if seen.state in _ALIVE else None
     summary = _summary(record, seen.state, None if answer is None else health.level(answer))
     return replace(summary, disk_problem=_disk_problem(record, book, seen.state), problem=seen.problem)
 

@@ -153,7 +153,7 @@ def supervised(lab: Lab) -> Iterator[None]:
 def end(book: Book) -> None:
     """Undo all."""
     book.load()
-    cleanup.unmake(book)
+    cleanup.unmake(book, end=True)
 
 
 def record_of(plan: PagerPlan, addresses: tuple[str, ...], copy: Path | None) -> Record:
