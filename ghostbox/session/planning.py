@@ -12,7 +12,7 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, known_donors, plan
 from ghostbox.config import Config
 from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
@@ -25,6 +25,7 @@ from ghostbox.session import backup, images, network, pool, shares
 from ghostbox.session.record import Record, VmState
 
 _log = logging.getLogger(__name__)
+_KNOWN_TIMEOUT_S = 3.0
 
 
 def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daemon: bool = True) -> VmPlan:
@@ -38,11 +39,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     """
     plan.check_sizes(config)
     cloudinit.check_user(config.vm.user)
-    if not config.pool.donors:
-        raise UsageError(
-            "no donor is named",
-            hint="run `ghostbox memserver` on another machine and give --donor HOST, or set pool.donors",
-        )
+    addresses = donors_of(config, paths)
     _check_paths(config, paths)
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
@@ -60,29 +57,46 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         uuid=record.uuid if record else str(uuid.uuid4()),
         mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
-        offers=offers(config.pool.donors, record),
+        offers=offers(addresses, record, named=bool(config.pool.donors)),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
         machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=security_models,
         filters=filters,
-        links=donor_bench.kept_links(config.pool.donors, paths),
+        links=donor_bench.kept_links(addresses, paths),
         host_costs=donor_bench.kept_host(paths),
     )
     return plan.make(config, paths, facts)
 
 
-def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False) -> tuple[Offer, ...]:
+def donors_of(config: Config, paths: Paths) -> tuple[str, ...]:
+    """Return the donors to ask: those that the VM names; if it names none, all that this host knows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = config.pool.donors or tuple(each.address for each in known_donors.load(paths))
+    if not found:
+        raise UsageError(
+            "no donor is named, and none is known",
+            hint="run `ghostbox memserver` on another machine, then: ghostbox donor add HOST, or give --donor HOST",
+        )
+    return found
+
+
+def offers(
+    addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False, named: bool = True
+) -> tuple[Offer, ...]:
     """Ask the donors what they have free; one that is draining has nothing.
 
     Those that the user drained from the VM of ``record`` are left out. What is odd about the others is logged, unless
-    they are asked ``again``.
+    they are asked ``again``. Of donors that nobody ``named``, and that are only known here, those that answer count.
 
     Raises:
-        DonorError: one does not answer.
+        DonorError: one does not answer; of those that are only known, none does.
         Refused: all were drained.
     """
-    found = list(zip(addresses, donors.query(addresses), strict=True))
+    found = _asked(addresses) if not named else list(zip(addresses, donors.query(addresses), strict=True))
     left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
     for address, _ in left:
         name = "" if record is None else record.name
@@ -99,6 +113,22 @@ def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: b
     for line in () if again else donors.oddities(kept):
         _log.warning("%s", line)
     return tuple(_with_own(donors.offer_of(address, status), status, record) for address, status in kept)
+
+
+def _asked(addresses: tuple[str, ...]) -> list[tuple[str, DonorStatus]]:
+    """Ask donors that nobody named: who does not answer is left out, and that is logged.
+
+    Raises:
+        DonorError: none answers.
+    """
+    seen = donors.survey(addresses, timeout_s=_KNOWN_TIMEOUT_S)
+    found = [(item.address, item.status) for item in seen if item.status is not None]
+    if not found:
+        return list(zip(addresses, donors.query(addresses), strict=True))
+    for item in seen:
+        if item.error is not None:
+            _log.warning("donor %s is known here and does not answer: it is left out", item.address)
+    return found
 
 
 def _with_own(offer: Offer, status: DonorStatus, record: Record | None) -> Offer:

@@ -261,6 +261,17 @@ def test_storage_that_qemu_cannot_reach(open_dir: Path, monkeypatch: pytest.Monk
     assert (found.fix or "").startswith(f"setfacl -m u:{account.name}:x {private}")
 
 
+@needs_root
+def test_programs_in_roots_home_are_no_fault_since_qemu_has_copies(
+    open_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = open_dir / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setenv("GHOSTBOX_STATE_DIR", str(open_dir / "state"))
+    monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(private / "native"))
+    assert check("storage", machine_with()).result is Result.OK
+
+
 def test_security_drivers_are_named(tmp_path: Path) -> None:
     assert check("security", machine_with(sys=tmp_path)).found == "neither AppArmor nor SELinux confines QEMU"
     for name, text in (("module/apparmor/parameters/enabled", "Y\n"), ("fs/selinux/enforce", "1")):
