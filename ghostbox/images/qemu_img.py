@@ -72,16 +72,16 @@ def flatten(source: Path, target: Path) -> None:
     )  # fmt: skip
 
 
-def create_overlay(backing: Path, target: Path, size_bytes: int) -> None:
+def create_overlay(backing: Path | str, target: Path, size_bytes: int) -> None:
     """Make a qcow2 that holds only what differs from ``backing``, which is never written.
 
-    A relative ``backing`` is beside ``target``, and stays relative: the two may be moved together.
+    Text names the backing file as seen from the directory of ``target``, and goes on doing so if that is renamed.
 
     Raises:
         ImageError: qemu-img failed.
     """
     _run(
-        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), target, str(size_bytes),
+        "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, target, str(size_bytes),
         what=f"cannot make the disk {target}",
     )  # fmt: skip
 

@@ -223,7 +223,7 @@ def _make_disks(file: Path, base: Path, manifest: _Manifest, files: VmPaths) -> 
     for disk in disks[1:]:
         disk.rename(files.state / disk.name)
     # Relative, so that the VM's directory can be renamed.
-    qemu_img.create_overlay(Path(files.base.name) / "disk.qcow2", files.disk, sizes["disk"])
+    qemu_img.create_overlay(f"{files.base.name}/disk.qcow2", files.disk, sizes["disk"])
     return sizes
 
 

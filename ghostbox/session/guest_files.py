@@ -104,6 +104,13 @@ def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
     _grow(plan, plan.files.disk, plan.disk_bytes, "--disk")
 
 
+def notes(plan: VmPlan) -> tuple[str, ...]:
+    """Name the disks that the VM had and its definition does not name any more: they are kept, and not attached."""
+    named = {plan.files.more_disk(number) for number in range(2, 2 + len(plan.disks))}
+    left = sorted(set(plan.files.state.glob("disk[0-9]*.qcow2")) - named)
+    return tuple(f"note: {disk} is kept and not attached: vm.disks does not name it any more" for disk in left)
+
+
 def _prepare_more(plan: VmPlan, file: Path, size_bytes: int) -> None:
     if file.exists():
         _grow(plan, file, size_bytes, "--add-disk")

@@ -203,6 +203,7 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
         *images.notes(plan.image),
         *backup.notes(plan.backup, plan.pager.pool_bytes),
         *network.notes(plan.network),
+        *guest_files.notes(plan),
     ):
         progress.note(line)
 

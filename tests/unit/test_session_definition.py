@@ -11,7 +11,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from ghostbox import config
-from ghostbox.config import PortForward
+from ghostbox.config import ExtraDisk, PortForward
+from ghostbox.errors import Refused
 from ghostbox.paths import VmPaths
 from ghostbox.session import definition
 from ghostbox.session.record import Book
@@ -41,6 +42,17 @@ def test_a_vm_of_an_earlier_version_is_defined_by_its_record(box: VmPaths) -> No
     assert (found.pool.donors, found.pool.replicas) == (("tower", "attic"), 2)
     assert found.vm.ports == (PortForward(8080, 80),)
     assert not box.definition.exists(), "who only looks writes nothing"
+
+
+def test_disks_folders_and_network_of_a_record_are_defined_too_and_no_disk_shrinks(ghostbox_dirs: Path) -> None:
+    files = stopped_vm("box", disks=(50 * GIB, GIB), shares=("/a:ro", "/b:rw"), network="libvirt:default")
+    found = settled(files).config.vm
+    assert [str(disk) for disk in found.disks] == ["50GiB", "1GiB"]
+    assert [str(each) for each in found.shares] == ["/a:ro", "/b:rw"]
+    assert str(found.network) == "libvirt:default"
+    assert settled(files, {"vm.disks": ["60G"]}).config.vm.disks == (ExtraDisk(60 * GIB),)
+    with pytest.raises(Refused, match="disk3 of VM 'box' has 1 GiB and cannot shrink to 512 MiB"):
+        settled(files, {"vm.disks": ["50G", "512M"]})
 
 
 def test_what_a_record_does_not_say_comes_from_the_configuration_of_that_day(box: VmPaths, ghostbox_dirs: Path) -> None:
