@@ -139,3 +139,11 @@ def test_wrong_options_are_refused_before_anything_is_installed(
     assert done.returncode == 2
     assert text in done.stderr
     assert not installation.unit_file.exists()
+
+
+def test_the_vms_of_a_host_are_started_by_a_service(installation: Installation) -> None:
+    done = installation.cli("install", "host", "--user", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["unit"], found["state"], found["at_boot"]) == ("ghostbox-host.service", "active (exited)", True)
+    assert installation.cli("uninstall", "host", "--user").stdout == "ghostbox-host.service is uninstalled\n"
