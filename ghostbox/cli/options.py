@@ -27,6 +27,9 @@ class Bytes(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse a size."""
         try:
+            hint = units.missing_unit(value)
+            if hint is not None:
+                raise UsageError(f"{value} bytes are too few", hint=hint)
             return units.parse_bytes(value)
         except GhostboxError as err:
             self.fail(_sentence(err), param, ctx)
@@ -64,7 +67,7 @@ VM_NAME = VmName()
 
 
 def name_argument(function: F) -> F:
-    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: ``vm.name``)."""
+    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: see `chosen`)."""
     return click.argument("name", required=False, type=VM_NAME)(function)
 
 
