@@ -83,8 +83,7 @@ def storage(name: str, machine: Machine) -> Check:
         blocked = accounts.unreachable_part(place / "file", account)
         if blocked is not None:
             why = f"QEMU runs as user {account.name}, which may not pass {blocked}"
-            fix = f"setfacl -m u:{account.name}:x {blocked} (package acl); or, for a VM of your own user, "
-            fix += "libvirt.uri: qemu:///session"
+            fix = f"chmod o+x {blocked}, or set libvirt.uri to qemu:///session"
             return fail(name, f"QEMU cannot reach {place}", why=why, fix=fix)
     return ok(name, f"user {account.name} can reach {machine.paths.state}")
 
