@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from ghostbox import donors, processes
 from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, ProgramError
+from ghostbox.host import host_name
 from ghostbox.paths import Paths
 from ghostbox.prediction import HostCosts, Link
 from ghostbox.units import KIB, MIB, PAGE_BYTES, format_bytes
@@ -138,7 +138,7 @@ def leased(sizes: Mapping[str, int], purpose: str) -> Iterator[list[Lease]]:
         sizes: bytes to lease, by address.
         purpose: what the donor's owner sees as the holder's VM.
     """
-    host = socket.gethostname()
+    host = host_name()
     tag = secrets.token_hex(4)
     wanted = [
         Assignment(address, f"{purpose}-{tag}-{number}", size, Holder(host, purpose))

@@ -41,6 +41,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "plan": Command("ghostbox.cli.plan", "Predict what a VM's remote memory will cost."),
         "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
         "shell": Command("ghostbox.cli.vm", "Log in by SSH, or run one command."),
+        "cp": Command("ghostbox.cli.files", "Copy files to a VM or from it."),
+        "ssh-config": Command("ghostbox.cli.files", "Let ssh, scp and editors find VMs by name."),
         "list": Command("ghostbox.cli.vm", "List the VMs."),
         "info": Command("ghostbox.cli.vm", "Show what a VM is made of."),
         "status": Command("ghostbox.cli.vm", "Show whether a VM runs and how its memory does."),
@@ -182,6 +184,8 @@ def run(argv: Sequence[str]) -> int:
 def main() -> NoReturn:
     """Entry point of the console script."""
     set_up_streams()
+    if os.environ.get("HOME") == "":
+        del os.environ["HOME"]
     sys.exit(run(sys.argv[1:]))
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from ghostbox.config import document
 from ghostbox.config.schema import SECTIONS, Config, Key, keys
 from ghostbox.errors import ConfigError, NotFound, UsageError
+from ghostbox.paths import user_config
 
 NOT_OFFERED: Mapping[str, tuple[str, str]] = {
     "pool.parity": (
@@ -50,10 +49,18 @@ def file_candidates(file: Path | None = None) -> list[Candidate]:
 
     ``GHOSTBOX_SYSTEM_CONFIG`` moves the system file.
     """
-    user = Path(platformdirs.user_config_dir("ghostbox")) / "config.yaml"
+    user = user_config()
     system = Path(os.environ.get("GHOSTBOX_SYSTEM_CONFIG", "/etc/ghostbox/config.yaml"))
-    first = Candidate("given", file) if file is not None else Candidate("project", Path.cwd() / "ghostbox.yaml")
-    return [first, Candidate("user", user), Candidate("system", system)]
+    first = Candidate("given", file) if file is not None else Candidate("project", _here() / "ghostbox.yaml")
+    users_own = [] if user is None else [Candidate("user", user)]
+    return [first, *users_own, Candidate("system", system)]
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as err:
+        raise UsageError("the current directory is not there any more", hint="go to another one: cd") from err
 
 
 def load(cli: Mapping[str, object] | None = None, file: Path | None = None) -> Config:
@@ -110,7 +117,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
     for name, key in keys().items():
         if key.env in environ:
             raw = environ[key.env] or None
-            found[name] = _Setting(raw, f"environment {key.env}", Path.cwd(), key.env)
+            found[name] = _Setting(raw, f"environment {key.env}", _here(), key.env)
     return found
 
 
@@ -121,7 +128,7 @@ def _from_flags(cli: Mapping[str, object]) -> dict[str, _Setting]:
             raise _unknown(name, "flag")
         if raw not in (None, (), []):
             flag = "--" + name.partition(".")[2].replace("_", "-")
-            found[name] = _Setting(raw, "flag", Path.cwd(), flag)
+            found[name] = _Setting(raw, "flag", _here(), flag)
     return found
 
 

@@ -42,7 +42,8 @@ def qemu_user(uri: str, conf: Path = QEMU_CONF) -> Account:
 
 def unreachable_part(path: Path, account: Account) -> Path | None:
     """Return the first directory above ``path`` that ``account`` may not pass, or None."""
-    for parent in reversed(path.absolute().parents):
+    ways = (path.absolute(), path.resolve())  # through symbolic links, and where they lead
+    for parent in (parent for way in ways for parent in reversed(way.parents)):
         if parent.exists() and not _may_pass(parent.stat(), account):
             return parent
     return None

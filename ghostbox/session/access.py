@@ -14,7 +14,7 @@ from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths
-from ghostbox.session import disk, observe, readiness, supervisor
+from ghostbox.session import disk, login, observe, readiness, supervisor
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import format_duration
@@ -48,15 +48,15 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     raise NotRunning(f"VM '{name}' is {state}", why=why, hint=hint)
 
 
-def shell(name: str, paths: Paths, command: Sequence[str]) -> NoReturn:
-    """Become the system's ssh: a login, or one command whose exit code is ours.
+def shell(name: str, paths: Paths, command: Sequence[str]) -> int:
+    """Log in by the system's ssh, or run one command; return its exit status.
 
     Raises:
         NotRunning, NotFound: see `need_running`.
-        ProgramError: there is no ssh.
+        GuestError, ProgramError: see `login.shell`.
     """
-    book, record = need_running(name, paths)
-    _become(["ssh", "-F", str(book.files.ssh_config), record.name, *command], "openssh-client")
+    book, _ = need_running(name, paths)
+    return login.shell(book, command)
 
 
 def console(name: str, paths: Paths) -> NoReturn:

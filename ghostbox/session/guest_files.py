@@ -10,7 +10,7 @@ from pathlib import Path
 from ghostbox import cloudinit, hypervisor, processes, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, home_directory
 from ghostbox.plan import VmPlan
 from ghostbox.session.record import make_directory
 from ghostbox.units import format_bytes
@@ -83,7 +83,8 @@ def _extra_user_data(plan: VmPlan) -> str | None:
 def _user_keys(plan: VmPlan) -> list[str]:
     if plan.guest.ssh_key is not None:
         return [ssh.read_public_key(plan.guest.ssh_key)]
-    return list(ssh.user_public_keys(Path.home()))
+    home = home_directory()
+    return [] if home is None else list(ssh.user_public_keys(home))
 
 
 def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
@@ -107,8 +108,11 @@ def _write_ssh_files(plan: VmPlan) -> None:
     files, port = plan.files, plan.network.ssh_port
     public = _read(files.host_key.with_suffix(".pub"), "the guest's host key")
     files.known_hosts.write_text(cloudinit.render_known_hosts(HOST, port, public))
-    text = cloudinit.render_ssh_config(plan.name, HOST, port, plan.guest.user, files.known_hosts, files.client_key)
-    files.ssh_config.write_text(text)
+    keys = [files.client_key] + ([] if plan.guest.ssh_key is None else [plan.guest.ssh_key.absolute()])
+    text = cloudinit.render_ssh_config(plan.name, HOST, port, plan.guest.user, files.known_hosts, keys)
+    files.ssh_config.write_bytes(os.fsencode(text))
+    for file in (files.known_hosts, files.ssh_config):
+        file.chmod(0o600)  # ssh refuses a configuration that others may write, which a umask of 002 lets them
 
 
 def _hand_to_qemu(file: Path, uri: str) -> None:

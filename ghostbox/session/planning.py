@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import secrets
 import socket
 import uuid
 from contextlib import closing
-from pathlib import Path
 
 from ghostbox import donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
@@ -18,7 +17,7 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images
+from ghostbox.session import backup, images, shim_copy
 from ghostbox.session.record import Record
 
 
@@ -53,7 +52,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         ssh_port=_ssh_port(record),
         offers=offers(config.pool.donors),
         image=image,
-        shim=_shim_copy(paths, config.vm.name),
+        shim=shim_copy.place(paths, config.vm.name),
         security_models=_security_models(config, start_daemon=start_daemon),
         links=donor_bench.kept_links(config.pool.donors, paths),
         host_costs=donor_bench.kept_host(paths),
@@ -95,8 +94,8 @@ def _check_same_image(config: Config, record: Record | None) -> None:
 
 def _check_paths(config: Config, paths: Paths) -> None:
     files = paths.vm(config.vm.name)
-    longest = max(files.pager_socket, files.pager_control, key=lambda path: len(str(path)))
-    if len(str(longest)) > SOCKET_PATH_BYTES:
+    longest = max(files.pager_socket, files.pager_control, key=lambda path: len(os.fsencode(path)))
+    if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         raise Refused(
             f"the path of a socket is too long: {longest}",
             why=f"Linux allows {SOCKET_PATH_BYTES} bytes",
@@ -114,12 +113,6 @@ def _check_paths(config: Config, paths: Paths) -> None:
                 why=f"user {account.name}, which QEMU runs as, may not pass {closed}",
                 hint=f"chmod o+x {closed}, or set libvirt.uri to qemu:///session",
             )
-
-
-def _shim_copy(paths: Paths, name: str) -> Path:
-    """Return where the VM's copy of the shim goes; an upgrade never overwrites one that a QEMU has mapped."""
-    digest = hashlib.sha256(paths.shim_library.read_bytes()).hexdigest()[:12]
-    return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
 def _new_mac() -> str:

@@ -8,7 +8,6 @@ lease is there, and has let go of it before the lease ends. So whatever is inter
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from ghostbox import donors, pager
 from ghostbox.donor_client import Holder, Lease, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused
+from ghostbox.host import host_name
 from ghostbox.placement import Offer
 from ghostbox.plan import shares_of
 from ghostbox.processes import ControlError
@@ -286,7 +286,7 @@ def borrow(book: Book, lease: LeaseRecord) -> LeaseRecord:
     assert book.record is not None
     if lease.donor == THIS_HOST:
         return replace(lease, nbd_uri=host_memory.start(book.files, lease))
-    holder = Holder(socket.gethostname(), book.record.name)
+    holder = Holder(host_name(), book.record.name)
     [made] = donors.acquire([Assignment(lease.donor, lease.name, lease.size_bytes, holder)])
     return as_made(lease, made)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
@@ -46,6 +46,14 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
         with _explained(record, "cloud-init"), progress.stage("cloud-init") as stage:
             ssh.wait_cloud_init(timeout_s, stage.say)
             stage.say("done")
+    note_answer(book)
+
+
+def note_answer(book: Book) -> None:
+    """Remember that the guest let us in, as long as the VM runs."""
+    assert book.record is not None
+    with suppress(OSError):  # it is only a short cut
+        book.files.answered.write_text(book.record.started_at or "")
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def _wait_banner(
     """
     deadline = time.monotonic() + timeout_s
     may_reset = record.virt == Virt.TCG
-    while not _has_banner(record.ssh_port):
+    while not has_banner(record.ssh_port):
         last = logs.tail(files.console_log, 1)
         if last:
             say(last[0][:100])
@@ -120,13 +128,20 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
         connection.reset(record.domain)
 
 
-def _has_banner(port: int) -> bool:
+def has_banner(port: int) -> bool:
+    """Tell whether an SSH server says hello at a port of this host."""
     try:
         with socket.create_connection((HOST, port), timeout=2.0) as sock:
             sock.settimeout(3.0)
             return sock.recv(4) == b"SSH-"
     except OSError:
         return False
+
+
+def last_console_line(files: VmPaths) -> str:
+    """Return how far a guest's console is."""
+    last = logs.tail(files.console_log, 1)
+    return f"the guest's console ends with: {last[0]}" if last else "the guest's console is empty"
 
 
 def _console(files: VmPaths) -> str:

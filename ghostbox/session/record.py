@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -257,7 +256,7 @@ def lease_name(vm: str) -> str:
     try:
         machine = Path("/etc/machine-id").read_bytes()
     except OSError:
-        machine = socket.gethostname().encode()
+        machine = os.uname().nodename.encode(errors="surrogateescape")
     return f"{hashlib.sha256(machine).hexdigest()[:8]}-{vm}-{secrets.token_hex(4)}"
 
 

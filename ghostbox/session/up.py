@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,16 @@ from ghostbox.config import Config
 from ghostbox.donor_client import Holder
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
+from ghostbox.host import host_name
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
     backup,
     cleanup,
+    confinement,
     guest_files,
     images,
+    login,
     observe,
     planning,
     pool,
@@ -118,7 +120,7 @@ def _result(book: Book, *, already_running: bool) -> UpResult:
         state=record.state,
         already_running=already_running,
         virt=record.virt,
-        ssh_command=f"ssh -F {book.files.ssh_config} {record.name}",
+        ssh_command=login.command(book),
         ssh_port=record.ssh_port,
         user=record.user,
     )
@@ -193,7 +195,7 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     """Make the leases; return their NBD URIs."""
     assert book.record is not None
     with progress.stage("leases") as stage:
-        holder = Holder(socket.gethostname(), plan.name)
+        holder = Holder(host_name(), plan.name)
         assignments = [
             Assignment(share.address, lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
         ]
@@ -259,12 +261,9 @@ def _check_memory_is_served(plan: VmPlan) -> int:
         raise HypervisorError(
             "QEMU ended right after its start", hint=f"its log: /var/log/libvirt/qemu/{plan.domain}.log"
         )
-    if not qemu.maps(plan.shim):
-        raise HypervisorError(
-            f"QEMU (pid {qemu.pid}) runs without {plan.shim.name}",
-            why="LD_PRELOAD was dropped: AppArmor, SELinux or libvirt's settings keep the shim out",
-            hint='set security_driver = "none" in /etc/libvirt/qemu.conf, then restart libvirtd',
-        )
+    if qemu.maps(plan.shim) is False:  # None: another user's process; what counts is asked of the pager below
+        account, log = hypervisor.qemu_user(plan.libvirt_uri), cleanup.libvirt_log(plan.domain)
+        raise confinement.explain(confinement.look(qemu, plan.shim, account, log), qemu.pid, plan.shim)
     if not pager.serves(plan.files.pager_control, qemu.pid):
         raise HypervisorError(
             f"the pager does not serve the memory of QEMU (pid {qemu.pid})",

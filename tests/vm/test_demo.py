@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -87,7 +88,9 @@ def test_second_run_uses_what_runs_and_shows_a_summary(host: Host, result: dict[
 
 
 def test_ssh_command_of_the_result_works(result: dict[str, Any]) -> None:
-    done = subprocess.run([*result["ssh_command"].split(), "hostname"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*shlex.split(result["ssh_command"]), "hostname"], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == NAME, done.stderr
 
 
