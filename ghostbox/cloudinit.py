@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.mime.multipart import MIMEMultipart
@@ -20,28 +21,30 @@ from typing import Any
 import pycdlib
 import yaml
 
-from ghostbox.errors import ConfigError
+from ghostbox import guest_boot
+from ghostbox.errors import ConfigError, UsageError
 from ghostbox.tiering import Tiering
 
-# Memory that was plugged in and that nothing has taken so far (domain_xml.py: the remote memory is a DIMM).
-_MEMORY_ON = (
-    "for block in /sys/devices/system/memory/memory*; do "
-    "if grep -qs offline $block/state; then echo online_movable > $block/state; fi; done"
-)
-# With remote memory (node 1): what domain_xml.py has among the kernel's arguments, for images with a boot loader.
-_FREE_IN_SMALL_PIECES = (
-    "if test -d /sys/devices/system/node/node1; then "
-    "echo 5 > /sys/module/page_reporting/parameters/page_reporting_order; "
-    "echo 0 > /proc/sys/vm/compaction_proactiveness; fi"
-)
 _MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
+_JINJA = re.compile(r"##\s*template\s*:\s*jinja\s*", re.IGNORECASE)
 _PART_TYPES = {
     "#cloud-config": "cloud-config",
     "#!": "x-shellscript",
     "#cloud-boothook": "cloud-boothook",
     "#include": "x-include-url",
-    "## template: jinja": "jinja2",
 }
+# They replace what other parts say, or say it in a form that is not merged.
+_UNMERGED_TYPES = ("#cloud-config-archive", "#cloud-config-jsonp", "#part-handler", "#include-once")
+_MERGED = ("cloud-config", "jinja2")
+
+# What Debian's base system has (base-passwd, systemd, udev, dbus, openssh-server, cron); Ubuntu's is nearly the same.
+_ACCOUNTS = frozenset(
+    (
+        *("root", "daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy", "www-data"),
+        *("backup", "list", "irc", "_apt", "nobody", "messagebus", "sshd", "systemd-network", "systemd-resolve"),
+        *("systemd-timesync", "syslog", "tss", "uuidd", "landscape", "dnsmasq", "polkitd"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class SeedSpec:
     tiering: Tiering
     extra_user_data: str | None = None
     mac: str | None = None
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,23 @@ class Seed:
     user_data: str
     meta_data: str
     network_config: str
+
+
+def check_user(name: str) -> None:
+    """Refuse a login name that the guest's system has given to an account of its own.
+
+    The name of a group that exists is no such thing: the user gets it as the primary group.
+
+    Raises:
+        UsageError: nobody could log in.
+    """
+    if name not in _ACCOUNTS:
+        return
+    raise UsageError(
+        f"vm.user cannot be '{name}': the guest's system has an account of that name",
+        why="it has no home directory, no shell or no login, and cloud-init changes no account that is there",
+        hint="choose another name; every user of ours may run sudo without a password",
+    )
 
 
 def render(spec: SeedSpec) -> Seed:
@@ -93,12 +114,15 @@ def _instance_id(spec: SeedSpec) -> str:
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
+    scripts = guest_boot.scripts(spec.user, spec.tiering, emulated=spec.emulated)
     return {
         "hostname": spec.hostname,
         "users": [
             {
                 "name": spec.user,
                 "gecos": "GhostBox",
+                # cloud-init makes this group if there is none: useradd refuses the name of one that is there.
+                "primary_group": spec.user,
                 "groups": ["adm", "sudo", "video"],
                 "sudo": "ALL=(ALL) NOPASSWD:ALL",
                 "shell": "/bin/bash",
@@ -114,7 +138,7 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
-        "bootcmd": [["sh", "-c", script] for script in (_MEMORY_ON, _FREE_IN_SMALL_PIECES, spec.tiering.script)],
+        "bootcmd": [["sh", "-c", script] for script in scripts],
     }
 
 
@@ -125,23 +149,43 @@ def _network_config(mac: str | None) -> dict[str, Any]:
 
 def _multipart(ours: str, theirs: str) -> str:
     """Join two parts; theirs come second, so that a key of theirs is added to and never replaces what we need."""
+    theirs = theirs.removeprefix("\ufeff")  # an editor's mark for UTF-8; cloud-init would not know the first line
     archive = MIMEMultipart(boundary="==ghostbox==")
     for text, subtype in ((ours, "cloud-config"), (theirs, _part_type(theirs))):
         part = MIMEText(_with_newline(text), subtype, "utf-8")
         part.replace_header("Content-Transfer-Encoding", part["Content-Transfer-Encoding"])
-        if subtype == "cloud-config":
+        if subtype in _MERGED:
             part.add_header("Merge-Type", _MERGE_HOW)
         archive.attach(part)
     return archive.as_string()
 
 
 def _part_type(text: str) -> str:
+    """Return the MIME subtype by which cloud-init knows the user's part (cloudinit/handlers: INCLUSION_TYPES_MAP).
+
+    A template is its own type; its first line apart, it must be a kind that templates may make.
+    """
+    first, _, rest = text.partition("\n")
+    if _JINJA.fullmatch(first):
+        if not rest.startswith(("#cloud-config\n", "#!", "#cloud-boothook")):
+            raise _unknown(rest)
+        return "jinja2"
+    if first.rstrip() in _UNMERGED_TYPES:
+        raise ConfigError(
+            f"cloud-init data of the kind '{first.rstrip()}' is not taken",
+            why="cloud-init does not merge it with what GhostBox needs in the guest",
+            hint="write it as '#cloud-config', as a script, or as '## template: jinja' with either below",
+        )
     for start, subtype in _PART_TYPES.items():
         if text.startswith(start):
             if subtype == "cloud-config":
                 _check_cloud_config(text)
             return subtype
-    raise ConfigError(
+    raise _unknown(text)
+
+
+def _unknown(text: str) -> ConfigError:
+    return ConfigError(
         f"cloud-init data begins with '{text.splitlines()[0][:40] if text else ''}', which cloud-init does not know",
         hint="begin the file with '#cloud-config' or, for a script, with '#!/bin/sh'",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ghostbox.config import PortForward
 from ghostbox.errors import Refused
-from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
+from ghostbox.plan import BootPlan, LocalMemory, NetworkPlan, Virt, VmPlan
 from ghostbox.units import GIB, KIB
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -47,6 +47,9 @@ _NO_PROACTIVE_COMPACTION = "sysctl.vm.compaction_proactiveness=0"
 # Because of the DIMM above 4 GiB the kernel sets 64 MiB of local memory aside to copy what devices of 32 bits read and
 # write (pci_swiotlb_detect, arch/x86/kernel/pci-dma.c). There are none here: virtio goes without. 2048 × 2 KiB stay.
 _BOUNCE_BUFFERS = "swiotlb=2048"
+
+# QEMU's q35 machine: with so much memory at boot, all that is over 2 GiB lies from 4 GiB on (pc_q35_init, hw/i386).
+_SPLIT_FROM_BYTES, _LOW_BYTES, _HIGH_BASE = 0xB0000000, 2 * GIB, 4 * GIB
 
 # What TCG keeps of translated code (QEMU's own choice: 1 GiB). A boot leaves 1.7 million blocks of it, and memory that
 # held such code is written to again only after each of them was invalidated by itself; a full cache is emptied at once.
@@ -114,7 +117,20 @@ def _kernel_args(plan: VmPlan) -> str:
     words = [plan.image.boot.kernel_args, _ONLINE_MOVABLE]
     if plan.remote_memory_bytes:
         words += [_BOUNCE_BUFFERS, _REPORT_SMALL_PIECES, _NO_PROACTIVE_COMPACTION]
+    if plan.local.node1_hidden:
+        words.append(_reserved(plan.local))
     return " ".join(words)
+
+
+def _reserved(local: LocalMemory) -> str:
+    """Return the kernel argument that keeps node 1's memory at boot from being used (plan.local_memory says why).
+
+    It is the last of what the machine has at boot. Where this address is wrong (on AMD's processors QEMU moves memory
+    beyond 1 TiB) there is no memory, and the argument does nothing.
+    """
+    total = local.node0_bytes + local.node1_bytes
+    end = total if total < _SPLIT_FROM_BYTES else total - _LOW_BYTES + _HIGH_BASE
+    return f"memmap={local.node1_bytes // KIB}K${end - local.node1_bytes:#x}"
 
 
 def _add_os(root: ET.Element, boot: BootPlan, kernel_args: str) -> None:

@@ -48,8 +48,13 @@ class Address:
 
     @property
     def url_host(self) -> str:
-        """The host as URLs write it: IPv6 addresses in brackets."""
+        """The host as people and httpx write it: IPv6 addresses in brackets."""
         return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def uri_host(self) -> str:
+        """The host as an URI has it: a link-local address's interface behind ``%25`` (RFC 6874)."""
+        return self.url_host.replace("%", "%25")
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,15 @@ class DonorStatus:
 class Lease:
     """A lease on the donor at ``donor_address``; another ``incarnation`` is other memory.
 
-    ``donor_name`` and ``donor_id`` are who that was; the id is empty for a donor of an older version.
+    ``donor_name`` and ``donor_id`` are who that was, ``donor_incarnation`` is its process that holds the memory, and
+    ``donor_machine`` where it runs; a donor of an older version tells no id and no machine.
     """
 
     donor_address: str
     donor_name: str
     donor_id: str
+    donor_incarnation: str
+    donor_machine: str
     nbd_port: int
     name: str
     export: str
@@ -320,6 +328,8 @@ class DonorClient:
                 "donor_address": str(self.address),
                 "donor_name": donor.name,
                 "donor_id": donor.id,
+                "donor_incarnation": donor.incarnation,
+                "donor_machine": donor.machine,
                 "nbd_port": donor.nbd_port,
                 "holder": Holder(**fields["holder"]),
                 "created_at": datetime.fromisoformat(fields["created_at"]),
@@ -338,7 +348,8 @@ def _lease_path(name: str) -> str:
 
 def _known(kind: type[DonorStatus] | type[Lease], fields: dict[str, Any]) -> dict[str, Any]:
     """Return those of an answer's fields that can be taken as they are; a newer donor may send more."""
-    of_lease = {"donor_address", "donor_name", "donor_id", "nbd_port", "holder", "created_at"}
+    of_donor = {"donor_address", "donor_name", "donor_id", "donor_incarnation", "donor_machine", "nbd_port"}
+    of_lease = {*of_donor, "holder", "created_at"}
     made_here = of_lease if kind is Lease else {"address"}
     return {key: value for key, value in fields.items() if key in kind.__dataclass_fields__.keys() - made_here}
 

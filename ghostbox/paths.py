@@ -39,6 +39,11 @@ class VmPaths:
         return self.state / "vm.json"
 
     @property
+    def definition(self) -> Path:
+        """What the VM is to be, as its user set it: YAML (`config.definition`)."""
+        return self.state / "definition.yaml"
+
+    @property
     def lock(self) -> Path:
         """Held (flock) by every command that changes the VM."""
         return self.state / "lock"

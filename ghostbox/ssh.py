@@ -2,12 +2,11 @@
 """SSH: keys, and our own look into the guest (the only importer of paramiko; people get the system's ssh).
 
 The guest's host key was made by us and put into its seed, so a connection is trusted by our pin or not at all: there
-is no first use to trust. SSH and cloud-init are waited for apart, because they fail apart.
+is no first use to trust.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import socket
@@ -32,15 +31,6 @@ _PAUSE_S = 0.2
 # too (PerSourcePenalties, since OpenSSH 9.8); refusals further apart than they count never add up to that.
 _PAUSE_AFTER_REFUSAL_S = 6.0
 _QUIET_CHANNEL = "ghostbox.ssh.paramiko"
-
-# Written by cloud-init at its end (docs: reference/cli, "result.json"); disabled by its generator on boot. Asking the
-# cloud-init command instead would start a Python in the guest each time, which takes seconds under emulation.
-_CLOUD_INIT_RESULT = (
-    "while :; do "
-    "[ -e /run/cloud-init/result.json ] && exec cat /run/cloud-init/result.json; "
-    "[ -e /run/cloud-init/disabled ] && exec echo '{}'; "
-    "sleep 0.2; done"
-)
 
 Say = Callable[[str], None]
 ConsoleTail = Callable[[], str]
@@ -199,32 +189,6 @@ class GuestSsh:
             # so a fresh attempt finds the guest sooner; but a busy guest may need long for one handshake.
             patience_s = min(patience_s * 1.25, 20.0)
             time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
-
-    def wait_cloud_init(self, timeout_s: float, on_progress: Say = _say_nothing) -> None:
-        """Wait until cloud-init in the guest has done all.
-
-        Raises:
-            GuestError: not within ``timeout_s``, or it reports errors.
-        """
-        on_progress("waiting for cloud-init")
-        try:
-            text = self.run(_CLOUD_INIT_RESULT, timeout_s).stdout
-        except DeadlineExceeded as err:
-            raise self._error(
-                f"cloud-init in the guest was not done within {timeout_s:.0f} s",
-                "SSH works, cloud-init is still busy",
-                hint="look inside: cloud-init status --long, /var/log/cloud-init-output.log",
-            ) from err
-        try:
-            errors = json.loads(text).get("v1", {}).get("errors", [])
-        except (ValueError, AttributeError) as err:
-            raise GuestError("cloud-init in the guest left no readable result", why=text[:200] or None) from err
-        if errors:
-            raise GuestError(
-                "cloud-init in the guest reports errors",
-                why="\n".join(str(line) for line in errors),
-                hint="look inside: cloud-init status --long, /var/log/cloud-init-output.log",
-            )
 
     def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
         """Run a shell command in the guest; its exit status is no error.

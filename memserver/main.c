@@ -4,9 +4,9 @@
  *
  * Theory of operation
  *
- * Threads. The main thread accepts connections, waits for signals and ends the program. Each worker serves, by epoll,
- * the connections that it was given when they were accepted; a connection never changes its worker, so that its state
- * needs no lock. The control thread runs the commands of the control socket. Nothing else runs.
+ * Threads. The main thread accepts connections (listeners.h), waits for signals and ends the program. Each worker
+ * serves, by epoll, the connections that it was given when they were accepted; a connection never changes its worker,
+ * so that its state needs no lock. The control thread runs the commands of the control socket. Nothing else runs.
  *
  * Memory. An export is promised memory: an address range that the kernel fills when it is written to (store.h). The
  * sum of the exports never exceeds --size. A bitmap says which pages hold data; TRIM and zeroes give pages back, and
@@ -62,10 +62,10 @@ static int signals_open(void)
 }
 
 /* Those who start us wait for this line. */
-static void address_print(const struct server *server)
+static void address_print(const struct listening *at)
 {
-    const char *format = strchr(server->host, ':') != NULL ? "listening on [%s]:%u\n" : "listening on %s:%u\n";
-    printf(format, server->host, server->port);
+    const char *format = strchr(at->host, ':') != NULL ? "listening on [%s]:%u\n" : "listening on %s:%u\n";
+    printf(format, at->host, at->port);
     fflush(stdout);
 }
 
@@ -91,8 +91,10 @@ static int serve(const struct options *options, int signal_fd)
     struct control *control = NULL;
     rc = control_open(&control, options->control_path, &server);
     if (rc == 0) {
-        address_print(&server);
-        log_info("serving on %s port %u, %llu bytes, %u threads", server.host, server.port,
+        struct listening at[LISTENERS_MAX];
+        listeners_list(&server.listeners, at);
+        address_print(at);
+        log_info("serving on %s port %u, %llu bytes, %u threads", at[0].host, at[0].port,
                  (unsigned long long)options->size_bytes, options->n_threads);
         server_run(&server, signal_fd);
         log_info("ending");

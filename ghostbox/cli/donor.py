@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ghostbox import donor_bench, donors, prediction
+from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import BYTES, confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
@@ -177,7 +178,7 @@ Examples:
 @click.pass_obj
 def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, output: str) -> None:
     """Have a VM that runs use one more donor; its memory spreads over it in the background."""
-    name = context.config({"vm.name": vm}).vm.name
+    name = chosen(context, vm)
     with Interrupts().watched():
         lease = donor_commands.add(name, address, size, context.paths, Stages())
     emit(lease, output, lambda: f"VM '{name}' has {format_bytes(lease.size_bytes)} from {address}")
@@ -200,7 +201,7 @@ Examples:
 @click.pass_obj
 def drain_donor(context: Context, /, address: str, vm: str | None, to_host: bool, wait: bool, output: str) -> None:
     """Empty a donor of a VM that runs: its memory moves to the others, live. Refused if it does not fit there."""
-    name = context.config({"vm.name": vm}).vm.name
+    name = chosen(context, vm)
     with Interrupts().watched():
         found = donor_commands.drain(name, address, context.paths, Stages(), to_host=to_host, wait=wait)
     emit(found, output, lambda: _drained(found))
@@ -225,7 +226,7 @@ Examples:
 @click.pass_obj
 def keep_donor(context: Context, /, address: str, vm: str | None) -> None:
     """Call a drain off."""
-    name = context.config({"vm.name": vm}).vm.name
+    name = chosen(context, vm)
     donor_commands.keep(name, address, context.paths)
     Stages().note(f"VM '{name}' keeps donor {address}")
 

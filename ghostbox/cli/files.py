@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ghostbox import session
+from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.output import Stages, echo
 from ghostbox.errors import NotFound, UsageError
@@ -34,9 +35,7 @@ Names are taken literally: * and ? in a VM's path are no patterns.
 def cp(context: Context, /, sources: tuple[str, ...], target: str, recursive: bool, preserve: bool) -> None:
     """Copy files to a VM or from it: one side is VM:PATH. A terminal shows the progress."""
     options = Options(recursive, preserve, quiet=context.verbosity < 0)
-    copying.copy(
-        sources, target, context.paths, lambda name: context.config({"vm.name": name}).vm.name, options=options
-    )
+    copying.copy(sources, target, context.paths, lambda name: chosen(context, name), options=options)
 
 
 @click.command(

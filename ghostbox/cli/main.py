@@ -39,6 +39,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Virtual machines": {
         "up": Command("ghostbox.cli.vm", "Create and start a VM with the RAM of the donors."),
         "plan": Command("ghostbox.cli.plan", "Predict what a VM's remote memory will cost."),
+        "set": Command("ghostbox.cli.lifecycle", "Change what a VM is."),
+        "edit": Command("ghostbox.cli.lifecycle", "Edit what a VM is, as a file."),
         "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
         "shell": Command("ghostbox.cli.vm", "Log in by SSH, or run one command."),
         "cp": Command("ghostbox.cli.files", "Copy files to a VM or from it."),

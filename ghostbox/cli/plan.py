@@ -7,7 +7,7 @@ import click
 
 from ghostbox.cli.vm import up
 
-_ONLY_FOR_UP = {"dry_run", "printed", "timeout", "no_wait", "no_recover"}
+_ONLY_FOR_UP = {"autostart", "dry_run", "printed", "timeout", "no_wait", "no_recover"}
 
 
 @click.command(

@@ -21,6 +21,7 @@ from rich.text import Text
 from ghostbox import page_map, terminal
 from ghostbox import top as watching
 from ghostbox.cli import keys, show
+from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS, name_argument
 from ghostbox.cli.output import echo, plain, stdout_console
@@ -83,7 +84,7 @@ def top(
     """Watch the faults, the cache and the donors of a VM. Without a terminal: a line a look."""
     if interval < _INTERVAL_MIN_S:
         raise UsageError(f"--interval: {interval:g} s is less than {_INTERVAL_MIN_S:g} s")
-    vm = context.config({"vm.name": name}).vm.name
+    vm = chosen(context, name)
     live = sys.stdout.isatty() and not as_json
     wanted = live if with_map is None else with_map
     look = functools.partial(watching.watch, vm, context.paths, interval_s=interval, count=count, with_map=wanted)

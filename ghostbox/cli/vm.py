@@ -9,17 +9,18 @@ import click
 
 from ghostbox import domain_xml, session
 from ghostbox.cli import show
+from ghostbox.cli.chosen import chosen, chosen_for_up
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import WordsCommand, confirm, split_words, yes_option
 from ghostbox.cli.output import Stages, echo, emit, output_options
+from ghostbox.cli.vm_options import by_key, vm_options
 from ghostbox.config import Config
 from ghostbox.errors import NotFound, NotRunning, PoolDegraded
 from ghostbox.health import Level
-from ghostbox.session import VmState, events, guest_files, logs, record
+from ghostbox.session import VmState, definition, events, guest_files, logs, record
 from ghostbox.units import parse_duration
 
 _name = click.argument("name", required=False)
-_POOL_FLAGS = frozenset({"cache", "replicas", "allow_same_host", "backup", "on_donor_loss"})
 
 
 @click.command(
@@ -33,21 +34,7 @@ Examples:
 """
 )
 @_name
-@click.option("--memory", metavar="SIZE", help="RAM on this machine.")
-@click.option("--remote-memory", metavar="SIZE", help="RAM on the donors (node 1).")
-@click.option("--cache", metavar="SIZE", help="Local memory for the warm part of the remote memory.")
-@click.option("--cpus", type=int, metavar="N", help="Virtual processors.")
-@click.option("--disk", metavar="SIZE", help="Size of the disk.")
-@click.option("--image", metavar="NAME", help="Guest image; ours is built if it is missing.")
-@click.option("--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="A donor; may be given again.")
-@click.option("--replicas", type=int, metavar="N", help="Copies of the remote memory on different machines, 1 or 2.")
-@click.option("--allow-same-host", is_flag=True, default=None, help="Let both copies lie on one machine.")
-@click.option("--backup", metavar="PATH", help="One more copy in a file on a local disk, written behind.")
-@click.option(
-    "--on-donor-loss", type=click.Choice(["wait", "pause", "poison"]), help="When no copy of a page can be read."
-)
-@click.option("--cloud-init", metavar="FILE", help="cloud-init user-data to merge with ours.")
-@click.option("-p", "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Forward a port of 127.0.0.1.")
+@vm_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option(
     "--print", "printed", type=click.Choice(["plan", "xml", "cloud-init"]), help="Print one thing and do nothing."
@@ -62,7 +49,6 @@ def up(
     /,
     *,
     name: str | None,
-    donors: tuple[str, ...],
     dry_run: bool,
     printed: str | None,
     timeout: str | None,
@@ -71,26 +57,28 @@ def up(
     output: str,
     **flags: object,
 ) -> None:
-    """Create and start a VM with the RAM of the donors; a VM that runs already is left alone."""
-    keys = {f"{'pool' if key in _POOL_FLAGS else 'vm'}.{key}": value for key, value in flags.items()}
-    config = context.config(
-        {
-            **keys,
-            "vm.name": name,
-            "vm.boot_timeout": timeout,
-            "pool.donors": donors,
-        }
-    )
+    """Create a VM with the RAM of the donors, or start one that is there as it is defined.
+
+    What is given for a VM that is there becomes a part of its definition, as by `ghostbox set`.
+    """
+    timeout_s = None if timeout is None else parse_duration(timeout)
+    config = context.config({**by_key(flags), "vm.name": chosen_for_up(context, name)})
     if dry_run or printed:
         _print_plan(context, config, printed or "plan", output)
         return
-    result = session.up(config, context.paths, Stages(), wait=not no_wait, heal_pager=not no_recover)
+    result = session.up(
+        config, context.paths, Stages(), wait=not no_wait, heal_pager=not no_recover, timeout_s=timeout_s
+    )
     emit(result, output, lambda: show.up_result(result))
 
 
 def _print_plan(context: Context, config: Config, what: str, output: str) -> None:
-    record = session.Book(context.paths.vm(config.vm.name)).load()
-    plan = session.make_plan(config, context.paths, record, start_daemon=False)
+    book = session.Book(context.paths.vm(config.vm.name))
+    record = book.load()
+    defined = definition.settle(book, config)
+    for line in (*defined.ignored, *map(str, defined.changes)):
+        Stages().note(line)
+    plan = session.make_plan(defined.config, context.paths, record, start_daemon=False)
     if what == "xml":
         echo(domain_xml.build(plan), nl=False)
     elif what == "cloud-init":
@@ -112,7 +100,7 @@ Examples:
 @click.pass_obj
 def down(context: Context, /, name: str | None, force: bool, timeout: str) -> None:
     """Shut a VM down and give its memory back. The disk stays."""
-    name = _chosen(context, name)
+    name = chosen(context, name)
     stages = Stages()
     ran = session.down(name, context.paths, stages, force=force, timeout_s=parse_duration(timeout))
     stages.note(f"VM '{name}' is stopped" if ran else f"VM '{name}' does not run")
@@ -139,7 +127,7 @@ def shell(context: Context, /, words: tuple[str, ...], wait_first: bool) -> int:
     """Log in by SSH, or run one command."""
     given, command = split_words(words)
     _check_is_name(context, given, command)
-    name = _chosen(context, given)
+    name = chosen(context, given)
     if wait_first:
         timeout_s = context.config({"vm.name": name}).vm.boot_timeout_s
         session.wait_ready(name, context.paths, Stages(), timeout_s=timeout_s)
@@ -192,7 +180,7 @@ Examples:
 @click.pass_obj
 def info(context: Context, /, name: str | None, output: str) -> None:
     """Show what a VM is made of."""
-    found = session.info(_chosen(context, name), context.paths)
+    found = session.info(chosen(context, name), context.paths)
     emit(found, output, lambda: show.info(found))
     for line in show.health_notes(found):
         Stages().note(line)
@@ -214,7 +202,7 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
 
     A VM that is frozen because its pager died gets another one, as by `ghostbox recover`.
     """
-    found = session.status(_chosen(context, name), context.paths, heal_pager=not no_recover)
+    found = session.status(chosen(context, name), context.paths, heal_pager=not no_recover)
     emit(found, output, lambda: show.status(found))
     stages = Stages()
     if found.state is VmState.BROKEN:
@@ -249,7 +237,7 @@ Examples:
 @click.pass_obj
 def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None) -> None:
     """Show the logs of a VM, its pager and its donors."""
-    name = _chosen(context, name)
+    name = chosen(context, name)
     files = logs.find(name, logs.Source(source), context.paths)
     shown = events.sentence if source == logs.Source.EVENTS else str
     for file in files:
@@ -274,7 +262,7 @@ Examples:
 @click.pass_obj
 def console(context: Context, /, name: str | None) -> None:
     """Attach to the serial console."""
-    session.console(_chosen(context, name), context.paths)
+    session.console(chosen(context, name), context.paths)
 
 
 @click.command(
@@ -292,11 +280,14 @@ Examples:
 @click.pass_obj
 def wait(context: Context, /, name: str | None, event: str, timeout: str | None) -> None:
     """Wait until a VM is ready, or stopped."""
-    config = context.config({"vm.name": name, "vm.boot_timeout": timeout})
+    name = chosen(context, name)
+    given_s = None if timeout is None else parse_duration(timeout)
+    own = session.defined(name, context.paths, context.config()).vm.boot_timeout_s
+    timeout_s = own if given_s is None else given_s
     if event == "stopped":
-        session.wait_stopped(config.vm.name, context.paths, timeout_s=config.vm.boot_timeout_s)
+        session.wait_stopped(name, context.paths, timeout_s=timeout_s)
     else:
-        session.wait_ready(config.vm.name, context.paths, Stages(), timeout_s=config.vm.boot_timeout_s)
+        session.wait_ready(name, context.paths, Stages(), timeout_s=timeout_s)
 
 
 @click.command(
@@ -312,14 +303,9 @@ Examples:
 @click.pass_obj
 def delete(context: Context, /, name: str | None, yes: bool, force: bool) -> None:
     """Delete a VM and its disk."""
-    name = _chosen(context, name)
+    name = chosen(context, name)
     session.Book(context.paths.vm(name)).need(name, context.paths)
     confirm(f"Delete VM '{name}' and all that is on its disk?", yes=yes)
     stages = Stages()
     session.delete(name, context.paths, stages, force=force)
     stages.note(f"VM '{name}' is deleted")
-
-
-def _chosen(context: Context, name: str | None) -> str:
-    """Return the VM's name: given, or the configuration's; checked, since it becomes a path."""
-    return context.config({"vm.name": name}).vm.name

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The configuration: what can be set, what it means, where each value came from."""
 
-from ghostbox.config.load import file_candidates, load, validate_file, with_origins
+from ghostbox.config.load import file_candidates, from_settings, load, validate_file, with_origins
 from ghostbox.config.schema import (
     Config,
     GuestConfig,
@@ -28,6 +28,7 @@ __all__ = [
     "PortForward",
     "VmConfig",
     "file_candidates",
+    "from_settings",
     "keys",
     "load",
     "validate_file",

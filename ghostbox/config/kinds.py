@@ -68,13 +68,16 @@ class PageMultiple(Size):
 
 @dataclass(frozen=True)
 class Duration:
-    """A time in seconds, written ``90s`` or ``5m``."""
+    """A time in seconds, written ``90s`` or ``5m``; ``optional`` allows null or ``none``: no limit."""
 
     minimum: float = 0.0
     maximum: float = math.inf
+    optional: bool = False
 
-    def parse(self, raw: object) -> float:
-        """Return seconds."""
+    def parse(self, raw: object) -> float | None:
+        """Return seconds, or None if it is optional and there is no limit."""
+        if self.optional and (raw is None or str(raw).lower() in ("none", "null")):
+            return None
         if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
             raise _not_a("a duration", raw, "write a duration such as 90s or 5m")
         seconds = units.parse_duration(raw)
@@ -214,7 +217,7 @@ class Many:
 
 
 VM_NAME = Text("a name (letters, digits, '-', at most 40)", r"[a-zA-Z0-9][a-zA-Z0-9-]{0,39}")
-HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.%a-z]+\]|[A-Za-z0-9_][A-Za-z0-9._-]*)(:[1-9][0-9]{0,4})?")
+HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.]+(%[\w.-]+)?\]|[A-Za-z0-9_][A-Za-z0-9._-]*)(:[1-9][0-9]{0,4})?")
 ADDRESS = Text("an address to listen on", r"[0-9A-Za-z:.%_-]+")
 AMOUNT = Text("a size, a percentage or auto", r"auto|\d{1,2}(\.\d+)?%|100%|\d+(\.\d+)?\s*[KMGTkmgt]?([Ii]?[Bb])?")
 USER = Text("a user name", r"[a-z_][a-z0-9_-]{0,31}")

@@ -53,6 +53,10 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
 }
 
+# QEMU 10 holds BLOCK_IO_ERROR events back that follow another within a second; then libvirt knows of no reason, and
+# only the disks' own states say it.
+_DISK_REASONS = (libvirt.VIR_DOMAIN_PAUSED_IOERROR, libvirt.VIR_DOMAIN_PAUSED_UNKNOWN)
+
 
 @dataclass(frozen=True)
 class DomainInfo:
@@ -147,10 +151,12 @@ class Hypervisor:
             if found is None:
                 return None
             state, reason = found.state()
-            if state != libvirt.VIR_DOMAIN_PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+            if state != libvirt.VIR_DOMAIN_PAUSED or reason not in _DISK_REASONS:
                 return None
-            full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in found.diskErrors().values()
-            return DiskTrouble.FULL if full else DiskTrouble.FAILED
+            errors = found.diskErrors().values()
+            if not errors and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+                return None
+            return DiskTrouble.FULL if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors else DiskTrouble.FAILED
 
     def wait_absent(self, domain: str, *, timeout_s: float) -> bool:
         """Wait until the domain is gone; tell whether it is."""

@@ -67,7 +67,9 @@ def create_overlay(backing: Path, target: Path, size_bytes: int) -> None:
 
 
 def _run(command: str, *words: str | Path, what: str) -> str:
+    """Run qemu-img; files are named from the root on, or it takes ``a:b`` for a protocol and ``-x`` for an option."""
+    argv = [word.absolute() if isinstance(word, Path) else word for word in words]
     try:
-        return processes.run(["qemu-img", command, *words], timeout_s=_TIMEOUT_S)
+        return processes.run(["qemu-img", command, *argv], timeout_s=_TIMEOUT_S)
     except ProgramError as err:
         raise ImageError(what, why=err.why or err.message, hint=err.hint) from err

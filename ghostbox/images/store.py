@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ghostbox.errors import ImageError, NotFound, Refused
+from ghostbox.errors import ImageError, NotFound, Refused, UsageError
 from ghostbox.images import imports, qemu_img
 from ghostbox.images.build import Progress, build_files, check_space
 from ghostbox.images.imports import backing_file
@@ -52,7 +52,7 @@ class ImageStore:
             ImageError: its files are gone.
         """
         try:
-            return _whole_image(self._record(check_name(name)))
+            return _whole_image(self._record(_checked(name)))
         except FileNotFoundError as err:
             raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name)) from err
 
@@ -233,6 +233,8 @@ class ImageStore:
     def _hint_for_missing(self, name: str) -> str:
         if name == "debian":
             return "ghostbox image build"
+        if imports.is_file_name(name):
+            return imports.advice(name)
         have = ", ".join(image.name for image in self.list())
         return f"there are: {have}" if have else "ghostbox image build"
 
@@ -294,6 +296,16 @@ class ImageStore:
         for directory in self._directories(current.name):
             if directory != current.directory and not _is_used(directory, in_use):
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+def _checked(name: str) -> str:
+    """Return ``name`` if it may name an image; who gives a file is told how to take it in."""
+    try:
+        return check_name(name)
+    except UsageError as err:
+        if imports.is_file_name(name):
+            raise UsageError(f"'{name}' cannot name an image: it is a file's name", hint=imports.advice(name)) from err
+        raise
 
 
 def _whole_image(record: Path) -> Image:

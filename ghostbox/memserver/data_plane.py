@@ -30,6 +30,9 @@ the owner's own programs are not ours to sacrifice. Not 1000: a program of the o
 lent memory by four fifths of all RAM is the culprit, and an almost empty memserver would die in vain. The control
 plane keeps the score that it was started with, survives, and reports the loss."""
 
+PRIVILEGED_PORTS = 1024
+"""Ports below are for root, or for whom net.ipv4.ip_unprivileged_port_start lets in (ip(7))."""
+
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 30.0
 _ADOPT_TIMEOUT_S = 5.0
@@ -48,6 +51,7 @@ class PlaneSettings:
     port: int
     size_bytes: int
     donor_id: str
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Export:
 
 @dataclass(frozen=True)
 class PlaneStatus:
-    """The data plane's own account."""
+    """The data plane's own account. ``also`` are the addresses that it listens on besides ``host`` and ``port``."""
 
     pid: int
     host: str
@@ -73,6 +77,7 @@ class PlaneStatus:
     exported_bytes: int
     resident_bytes: int
     exports: dict[str, Export]
+    also: tuple[tuple[str, int], ...] = ()
 
 
 class DataPlane:
@@ -101,7 +106,7 @@ class DataPlane:
         log_start = settings.log_path.stat().st_size if settings.log_path.exists() else 0
         argv: list[str | Path] = [settings.program, "--bind", settings.bind, "--port", str(settings.port)]
         argv += ["--size", str(settings.size_bytes), "--control", settings.control_socket]
-        argv += ["--donor-id", settings.donor_id]
+        argv += ["--donor-id", settings.donor_id, "--machine", settings.machine]
         child = processes.start_detached(argv, log_path=settings.log_path)
         _prefer_as_victim(child.pid)
 
@@ -175,7 +180,19 @@ class DataPlane:
         reply = self._request("status")
         exports = (_export(item) for item in reply["exports"])
         sizes = (reply["size_bytes"], reply["exported_bytes"], reply["resident_bytes"])
-        return PlaneStatus(reply["pid"], reply["host"], reply["port"], *sizes, {item.name: item for item in exports})
+        also = tuple((each["host"], each["port"]) for each in reply.get("also", ()))
+        named = {item.name: item for item in exports}
+        return PlaneStatus(reply["pid"], reply["host"], reply["port"], *sizes, named, also)
+
+    def listen(self, host: str, port: int) -> None:
+        """Have it listen on one more address, which is named first from then on; connections stay.
+
+        Raises:
+            ControlError: ``unavailable``, or ``unknown-command`` of an older program.
+        """
+        self._request("listen", host=host, port=port, only=False)
+        found = self.status()
+        self.settings = replace(self.settings, bind=found.host, port=found.port)
 
     def add_export(self, name: str, size_bytes: int) -> Export:
         """Make an export of zeroes.
@@ -236,6 +253,8 @@ def _start_failure(settings: PlaneSettings, returncode: int, log_start: int) -> 
         lines = log.read().decode(errors="replace").strip().splitlines()
     why = "\n".join(lines[-3:])
     hint = f"another --port, if this one is taken; the log is {settings.log_path}"
+    if os.strerror(errno.EACCES) in why and 0 < settings.port < PRIVILEGED_PORTS:
+        hint = f"ports below {PRIVILEGED_PORTS} are root's: choose another --port, or run as root"
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return ProgramError(
         f"{settings.program.name} did not start on {settings.bind} port {settings.port}: status {returncode}",

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox import health, hypervisor, pager, processes
-from ghostbox.donor_client import DonorClient
+from ghostbox.donor_client import DonorClient, DonorStatus
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.hypervisor import DiskTrouble, DomainState
 from ghostbox.paths import Paths
@@ -287,14 +287,20 @@ class Care:
             return Absence(gone=not host_memory.lives(self._book.files, lease))
         try:
             seen = self._client(lease.donor).look_for(lease.name)
-            if lease.donor_id is None or seen.donor_id == lease.donor_id:
-                return Absence(gone=lease.donor_id is not None and seen.incarnation != lease.incarnation)
             there = self._client(lease.donor).status()
         except GhostboxError:
             return Absence(stranger=lease.stranger)
+        if lease.donor_id is None or (seen.donor_id == lease.donor_id and not self._is_clone(lease, there)):
+            return Absence(gone=lease.donor_id is not None and seen.incarnation != lease.incarnation)
         who = f"'{there.name}' (id {seen.donor_id or 'unknown'})"
         expected = f"'{lease.donor_name}' (id {lease.donor_id})"
         return Absence(stranger=f"another memserver answers at that address: {who} instead of {expected}")
+
+    def _is_clone(self, lease: LeaseRecord, there: DonorStatus) -> bool:
+        """Tell whether it is another of our donors that answers: one of the same id, cloned, at this one's address."""
+        assert self._book.record is not None
+        others = [each for each in self._book.record.leases if each.donor != lease.donor]
+        return any((each.donor_id, each.plane) == (there.id, there.incarnation) for each in others)
 
     def _minds(self, record: Record, found: Status) -> list[tuple[str, bool]]:
         """Return the donors that have made up their minds: to leave (True), or to stay after all."""
@@ -311,16 +317,17 @@ class Care:
         asked_to = {each for each in record.asked_to if states.get(each, set()) & pool.LEAVING}
         for address in self._clients.keys() - states.keys():
             self._clients.pop(address).close()
-        ids = {lease.donor: lease.donor_id for lease in record.leases if lease.donor_id is not None}
-        minds = {address: self._drains(address, ids.get(address)) for address in sorted(used | asked_to)}
+        lenders = {lease.donor: lease for lease in record.leases if lease.donor_id is not None}
+        minds = {address: self._drains(address, lenders.get(address)) for address in sorted(used | asked_to)}
         leaving = [(address, True) for address in used if minds[address]]
         return leaving + [(address, False) for address in asked_to if minds[address] is False]
 
-    def _drains(self, address: str, donor_id: str | None) -> bool | None:
+    def _drains(self, address: str, lease: LeaseRecord | None) -> bool | None:
         """Ask a donor whether it is draining; None if it does not say, or another one answers."""
         with suppress(GhostboxError):
             found = self._client(address).status()
-            return found.draining if donor_id in (None, found.id) else None
+            ours = lease is None or (lease.donor_id == found.id and lease.plane in (None, found.incarnation))
+            return found.draining if ours else None
         return None
 
     def _client(self, address: str) -> DonorClient:

@@ -11,9 +11,9 @@ from ghostbox import cloudinit, hypervisor, processes, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths, home_directory
-from ghostbox.plan import VmPlan
+from ghostbox.plan import Virt, VmPlan
 from ghostbox.session.record import make_directory
-from ghostbox.units import format_bytes
+from ghostbox.units import exact_bytes, format_bytes
 
 HOST = "127.0.0.1"
 
@@ -57,6 +57,7 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
+        emulated=plan.virt is Virt.TCG,
     )
 
 
@@ -72,6 +73,7 @@ def preview_user_data(plan: VmPlan) -> str:
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
+        emulated=plan.virt is Virt.TCG,
     )
     return cloudinit.render(spec).user_data
 
@@ -98,7 +100,8 @@ def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
         raise Refused(
             f"the disk of VM '{plan.name}' has {format_bytes(size_bytes)} and cannot shrink"
             f" to {format_bytes(plan.disk_bytes)}",
-            hint=f"--disk {format_bytes(size_bytes).replace(' ', '')}, or: ghostbox delete {plan.name}",
+            why="the guest's file system is on it",
+            hint=f"leave --disk out, or give {exact_bytes(size_bytes)} or more",
         )
     if plan.disk_bytes > size_bytes:
         processes.run(["qemu-img", "resize", "-q", plan.files.disk, str(plan.disk_bytes)], timeout_s=60)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import uuid
 from contextlib import closing
 
-from ghostbox import donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
 from ghostbox.config import Config
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
@@ -17,8 +18,10 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images, shim_copy
+from ghostbox.session import backup, images, pool, shim_copy
 from ghostbox.session.record import Record
+
+_log = logging.getLogger(__name__)
 
 
 def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daemon: bool = True) -> VmPlan:
@@ -31,12 +34,12 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         NotFound: no such image.
     """
     plan.check_sizes(config)
+    cloudinit.check_user(config.vm.user)
     if not config.pool.donors:
         raise UsageError(
             "no donor is named",
             hint="run `ghostbox memserver` on another machine and give --donor HOST, or set pool.donors",
         )
-    _check_same_image(config, record)
     _check_paths(config, paths)
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
@@ -50,7 +53,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         uuid=record.uuid if record else str(uuid.uuid4()),
         mac=record.mac if record else _new_mac(),
         ssh_port=_ssh_port(record),
-        offers=offers(config.pool.donors),
+        offers=offers(config.pool.donors, record),
         image=image,
         shim=shim_copy.place(paths, config.vm.name),
         security_models=_security_models(config, start_daemon=start_daemon),
@@ -60,12 +63,32 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     return plan.make(config, paths, facts)
 
 
-def offers(addresses: tuple[str, ...]) -> tuple[Offer, ...]:
-    """Ask the donors what they have free; one that is draining has nothing."""
-    return tuple(
-        Offer(address, 0 if status.draining else status.free_bytes)
-        for address, status in zip(addresses, donors.query(addresses), strict=True)
-    )
+def offers(addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False) -> tuple[Offer, ...]:
+    """Ask the donors what they have free; one that is draining has nothing.
+
+    Those that the user drained from the VM of ``record`` are left out. What is odd about the others is logged, unless
+    they are asked ``again``.
+
+    Raises:
+        DonorError: one does not answer.
+        Refused: all were drained.
+    """
+    found = list(zip(addresses, donors.query(addresses), strict=True))
+    left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
+    for address, _ in left:
+        name = "" if record is None else record.name
+        _log.warning(
+            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s --donor %s",
+            *(address, name, name, address),
+        )
+    kept = [each for each in found if each not in left]
+    if not kept:
+        raise Refused(
+            "all donors of this VM were drained from it", hint="name those to use again: ghostbox up --donor ADDRESS"
+        )
+    for line in () if again else donors.oddities(kept):
+        _log.warning("%s", line)
+    return tuple(donors.offer_of(address, status) for address, status in kept)
 
 
 def _virt(config: Config) -> tuple[Virt, str]:
@@ -82,14 +105,6 @@ def _security_models(config: Config, *, start_daemon: bool) -> tuple[str, ...]:
         if start_daemon:
             raise
         return () if "/session" in config.libvirt.uri else ("dac",)
-
-
-def _check_same_image(config: Config, record: Record | None) -> None:
-    if record is not None and not record.new and record.image != config.vm.image:
-        raise Refused(
-            f"VM '{record.name}' was made from image '{record.image}', not '{config.vm.image}'",
-            hint=f"ghostbox delete {record.name}, or choose another name",
-        )
 
 
 def _check_paths(config: Config, paths: Paths) -> None:

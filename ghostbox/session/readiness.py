@@ -13,7 +13,7 @@ from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interru
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import VmPaths
 from ghostbox.plan import Virt
-from ghostbox.session import events, logs
+from ghostbox.session import events, first_boot, logs
 from ghostbox.session.guest_files import HOST
 from ghostbox.session.hang import hangs
 from ghostbox.session.progress import Progress
@@ -44,7 +44,7 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
             ssh.wait_ready(max(5.0, deadline - time.monotonic()), stage.say, alive=alive)
             stage.say(f"{record.user}@{HOST}:{record.ssh_port}")
         with _explained(record, "cloud-init"), progress.stage("cloud-init") as stage:
-            ssh.wait_cloud_init(timeout_s, stage.say)
+            first_boot.wait_cloud_init(ssh, timeout_s, stage.say, alive=alive)
             stage.say("done")
     note_answer(book)
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ghostbox.errors import GhostboxError, NotFound, Refused
+from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.plan import PagerPlan, VmPlan
 from ghostbox.tiering import Tiering
@@ -79,8 +80,9 @@ class LeaseRecord:
     """A lease that was asked for; it may or may not have been made.
 
     ``nbd_uri`` is known when it was; that is how the pager's donors are told apart. ``donor`` is the address of its
-    control API, or `THIS_HOST`. ``donor_name`` and ``donor_id`` are who made it, ``incarnation`` the memory that it
-    gave. ``stranger``: who answers at that address now, while the donor is away.
+    control API, or `THIS_HOST`. ``donor_name`` and ``donor_id`` are who made it, ``plane`` is its process that holds
+    the memory and ``machine`` where that runs; ``incarnation`` is the memory that it gave. ``stranger``: who answers at
+    that address now, while the donor is away.
     """
 
     donor: str
@@ -91,6 +93,8 @@ class LeaseRecord:
     donor_id: str | None = None
     incarnation: str | None = None
     stranger: str | None = None
+    plane: str | None = None
+    machine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ class Record:
 
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
-    it, and may take that back; what the user drains is not among them. ``tiering`` is None of a VM that an earlier
-    version started.
+    it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
+    from them until the user says so. ``tiering`` is None of a VM that an earlier version started.
     """
 
     name: str
@@ -130,6 +134,7 @@ class Record:
     paused: bool = False
     asked_to: tuple[str, ...] = ()
     tiering: Tiering | None = None
+    drained: tuple[KnownDonor, ...] = ()
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -159,6 +164,7 @@ class Record:
         fields["tiering"] = None if fields.get("tiering") is None else Tiering(**fields["tiering"])
         fields["donors"] = tuple(fields.get("donors", ()))
         fields["asked_to"] = tuple(fields.get("asked_to", ()))
+        fields["drained"] = tuple(KnownDonor(**each) for each in fields.get("drained", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
 
@@ -199,6 +205,7 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         donors=plan.donors,
         backup=None if plan.backup is None else str(plan.backup),
         tiering=plan.guest.tiering,
+        drained=before.drained if before else (),
     )
 
 

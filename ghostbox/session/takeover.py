@@ -48,13 +48,23 @@ def recover(name: str, paths: Paths, progress: Progress, *, restart: bool = Fals
             found = pager.status(book.files.pager_control)
             return Recovered(name, "none", 0 if found is None else int(found["pid"]))
         with progress.stage("pager") as stage:
-            if not broken:
-                _check_new_pager(book, paths)
-                stage.say("asked to hand over")
-                pager.hand_over(cleanup.pager_files(book.files))
-            pid = take_over(book, paths)
+            pid = take_over(book, paths) if broken else replace_pager(book, paths)
             stage.say(f"pid {pid} serves the guest's memory")
     return Recovered(name, "recovered" if broken else "restarted", pid)
+
+
+def replace_pager(book: Book, paths: Paths) -> int:
+    """Have the pager of a VM that runs hand over to a new one, started as the record says now; return its process id.
+
+    Call it with the lock held.
+
+    Raises:
+        Refused: the new pager could not go on with the page map; the old one serves on.
+        GhostboxError: see `take_over`; the guest is frozen until another pager takes over.
+    """
+    _check_new_pager(book, paths)
+    pager.hand_over(cleanup.pager_files(book.files))
+    return take_over(book, paths)
 
 
 def _check_new_pager(book: Book, paths: Paths) -> None:

@@ -25,8 +25,10 @@ from ghostbox.session import (
     backup,
     cleanup,
     confinement,
+    definition,
     guest_files,
     images,
+    live,
     login,
     observe,
     planning,
@@ -35,6 +37,8 @@ from ghostbox.session import (
     supervisor,
     takeover,
 )
+from ghostbox.session.definition import Defined
+from ghostbox.session.live import Applied, When
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Made, VmState, lease_name, locked, now_utc, prepared
 from ghostbox.session.signals import Interrupts
@@ -54,13 +58,33 @@ class UpResult:
     ssh_command: str
     ssh_port: int
     user: str
+    changes: tuple[Applied, ...] = ()
 
 
-def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True, heal_pager: bool = True) -> UpResult:
-    """Bring the VM that ``config`` describes to life; one that is frozen because its pager died gets another pager.
+def up(
+    config: Config,
+    paths: Paths,
+    progress: Progress,
+    *,
+    wait: bool = True,
+    heal_pager: bool = True,
+    timeout_s: float | None = None,
+) -> UpResult:
+    """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
+
+    One that is frozen because its pager died gets another pager.
+
+    Args:
+        config: the configuration of the command; its `given` keys change a VM that is there.
+        paths: where VMs live.
+        progress: is told the stages.
+        wait: until one can log in.
+        heal_pager: give a frozen VM another pager.
+        timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
 
     Raises:
-        GhostboxError: a stage failed. Up to ``domain`` all is undone; later the VM runs and the message says so.
+        GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
+            and the message says so.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, with the same two outcomes.
     """
     name = config.vm.name
@@ -71,21 +95,31 @@ def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True, h
             state = observe.heal(book)
             if state is VmState.BROKEN and heal_pager:
                 state = takeover.heal_pager(book, paths)
+            defined = definition.settle(book, config)
+            _tell(defined, progress)
             if state not in (VmState.ABSENT, VmState.STOPPED):
                 supervisor.ensure(book, paths)
-                return _already_there(book, state)
-            plan = planning.make_plan(config, paths, book.record)
+                return _already_there(book, paths, state, defined, progress)
+            if config.origin("pool.donors") == "flag":
+                pool.use_again(book, config.pool.donors)
+            plan = planning.make_plan(defined.config, paths, book.record)
             _warn(plan, progress)
-            plan = _start(plan, paths, book, progress, interrupts)
+            plan = _start(plan, paths, book, progress, interrupts, defined)
         if wait:
-            _wait(book, plan, progress)
-    return _result(book, already_running=False)
+            _wait(book, progress, plan.boot_timeout_s if timeout_s is None else timeout_s)
+    changes = tuple(Applied(each.key, each.before, each.after, When.NOW) for each in defined.changes)
+    return _result(book, already_running=False, changes=changes)
 
 
-def _wait(book: Book, plan: VmPlan, progress: Progress) -> None:
+def _tell(defined: Defined, progress: Progress) -> None:
+    for line in (*defined.ignored, *map(str, defined.changes)):
+        progress.note(line)
+
+
+def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
     assert book.record is not None
     try:
-        readiness.wait_ready(book, progress, timeout_s=plan.boot_timeout_s)
+        readiness.wait_ready(book, progress, timeout_s=timeout_s)
     except KeyboardInterrupt as err:
         raise readiness.kept(book.record, "the guest", err) from err
 
@@ -100,7 +134,8 @@ def _no_empty_directory(book: Book) -> Iterator[None]:
             cleanup.remove_state(book.files)
 
 
-def _already_there(book: Book, state: VmState) -> UpResult:
+def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, progress: Progress) -> UpResult:
+    """A VM that runs takes what it can take now, and the rest with its next start."""
     assert book.record is not None
     name = book.record.name
     if state is VmState.BROKEN:
@@ -109,10 +144,13 @@ def _already_there(book: Book, state: VmState) -> UpResult:
             why=f"the pager's log is {book.files.pager_log}",
             hint=f"ghostbox recover {name}",
         )
-    return _result(book, already_running=True)
+    applied = live.apply(book, paths, state, defined, progress) if defined.changes else ()
+    for each in applied:
+        progress.note(f"{each.key}: {each.applies}")
+    return _result(book, already_running=True, changes=applied)
 
 
-def _result(book: Book, *, already_running: bool) -> UpResult:
+def _result(book: Book, *, already_running: bool, changes: tuple[Applied, ...] = ()) -> UpResult:
     record = book.record
     assert record is not None
     return UpResult(
@@ -123,6 +161,7 @@ def _result(book: Book, *, already_running: bool) -> UpResult:
         ssh_command=login.command(book),
         ssh_port=record.ssh_port,
         user=record.user,
+        changes=changes,
     )
 
 
@@ -138,7 +177,9 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
         progress.note(line)
 
 
-def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts) -> VmPlan:
+def _start(
+    plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts, defined: Defined
+) -> VmPlan:
     """Run the stages up to ``domain``; whatever goes wrong in them is undone."""
     try:
         book.save(prepared(plan, book.record))
@@ -146,7 +187,7 @@ def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupt
         plan = _donors_stage(plan, progress)
         uris = _leases_stage(plan, book, progress)
         _pager_stage(plan, paths, book, progress, uris)
-        _domain_stage(plan, paths, book, progress)
+        _domain_stage(plan, paths, book, progress, defined)
     except BaseException as err:
         with interrupts.shielded():
             if book.record is not None and book.record.state is VmState.RUNNING:
@@ -185,7 +226,7 @@ def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
     """Ask again: building an image takes minutes, and donors have other guests."""
     with progress.stage("donors") as stage:
-        offers = planning.offers(plan.donors)
+        offers = planning.offers(plan.donors, again=True)
         shares = shares_of(plan.pager, offers)
         stage.say(", ".join(f"{share.address} {format_bytes(share.size_bytes)}" for share in shares))
     return dataclasses.replace(plan, shares=shares)
@@ -231,7 +272,7 @@ def _start_backup(plan: VmPlan, book: Book) -> str | None:
     return backup.uri(plan.files)
 
 
-def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress) -> None:
+def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, defined: Defined) -> None:
     with progress.stage("domain") as stage, hypervisor.connect(plan.libvirt_uri) as connection:
         _check_name_is_free(connection, plan)
         xml = domain_xml.build(plan)
@@ -240,6 +281,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress) ->
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
+        definition.keep(book.files, defined.text)
         connection.resume(plan.domain)
         book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
         stage.say(f"{plan.domain}, {plan.virt.upper()}, pid {pid}")

@@ -191,7 +191,10 @@ static int put_donor(struct state_donor *to, struct donor *donor, char *text, si
         return -ENAMETOOLONG;
     }
     strcpy(to->uri, donor->uri);
+    memset(to->identity, 0, sizeof(to->identity));
     strcpy(to->identity, donor->identity);
+    if (strlen(donor->identity) < STATE_MACHINE_AT && strlen(donor->host) < STATE_MACHINE_BYTES)
+        strcpy(to->identity + STATE_MACHINE_AT, donor->host);
     to->export_bytes = donor->export_bytes;
     to->can_trim = donor->can_trim;
     atomic_store(&to->flags, donor_flags(donor));
@@ -331,6 +334,14 @@ struct page *state_pages(const struct state *state)
     return state->header ? (struct page *)((char *)state->header + state->header->pages_offset) : NULL;
 }
 
+/* Where the file does not say, its URI does. NULL: no memory. */
+static char *kept_machine(const struct state_donor *from, const char *uri)
+{
+    bool kept = strnlen(from->identity, STATE_IDENTITY_BYTES) < STATE_MACHINE_AT && from->identity[STATE_MACHINE_AT];
+
+    return kept ? strndup(from->identity + STATE_MACHINE_AT, STATE_MACHINE_BYTES) : donor_host(uri);
+}
+
 int state_pool(const struct state *state, struct pool *pool, bool libnbd_only)
 {
     const struct state_header *header = state->header;
@@ -349,7 +360,7 @@ int state_pool(const struct state *state, struct pool *pool, bool libnbd_only)
 
         donor->uri = strndup(from->uri, sizeof(from->uri));
         donor->identity = strndup(from->identity, sizeof(from->identity));
-        donor->host = donor->uri ? donor_host(donor->uri) : NULL;
+        donor->host = donor->uri ? kept_machine(from, donor->uri) : NULL;
         donor->export_bytes = from->export_bytes;
         donor->can_trim = from->can_trim;
         donor->libnbd_only = libnbd_only;

@@ -26,6 +26,10 @@
 
 #define STATE_URI_BYTES      1024
 #define STATE_IDENTITY_BYTES 504
+/* The end of identity[] holds the donor's machine, where the identity leaves room; earlier pagers left zeroes there.
+ */
+#define STATE_MACHINE_BYTES 80
+#define STATE_MACHINE_AT    (STATE_IDENTITY_BYTES - STATE_MACHINE_BYTES)
 
 struct state_donor {
     char uri[STATE_URI_BYTES];

@@ -116,7 +116,7 @@ def running_donor(
     Args:
         tmp_path: where its state and log go; several donors may share it if their names differ.
         size: what it lends.
-        name: its name.
+        name: its name; it says that it is on a machine of that name, unless ``machine`` is among the options.
         reserve: what it leaves free.
         env: further environment.
         prefix: words before the command, such as those that enter a network namespace.
@@ -127,7 +127,8 @@ def running_donor(
         runtime = Path(tempfile.mkdtemp(prefix="gb-"))
         stack.callback(shutil.rmtree, runtime, ignore_errors=True)
         full_env = donor_environment(tmp_path, runtime, env)
-        own = {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0", **options}
+        own = {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0"}
+        own |= {"machine": name, **options}
         argv = [*prefix, *memserver_argv(own)]
         stderr_path = tmp_path / f"{name}.stderr"
         sockets = runtime / "memservers" / name / "control.sock"

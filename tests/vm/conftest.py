@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One Debian guest on the memory of two donors, each a machine (namespace) of its own, for several modules.
 
-``test_up.py`` is the last of them (they run in the order of their names): it takes the VM down and breaks it on purpose.
+``test_up.py`` is the last of them (they run in the order of their names): it takes the VM down and breaks it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The main job, for real: one Debian guest on the memory of two donors, each a machine (namespace) of its own.
 
-One boot (tests/vm/conftest.py) serves all tests of this file and of test_shell_and_files.py; the last ones here take the
-VM down, start it again, and break it on purpose.
+One boot (tests/vm/conftest.py) serves all tests of this file and of test_shell_and_files.py; the last ones here take
+the VM down, start it again, and break it on purpose.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from helpers.machine import (
     wait_for_paging,
     watched_pid,
 )
-from helpers.main_vm import CACHE_MIB, CLOUD_INIT_CHANGED, NEVER_SLOW, VM, WORKLOAD_MIB
+from helpers.main_vm import CACHE_MIB, CLOUD_INIT_CHANGED, VM, WORKLOAD_MIB
 from helpers.takeover import other_format
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -314,22 +314,22 @@ def test_wait_returns_when_the_vm_is_ready(machine: Machine) -> None:
     assert re.search(r"^cloud-init +done", done.stderr, re.MULTILINE)
 
 
-def test_console_is_the_guests_serial_line(machine: Machine) -> None:
+def test_console_is_the_guests_serial_line_and_the_user_is_logged_in_there(machine: Machine) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvpe("env", ["env", *machine.host.argv("console", VM)], dict(machine.host.env))
     try:
         seen, deadline = "", time.monotonic() + 60
-        while "login:" not in seen and time.monotonic() < deadline:
+        while "root-of-gbt-main" not in seen and time.monotonic() < deadline:
             if "Escape character" in seen:
-                os.write(terminal, b"\r")
+                os.write(terminal, b"\rsudo -n sh -c 'echo $(whoami)-of-$(hostname)'\r")
             if not select.select([terminal], [], [], 1.0)[0]:
                 continue
             try:
                 seen += os.read(terminal, 4096).decode(errors="replace")
             except OSError:  # it has ended
                 break
-        assert "login:" in seen, seen
+        assert "root-of-gbt-main" in seen, seen
     finally:
         os.write(terminal, b"\x1d")
         os.kill(pid, signal.SIGTERM)
@@ -421,7 +421,7 @@ def start_again(machine: Machine) -> None:
 def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Machine) -> None:
     machine.cli("down", "--force")
     (machine.host.root / "extra.yaml").write_text(CLOUD_INIT_CHANGED)
-    (machine.host.root / "ghostbox.yaml").write_text(NEVER_SLOW)
+    machine.cli("set", "--unset", "guest.tiering")
     command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK)
     assert command.stderr is not None
     said = ""

@@ -85,7 +85,7 @@ class Lab:
         record = self.book.load()
         assert record is not None
         found = pool.held(record, pool.status(self.book))
-        return found.get(self.donors[number].address, 0)
+        return sum(each.size_bytes for each in found if each.address == self.donors[number].address)
 
 
 @contextmanager
