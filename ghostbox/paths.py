@@ -302,6 +302,17 @@ def _check_name(directory: Path, what: str) -> None:
         raise ConfigError(f"the {what} directory cannot be used: {directory}", why=why, hint=hint)
 
 
+def make_directory(directory: Path, mode: int = 0o711) -> None:
+    """Make a directory, and those above it that are missing, with modes that no umask takes anything from.
+
+    QEMU's user must be able to pass through those above (not list them), whoever made them first: a donor as well.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        path.chmod(mode if path == directory else 0o711)
+
+
 def data_file(name: str) -> Path:
     """Return a file shipped with the package (``config.yaml``, ``images/…``), installed or in the source tree."""
     package = Path(__file__).resolve().parent

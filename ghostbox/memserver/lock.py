@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ghostbox import processes
 from ghostbox.errors import GhostboxError, Refused, hint_for
+from ghostbox.paths import make_directory
 
 
 class HeldLock:
@@ -61,7 +62,7 @@ def name_lock(name: str, directory: Path) -> Iterator[HeldLock]:
     """
     path = directory / "lock"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(directory, 0o700)
         descriptor = _lock_file(path)
     except BlockingIOError as err:
         holder = next(iter(path.read_text().split()), "unknown")

@@ -36,7 +36,7 @@ from ghostbox.memserver.leases import DrainCause, LeaseBook
 from ghostbox.memserver.lock import HeldLock, name_lock
 from ghostbox.memserver.opening import ServiceOptions, check_options, listen, listen_again, open_plane
 from ghostbox.memserver.pressure import Pressure, PressureLimit, read_pressure
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.units import format_duration
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
     runtime, state = paths.memserver_runtime(options.name), paths.memserver_state(options.name)
     with name_lock(options.name, runtime) as held:
         try:
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_directory(state, 0o700)
         except OSError as err:
             raise GhostboxError(
                 f"cannot use {state}: {err.strerror}",

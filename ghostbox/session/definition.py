@@ -16,8 +16,8 @@ from typing import Any
 from ghostbox.config import Config, PortForward, definition, from_settings
 from ghostbox.config.rewrite import rewritten
 from ghostbox.errors import GhostboxError, Refused, exhausted
-from ghostbox.paths import Paths, VmPaths
-from ghostbox.session.record import Book, Record, make_directory
+from ghostbox.paths import Paths, VmPaths, make_directory
+from ghostbox.session.record import Book, Record
 from ghostbox.units import exact_bytes, format_bytes
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from ghostbox import cloudinit, hypervisor, processes, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
-from ghostbox.paths import Paths, home_directory
+from ghostbox.paths import Paths, home_directory, make_directory
 from ghostbox.plan import Virt, VmPlan
-from ghostbox.session.record import make_directory
 from ghostbox.units import exact_bytes, format_bytes
 
 HOST = "127.0.0.1"

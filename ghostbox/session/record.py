@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
-from ghostbox.paths import Paths, VmPaths
+from ghostbox.paths import Paths, VmPaths, make_directory
 from ghostbox.plan import PagerPlan, VmPlan
 from ghostbox.tiering import Tiering
 
@@ -270,14 +270,6 @@ def lease_name(vm: str) -> str:
 def names(paths: Paths) -> list[str]:
     """Return the names of all VMs that have a record, sorted."""
     return sorted(file.parent.name for file in (paths.state / "vms").glob("*/vm.json"))
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory and its parents so that QEMU's user may pass through them (not list them)."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        path.chmod(0o711)
 
 
 @contextmanager

@@ -164,3 +164,28 @@ def test_a_current_directory_that_is_gone_is_said(tmp_path: Path, ghostbox_dirs:
     env = {**os.environ, "PYTHONPATH": str(project.ROOT), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True, check=False)
     assert "error: the current directory is not there any more\nfix: go to another one: cd" in done.stderr
+
+
+def test_no_umask_takes_from_libvirts_user_what_it_must_pass(tmp_path: Path) -> None:
+    """Whoever is the first to make them: a donor, a measurement, a VM."""
+    made = [tmp_path / "s" / "memservers" / "tower", tmp_path / "r" / "vms" / "work"]
+    before = os.umask(0o077)
+    try:
+        paths.make_directory(made[0], 0o700)
+        paths.make_directory(made[1])
+        paths.make_directory(tmp_path / "s" / "vms")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"s": 0o711, "memservers": 0o711, "tower": 0o700, "r": 0o711, "vms": 0o711, "work": 0o711}
+
+
+def test_all_who_make_our_directories_do_it_in_the_one_way() -> None:
+    """A plain mkdir obeys the umask, and the VM that comes next is refused."""
+    allowed = {"paths.py", "build.py", "store.py", "ssh_include.py", "cgroup.py", "lab.py"}
+    wrong = [
+        str(path)
+        for path in (project.ROOT / "ghostbox").rglob("*.py")
+        if path.name not in allowed and ".mkdir(" in path.read_text(encoding="utf-8")
+    ]
+    assert not wrong
