@@ -24,18 +24,30 @@ def place(paths: Paths, name: str) -> Path:
     Raises:
         Refused: neither will.
     """
-    files = paths.vm(name)
-    found = [(directory, problem(directory)) for directory in (files.state, files.runtime)]
-    for directory, why in found:
-        if why is None:
+    for directory in _candidates(paths, name):
+        if problem(directory) is None:
             digest = hashlib.sha256(paths.shim_library.read_bytes()).hexdigest()[:12]
             return directory / f"libghostbox-shim-{digest}.so"
-    raise Refused(
+    refused = refusal(paths, name)
+    assert refused is not None
+    raise refused
+
+
+def refusal(paths: Paths, name: str) -> Refused | None:
+    """Return the error for a VM of this name whose shim can lie nowhere, with each reason; None if it can."""
+    found = [(directory, problem(directory)) for directory in _candidates(paths, name)]
+    if any(why is None for _, why in found):
+        return None
+    return Refused(
         "there is no directory from which QEMU could load the shim",
         why="\n".join(f"{directory}: {why}" for directory, why in found),
         hint="set GHOSTBOX_STATE_DIR to a directory without spaces, colons and dollar signs, on a file system that is"
         " not mounted noexec",
     )
+
+
+def _candidates(paths: Paths, name: str) -> tuple[Path, Path]:
+    return paths.vm(name).state, paths.vm(name).runtime
 
 
 def problem(directory: Path) -> str | None:

@@ -261,6 +261,17 @@ def test_storage_that_qemu_cannot_reach(open_dir: Path, monkeypatch: pytest.Monk
     assert (found.fix or "").startswith(f"setfacl -m u:{account.name}:x {private}")
 
 
+def test_storage_from_which_no_shim_can_be_loaded(open_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("STATE", "RUNTIME"):
+        (open_dir / f"{kind} x").mkdir(mode=0o711)
+        monkeypatch.setenv(f"GHOSTBOX_{kind}_DIR", str(open_dir / f"{kind} x"))
+    monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(open_dir))
+    monkeypatch.setenv("GHOSTBOX_CACHE_DIR", str(open_dir))
+    found = check("storage", machine_with())
+    assert (found.result, found.found) == (Result.FAIL, "there is no directory from which QEMU could load the shim")
+    assert "its name has a space, and LD_PRELOAD cannot be told of such a file" in (found.why or "")
+
+
 def test_security_drivers_are_named(tmp_path: Path) -> None:
     assert check("security", machine_with(sys=tmp_path)).found == "neither AppArmor nor SELinux confines QEMU"
     for name, text in (("module/apparmor/parameters/enabled", "Y\n"), ("fs/selinux/enforce", "1")):
