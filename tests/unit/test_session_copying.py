@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox import paths, ssh
-from ghostbox.errors import GuestError, NotFound, UsageError
+from ghostbox.errors import GuestError, Interrupted, NotFound, UsageError
 from ghostbox.paths import Paths
 from ghostbox.session import Book, copying
 from ghostbox.session.copying import Options, Place
@@ -198,3 +198,16 @@ def test_a_guest_that_is_gone_is_said(guest: tuple[Book, GuestServer], here: Pat
     server.close()
     with pytest.raises(GuestError, match="VM 'work' does not answer by SSH"):
         copying.transfer(book, [Place(None, "one")], in_guest(""), Options())
+
+
+def test_ctrl_c_is_said(
+    guest: tuple[Book, GuestServer], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scp ends with the signal's status; a program in its place does so at once."""
+    book, _ = guest
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scp").write_text("#!/bin/sh\nkill -INT $$\n")
+    (tmp_path / "bin" / "scp").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    with pytest.raises(Interrupted, match="interrupted: what was copied so far is there"):
+        copying.transfer(book, [in_guest("x")], Place(None, "."), Options())

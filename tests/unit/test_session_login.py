@@ -14,7 +14,7 @@ import pytest
 
 from ghostbox import ssh
 from ghostbox.cli.options import split_words
-from ghostbox.errors import GuestError
+from ghostbox.errors import GuestError, ProgramError
 from ghostbox.session import Book, login
 from helpers.guest import free_port
 from helpers.ssh_server import GuestServer, guest_server, started_vm
@@ -160,3 +160,24 @@ def test_the_configuration_is_what_ssh_takes_it_for(guest: tuple[Book, GuestServ
     told = subprocess.check_output(["ssh", "-F", guest[0].files.ssh_config, "-G", "ghostbox-work"], text=True)
     assert "identitiesonly yes" in told.splitlines()
     assert guest[0].files.client_key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("program", ["ssh", "scp"])
+def test_a_client_that_is_not_installed_is_named(
+    guest: tuple[Book, GuestServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    book, _ = guest
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProgramError, match=f"{program} is not installed") as caught:
+        if program == "ssh":
+            login.shell(book, ["true"])
+        else:
+            login.scp(book, [], ["x", "work:"])
+    assert caught.value.hint == "install openssh-client"
+
+
+def test_the_command_to_log_in_without_us_can_be_pasted(
+    guest: tuple[Book, GuestServer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert subprocess.run(["sh", "-c", f"{login.command(guest[0])} echo pasted"], check=False).returncode == 0
+    assert capfd.readouterr().out == "pasted\n"
