@@ -25,6 +25,21 @@ from ghostbox import guest_boot
 from ghostbox.errors import ConfigError, UsageError
 from ghostbox.tiering import Tiering
 
+# Formatted is only what nobody has written to: it has no signature that blkid knows, and begins with zeroes. Mounted is
+# only what was formatted here, so what the user makes of a disk is left alone. Anyone may write to it, as to /tmp.
+_MOUNT_DISK = """\
+disk=/dev/disk/by-id/virtio-{serial} place=/mnt/{name}
+udevadm settle --timeout=30 --exit-if-exists=$disk
+test -b $disk || exit 0
+if ! blkid -p $disk >/dev/null && cmp -s -n 1048576 $disk /dev/zero; then
+  mkfs.ext4 -q -m 0 -L {serial} $disk && fresh=1
+fi
+test "$(blkid -p -s LABEL -o value $disk)" = {serial} || exit 0
+mkdir -p $place
+mountpoint -q $place || mount -o noatime $disk $place || exit 0
+resize2fs $disk >/dev/null 2>&1
+test -z "$fresh" || chmod 1777 $place
+"""
 _MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
 _JINJA = re.compile(r"##\s*template\s*:\s*jinja\s*", re.IGNORECASE)
 _PART_TYPES = {
@@ -49,7 +64,11 @@ _ACCOUNTS = frozenset(
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver."""
+    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver.
+
+    ``more_disks`` are the serial numbers of further disks.
+    ``machine_id`` (machine-id(5)) is written into a guest whose disk is a copy of another one's.
+    """
 
     hostname: str
     user: str
@@ -60,6 +79,8 @@ class SeedSpec:
     extra_user_data: str | None = None
     mac: str | None = None
     emulated: bool = False
+    machine_id: str | None = None
+    more_disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +135,8 @@ def _instance_id(spec: SeedSpec) -> str:
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
-    scripts = guest_boot.scripts(spec.user, spec.tiering, emulated=spec.emulated)
+    scripts = guest_boot.scripts(spec.user, spec.tiering, emulated=spec.emulated, machine_id=spec.machine_id)
+    mounts = [_MOUNT_DISK.format(serial=serial, name=serial.removeprefix("gb-")) for serial in spec.more_disks]
     return {
         "hostname": spec.hostname,
         "users": [
@@ -138,7 +160,7 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
-        "bootcmd": [["sh", "-c", script] for script in scripts],
+        "bootcmd": [["sh", "-c", script] for script in (*scripts, *mounts)],
     }
 
 

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ghostbox import donors, processes
-from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, parse_address
+from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, host_name, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, ProgramError
-from ghostbox.host import host_name
 from ghostbox.paths import Paths, make_directory
 from ghostbox.prediction import HostCosts, Link
 from ghostbox.units import KIB, MIB, PAGE_BYTES, format_bytes
@@ -165,7 +164,10 @@ def _lease_bytes(address: str, status: DonorStatus) -> int:
         raise DonorTooSmall(
             f"donor {address}: has {format_bytes(status.free_bytes)} free,"
             f" a measurement needs {format_bytes(_LEASE_MIN_BYTES)}",
-            hint=f"see who holds its memory: ghostbox donor leases {address}",
+            why=f"it lends {format_bytes(status.exported_bytes)} of {format_bytes(status.size_bytes)}"
+            f" in {status.leases} leases",
+            hint=f"measure before `ghostbox up`; who holds its memory: ghostbox donor leases {address};"
+            " how it does for a VM that runs: ghostbox top",
         )
     return max(size, _LEASE_MIN_BYTES)  # one that is draining says so itself
 

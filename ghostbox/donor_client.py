@@ -150,6 +150,17 @@ def parse_address(text: str) -> Address:
     return Address(match["six"] or match["host"], port)
 
 
+def printable(text: str) -> str:
+    """Return text from outside as a terminal may have it: with question marks for what it would obey (escapes)."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def host_name() -> str:
+    """Return what this machine is called, for donors' owners; a name that no donor takes is replaced."""
+    name = socket.gethostname().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return printable(name.strip())[:253] or "unnamed"
+
+
 class DonorClient:
     """Talks to one donor; use it as a context manager. Not for several threads at once."""
 
@@ -240,8 +251,9 @@ class DonorClient:
         try:
             known = _known(DonorStatus, fields)
             known["drain_causes"] = tuple(known.get("drain_causes", ()))
+            known["name"] = printable(str(known["name"]))
             status = DonorStatus(address=str(self.address), **known)
-        except TypeError as err:
+        except (KeyError, TypeError) as err:
             raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
         self._seen = status
         return status
@@ -331,11 +343,11 @@ class DonorClient:
                 "donor_incarnation": donor.incarnation,
                 "donor_machine": donor.machine,
                 "nbd_port": donor.nbd_port,
-                "holder": Holder(**fields["holder"]),
+                "holder": Holder(**{key: printable(str(value)) for key, value in fields["holder"].items()}),
                 "created_at": datetime.fromisoformat(fields["created_at"]),
             }
             return Lease(**_known(Lease, fields), **more)
-        except (KeyError, TypeError, ValueError) as err:
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
 
     def _donor(self) -> DonorStatus:

@@ -76,9 +76,19 @@ _CLOCK_SERVICE = (
 )
 
 
-def scripts(user: str, tiering: Tiering, *, emulated: bool) -> list[str]:
-    """Return the scripts for a guest whose login is ``user``, in their order."""
+# systemd mounts its own over the file where the kernel's command line has one (domain_xml.py); an image with a boot
+# loader of its own is another machine from its next boot on.
+_MACHINE_ID = "grep -qx ID /etc/machine-id || echo ID > /etc/machine-id"
+
+
+def scripts(user: str, tiering: Tiering, *, emulated: bool, machine_id: str | None = None) -> list[str]:
+    """Return the scripts for a guest whose login is ``user``, in their order.
+
+    ``machine_id`` (machine-id(5)) is given where the guest's disk is a copy of another one's.
+    """
     at_each_boot = [_MEMORY_ON, _FREE_IN_SMALL_PIECES, _CONSOLE_LOGIN.replace("USER", user), _CLOCK_SERVICE]
     if emulated:
         at_each_boot.append(_NO_COPIES_OF_SLEEPERS)
+    if machine_id is not None:
+        at_each_boot.append(_MACHINE_ID.replace("ID", machine_id))
     return [*at_each_boot, tiering.script]

@@ -19,6 +19,11 @@ from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 Status = Mapping[str, Any]
 _GONE = ("down", "lost")
 _ON_DISK = "the copy on disk"
+_WISHES = {
+    "asked": "its owner asks for it",
+    "ending": "it is being shut down, and ends when it is empty or its owner forces it",
+    "pressure": "its machine is short of memory",
+}
 
 
 class Level(enum.StrEnum):
@@ -174,7 +179,21 @@ def _donor(name: str, state: str, donors: Sequence[Status], holds: int, drain: s
         slow_us = max(float(donor.get("smoothed_us", 0)) for donor in donors)
         yield Problem(f"{name} is slow ({slow_us / 1000:.0f} ms on average): it is used last", drain)
     elif state == "draining":
-        yield Problem(f"{name} is being drained, {format_bytes(holds)} are left", "nothing: it is under way")
+        yield _leaving(name, donors[0].get("leaving"), holds, drain)
+
+
+def _leaving(name: str, leaving: Status | None, holds: int, drain: str | None) -> Problem:
+    """Return the problem of a donor that is drained, or wants to be (`session.leaving`)."""
+    if leaving is None:
+        return Problem(f"{name} is being drained, {format_bytes(holds)} are left", "nothing: it is under way")
+    why = " and ".join(_WISHES.get(str(cause), str(cause)) for cause in leaving["causes"])
+    text = f"{name} wants its memory back ({why}); it holds {format_bytes(holds)}"
+    if leaving["stays"] is None:
+        return Problem(f"{text}, which move to the others", "nothing: it is under way")
+    return Problem(
+        f"{text}, which have no room elsewhere: {leaving['stays']}",
+        f"add a donor (ghostbox donor add ADDRESS), or move it to this host: {drain} --to-host",
+    )
 
 
 def _copies(vm: str, status: Status) -> Iterator[Problem]:

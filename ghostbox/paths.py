@@ -53,10 +53,24 @@ class VmPaths:
         """The overlay; its backing file is the image."""
         return self.state / "disk.qcow2"
 
+    def more_disk(self, number: int) -> Path:
+        """The VM's second disk (2), its third (3) and so on."""
+        return self.state / f"disk{number}.qcow2"
+
+    @property
+    def base(self) -> Path:
+        """What the disk of an imported VM stands on: an image of its own."""
+        return self.state / "base"
+
     @property
     def seed(self) -> Path:
         """cloud-init NoCloud seed, an ISO image."""
         return self.state / "seed.iso"
+
+    @property
+    def network_rules(self) -> Path:
+        """Addresses and ports that the guest may not reach; the shim in QEMU reads it."""
+        return self.state / "network-rules"
 
     @property
     def console_log(self) -> Path:

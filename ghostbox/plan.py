@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ghostbox.config import Config, PortForward
+from ghostbox.config import Config, ExtraDisk, NetworkChoice, PortForward, SharedFolder
 from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.placement import Held, Offer, Share, distinct, missing, split
@@ -21,6 +21,7 @@ MEMORY_BLOCK_BYTES = 128 * MIB
 
 _STRUCT_PAGE_SHARE = 64  # struct page: 64 bytes for each page of 4 KiB
 _KERNEL_SLACK_BYTES = 32 * MIB
+_MOST_DISKS = 8
 _MIN_REST_BYTES = 128 * MIB
 _AT_BOOT_EXTRA_BYTES = 4 * MIB
 _PAGE_TABLE_SHARE = 512  # a page table of 4 KiB maps 2 MiB
@@ -63,11 +64,22 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """User-mode network: ports of 127.0.0.1 that lead into the guest."""
+    """How the guest is connected.
+
+    With the network ``user``, ports of 127.0.0.1 lead into it (``ssh_port``, ``forwards``), and ``host_access`` says
+    whether it may reach this host and the donors. On any other it is a machine with an address of its own.
+    """
 
     mac: str
     ssh_port: int
     forwards: tuple[PortForward, ...] = ()
+    choice: NetworkChoice = NetworkChoice()
+    host_access: bool = False
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the shim keeps the guest from this host and the donors."""
+        return self.choice.kind == "user" and not self.host_access
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,8 @@ class GuestPlan:
 class HostFacts:
     """What was found out about this host and this VM before planning.
 
-    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers;
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``machine_id`` is what the guest is told to be
+    (machine-id(5)), where its disk is a copy of another VM's; ``security_models`` are libvirt's drivers;
     ``links`` (by the offers' addresses) and ``host_costs`` were measured earlier, if at all.
     """
 
@@ -120,6 +133,7 @@ class HostFacts:
     offers: tuple[Offer, ...]
     image: ImagePlan
     shim: Path
+    machine_id: str | None = None
     security_models: tuple[str, ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     host_costs: HostCosts | None = None
@@ -151,6 +165,9 @@ class VmPlan:
     boot_timeout_s: float
     forecast: Forecast
     backup: Path | None = None
+    disks: tuple[ExtraDisk, ...] = ()
+    folders: tuple[SharedFolder, ...] = ()
+    machine_id: str | None = None
 
     @property
     def local(self) -> LocalMemory:
@@ -224,7 +241,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         cpus=vm.cpus,
         disk_bytes=vm.disk_bytes,
         image=facts.image,
-        network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports),
+        network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports, vm.network, vm.host_access),
         pager=pager,
         guest=_guest_plan(config, facts),
         donors=tuple(offer.address for offer in distinct(facts.offers)),
@@ -235,6 +252,9 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         boot_timeout_s=vm.boot_timeout_s,
         forecast=predict({share.address: share.size_bytes for share in shares}, facts.links, facts.host_costs),
         backup=backup_file(pool.backup, vm.name),
+        disks=vm.disks,
+        folders=vm.shares,
+        machine_id=facts.machine_id,
     )
 
 
@@ -338,6 +358,14 @@ def check_sizes(config: Config) -> None:
             hint=f"lower it, for example --cache {_flag_size(max(remote // 8, 64 * MIB))}, or raise --remote-memory",
         )
     _check_ports(config.vm.ports)
+    if len(config.vm.disks) > _MOST_DISKS:
+        raise UsageError(f"{len(config.vm.disks)} further disks (vm.disks) are too many, {_MOST_DISKS} are possible")
+    if config.vm.ports and config.vm.network.kind != "user":
+        raise UsageError(
+            f"ports cannot be forwarded (vm.ports) on the network {config.vm.network}",
+            why="there the guest has an address of its own, at which all its ports are reached",
+            hint="leave vm.ports empty; `ghostbox info` shows the address",
+        )
 
 
 def _check_local(memory: int, remote: int) -> None:

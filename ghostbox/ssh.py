@@ -11,7 +11,8 @@ import logging
 import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,26 @@ def read_public_key(path: Path) -> str:
     raise ConfigError(f"{path} holds no SSH public key", hint=f"did you mean {path}.pub?")
 
 
+class OpenCommand:
+    """A command in the guest that runs: bytes to its standard input, bytes from its standard output."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def recv(self, n_bytes: int, /) -> bytes:
+        """Return some bytes of its output, none at the end."""
+        return self._channel.recv(n_bytes)
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of ``data``."""
+        self._channel.sendall(data)
+
+    def ending(self) -> tuple[int, str]:
+        """Wait until it has ended; return its status (-1 if the connection ended) and the end of what it complained."""
+        said = self._channel.recv_stderr(1 << 16) if self._channel.recv_stderr_ready() else b""
+        return self._channel.recv_exit_status(), said.decode(errors="replace").strip()
+
+
 class GuestSsh:
     """A connection to the guest, made when it is needed and kept until ``close``.
 
@@ -206,6 +227,30 @@ class GuestSsh:
         except (paramiko.SSHException, OSError, EOFError) as err:
             self.close()
             raise self._error(f"the SSH connection to the guest at {self._where} broke", str(err)) from err
+
+    @contextmanager
+    def opened(self, command: str) -> Iterator[OpenCommand]:
+        """Start a shell command in the guest whose standard input and output are ours until the end of the block.
+
+        Raises:
+            GuestError: the connection failed.
+        """
+        try:
+            if self._client is None:
+                self._connect(30.0)
+            assert self._client is not None
+            transport = self._client.get_transport()
+            if transport is None:
+                raise EOFError("the guest closed it")
+            transport.set_keepalive(15)
+            channel = transport.open_session(timeout=30.0)
+            channel.exec_command(command)
+        except _NotYet as err:
+            raise self._error(f"no SSH connection to the guest at {self._where}", str(err)) from err
+        except (paramiko.SSHException, OSError, EOFError) as err:
+            raise self._error(f"the SSH connection to the guest at {self._where} broke", str(err)) from err
+        with channel:
+            yield OpenCommand(channel)
 
     def put_text(self, path: str, text: str, mode: int = 0o644, timeout_s: float = 30.0) -> None:
         """Write a file in the guest as the login user.

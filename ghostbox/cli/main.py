@@ -39,9 +39,15 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Virtual machines": {
         "up": Command("ghostbox.cli.vm", "Create and start a VM with the RAM of the donors."),
         "plan": Command("ghostbox.cli.plan", "Predict what a VM's remote memory will cost."),
+        "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
+        "start": Command("ghostbox.cli.lifecycle", "Start a VM that is there."),
+        "stop": Command("ghostbox.cli.lifecycle", "The same as down."),
+        "restart": Command("ghostbox.cli.lifecycle", "Switch a VM off and on again."),
         "set": Command("ghostbox.cli.lifecycle", "Change what a VM is."),
         "edit": Command("ghostbox.cli.lifecycle", "Edit what a VM is, as a file."),
-        "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
+        "rename": Command("ghostbox.cli.lifecycle", "Give a VM another name."),
+        "clone": Command("ghostbox.cli.lifecycle", "Copy a VM."),
+        "autostart": Command("ghostbox.cli.lifecycle", "Start VMs when this machine starts."),
         "shell": Command("ghostbox.cli.vm", "Log in by SSH, or run one command."),
         "cp": Command("ghostbox.cli.files", "Copy files to a VM or from it."),
         "ssh-config": Command("ghostbox.cli.files", "Let ssh, scp and editors find VMs by name."),
@@ -54,6 +60,9 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "console": Command("ghostbox.cli.vm", "Attach to the serial console."),
         "wait": Command("ghostbox.cli.vm", "Wait until a VM is ready."),
         "delete": Command("ghostbox.cli.vm", "Delete a VM and its disk."),
+        "snapshot": Command("ghostbox.cli.snapshot", "Keep what a stopped VM's disks are, and go back to it."),
+        "export": Command("ghostbox.cli.snapshot", "Write a stopped VM into one file."),
+        "import": Command("ghostbox.cli.snapshot", "Make a VM of such a file."),
     },
     "Donors": {
         "memserver": Command("ghostbox.cli.memserver", "Lend this machine's RAM."),
@@ -66,13 +75,18 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
         "bench": Command("ghostbox.cli.bench", "Measure it, beside what one would use instead."),
         "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
+        "service": Command("ghostbox.cli.service", "Start a donor, or the VMs, with this machine."),
         "config": Command("ghostbox.cli.config", "Show and check the configuration."),
         "paths": Command("ghostbox.cli.config", "Show where programs and files are."),
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
     },
 }
-HIDDEN: Mapping[str, Command] = {"supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends.")}
-ALIASES: Mapping[str, str] = {"stop": "down", "ssh": "shell", "ls": "list", "rm": "delete"}
+HIDDEN: Mapping[str, Command] = {
+    "supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends."),
+    "share-files": Command("ghostbox.cli.share_files", "Serve a shared folder of a VM."),
+    "settle-leases": Command("ghostbox.cli.settle_leases", "Release what donors that were silent still hold."),
+}
+ALIASES: Mapping[str, str] = {"ssh": "shell", "ls": "list", "rm": "delete"}
 
 _EXAMPLES = """\b
 Examples:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ghostbox import health
 from ghostbox.health import Level
-from ghostbox.plan import ImagePlan, VmPlan
+from ghostbox.plan import ImagePlan, NetworkPlan, VmPlan
 from ghostbox.prediction import Everyday, Forecast, Link
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
@@ -67,12 +67,27 @@ def plan(found: VmPlan) -> RenderableType:
             ("copies", _copies(found)),
             ("cache", format_bytes(found.pager.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
-            ("SSH", f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"),
+            *((f"disk{number}", format_bytes(disk.size_bytes)) for number, disk in enumerate(found.disks, start=2)),
+            *(("share", str(each)) for each in found.folders),
+            ("network", _network(found.network)),
+            ("SSH", _ssh(found)),
             *(("port", f"127.0.0.1:{each.host} -> {each.guest}") for each in found.network.forwards),
             ("tiering", found.guest.tiering),
         ]
     )
     return Group(head, "", forecast(found.forecast, found.memory_bytes + found.pager.cache_bytes))
+
+
+def _network(found: NetworkPlan) -> str:
+    if found.choice.kind != "user":
+        return f"{found.choice}, where the guest reaches this host and the donors"
+    return "user, closed to this host and the donors" if found.is_guarded else "user, open to this host and the donors"
+
+
+def _ssh(found: VmPlan) -> str:
+    if found.network.choice.kind != "user":
+        return f"{found.guest.user}@ the address that it gets"
+    return f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"
 
 
 def _copies(found: VmPlan) -> str:
@@ -160,7 +175,13 @@ def info(found: VmInfo) -> RenderableType:
             ("tiering", found.tiering or "-"),
             ("cache", format_bytes(found.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)}, {found.files['disk']}"),
+            *(
+                (f"disk{number}", f"{format_bytes(size_bytes)}, {found.files[f'disk{number}']}")
+                for number, size_bytes in enumerate(found.disks, start=2)
+            ),
+            *(("share", each) for each in found.shares),
             ("image", found.image),
+            ("network", f"{found.network}{f', address {found.address}' if found.address else ''}"),
             ("SSH", found.ssh_command),
             *(("port", forward) for forward in found.forwards),
             *(("lease", f"{each.name} on {each.donor}, {format_bytes(each.size_bytes)}") for each in found.leases),

@@ -29,6 +29,7 @@ Examples:
   ghostbox up --donor tower --remote-memory 16G          borrow 16 GiB from 'tower'
   ghostbox up work --memory 4G --cache 2G -p 8080:80     a second VM, port 8080 leads to its port 80
   ghostbox up --donor tower --donor attic --replicas 2   any one of the two may die
+  ghostbox up lan --donor tower --network bridge:br0     a machine of its own on the LAN
   ghostbox up -c lab.yaml --dry-run                      what would be done
   ghostbox up --print xml                                the libvirt domain, and nothing is done
 """
@@ -42,6 +43,7 @@ Examples:
 @click.option("--timeout", metavar="TIME", help="How long to wait for SSH, then for cloud-init.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the VM runs.")
 @click.option("--no-recover", is_flag=True, help="Leave a VM alone whose pager died.")
+@click.option("--overcommit", is_flag=True, help="Also if this machine has too little memory for it.")
 @output_options
 @click.pass_obj
 def up(
@@ -54,6 +56,7 @@ def up(
     timeout: str | None,
     no_wait: bool,
     no_recover: bool,
+    overcommit: bool,
     output: str,
     **flags: object,
 ) -> None:
@@ -67,7 +70,13 @@ def up(
         _print_plan(context, config, printed or "plan", output)
         return
     result = session.up(
-        config, context.paths, Stages(), wait=not no_wait, heal_pager=not no_recover, timeout_s=timeout_s
+        config,
+        context.paths,
+        Stages(),
+        wait=not no_wait,
+        heal_pager=not no_recover,
+        timeout_s=timeout_s,
+        overcommit=overcommit,
     )
     emit(result, output, lambda: show.up_result(result))
 
@@ -256,6 +265,9 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
     epilog="""\b
 Examples:
   ghostbox console           leave it with Ctrl-]
+
+Where SSH does not help: vm.user is logged in there, without a password. Who may open it (root, libvirt's group) may
+replace the VM's disk as well.
 """
 )
 @_name

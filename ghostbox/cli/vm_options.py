@@ -18,6 +18,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--cache", metavar="SIZE", help="Local memory for the warm part of the remote memory."),
     click.option("--cpus", type=int, metavar="N", help="Virtual processors."),
     click.option("--disk", metavar="SIZE", help="Size of the disk."),
+    click.option("--add-disk", "disks", multiple=True, metavar="SIZE", help="A further disk, at /mnt/disk2 and so on."),
+    click.option("--share", "shares", multiple=True, metavar="DIR[:ro]", help="A directory of this host, at /mnt/DIR."),
     click.option("--image", metavar="NAME", help="Guest image; ours is built if it is missing."),
     click.option("--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="A donor; may be given again."),
     click.option(
@@ -30,6 +32,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--cloud-init", metavar="FILE", help="cloud-init user-data to merge with ours."),
     click.option("-p", "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Forward a port of 127.0.0.1."),
+    click.option("--network", metavar="NETWORK", help="user (default), bridge:NAME or libvirt:NAME."),
+    click.option("--host-access/--no-host-access", default=None, help="Let the guest reach this host and the donors."),
     click.option("--autostart/--no-autostart", default=None, help="Start it when this machine starts."),
 )
 

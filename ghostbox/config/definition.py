@@ -83,13 +83,17 @@ def frozen(config: Config) -> dict[str, Any]:
     return {name: config.written(name) for name in vm_keys() if name in _ALWAYS or config.origin(name) != "default"}
 
 
+def opening(name: str) -> str:
+    """Return the comment that a definition begins with."""
+    return (
+        f"# What `ghostbox up {name}` starts. To change it: ghostbox set {name}, or ghostbox edit {name}.\n"
+        f"# A key that is not here has its default: ghostbox config show --vm {name} --origin\n"
+    )
+
+
 def new_text(name: str, values: Mapping[str, Any]) -> str:
     """Return the text of a VM's first definition."""
-    opening = (
-        f"# What `ghostbox up {name}` starts. To change it: ghostbox set {name}, or ghostbox edit {name}.\n"
-        "# A key that is not here has its default: ghostbox config show --vm " + name + " --origin\n"
-    )
-    return rewritten(opening, values)
+    return rewritten(opening(name), values)
 
 
 def combined(defined: Config, over: Config, names: Iterable[str]) -> Config:

@@ -37,6 +37,42 @@ class PortForward:
 
 
 @dataclass(frozen=True)
+class NetworkChoice:
+    """The network of a VM: ``user`` (QEMU's own), or a ``bridge`` or ``libvirt`` network of that name."""
+
+    kind: str = "user"
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else self.kind
+
+
+@dataclass(frozen=True)
+class ExtraDisk:
+    """A disk besides the first one."""
+
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return units.exact_bytes(self.size_bytes)
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A directory of this host that the guest sees."""
+
+    directory: Path
+    read_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.directory}:ro" if self.read_only else f"{self.directory}:rw"
+
+    def below(self, base: Path) -> SharedFolder:
+        """Return it with a relative directory taken from ``base``."""
+        return SharedFolder(base / self.directory, self.read_only)
+
+
+@dataclass(frozen=True)
 class Size:
     """A size in bytes, written ``512M`` or ``4GiB``."""
 
@@ -199,6 +235,49 @@ class Port:
             raise _not_a("a forwarded port", raw, "write HOST:GUEST, such as 8080:80")
         host, guest = (Integer(1, 65535).parse(number) for number in match.groups())
         return PortForward(host, guest)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, written ``user``, ``bridge:NAME`` or ``libvirt:NAME``."""
+
+    def parse(self, raw: object) -> NetworkChoice:
+        """Return the choice."""
+        if isinstance(raw, NetworkChoice):
+            return raw
+        if raw == "user":
+            return NetworkChoice()
+        # Linux: an interface's name has at most 15 bytes, no '/' and no white space (dev_valid_name, net/core/dev.c).
+        match = re.fullmatch(r"(bridge):([^\s/:]{1,15})|(libvirt):([^\s/]{1,64})", str(raw))
+        if match is None:
+            raise _not_a("a network", raw, "write user, bridge:NAME (such as bridge:br0) or libvirt:NAME")
+        return NetworkChoice(match[1] or match[3], match[2] or match[4])
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A further disk, written as its size."""
+
+    def parse(self, raw: object) -> ExtraDisk:
+        """Return the disk."""
+        return raw if isinstance(raw, ExtraDisk) else ExtraDisk(Size(units.MIB).parse(raw))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A shared directory, written ``DIR``, ``DIR:ro`` or ``DIR:rw``; ``~`` is expanded."""
+
+    def parse(self, raw: object) -> SharedFolder:
+        """Return the folder."""
+        if isinstance(raw, SharedFolder):
+            return raw
+        text = str(raw)
+        word, _, mode = text.rpartition(":")
+        if mode not in ("ro", "rw"):
+            word, mode = text, "rw"
+        if not isinstance(raw, (str, Path)) or not word or "\0" in word:
+            raise _not_a("a shared directory", raw, "write DIR, or DIR:ro for one that the guest only reads")
+        return SharedFolder(Path(word).expanduser(), mode == "ro")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox.config import document
+from ghostbox.config.kinds import SharedFolder
 from ghostbox.config.schema import SECTIONS, Config, Key, keys
 from ghostbox.errors import ConfigError, NotFound, UsageError
 from ghostbox.paths import user_config
@@ -212,7 +213,16 @@ def _parse(key: Key, setting: _Setting | None) -> object:
         value = key.kind.parse(setting.raw)
     except UsageError as err:
         raise ConfigError(f"{setting.message_prefix}: {err.message}", hint=err.hint or _meaning([key])) from err
-    return setting.base / value if isinstance(value, Path) else value
+    return _absolute(value, setting.base)
+
+
+def _absolute(value: object, base: Path) -> object:
+    """Take relative paths from where they were written."""
+    if isinstance(value, Path):
+        return base / value
+    if isinstance(value, SharedFolder):
+        return value.below(base)
+    return tuple(_absolute(item, base) for item in value) if isinstance(value, tuple) else value
 
 
 def _meaning(found: Iterable[Key]) -> str:

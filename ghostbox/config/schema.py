@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox.config import kinds
-from ghostbox.config.kinds import PortForward
+from ghostbox.config.kinds import ExtraDisk, NetworkChoice, PortForward, SharedFolder
 from ghostbox.units import GIB, KIB, MIB, exact_bytes
 
-__all__ = ["Config", "Key", "PortForward", "keys"]
+__all__ = ["Config", "ExtraDisk", "Key", "NetworkChoice", "PortForward", "SharedFolder", "keys"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class VmConfig:
     remote_memory_bytes: int = _key("remote_memory", kinds.Size(64 * MIB), "8GiB", "RAM on the donors (node 1)")
     cpus: int = _key("cpus", kinds.Integer(1, 512), 2, "virtual processors")
     disk_bytes: int = _key("disk", kinds.Size(GIB), "20GiB", "size of the disk, allocated as it is written")
+    disks: tuple[ExtraDisk, ...] = _key(
+        "disks", kinds.Many(kinds.Disk()), [], "sizes of further disks, mounted at /mnt/disk2, /mnt/disk3 and so on"
+    )
+    shares: tuple[SharedFolder, ...] = _key(
+        "shares", kinds.Many(kinds.Share()), [], "DIR[:ro] of this host that the guest sees below /mnt"
+    )
     image: str = _key("image", kinds.Text("an image name"), "debian", "guest image (`ghostbox image list`)")
     user: str = _key("user", kinds.USER, "ghost", "login name in the guest")
     ssh_key: Path | None = _key(
@@ -59,6 +65,15 @@ class VmConfig:
     )
     ports: tuple[PortForward, ...] = _key(
         "ports", kinds.Many(kinds.Port()), [], "HOST:GUEST ports forwarded from 127.0.0.1"
+    )
+    network: NetworkChoice = _key(
+        "network",
+        kinds.Network(),
+        "user",
+        "user (behind this host), bridge:NAME or libvirt:NAME (a machine of its own)",
+    )
+    host_access: bool = _key(
+        "host_access", kinds.Boolean(), False, "let a guest with network `user` reach this host and the donors"
     )
     cloud_init: Path | None = _key(
         "cloud_init", kinds.File(), None, "cloud-init user-data to merge with ours (#cloud-config)"
@@ -240,7 +255,7 @@ class Config:
             return value
         if isinstance(value, tuple):
             return [str(item) for item in value]
-        if isinstance(value, Path):
+        if isinstance(value, Path) or dataclasses.is_dataclass(value):
             return str(value)
         units_of = {"_bytes": exact_bytes, "_s": "{:.10g}s".format, "_percent": "{:.10g}%".format}
         for ending, write in units_of.items():

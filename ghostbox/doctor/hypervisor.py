@@ -79,13 +79,14 @@ def kvm_guest(name: str, machine: Machine) -> Check:
 
 
 def storage(name: str, machine: Machine) -> Check:
-    """The user that QEMU runs as can reach the directories of disks, images and sockets."""
+    """The user that QEMU runs as can reach disks, images and sockets; of our programs it has copies."""
     account = hypervisor.qemu_user(machine.config.libvirt.uri)
-    for place in (machine.paths.state, machine.paths.images, machine.paths.runtime, machine.paths.native):
+    for place in (machine.paths.state, machine.paths.images, machine.paths.runtime):
         blocked = accounts.unreachable_part(place / "file", account)
         if blocked is not None:
             why = f"QEMU runs as user {account.name}, which may not pass {blocked}"
-            fix = f"setfacl -m u:{account.name}:x {blocked}, or set GHOSTBOX_STATE_DIR to a place such as /var/lib"
+            fix = f"setfacl -m u:{account.name}:x {blocked} (package acl); or, for a VM of your own user, "
+            fix += "libvirt.uri: qemu:///session"
             return fail(name, f"QEMU cannot reach {place}", why=why, fix=fix)
     if (refusal := shim_copy.refusal(machine.paths, "any")) is not None:
         return fail(name, refusal.message, why=refusal.why or "", fix=refusal.hint)

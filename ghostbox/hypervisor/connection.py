@@ -179,6 +179,23 @@ class Hypervisor:
             found = [_info(each) for each in self._connection.listAllDomains()]
         return [each for each in found if each is not None]
 
+    def network_runs(self, name: str) -> bool | None:
+        """Tell whether a network of libvirt runs; None if there is none of that name."""
+        with _wrapped(f"ask for the network {name}"):
+            try:
+                return bool(self._connection.networkLookupByName(name).isActive())
+            except libvirt.libvirtError as err:
+                if err.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                    return None
+                raise
+
+    def leased_address(self, network: str, mac: str) -> str | None:
+        """Return the IPv4 address that a network of libvirt has given to a MAC, the last one if there are several."""
+        with _wrapped(f"ask for the addresses on network {network}"):
+            leases = self._connection.networkLookupByName(network).DHCPLeases(mac)
+        found = [each for each in leases if each.get("type") == libvirt.VIR_IP_ADDR_TYPE_IPV4]
+        return str(max(found, key=lambda each: each["expirytime"])["ipaddr"]) if found else None
+
     def _find(self, domain: str) -> Any | None:
         try:
             return self._connection.lookupByName(domain)

@@ -89,9 +89,21 @@ def backing_file(overlay: Path) -> Path | None:
             if magic != b"QFI\xfb" or offset == 0 or length > 1023:
                 return None
             file.seek(offset)
-            return Path(file.read(length).decode())
+            return overlay.parent / file.read(length).decode()
     except (OSError, struct.error, UnicodeDecodeError):
         return None
+
+
+def check_whole(path: Path) -> None:
+    """Refuse what is no qcow2 disk that is whole by itself.
+
+    Raises:
+        ImageError: it is another format, stands on another file, keeps its data in one, or is cut off.
+    """
+    found = qemu_img.info(path, "qcow2")
+    if found.data_file is not None:
+        raise ImageError(f"{path} is not whole: its data is in {found.data_file}")
+    _check_qcow2(path, found)
 
 
 def _quoted(path: Path) -> str:

@@ -311,10 +311,13 @@ def _checked(name: str) -> str:
 def _whole_image(record: Path) -> Image:
     """Read what an image is, and check that its files are there. Raises FileNotFoundError if ``record`` is not."""
     try:
-        image = image_from_json(json.loads(record.read_text()))
+        data = json.loads(record.read_text())
+        # A VM that was imported has its image beside it, by relative paths: its directory may get another name.
+        beside = {key: str(record.parent / data[key]) for key in ("disk", "kernel", "initrd") if data[key] is not None}
+        image = image_from_json(data | beside)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, TypeError) as err:
         raise ImageError(f"cannot read {record}: {err}", hint=f"remove {record}") from err
     for file in (image.disk, image.kernel, image.initrd):
         if file is not None and not file.is_file():

@@ -46,11 +46,13 @@ _V1 = _GroupFiles(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_in
 _V2 = _GroupFiles(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def read_facts(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> MemoryFacts:
-    """Return the machine's RAM, or the tightest control group's where that is less."""
+def read_facts(
+    proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"), *, member: str = "self"
+) -> MemoryFacts:
+    """Return the machine's RAM, or the tightest control group's of process ``member`` where that is less."""
     memory = psutil.virtual_memory()
     facts = MemoryFacts(memory.total, memory.available)
-    for directory, files in _own_groups(proc / "self" / "cgroup", groups):
+    for directory, files in _own_groups(proc / member / "cgroup", groups):
         facts = _limit_by_group(facts, directory, files)
     return facts
 

@@ -10,7 +10,6 @@ import socket
 from dataclasses import dataclass, replace
 
 from ghostbox.errors import GhostboxError, Refused, UsageError
-from ghostbox.host import host_name
 from ghostbox.memserver import memory
 from ghostbox.memserver.data_plane import PRIVILEGED_PORTS, DataPlane, PlaneSettings, PlaneStatus
 from ghostbox.memserver.pressure import PressureLimit, read_pressure
@@ -51,7 +50,7 @@ class ServiceOptions:
 
 def default_name() -> str:
     """Return the machine's name, as far as it may be a memserver's."""
-    return host_name(otherwise="donor")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")[:63] or "donor"
 
 
 def check_options(options: ServiceOptions) -> ServiceOptions:

@@ -11,6 +11,8 @@
     another donor is at its address    that is noted for `status`, and believed in nothing
     a donor has died                   the others lend the room in which the pager copies anew what was on it
     the server of the copy on disk     is started again
+    nothing serves a shared folder     a process is started that does
+    its donors, or their addresses     are written down for the guest's network, which keeps it from them
 
 What happened becomes an event. What cannot be done is said once, and tried again now and then.
 """
@@ -33,7 +35,7 @@ from ghostbox.errors import GhostboxError, Refused
 from ghostbox.hypervisor import DiskTrouble, DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
-from ghostbox.session import backup, disk, events, host_memory, pool, takeover
+from ghostbox.session import backup, disk, events, host_memory, network, pool, shares, takeover, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.units import PAGE_BYTES, format_bytes
 
@@ -41,6 +43,7 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 30.0
 _ASK_INTERVAL_S = 2.0
 _ASK_TIMEOUT_S = 2.0
+_RULES_INTERVAL_S = 30.0
 Status = Mapping[str, Any]
 
 
@@ -65,6 +68,8 @@ class Care:
         self._asked_at = 0.0
         self._looked_at = 0.0
         self._disk_looked_at = 0.0
+        self._rules_written_at = 0.0
+        self._shares_looked_at = 0.0
         self._disk_tried_at = 0.0
         self._disk_trouble: DiskTrouble | None = None
 
@@ -94,6 +99,8 @@ class Care:
             events.append(self._book.files, event, text, donor=donor)
         self._before = found
         for what, wanted, step in (
+            ("network", self._rules_are_due(), self.write_network_rules),
+            ("shares", self._shares_are_due(record), self.serve_folders),
             ("backup", self._backup_is_gone(record), self.restart_backup),
             ("pause", self._pause_is_due(record, found), self.pause_or_resume),
             ("disk", self._disk_is_due(record, found), self.try_disk_again),
@@ -150,6 +157,15 @@ class Care:
         assert self._book.record is not None
         self._disk_tried_at = time.monotonic()
         disk.try_again(self._book.record)
+
+    def write_network_rules(self) -> None:
+        """Keep the guest from donors that it borrows from since, or that have another address."""
+        assert self._book.record is not None
+        network.write_rules(self._book.record, self._book.files)
+
+    def serve_folders(self) -> None:
+        """Serve the shared folders that nothing serves."""
+        shares.ensure(self._book, self._paths)
 
     def finish_drains(self) -> None:
         """End the leases of donors that are empty."""
@@ -216,6 +232,20 @@ class Care:
         qemu = hypervisor.find_qemu(record.uuid)
         self._pid = 0 if qemu is None else qemu.pid
         return qemu is not None
+
+    def _shares_are_due(self, record: Record) -> bool:
+        now = time.monotonic()
+        if not record.shares or now - self._shares_looked_at < _ASK_INTERVAL_S:
+            return False
+        self._shares_looked_at = now
+        return bool(shares.missing(record, self._book.files))
+
+    def _rules_are_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._rules_written_at < _RULES_INTERVAL_S:
+            return False
+        self._rules_written_at = now
+        return True
 
     def _backup_is_gone(self, record: Record) -> bool:
         return record.backup is not None and Made.BACKUP in record.made and not backup.find(self._book.files)
@@ -368,6 +398,8 @@ def look_after(name: str, paths: Paths, *, interval_s: float = 1.0) -> None:
     care = Care(name, paths)
     try:
         while _went_on(care):
+            with suppress(GhostboxError, OSError):
+                unreleased.try_in_background(paths)
             time.sleep(interval_s)
     finally:
         care.close()

@@ -2,7 +2,8 @@
 """Unmakes what a VM's record names. One path for a failed ``up``, for ``down``, and for healing after a crash.
 
 Every step may find its thing gone already. A step that fails is reported and its thing stays in the record, so that
-the next command tries again; the other steps go on.
+the next command tries again; the other steps go on. A lease whose donor does not answer leaves the record for
+`unreleased`, which tries again in the background.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from ghostbox import hypervisor, pager
-from ghostbox.donor_client import DonorClient
-from ghostbox.errors import GhostboxError, NotFound
+from ghostbox.donor_client import NoAnswer
+from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, supervisor
+from ghostbox.session import backup, host_memory, shares, supervisor, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
+_MAX_THREADS = 8
 _LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 
 
@@ -55,11 +58,7 @@ def unmake(book: Book) -> list[GhostboxError]:
     if Made.PAGER in book.record.made and Made.DOMAIN not in book.record.made:
         _attempt(errors, _end_pager, book)
     if Made.PAGER not in book.record.made:
-        for lease in book.record.leases:
-            try:
-                release(book, lease.name)
-            except GhostboxError as err:
-                errors.append(err)
+        errors += release_all(book)
         if Made.BACKUP in book.record.made:
             _attempt(errors, _remove_backup, book)
     if Made.FILES in book.record.made and not book.record.made & {Made.DOMAIN, Made.PAGER}:
@@ -114,6 +113,7 @@ def _end_domain(book: Book) -> None:
 
 def _end_supervisor(book: Book) -> None:
     supervisor.stop(book.files)
+    shares.stop(book.files)
 
 
 def _remove_backup(book: Book) -> None:
@@ -130,6 +130,31 @@ def _end_pager(book: Book) -> None:
     book.save(book.record.without_made(Made.PAGER))
 
 
+def release_all(book: Book) -> list[GhostboxError]:
+    """End all leases, those of several donors at a time; return what could not be ended.
+
+    A donor that does not answer is not waited for again: what it holds is noted (`unreleased`) and struck out here.
+    """
+    record = book.record
+    assert record is not None
+    with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
+        failures = dict(zip(record.leases, pool.map(lambda lease: _end_lease(book, lease), record.leases), strict=True))
+    for lease, failure in failures.items():
+        if isinstance(failure, NoAnswer):
+            unreleased.note(book.files.state.parents[1], record.name, lease, failure.message)
+    kept = tuple(lease for lease, failure in failures.items() if failure and not isinstance(failure, NoAnswer))
+    book.save(replace(record, leases=kept))
+    return [failure for failure in failures.values() if failure is not None]
+
+
+def _end_lease(book: Book, lease: LeaseRecord) -> GhostboxError | None:
+    try:
+        _end(book, lease)
+    except GhostboxError as err:
+        return err
+    return None
+
+
 def release(book: Book, name: str) -> None:
     """End a lease and strike it out of the record; one that is gone is no error.
 
@@ -139,25 +164,22 @@ def release(book: Book, name: str) -> None:
     record = book.record
     assert record is not None
     lease = next(lease for lease in record.leases if lease.name == name)
-    if lease.donor == THIS_HOST:
-        host_memory.stop(book.files, lease)
-    else:
-        _release_at_donor(lease)
+    _end(book, lease)
     book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
 
 
-def _release_at_donor(lease: LeaseRecord) -> None:
-    with DonorClient(lease.donor) as client:
-        try:
-            client.release_lease(lease.name, force=True)
-        except NotFound:
-            _log.debug("lease %s is gone already", lease.name)
-        except GhostboxError as err:
-            raise type(err)(
-                f"lease {lease.name} could not be released: {err.message}",
-                why=err.why,
-                hint="the next command on this VM tries again",
-            ) from err
+def _end(book: Book, lease: LeaseRecord) -> None:
+    """End a lease, wherever its memory is."""
+    if lease.donor == THIS_HOST:
+        host_memory.stop(book.files, lease)
+        return
+    try:
+        unreleased.release(lease)
+    except GhostboxError as err:
+        hint = "the next command on this VM tries again"
+        if isinstance(err, NoAnswer):
+            hint = f"it is tried again; if the donor is gone for good: ghostbox donor forget {lease.donor} --write-off"
+        raise type(err)(f"lease {lease.name} could not be released: {err.message}", why=err.why, hint=hint) from err
 
 
 def _remove_runtime_files(book: Book) -> None:

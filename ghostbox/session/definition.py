@@ -163,6 +163,15 @@ def _check(record: Record, after: Config) -> None:
             hint=f"leave --disk out, or give {exact_bytes(record.disk_bytes)} or more",
         )
 
+    for number, (size_bytes, wanted) in enumerate(zip(record.disks, after.vm.disks, strict=False), start=2):
+        if wanted.size_bytes < size_bytes:
+            raise Refused(
+                f"disk{number} of VM '{record.name}' has {format_bytes(size_bytes)} and cannot shrink"
+                f" to {format_bytes(wanted.size_bytes)}",
+                why="the guest's file system is on it",
+                hint=f"give its size, {exact_bytes(size_bytes)}, or more",
+            )
+
 
 def _ignored(config: Config, defined: Config, name: str) -> tuple[str, ...]:
     keys = definition.lying_around(config, defined)

@@ -77,7 +77,7 @@ def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> No
     with progress.stage("cleanup") as stage, interrupts.watched(), interrupts.shielded():
         errors = cleanup.unmake(book)
         cleanup.settle(book)
-        stage.say("memory given back" if not errors else f"{len(errors)} left for the next command")
+        stage.say("memory given back" if not errors else f"{len(errors)} left for later")
     cleanup.warn(errors)
 
 

@@ -79,8 +79,8 @@ def wait_cloud_init(
     while True:
         boot, answer = _ask(guest, min(_ASK_S, timeout_s))
         first_boot = first_boot or boot
-        if boot and boot != first_boot and not again:
-            again, deadline = True, time.monotonic() + timeout_s
+        if boot and boot != first_boot:
+            first_boot = boot
             say("the guest was started again by its own cloud-init; waiting for the end of that")
         if answer not in ("", "busy", "stopping"):
             _check(guest, answer)
@@ -93,6 +93,8 @@ def wait_cloud_init(
             say("cloud-init has the guest start again")
             time.sleep(1.0)
         if answer == "":
+            if not again:
+                again, deadline = True, time.monotonic() + timeout_s
             guest.close()
             say("the guest does not answer any more: does it start again?")
             guest.wait_ready(max(5.0, deadline - time.monotonic()), say, alive=alive)

@@ -65,7 +65,8 @@ def need_answer(book: Book) -> None:
         GuestError: it does not, since the guest still boots.
     """
     record = _needed(book)
-    if _has_answered(record, book.files) or readiness.has_banner(record.ssh_port):
+    endpoint = readiness.locate(book)
+    if _has_answered(record, book.files) or readiness.has_banner(endpoint):
         return
     raise GuestError(
         f"VM '{record.name}' still boots: its SSH server does not answer yet",

@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ghostbox import donors, known_donors, pager
-from ghostbox.donor_client import DonorStatus, Holder, Lease, parse_address
+from ghostbox.donor_client import DonorStatus, Holder, Lease, host_name, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused, UsageError
-from ghostbox.host import host_name
 from ghostbox.known_donors import KnownDonor
 from ghostbox.memserver.identity import machine_digest
-from ghostbox.placement import Held, Offer, donor_of
+from ghostbox.placement import Held, Offer, distinct, donor_of
 from ghostbox.plan import shares_of
 from ghostbox.processes import ControlError
-from ghostbox.session import cleanup, events, host_memory
+from ghostbox.session import cleanup, events, host_memory, network
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Record, lease_name
 from ghostbox.units import format_bytes
 
@@ -165,11 +164,13 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
         GhostboxError: the pager refuses; the lease is given back.
     """
     assert book.record is not None
+    address = next((each.donor for each in book.record.leases if _spelt_alike(each.donor, address)), address)
     lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
     book.save(replace(book.record, leases=(*book.record.leases, lease)))
     try:
         lease = borrow(book, lease)
         put(book, lease)
+        network.write_rules(book.record, book.files)
         assert lease.nbd_uri is not None
         pager.add_donor(book.files.pager_control, lease.nbd_uri)
     except BaseException as err:
@@ -337,7 +338,7 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
     names = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
     left = [lease for lease in record.leases if lease.donor != THIS_HOST and canonical(lease.donor) in left_out]
     found = donors.survey([address for address in names if address not in left_out])
-    return [
+    offered = [
         donors.offer_of(item.address, item.status)
         for item in found
         if item.status is None
@@ -346,6 +347,7 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
             or any(_is_lender(lease, item.status, item.address) for lease in left)
         )
     ]
+    return distinct(offered)
 
 
 def is_drained(record: Record, status: DonorStatus, address: str) -> bool:
@@ -491,4 +493,7 @@ def _does_not_fit(book: Book, address: str, why: str, to_host: bool) -> Refused:
     hint = f"add one first: ghostbox donor add ADDRESS --vm {name}"
     if not to_host:
         hint += f"; or move it to this host: ghostbox donor drain {address} --vm {name} --to-host"
+    if book.record.drained:
+        left = book.record.drained[0].address
+        hint = f"ghostbox donor add {left} --vm {name} uses the one that was drained again; or {hint}"
     return Refused(f"what donor {address} holds does not fit on the others", why=why, hint=hint)

@@ -29,10 +29,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths, VmPaths, make_directory
-from ghostbox.plan import PagerPlan, VmPlan
+from ghostbox.plan import PagerPlan, VmPlan, domain_name
 from ghostbox.tiering import Tiering
 
 _FORMAT = 1
@@ -96,6 +97,12 @@ class LeaseRecord:
     plane: str | None = None
     machine: str | None = None
 
+    @property
+    def lender(self) -> object:
+        """What is the same for all leases of one donor, whatever its address is spelt like."""
+        known = self.donor_id is not None and self.plane is not None
+        return (self.donor_id, self.plane) if known else self.donor.lower().removesuffix(f":{CONTROL_PORT}")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -104,7 +111,11 @@ class Record:
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
     it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
-    from them until the user says so. ``tiering`` is None of a VM that an earlier version started.
+    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``ssh_key``: what
+    the user's ssh offers besides our own key. ``cloned``: its disk
+    is a copy of another VM's, so the guest is told who it is. ``network`` is the choice as people write it; on one that
+    is not ``user``, ``address`` is the guest's own. ``disks`` are the sizes of the further ones, ``shares`` are as
+    people write them.
     """
 
     name: str
@@ -135,6 +146,12 @@ class Record:
     asked_to: tuple[str, ...] = ()
     tiering: Tiering | None = None
     drained: tuple[KnownDonor, ...] = ()
+    cloned: bool = False
+    ssh_key: str | None = None
+    network: str = "user"
+    address: str | None = None
+    disks: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -150,8 +167,14 @@ class Record:
         return replace(self, made=self.made - {thing})
 
     def donor_names(self) -> dict[str, str]:
-        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs."""
-        return {lease.nbd_uri: lease.donor for lease in self.leases if lease.nbd_uri is not None}
+        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs.
+
+        A donor has one name: the one of its first lease.
+        """
+        names: dict[object, str] = {}
+        for lease in self.leases:
+            names.setdefault(lease.lender, lease.donor)
+        return {lease.nbd_uri: names[lease.lender] for lease in self.leases if lease.nbd_uri is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -163,6 +186,8 @@ class Record:
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
         fields["tiering"] = None if fields.get("tiering") is None else Tiering(**fields["tiering"])
         fields["donors"] = tuple(fields.get("donors", ()))
+        fields["disks"] = tuple(fields.get("disks", ()))
+        fields["shares"] = tuple(fields.get("shares", ()))
         fields["asked_to"] = tuple(fields.get("asked_to", ()))
         fields["drained"] = tuple(KnownDonor(**each) for each in fields.get("drained", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
@@ -206,6 +231,12 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         backup=None if plan.backup is None else str(plan.backup),
         tiering=plan.guest.tiering,
         drained=before.drained if before else (),
+        cloned=before.cloned if before else False,
+        ssh_key=None if plan.guest.ssh_key is None else str(plan.guest.ssh_key.absolute()),
+        network=str(plan.network.choice),
+        address=before.address if before else None,
+        disks=tuple(disk.size_bytes for disk in plan.disks),
+        shares=tuple(map(str, plan.folders)),
     )
 
 
@@ -241,8 +272,12 @@ class Book:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise GhostboxError(
                 f"cannot read {self.files.record}: {err}",
-                hint=f"if the VM is of no use any more: rm -r {self.files.state}",
+                hint=f"its disk is {self.files.disk}; mend the file, or move it away",
             ) from err
+        if self.record is not None and self.record.name != self.files.state.name:
+            # A rename was interrupted between the directory and the record: the directory counts.
+            name = self.files.state.name
+            self.record = replace(self.record, name=name, domain=domain_name(name))
         return self.record
 
     def need(self, name: str, paths: Paths) -> Record:

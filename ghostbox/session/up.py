@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 from ghostbox import domain_xml, donors, hypervisor, pager
 from ghostbox.config import Config
-from ghostbox.donor_client import Holder
+from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
-from ghostbox.host import host_name
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
@@ -29,11 +28,14 @@ from ghostbox.session import (
     guest_files,
     images,
     live,
+    local_memory,
     login,
+    network,
     observe,
     planning,
     pool,
     readiness,
+    shares,
     supervisor,
     takeover,
 )
@@ -45,6 +47,7 @@ from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
+_SHARES_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def up(
     wait: bool = True,
     heal_pager: bool = True,
     timeout_s: float | None = None,
+    overcommit: bool = False,
 ) -> UpResult:
     """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
 
@@ -81,6 +85,7 @@ def up(
         wait: until one can log in.
         heal_pager: give a frozen VM another pager.
         timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
+        overcommit: also if this machine has too little memory for it.
 
     Raises:
         GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
@@ -103,6 +108,8 @@ def up(
             if config.origin("pool.donors") == "flag":
                 pool.use_again(book, config.pool.donors)
             plan = planning.make_plan(defined.config, paths, book.record)
+            if not overcommit:
+                local_memory.check(plan, paths)
             _warn(plan, progress)
             plan = _start(plan, paths, book, progress, interrupts, defined)
         if wait:
@@ -120,8 +127,22 @@ def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
     assert book.record is not None
     try:
         readiness.wait_ready(book, progress, timeout_s=timeout_s)
+        _wait_shares(book, progress)
     except KeyboardInterrupt as err:
         raise readiness.kept(book.record, "the guest", err) from err
+
+
+def _wait_shares(book: Book, progress: Progress) -> None:
+    """Wait for the shared folders, which the supervisor has served; one that is missing is no failure of ``up``."""
+    record = book.record
+    assert record is not None
+    if not record.shares:
+        return
+    with readiness.guest(record, book.files) as ssh, progress.stage("shares") as stage:
+        problems = shares.wait_mounted(book, ssh, timeout_s=_SHARES_TIMEOUT_S)
+        stage.say(", ".join(map(shares.place, shares.folders(record))) if not problems else "not all are there")
+    for problem in problems:
+        progress.note(f"warning: {problem}")
 
 
 @contextmanager
@@ -173,7 +194,11 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
             progress.note(f"         to mend it: {hint}")
         if not plan.guest.tiering.on:
             progress.note(f"         tiering is {plan.guest.tiering}")
-    for line in (*images.notes(plan.image), *backup.notes(plan.backup, plan.pager.pool_bytes)):
+    for line in (
+        *images.notes(plan.image),
+        *backup.notes(plan.backup, plan.pager.pool_bytes),
+        *network.notes(plan.network.choice),
+    ):
         progress.note(line)
 
 
@@ -279,6 +304,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         domain_xml.check(xml)
         assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
+        network.write_rules(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         definition.keep(book.files, defined.text)

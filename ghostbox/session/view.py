@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from ghostbox import health, hypervisor, page_map, pager
 from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
-from ghostbox.session import disk, login, observe, supervisor, takeover
+from ghostbox.session import disk, leaving, login, observe, supervisor, takeover, unreleased
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 from ghostbox.tiering import Tiering
 from ghostbox.units import PAGE_BYTES
@@ -67,6 +68,10 @@ class VmInfo:
     health: Health | None
     tiering: Tiering | None
     disk_problem: Problem | None = None
+    network: str = "user"
+    address: str | None = None
+    disks: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class VmStatus:
 
 def summaries(paths: Paths) -> list[VmSummary]:
     """Return all VMs."""
+    unreleased.try_in_background(paths)
     found = []
     for name in names(paths):
         book = Book(paths.vm(name))
@@ -102,7 +108,7 @@ def summaries(paths: Paths) -> list[VmSummary]:
         record = book.load()
         if record is not None:
             supervisor.ensure(book, paths)
-            answer = pager.status(book.files.pager_control) if state in _ALIVE else None
+            answer = leaving.noted(record, pager.status(book.files.pager_control)) if state in _ALIVE else None
             summary = _summary(record, state, None if answer is None else health.level(answer))
             found.append(replace(summary, disk_problem=_disk_problem(record, book, state)))
     return found
@@ -117,7 +123,7 @@ def info(name: str, paths: Paths) -> VmInfo:
     book, record, state = _look(name, paths)
     supervisor.ensure(book, paths)
     files = book.files
-    found = with_names(record, pager.status(files.pager_control) if state in _ALIVE else None)
+    found = with_names(record, leaving.noted(record, pager.status(files.pager_control)) if state in _ALIVE else None)
     return VmInfo(
         name=record.name,
         state=state,
@@ -146,6 +152,7 @@ def info(name: str, paths: Paths) -> VmInfo:
             "pager_log": str(files.pager_log),
             "known_hosts": str(files.known_hosts),
             "events": str(files.events),
+            **{f"disk{number}": str(files.more_disk(number)) for number in range(2, 2 + len(record.disks))},
         },
         replicas=1 if record.pager is None else record.pager.replicas,
         backup=record.backup,
@@ -153,6 +160,10 @@ def info(name: str, paths: Paths) -> VmInfo:
         health=_health(record, found),
         tiering=record.tiering,
         disk_problem=_disk_problem(record, book, state),
+        network=record.network,
+        address=record.address,
+        disks=record.disks,
+        shares=record.shares,
     )
 
 
@@ -168,7 +179,7 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         record = book.need(name, paths)
         supervisor.ensure(book, paths)
     running = state in _ALIVE
-    found = with_names(record, pager.status(book.files.pager_control) if running else None)
+    found = with_names(record, leaving.noted(record, pager.status(book.files.pager_control)) if running else None)
     qemu = hypervisor.find_qemu(record.uuid) if running else None
     return VmStatus(
         name=record.name,
@@ -211,17 +222,19 @@ def with_names(record: Record, found: dict[str, Any] | None) -> dict[str, Any] |
     if found is None:
         return None
     leases = {lease.nbd_uri: lease for lease in record.leases}
-    return {**found, "donors": [_with_name(each, leases.get(each["uri"])) for each in found["donors"]]}
+    names = record.donor_names()
+    return {**found, "donors": [_with_name(each, leases.get(each["uri"]), names) for each in found["donors"]]}
 
 
-def _with_name(donor: dict[str, Any], lease: LeaseRecord | None) -> dict[str, Any]:
+def _with_name(donor: dict[str, Any], lease: LeaseRecord | None, names: Mapping[str, str]) -> dict[str, Any]:
     if lease is None:
         return donor
     why = {"why": lease.stranger} if lease.stranger is not None and donor["state"] == "down" else {}
-    return {**donor, "name": lease.donor, **why}
+    return {**donor, "name": names.get(donor["uri"], lease.donor), **why}
 
 
 def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
+    unreleased.try_in_background(paths)
     book = Book(paths.vm(name))
     book.need(name, paths)
     state = observe.heal_if_idle(book.files)

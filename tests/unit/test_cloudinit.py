@@ -89,6 +89,13 @@ def test_free_memory_is_reported_in_small_pieces_at_each_boot_of_a_guest_with_re
     assert "echo 0 > /proc/sys/vm/compaction_proactiveness" in command
 
 
+def test_further_disk_is_formatted_if_it_is_empty_and_mounted_if_it_is_ours_at_each_boot() -> None:
+    script = config_of(tiering=OFF, more_disks=("gb-disk2", "gb-disk3"))["bootcmd"][-1][-1]
+    assert script.startswith("disk=/dev/disk/by-id/virtio-gb-disk3 place=/mnt/disk3\n")
+    assert "if ! blkid -p $disk >/dev/null && cmp -s -n 1048576 $disk /dev/zero; then\n  mkfs.ext4" in script
+    assert 'test "$(blkid -p -s LABEL -o value $disk)" = gb-disk3 || exit 0' in script
+
+
 def instance_of(**changes: Any) -> str:
     meta = yaml.safe_load(cloudinit.render(SeedSpec(**{**vars(SPEC), **changes})).meta_data)
     assert meta["local-hostname"] == "box"
@@ -105,7 +112,14 @@ def test_instance_is_named_after_the_vm_and_stays_while_the_user_data_does() -> 
 def test_other_user_data_is_another_instance_so_that_cloud_init_takes_it() -> None:
     key = {"ssh_authorized_keys": (*SPEC.ssh_authorized_keys, "ssh-ed25519 CCCC")}
     scripts = [{"extra_user_data": f"#!/bin/sh\necho {word}\n"} for word in ("one", "two")]
-    changes: list[dict[str, Any]] = [{}, key, *scripts, {"user": "ben"}, {"tiering": OFF}]
+    changes: list[dict[str, Any]] = [
+        {},
+        key,
+        *scripts,
+        {"user": "ben"},
+        {"tiering": OFF},
+        {"more_disks": ("gb-disk2",)},
+    ]
     assert len({instance_of(**change) for change in changes}) == len(changes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox import config, paths
-from ghostbox.config import PortForward, definition, document
+from ghostbox.config import ExtraDisk, NetworkChoice, PortForward, SharedFolder, definition, document
 from ghostbox.units import GIB, KIB, MIB
 
 # Another value than the default for every key: as written, as the program sees it.
@@ -19,10 +19,14 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "vm.remote_memory": ("16G", 16 * GIB),
     "vm.cpus": ("8", 8),
     "vm.disk": ("40GiB", 40 * GIB),
+    "vm.disks": ("[50G, 1GiB]", (ExtraDisk(50 * GIB), ExtraDisk(GIB))),
+    "vm.shares": ("[/a:ro, /c]", (SharedFolder(Path("/a"), True), SharedFolder(Path("/c")))),
     "vm.image": ("mine", "mine"),
     "vm.user": ("ana", "ana"),
     "vm.ssh_key": ("/k.pub", Path("/k.pub")),
     "vm.ports": ("[8080:80]", (PortForward(8080, 80),)),
+    "vm.network": ("libvirt:default", NetworkChoice("libvirt", "default")),
+    "vm.host_access": ("true", True),
     "vm.cloud_init": ("/c.yaml", Path("/c.yaml")),
     "vm.boot_timeout": ("90s", 90.0),
     "vm.autostart": ("true", True),

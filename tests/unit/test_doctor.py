@@ -272,6 +272,17 @@ def test_storage_from_which_no_shim_can_be_loaded(open_dir: Path, monkeypatch: p
     assert "its name has a space, and LD_PRELOAD cannot be told of such a file" in (found.why or "")
 
 
+@needs_root
+def test_programs_in_roots_home_are_no_fault_since_qemu_has_copies(
+    open_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = open_dir / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setenv("GHOSTBOX_STATE_DIR", str(open_dir / "state"))
+    monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(private / "native"))
+    assert check("storage", machine_with()).result is Result.OK
+
+
 def test_security_drivers_are_named(tmp_path: Path) -> None:
     assert check("security", machine_with(sys=tmp_path)).found == "neither AppArmor nor SELinux confines QEMU"
     for name, text in (("module/apparmor/parameters/enabled", "Y\n"), ("fs/selinux/enforce", "1")):

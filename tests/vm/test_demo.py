@@ -100,6 +100,7 @@ for at in range(0, dense, 1 << 20):
     memory[at : at + (1 << 20)] = bytes(1 << 20)
 memory.close()
 memory = mmap.mmap(-1, sparse, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
 for at in range(0, sparse, 2 << 20):
     memory[at] = 1
 tables = next(line for line in open("/proc/self/status") if line.startswith("VmPTE"))

@@ -128,7 +128,7 @@ def test_next_command_undoes_an_up_that_was_killed(host: Host, donors: list[Runn
 
 
 def test_donor_that_is_away_while_its_lease_is_undone_is_asked_again(host: Host, tmp_path: Path) -> None:
-    """The record keeps the lease until the donor could be told."""
+    """No command waits for it; what it holds is noted and released in the background."""
     with running_donor(tmp_path, size="128M") as donor:
         before = host.belongings([donor])
         killed = up_signalled(host, [donor], "leases", "end", signal.SIGKILL)
@@ -136,9 +136,10 @@ def test_donor_that_is_away_while_its_lease_is_undone_is_asked_again(host: Host,
         donor.kill_control_plane()
         away = host.cli("list", check=True)
         assert re.search(r"lease \S+ could not be released", " ".join(away.stderr.split()))
-        assert VM in away.stdout
+        assert VM not in away.stdout
+        assert f"donor {donor.address} may still hold 128 MiB of VM '{VM}'" in host.cli("donor", "list").stderr
         donor.restart(control_port=donor.address.rpartition(":")[2])
-        assert VM not in host.cli("list", check=True).stdout
+        host.cli("settle-leases", check=True)
         assert host.belongings([donor]) == before
 
 
