@@ -269,7 +269,8 @@ def test_forwarded_port_leads_into_the_guest_from_loopback_only(machine: Machine
 def test_status_shows_the_vm_and_its_memory(machine: Machine) -> None:
     done = machine.cli("status")
     for pattern in (
-        r"state +running",
+        r"state +running, up for \d",
+        r"remote +512 MiB, [\d.]+ [KM]iB in use",
         r"cache +[\d.]+ [KM]iB resident",
         r"fetch time +p50 \d+ µs",
         r"198\.51\.100\.\d+:\d+ +up +\d",
@@ -449,6 +450,9 @@ def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Ma
 
 
 def test_wait_that_takes_too_long_says_why(machine: Machine) -> None:
+    shell = machine.cli("shell", "true", check=False)
+    assert (shell.returncode, f"error: VM '{VM}' still boots: its SSH server does not" in shell.stderr) == (1, True)
+    assert f"fix: ghostbox wait {VM}, or: ghostbox shell --wait {VM}" in shell.stderr
     done = machine.cli("wait", "--timeout", "1s", check=False)
     assert done.returncode == 124
     assert re.search(rf"error: VM '{VM}', stage boot: the guest's SSH server does not answer", done.stderr)
