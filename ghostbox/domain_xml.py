@@ -10,7 +10,7 @@ that it makes a lower memory tier of it.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghostbox.config import PortForward
@@ -263,6 +263,25 @@ def _add_interface(devices: ET.Element, network: NetworkPlan) -> None:
     _add(interface, "model", type="virtio")
     _add(interface, "driver", name="qemu")
     _add(interface, "rom", enabled="no")
+    if network.filter is not None:
+        _add(interface, "filterref", filter=network.filter)
+
+
+def build_filter(name: str, uuid: str, rules: Sequence[tuple[str | None, int]]) -> str:
+    """Return libvirt's filter that drops what a guest sends to these TCP ports: address (None: any), port.
+
+    Ethernet frames are looked at as they leave the guest (ebtables), so bridged, routed and local ones alike.
+    """
+    root = ET.Element("filter", name=name, chain="root")
+    _add(root, "uuid", uuid)
+    for address, port in rules:
+        kinds = ("ip", "ipv6") if address is None else ("ipv6",) if ":" in address else ("ip",)
+        for kind in kinds:
+            rule = _add(root, "rule", action="drop", direction="out", priority="100")
+            where = {} if address is None else {"dstipaddr": address}
+            _add(rule, kind, protocol="tcp", dstportstart=str(port), dstportend=str(port), **where)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"
 
 
 def _network_arguments(network: NetworkPlan) -> list[str]:

@@ -90,6 +90,11 @@ class VmPaths:
     @property
     def supervisor_lock(self) -> Path:
         """Held (flock) by the VM's supervisor; its path is on the supervisor's command line."""
+        return self.state / "supervisor.lock"
+
+    @property
+    def former_supervisor_lock(self) -> Path:
+        """What versions before 2026-11-29 held in its place. It went with the runtime directory."""
         return self.runtime / "supervisor.lock"
 
     @property
@@ -325,6 +330,23 @@ def make_directory(directory: Path, mode: int = 0o711) -> None:
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         path.chmod(mode if path == directory else 0o711)
+
+
+_LOGIN_VARIABLES = (
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+)
+
+
+def login_environment() -> dict[str, str]:
+    """Return the variables by which a session libvirt, and we, find what belongs to this login."""
+    return {
+        name: value for name, value in os.environ.items() if name in _LOGIN_VARIABLES or name.startswith("LIBVIRT_")
+    }
 
 
 def data_file(name: str) -> Path:

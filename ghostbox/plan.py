@@ -67,7 +67,8 @@ class NetworkPlan:
     """How the guest is connected.
 
     With the network ``user``, ports of 127.0.0.1 lead into it (``ssh_port``, ``forwards``), and ``host_access`` says
-    whether it may reach this host and the donors. On any other it is a machine with an address of its own.
+    whether it may reach this host and the donors. On any other it is a machine with an address of its own; ``filter``
+    names libvirt's filter that keeps it from the donors, None where libvirt cannot filter or ``host_access`` is set.
     """
 
     mac: str
@@ -75,6 +76,7 @@ class NetworkPlan:
     forwards: tuple[PortForward, ...] = ()
     choice: NetworkChoice = NetworkChoice()
     host_access: bool = False
+    filter: str | None = None
 
     @property
     def is_guarded(self) -> bool:
@@ -137,6 +139,7 @@ class HostFacts:
     security_models: tuple[str, ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     host_costs: HostCosts | None = None
+    filters: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         cpus=vm.cpus,
         disk_bytes=vm.disk_bytes,
         image=facts.image,
-        network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports, vm.network, vm.host_access),
+        network=_network_plan(config, facts),
         pager=pager,
         guest=_guest_plan(config, facts),
         donors=tuple(offer.address for offer in distinct(facts.offers)),
@@ -304,6 +307,13 @@ def check_loss(on_donor_loss: str, virt: Virt) -> None:
             why="a guest hears of a lost page by a machine check; without KVM, QEMU itself would end",
             hint="set it to wait or pause",
         )
+
+
+def _network_plan(config: Config, facts: HostFacts) -> NetworkPlan:
+    vm = config.vm
+    is_filtered = facts.filters and vm.network.kind != "user" and not vm.host_access
+    name = domain_name(vm.name) if is_filtered else None
+    return NetworkPlan(facts.mac, facts.ssh_port, vm.ports, vm.network, vm.host_access, name)
 
 
 def _guest_plan(config: Config, facts: HostFacts) -> GuestPlan:

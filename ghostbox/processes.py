@@ -8,6 +8,7 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,20 @@ from typing import Any
 from ghostbox.errors import DeadlineExceeded, ProgramError, exhausted
 
 _log = logging.getLogger(__name__)
+
+
+# Daemons and mke2fs lie there, and the PATH of a user who is not root may end before it.
+_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def search_path() -> str:
+    """Return where programs are looked for: PATH, and where the system's own lie."""
+    return os.pathsep.join([os.environ.get("PATH") or os.defpath, *_SYSTEM_DIRECTORIES])
+
+
+def which(program: str) -> str | None:
+    """Return the path of a program; None if it is not installed. One with a directory is taken as it is."""
+    return shutil.which(program, path=search_path())
 
 
 def run(
@@ -44,6 +59,7 @@ def run(
     try:
         done = subprocess.run(
             words,
+            executable=which(words[0]),
             check=False,
             capture_output=True,
             text=True,
@@ -120,6 +136,7 @@ def start_detached(
         try:
             return subprocess.Popen(
                 words,
+                executable=which(words[0]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

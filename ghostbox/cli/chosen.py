@@ -50,6 +50,12 @@ def chosen_for_up(context: Context, name: str | None) -> str:
     return chosen_or_none(context, name) or context.config().vm.name
 
 
+def likely(context: Context) -> str:
+    """Return the VM that is meant if any is, for a command that needs none: the only one, or the configuration's."""
+    there = session.names(context.paths)
+    return there[0] if len(there) == 1 else context.config().vm.name
+
+
 def _checked(name: str) -> str:
     """A name becomes a path."""
     try:

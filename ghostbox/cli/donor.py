@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ghostbox import donor_bench, donors, known_donors, prediction
-from ghostbox.cli.chosen import chosen
+from ghostbox.cli.chosen import chosen, likely
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import BYTES, confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
@@ -189,7 +189,7 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
         )
 
 
-_vm = click.option("--vm", "vm", metavar="NAME", help="Which VM; the default is that of the configuration.")
+_vm = click.option("--vm", "vm", metavar="NAME", help="Which VM, if there are several.")
 
 
 @donor.command(
@@ -209,7 +209,7 @@ Examples:
 @click.pass_obj
 def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, more: bool, output: str) -> None:
     """Note a donor. A VM that runs uses it at once: its memory spreads over it in the background."""
-    default = context.config().vm.name
+    default = likely(context)
     with Interrupts().watched():
         found = donor_commands.add(vm, default, address, size, context.paths, Stages(), more=more)
     emit(found, output, lambda: _added(found))

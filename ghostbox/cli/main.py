@@ -23,7 +23,7 @@ import click
 from ghostbox import __version__
 from ghostbox.cli import options
 from ghostbox.cli.context import Context
-from ghostbox.errors import GhostboxError, Interrupted, exhausted
+from ghostbox.errors import EXIT_CODES, GhostboxError, Interrupted, exhausted
 from ghostbox.terminal import printable, set_up_streams
 
 
@@ -96,8 +96,25 @@ Examples:
   ghostbox shell                                 log in
 
 -c, -v, -q and --no-color may also stand behind the command. Every option can be given in the environment:
---remote-memory is GHOSTBOX_REMOTE_MEMORY.
+--remote-memory is GHOSTBOX_REMOTE_MEMORY. A VM that is there is changed by the command line alone.
+
+\b
+Exit codes:
 """
+_EXAMPLES += "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
+_EXAMPLES += "\nshell with a command returns the code of that command."
+
+_SHORT_HELP = """\
+ghostbox: one Linux VM with the RAM of all your machines
+
+  ghostbox demo                                  see it work on this machine
+  ghostbox memserver --size 16G                  on a donor: lend 16 GiB
+  ghostbox up --remote-memory 16G --donor tower  on the host: a VM with 16 GiB more
+  ghostbox shell                                 log in
+  ghostbox status                                how it does
+  ghostbox doctor                                what this machine lacks, and what mends it
+
+All commands: ghostbox --help"""
 
 
 def commands() -> dict[str, Command]:
@@ -145,6 +162,8 @@ def _import(name: str, module_name: str) -> click.Command:
     if command is None:
         raise _broken(name, module_name, "it is not there")
     _flatten_env(command)
+    if "_GHOSTBOX_COMPLETE" in os.environ:
+        importlib.import_module("ghostbox.cli.completion").attach(command, (name,))
     return options.add_global_options(command)
 
 
@@ -169,12 +188,15 @@ def _flatten_env(command: click.Command) -> None:
     params=options.global_options(hidden=False),
     epilog=_EXAMPLES,
     context_settings={"auto_envvar_prefix": "GHOSTBOX", "help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="ghostbox", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """One Linux VM with the RAM of all your machines."""
     ctx.ensure_object(Context).set_up_log()
+    if ctx.invoked_subcommand is None:
+        click.echo(_SHORT_HELP)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -184,6 +206,9 @@ def run(argv: Sequence[str]) -> int:
         result: Any = cli.main(list(argv), prog_name="ghostbox", obj=context, standalone_mode=False)
     except GhostboxError as err:
         return _report(err, context)
+    except click.exceptions.NoArgsIsHelpError as err:  # a group of commands by itself: `ghostbox donor`
+        click.echo(err.ctx.get_help() if err.ctx else _SHORT_HELP)
+        return 0
     except click.ClickException as err:
         return _report(_usage(err), context, exit_code=err.exit_code)
     except (click.Abort, KeyboardInterrupt):

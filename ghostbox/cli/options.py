@@ -27,6 +27,9 @@ class Bytes(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse a size."""
         try:
+            hint = units.missing_unit(value)
+            if hint is not None:
+                raise UsageError(f"{value} bytes are too few", hint=hint)
             return units.parse_bytes(value)
         except GhostboxError as err:
             self.fail(_sentence(err), param, ctx)
@@ -93,7 +96,7 @@ def split_words(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
 
 
 def name_argument(function: F) -> F:
-    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: ``vm.name``)."""
+    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: see `chosen`)."""
     return click.argument("name", required=False, type=VM_NAME)(function)
 
 

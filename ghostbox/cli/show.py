@@ -21,6 +21,7 @@ from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
 _COLORS = {VmState.RUNNING: "green", VmState.BROKEN: "red", VmState.PAUSED: "yellow", VmState.STOPPING: "yellow"}
+_COLORS[VmState.UNMANAGED] = "red"
 
 
 DONOR_COLORS = {"up": "green", "slow": "yellow", "draining": "yellow", "drained": "dim", "removed": "dim"}
@@ -80,7 +81,7 @@ def plan(found: VmPlan) -> RenderableType:
 
 def _network(found: NetworkPlan) -> str:
     if found.choice.kind != "user":
-        return f"{found.choice}, where the guest reaches this host and the donors"
+        return f"{found.choice}, where the guest reaches this host" + ("" if found.filter else " and the donors")
     return "user, closed to this host and the donors" if found.is_guarded else "user, open to this host and the donors"
 
 
@@ -214,7 +215,7 @@ def _state(found: VmStatus) -> Text:
 
 def health_notes(found: VmStatus | VmInfo) -> list[str]:
     """Return what is wrong with a VM's memory and its disk, and what to do about it."""
-    problems = [] if found.disk_problem is None else [found.disk_problem]
+    problems = [each for each in (found.problem, found.disk_problem) if each is not None]
     problems += () if found.health is None else found.health.problems
     lines = []
     for problem in problems:

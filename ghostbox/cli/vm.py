@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Mapping
 
 import click
 
@@ -12,7 +14,7 @@ from ghostbox.cli import show
 from ghostbox.cli.chosen import chosen, chosen_for_up
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import WordsCommand, confirm, split_words, yes_option
-from ghostbox.cli.output import Stages, echo, emit, output_options
+from ghostbox.cli.output import Stages, echo, emit, output_options, plain
 from ghostbox.cli.vm_options import by_key, vm_options
 from ghostbox.config import Config
 from ghostbox.errors import NotFound, NotRunning, PoolDegraded
@@ -106,13 +108,21 @@ Examples:
 @_name
 @click.option("--force", is_flag=True, help="Pull the plug; what the guest has not written is lost.")
 @click.option("--timeout", default="2m", show_default=True, metavar="TIME", help="How long the guest may take.")
+@output_options
 @click.pass_obj
-def down(context: Context, /, name: str | None, force: bool, timeout: str) -> None:
-    """Shut a VM down and give its memory back. The disk stays."""
+def down(context: Context, /, name: str | None, force: bool, timeout: str, output: str) -> None:
+    """Shut a VM down and give its memory back. The disk stays. Exit code 124 if the guest does not shut down."""
     name = chosen(context, name)
     stages = Stages()
     ran = session.down(name, context.paths, stages, force=force, timeout_s=parse_duration(timeout))
+    _done({"name": name, "state": VmState.STOPPED, "ran": ran}, output)
     stages.note(f"VM '{name}' is stopped" if ran else f"VM '{name}' does not run")
+
+
+def _done(result: Mapping[str, object], output: str) -> None:
+    """Print the result of a command that has nothing to show to people."""
+    if output != "table":
+        emit(result, output, lambda: "")
 
 
 @click.command(
@@ -171,6 +181,8 @@ def list_(context: Context, /, output: str) -> None:
     for each in found:
         if each.state is VmState.BROKEN:
             Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+        if each.problem is not None:
+            Stages().note(f"VM '{each.name}': {each.problem.text}: ghostbox status {each.name}")
         if each.disk_problem is not None:
             Stages().note(f"VM '{each.name}' is paused, its disk cannot be written: ghostbox status {each.name}")
         if each.health not in (None, Level.OK):
@@ -218,7 +230,7 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
         stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
     for line in show.health_notes(found):
         stages.note(line)
-    if found.disk_problem is not None:
+    if found.disk_problem is not None or found.problem is not None:
         return PoolDegraded.exit_code
     ill = found.health is not None and found.health.level is not Level.OK
     if ill and (found.state in (VmState.RUNNING, VmState.STOPPING) or found.paused_for_donor):
@@ -243,11 +255,18 @@ Examples:
     help="boot: the guest's console; events: what befell its memory; memserver: the donors on this machine.",
 )  # fmt: skip
 @click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each line.")
 @click.pass_obj
-def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None) -> None:
-    """Show the logs of a VM, its pager and its donors."""
-    name = chosen(context, name)
+def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None, as_json: bool) -> None:
+    """Show the logs of a VM, its pager and its donors. Exit code 4 if there is none yet."""
+    name = "" if source == logs.Source.MEMSERVER and name is None else chosen(context, name)
     files = logs.find(name, logs.Source(source), context.paths)
+    if as_json:
+        for entry in logs.entries(files, lines):
+            echo(json.dumps(plain(entry)))
+        for entry in logs.follow_entries(files, logs.ended(name, context.paths)) if follow else ():
+            echo(json.dumps(plain(entry)))
+        return
     shown = events.sentence if source == logs.Source.EVENTS else str
     for file in files:
         if len(files) > 1:
@@ -289,9 +308,10 @@ Examples:
     "--for", "event", type=click.Choice(["ready", "stopped"]), default="ready", show_default=True, help="For what."
 )
 @click.option("--timeout", metavar="TIME", help="How long to wait; the default is vm.boot_timeout.")
+@output_options
 @click.pass_obj
-def wait(context: Context, /, name: str | None, event: str, timeout: str | None) -> None:
-    """Wait until a VM is ready, or stopped."""
+def wait(context: Context, /, name: str | None, event: str, timeout: str | None, output: str) -> None:
+    """Wait until a VM is ready, or stopped. Exit code 124 if it took too long, 3 if it will not be ready."""
     name = chosen(context, name)
     given_s = None if timeout is None else parse_duration(timeout)
     own = session.defined(name, context.paths, context.config()).vm.boot_timeout_s
@@ -300,6 +320,7 @@ def wait(context: Context, /, name: str | None, event: str, timeout: str | None)
         session.wait_stopped(name, context.paths, timeout_s=timeout_s)
     else:
         session.wait_ready(name, context.paths, Stages(), timeout_s=timeout_s)
+    _done({"name": name, "state": VmState.STOPPED if event == "stopped" else VmState.RUNNING}, output)
 
 
 @click.command(
@@ -312,12 +333,14 @@ Examples:
 @_name
 @yes_option
 @click.option("--force", is_flag=True, help="Also if it runs: the plug is pulled.")
+@output_options
 @click.pass_obj
-def delete(context: Context, /, name: str | None, yes: bool, force: bool) -> None:
-    """Delete a VM and its disk."""
+def delete(context: Context, /, name: str | None, yes: bool, force: bool, output: str) -> None:
+    """Delete a VM and its disk. Exit code 5 if it runs."""
     name = chosen(context, name)
     session.Book(context.paths.vm(name)).need(name, context.paths)
     confirm(f"Delete VM '{name}' and all that is on its disk?", yes=yes)
     stages = Stages()
     session.delete(name, context.paths, stages, force=force)
+    _done({"deleted": name}, output)
     stages.note(f"VM '{name}' is deleted")

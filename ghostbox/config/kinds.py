@@ -83,10 +83,10 @@ class Size:
         if isinstance(raw, bool) or not isinstance(raw, (str, int)):
             raise _not_a("a size", raw, "write a size such as 512M or 4GiB")
         n_bytes = units.parse_bytes(int(raw) if isinstance(raw, str) and raw.isdigit() else raw)
-        if n_bytes < self.minimum:
-            raise UsageError(
-                f"{units.format_bytes(n_bytes)} is too small, the least is {units.format_bytes(self.minimum)}"
-            )
+        hint = units.missing_unit(raw)
+        if n_bytes < self.minimum or hint is not None:
+            least = units.format_bytes(max(self.minimum, units.PAGE_BYTES))
+            raise UsageError(f"{units.format_bytes(n_bytes)} is too small, the least is {least}", hint=hint)
         return n_bytes
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 from ghostbox import hypervisor, processes
@@ -21,7 +20,7 @@ _SYSTEMD = Path("/run/systemd/system")
 
 def qemu(name: str, machine: Machine) -> Check:
     """QEMU is there and not older than what was tried."""
-    if shutil.which(_QEMU) is None:
+    if processes.which(_QEMU) is None:
         return fail(name, f"{_QEMU} is not installed", why="it runs the VM", fix="sudo apt install qemu-system-x86")
     text = processes.run([_QEMU, "--version"], timeout_s=20)
     match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", text)
@@ -46,7 +45,7 @@ def _no_libvirt(name: str, uri: str, err: GhostboxError) -> Check:
     why = err.why or err.message
     if not uri.endswith(":///system"):
         return fail(name, f"no answer at {uri}", why=why, fix=err.hint)
-    if shutil.which("libvirtd") is None and shutil.which("virtqemud") is None:
+    if processes.which("libvirtd") is None and processes.which("virtqemud") is None:
         return fail(name, "libvirt is not installed", why=why, fix="sudo apt install libvirt-daemon-system")
     if os.geteuid() == 0:
         return ok(name, f"installed, does not run; `ghostbox up` starts it ({uri})")
@@ -71,7 +70,7 @@ def kvm_access(name: str, machine: Machine) -> Check:
 
 def kvm_guest(name: str, machine: Machine) -> Check:
     """A probe guest really runs under KVM."""
-    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri)
+    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri, anew=True)
     if usable:
         return ok(name, reason)
     why = "the VM is emulated (TCG): everything works, about ten times slower"

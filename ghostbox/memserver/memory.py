@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from ghostbox.errors import Refused, UsageError
-from ghostbox.units import MIB, PAGE_BYTES, format_bytes, parse_bytes
+from ghostbox.units import MIB, PAGE_BYTES, format_bytes, missing_unit, parse_bytes
 
 AUTO = "auto"
 SMALLEST_BYTES = MIB
@@ -130,7 +130,7 @@ def size_to_lend(size: str, reserve_bytes: int, facts: MemoryFacts) -> int:
     wanted = requested_bytes(size, facts)
     n_bytes = lendable if wanted is None else wanted
     if wanted is not None and wanted < SMALLEST_BYTES:
-        raise UsageError(f"--size {size} is too little to lend", hint="lend 1 MiB or more")
+        raise UsageError(f"--size {size} is too little to lend", hint=missing_unit(size) or "lend 1 MiB or more")
     if n_bytes > lendable or lendable < SMALLEST_BYTES:
         what = "memory" if wanted is None else format_bytes(wanted)
         raise Refused(

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ghostbox import hypervisor, pager
+from ghostbox import pager
 from ghostbox.donor_client import NoAnswer
 from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, shares, supervisor, unreleased
+from ghostbox.session import backup, host_memory, liveness, shares, supervisor, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
@@ -44,17 +44,27 @@ def qemu_log(record: Record, files: VmPaths) -> Path:
     return live if live.exists() else files.state / "qemu.log"
 
 
-def unmake(book: Book) -> list[GhostboxError]:
+def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
     """Unmake domain, pager, leases, backup and files, in this order; return what could not be unmade.
 
     The supervisor goes before all: it would mend what we undo. The domain goes next: nothing may run without its
     pager. The leases go after the pager, which has the connections to them.
+
+    ``end``: a QEMU that lives is ended.
+
+    Raises:
+        HypervisorError: QEMU lives, or may live; nothing was unmade.
     """
     assert book.record is not None
     errors: list[GhostboxError] = []
+    if not end and not liveness.is_over(book.record, book.files):
+        raise liveness.still_lives(book.record, liveness.look(book.record, book.files), None)
     _attempt(errors, _end_supervisor, book)
+    if Made.DOMAIN in book.record.made or not liveness.is_over(book.record, book.files):
+        liveness.end(book.record, book.files)
     if Made.DOMAIN in book.record.made:
-        _attempt(errors, _end_domain, book)
+        _attempt(errors, _remove_filter, book)
+        _attempt(errors, _forget_domain, book)
     if Made.PAGER in book.record.made and Made.DOMAIN not in book.record.made:
         _attempt(errors, _end_pager, book)
     if Made.PAGER not in book.record.made:
@@ -74,14 +84,27 @@ def settle(book: Book) -> Record | None:
         remove_state(book.files)
         book.record = None
         return None
-    return book.save(record.to(VmState.STOPPED))
+    stopped = record.to(VmState.STOPPED)
+    if not record.made:
+        stopped = replace(stopped, environment=None, runtime=None, machine=None, qemu=None, pager_process=None)
+    return book.save(stopped)
 
 
 def remove_state(files: VmPaths) -> None:
     """Remove all that is left of a VM: disk, keys, logs, record. The lock's file goes with them."""
-    shutil.rmtree(files.state, ignore_errors=True)
+    left: list[str] = []
+
+    def note(_function: object, path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            left.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+
+    shutil.rmtree(files.state, onerror=lambda function, path, info: note(function, path, info[1]))
     if files.state.exists():
-        raise GhostboxError(f"cannot remove {files.state}", hint=f"sudo rm -r {files.state}")
+        raise GhostboxError(
+            f"cannot remove {files.state}",
+            why="\n".join(left[:3]) or None,
+            hint="delete the VM as the user who made it, or as root",
+        )
 
 
 def warn(errors: list[GhostboxError]) -> None:
@@ -97,18 +120,22 @@ def _attempt(errors: list[GhostboxError], step: Callable[[Book], None], book: Bo
         errors.append(err)
 
 
-def _end_domain(book: Book) -> None:
+def _forget_domain(book: Book) -> None:
+    """Keep QEMU's log, which libvirt would write over."""
     record = book.record
     assert record is not None
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        info = connection.info(record.domain)
-        if info is not None and info.state_dir == str(book.files.state):
-            connection.destroy(record.domain)
     log = _LIBVIRT_LOGS / f"{record.domain}.log"
     if log.exists() and os.access(log, os.W_OK):
         shutil.copyfile(log, book.files.state / "qemu.log")
         log.unlink()
     book.save(record.without_made(Made.DOMAIN))
+
+
+def _remove_filter(book: Book) -> None:
+    assert book.record is not None
+    if book.record.filter is not None:
+        with liveness.connect(book.record) as connection:
+            connection.undefine_filter(book.record.filter)
 
 
 def _end_supervisor(book: Book) -> None:

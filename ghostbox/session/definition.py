@@ -145,6 +145,21 @@ def keep(files: VmPaths, text: str) -> None:
         raise GhostboxError(f"cannot write {files.definition}: {err.strerror}", hint=hint) from err
 
 
+def add_donor(book: Book, address: str) -> None:
+    """Have a definition that names its donors name one more: the VM's next start uses it, too.
+
+    Raises:
+        ConfigError: the definition on disk is wrong.
+        GhostboxError: it cannot be written.
+    """
+    if not book.files.definition.exists() or book.record is None:
+        return
+    text = book.files.definition.read_text(encoding="utf-8")
+    named = parse(book.files, text).pool.donors
+    if named and address not in named:
+        keep(book.files, rewritten(text, {"pool.donors": [*named, address]}))
+
+
 def _check(record: Record, after: Config) -> None:
     """Refuse what a VM that has a disk cannot become. Nothing that is said here may cost anybody data."""
     if record.new:

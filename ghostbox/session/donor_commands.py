@@ -13,7 +13,7 @@ from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import GhostboxError, Interrupted, NotFound, NotRunning, Refused
 from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths
-from ghostbox.session import access, pool, unreleased
+from ghostbox.session import access, definition, pool, unreleased
 from ghostbox.session.pool import Drain
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, LeaseRecord, VmState, locked, names
@@ -92,13 +92,26 @@ def add(
         with _changed(name, paths) as book, progress.stage("donor") as stage:
             lease = pool.add(book, address, size_bytes, more=more)
             stage.say(f"{lease.donor} lends {format_bytes(lease.size_bytes)}")
+            definition.add_donor(book, lease.donor)
     elif size_bytes is not None or more:
         raise NotRunning(
             f"no VM '{default_vm}' runs that could borrow from donor {address}",
             hint="name one that runs by --vm, or leave --size and --more out: the donor is noted",
         )
+    _forget_moved(status, address, paths)
     donor, new = known_donors.note(paths, status, address)
     return Added(donor, status, new, name, lease)
+
+
+def _forget_moved(status: DonorStatus, address: str, paths: Paths) -> None:
+    """Forget earlier addresses of a donor at which it is not to be found any more: it was not cloned, it has moved."""
+    if not status.id:
+        return
+    others = [each for each in known_donors.load(paths) if each.id == status.id]
+    others = [each for each in others if not known_donors.same_address(each.address, address)]
+    for item in donors.survey([each.address for each in others], timeout_s=_LIST_TIMEOUT_S):
+        if item.status is None or item.status.id != status.id:
+            known_donors.forget(paths, item.address)
 
 
 def forget(word: str, paths: Paths) -> KnownDonor | None:

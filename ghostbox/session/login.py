@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -133,7 +132,7 @@ def _needed(book: Book) -> Record:
 
 
 def _program(name: str, package: str) -> str:
-    found = shutil.which(name)
+    found = processes.which(name)
     if found is None:
         raise ProgramError(f"{name} is not installed", hint=f"install {package}")
     return os.fspath(found)

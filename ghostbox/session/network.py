@@ -6,8 +6,9 @@ to the host's own addresses and to what the VM's rules file names (``qemu/shim/o
 ports of donors are closed at every address; a donor at other ports is closed at the addresses that its name has. The
 file is written before the VM starts, and again when its donors change.
 
-On a bridge or a network of libvirt the guest has an address of its own, which DHCP gives it: libvirt knows it (its
-lease), or the guest says it on its console (cloud-init does, at the end of its boot), or this host has spoken to it.
+On a bridge or a network of libvirt a filter of libvirt's has the same rules, where libvirt can filter. There the guest
+has an address of its own, which DHCP gives it: libvirt knows it (its lease), or the guest says it on its console
+(cloud-init does, at the end of its boot), or this host has spoken to it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ghostbox import hypervisor
+from ghostbox import domain_xml, hypervisor
 from ghostbox.config import NetworkChoice
 from ghostbox.donor_client import CONTROL_PORT, parse_address
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.paths import VmPaths
+from ghostbox.plan import NetworkPlan
+from ghostbox.session import liveness
 from ghostbox.session.record import THIS_HOST, Book, Record
 
 HOST = "127.0.0.1"
@@ -50,6 +53,7 @@ def write_rules(record: Record, files: VmPaths) -> bool:
     draft.write_text(text)
     draft.chmod(0o644)
     draft.replace(files.network_rules)
+    write_filter(record, files)
     return True
 
 
@@ -109,14 +113,30 @@ def _bridges() -> list[str]:
     return sorted(entry.parent.name for entry in _INTERFACES.glob("*/bridge"))
 
 
-def notes(choice: NetworkChoice) -> tuple[str, ...]:
+def notes(plan: NetworkPlan) -> tuple[str, ...]:
     """Return what the user should know of the network before the VM starts."""
-    if choice.kind == "user":
+    if plan.choice.kind == "user":
         return ()
+    if plan.filter is not None:
+        return (f"note: on the network {plan.choice} the guest reaches this host, as any machine there does",)
     return (
-        f"warning: on the network {choice} the guest reaches this host and the donors, as any machine there does",
+        f"warning: on the network {plan.choice} the guest reaches this host and the donors, as any machine there does",
         "         a firewall on them keeps it out: TCP ports 10809 and 10810 of the donors",
     )
+
+
+def write_filter(record: Record, files: VmPaths) -> None:
+    """Make libvirt's filter of what `write_rules` wrote, for a VM that has one; where it runs, it counts at once.
+
+    Raises:
+        HypervisorError: libvirt refuses.
+    """
+    if record.filter is None:
+        return
+    lines = [line.split() for line in files.network_rules.read_text().splitlines()]
+    rules = [(None if address == "*" else address, int(port)) for address, port in lines]
+    with liveness.connect(record) as connection:
+        connection.define_filter(domain_xml.build_filter(record.filter, record.uuid, rules))
 
 
 def endpoint(record: Record) -> tuple[str, int] | None:
@@ -143,7 +163,7 @@ def _find_address(record: Record, files: VmPaths) -> str | None:
     leased = None
     if kind == "libvirt":
         try:
-            with hypervisor.connect(record.libvirt_uri, start_daemon=False) as connection:
+            with liveness.connect(record, start_daemon=False) as connection:
                 leased = connection.leased_address(name, record.mac)
         except GhostboxError:
             leased = None

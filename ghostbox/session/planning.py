@@ -11,7 +11,7 @@ import socket
 import uuid
 from contextlib import closing
 
-from ghostbox import cloudinit, donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, known_donors, plan
 from ghostbox.config import Config
 from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
@@ -38,11 +38,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     """
     plan.check_sizes(config)
     cloudinit.check_user(config.vm.user)
-    if not config.pool.donors:
-        raise UsageError(
-            "no donor is named",
-            hint="run `ghostbox memserver` on another machine and give --donor HOST, or set pool.donors",
-        )
+    addresses = donors_of(config, paths)
     _check_paths(config, paths)
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
@@ -54,20 +50,37 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
     for forward in config.vm.ports:
         if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
+    security_models, filters = _libvirt(config, start_daemon=start_daemon)
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
         mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
-        offers=offers(config.pool.donors, record),
+        offers=offers(addresses, record, named=bool(config.pool.donors)),
         image=image,
         shim=shim_copy.place(paths, config.vm.name),
         machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
-        security_models=_security_models(config, start_daemon=start_daemon),
-        links=donor_bench.kept_links(config.pool.donors, paths),
+        security_models=security_models,
+        filters=filters,
+        links=donor_bench.kept_links(addresses, paths),
         host_costs=donor_bench.kept_host(paths),
     )
     return plan.make(config, paths, facts)
+
+
+def donors_of(config: Config, paths: Paths) -> tuple[str, ...]:
+    """Return the donors to ask: those that the VM names; if it names none, all that this host knows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = config.pool.donors or tuple(each.address for each in known_donors.load(paths))
+    if not found:
+        raise UsageError(
+            "no donor is named, and none is known",
+            hint="run `ghostbox memserver` on another machine, then: ghostbox donor add HOST, or give --donor HOST",
+        )
+    return found
 
 
 def offers(
@@ -135,15 +148,18 @@ def _virt(config: Config) -> tuple[Virt, str]:
     return (Virt.KVM if usable else Virt.TCG), reason
 
 
-def _security_models(config: Config, *, start_daemon: bool) -> tuple[str, ...]:
-    """A plan that is only shown starts no daemon; it then assumes what every system libvirt has."""
+def _libvirt(config: Config, *, start_daemon: bool) -> tuple[tuple[str, ...], bool]:
+    """Ask for libvirt's security drivers, and whether it can filter what a guest sends.
+
+    A plan that is only shown starts no daemon; it then assumes what every system libvirt has.
+    """
     try:
         with hypervisor.connect(config.libvirt.uri, start_daemon=start_daemon) as connection:
-            return connection.security_models()
+            return connection.security_models(), connection.has_filters()
     except HypervisorError:
         if start_daemon:
             raise
-        return () if "/session" in config.libvirt.uri else ("dac",)
+        return (() if "/session" in config.libvirt.uri else ("dac",)), False
 
 
 def _check_paths(config: Config, paths: Paths) -> None:

@@ -27,6 +27,7 @@ from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
 USABLE = frozenset({"up", "slow"})
+_ASK_TIMEOUT_S = 3.0
 LEAVING = frozenset({"draining", "drained"})
 
 
@@ -337,7 +338,7 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
     left_out = {THIS_HOST, *map(canonical, without)}
     names = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
     left = [lease for lease in record.leases if lease.donor != THIS_HOST and canonical(lease.donor) in left_out]
-    found = donors.survey([address for address in names if address not in left_out])
+    found = donors.survey([address for address in names if address not in left_out], timeout_s=_ASK_TIMEOUT_S)
     offered = [
         donors.offer_of(item.address, item.status)
         for item in found

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
-from ghostbox.hypervisor import DomainState
 from ghostbox.paths import VmPaths
 from ghostbox.plan import Virt
-from ghostbox.session import events, first_boot, guest_files, logs, network
+from ghostbox.session import events, first_boot, guest_files, liveness, logs, network
 from ghostbox.session.hang import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
@@ -36,7 +34,7 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     """
     record = book.record
     assert record is not None
-    alive = _Alive(record)
+    alive = _Alive(record, book.files)
     with _explained(record, "boot"), progress.stage("boot") as stage:
         deadline = _wait_banner(book, stage.say, progress.note, alive, timeout_s=timeout_s)
     record = book.record  # with its address
@@ -96,17 +94,17 @@ def locate(book: Book) -> tuple[str, int] | None:
 
 
 class _Alive:
-    """Tells whether the VM's domain still exists, asking libvirt at most once a second."""
+    """Tells whether the VM's QEMU still lives, looking at most once a second."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, files: VmPaths) -> None:
         self._record = record
+        self._files = files
         self._asked_at = 0.0
         self._alive = True
 
     def __call__(self) -> bool:
         if time.monotonic() - self._asked_at > _STATE_INTERVAL_S:
-            with hypervisor.connect(self._record.libvirt_uri) as connection:
-                self._alive = connection.state(self._record.domain) is not DomainState.ABSENT
+            self._alive = not liveness.is_over(self._record, self._files)
             self._asked_at = time.monotonic()
         return self._alive
 
@@ -149,8 +147,8 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
     text = "the guest's kernel hangs, as it does now and then without KVM: reset"
     note(text)
     events.append(files, "guest-reset", text)
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        connection.reset(record.domain)
+    with liveness.connect(record) as connection:
+        connection.reset(record.domain, uuid=record.uuid)
 
 
 def _no_answer(book: Book) -> GhostboxError:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ghostbox import domain_xml, donors, hypervisor, pager
+from ghostbox import domain_xml, donors, hypervisor, pager, process_table
 from ghostbox.config import Config
 from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
-from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
+from ghostbox.errors import GhostboxError, HypervisorError, Interrupted, Refused
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
@@ -165,6 +165,13 @@ def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, p
             why=f"the pager's log is {book.files.pager_log}",
             hint=f"ghostbox recover {name}",
         )
+    if book.record.state not in (VmState.RUNNING, VmState.STOPPING):
+        problem = observe.observe(book.record, book.files).problem
+        raise Refused(
+            f"VM '{name}' cannot be started: it is recorded as {book.record.state}, and its QEMU lives, or may live",
+            why=None if problem is None else problem.text,
+            hint=None if problem is None else problem.advice,
+        )
     applied = live.apply(book, paths, state, defined, progress) if defined.changes else ()
     for each in applied:
         progress.note(f"{each.key}: {each.applies}")
@@ -197,7 +204,7 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
     for line in (
         *images.notes(plan.image),
         *backup.notes(plan.backup, plan.pager.pool_bytes),
-        *network.notes(plan.network.choice),
+        *network.notes(plan.network),
     ):
         progress.note(line)
 
@@ -223,8 +230,13 @@ def _start(
 
 
 def _undo(book: Book) -> None:
-    if book.record is not None:
-        cleanup.warn(cleanup.unmake(book))
+    if book.record is None:
+        return
+    try:
+        cleanup.warn(cleanup.unmake(book, end=True))
+    except HypervisorError as err:  # the record stays as it is: the next command tries again
+        cleanup.warn([err])
+    else:
         cleanup.settle(book)
 
 
@@ -283,6 +295,7 @@ def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uri
         files = cleanup.pager_files(plan.files)
         copy = _start_backup(plan, book)
         pid = pager.start(paths.pager_program, plan.pager, files, uris, peer_uid=peer, backup=copy)
+        book.save(dataclasses.replace(book.record, pager_process=process_table.identify(pid)))
         stage.say(f"pid {pid}, cache {format_bytes(plan.pager.cache_bytes)}")
 
 
@@ -305,8 +318,10 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
         network.write_rules(record, book.files)
+        network.write_filter(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
+        record = book.save(dataclasses.replace(record, qemu=process_table.identify(pid)))
         definition.keep(book.files, defined.text)
         connection.resume(plan.domain)
         book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
@@ -315,11 +330,20 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
 
 
 def _check_name_is_free(connection: hypervisor.Hypervisor, plan: VmPlan) -> None:
-    if connection.state(plan.domain) is not hypervisor.DomainState.ABSENT:
-        raise HypervisorError(
-            f"libvirt has a domain named {plan.domain} already, and it is not this VM's",
-            hint=f"choose another name, or: virsh -c {plan.libvirt_uri} destroy {plan.domain}",
+    taken = connection.name_taken_by(plan.domain)
+    if taken is None:
+        return
+    kind = "it runs" if taken.runs else "it is shut off, but defined there"
+    if taken.info is not None and taken.info.state_dir != str(plan.files.state):
+        kind += (
+            f"; it belongs to VM '{taken.info.vm}' of another installation, whose state is in {taken.info.state_dir}"
         )
+    hint = "choose another name for the VM"
+    if taken.defined and not taken.runs:
+        hint += f", or give the other one another: virsh -c {plan.libvirt_uri} domrename {plan.domain} NEW-NAME"
+    raise HypervisorError(
+        f"libvirt has a domain named {plan.domain} already, and it is not this VM's", why=kind, hint=hint
+    )
 
 
 def _check_memory_is_served(plan: VmPlan) -> int:

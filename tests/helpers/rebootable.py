@@ -61,7 +61,7 @@ class Rebootable(Host):
         return found
 
     def _enter(self) -> list[str]:
-        return ["nsenter", "--mount", "--target", str(self.holder), "--wdns", str(self.root), "--"]
+        return ["nsenter", "--mount", "--target", str(self.holder), f"--wdns={self.root}", "--"]
 
 
 @contextlib.contextmanager

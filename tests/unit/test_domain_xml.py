@@ -64,7 +64,7 @@ def bridge_plan() -> VmPlan:
 
 def libvirt_network_plan() -> VmPlan:
     """On a network of libvirt."""
-    network = NetworkPlan("52:54:00:01:02:03", 2222, choice=NetworkChoice("libvirt", "default"))
+    network = NetworkPlan("52:54:00:01:02:03", 2222, choice=NetworkChoice("libvirt", "default"), filter="ghostbox-box")
     return dataclasses.replace(make_plan(), network=network)
 
 
@@ -75,6 +75,15 @@ PLANS = {
     "bridge": bridge_plan,
     "libvirt-network": libvirt_network_plan,
 }
+
+
+def test_filter_is_the_golden_one() -> None:
+    rules = [(None, 10809), ("192.0.2.7", 7000), ("2001:db8::1", 7000)]
+    xml = domain_xml.build_filter("ghostbox-box", FACTS.uuid, rules)
+    golden = GOLDEN / "filter.xml"
+    if os.environ.get("GHOSTBOX_TEST_REWRITE"):
+        golden.write_text(xml)
+    assert xml == golden.read_text()
 
 
 def test_only_a_guarded_network_has_rules() -> None:

@@ -30,6 +30,21 @@ def test_plan_follows_the_configuration() -> None:
     assert made.files.disk == Path("/s/vms/box/disk.qcow2")
 
 
+@pytest.mark.parametrize(
+    ("network", "filters", "host_access", "name"),
+    [
+        ("user", True, False, None), ("bridge:br0", True, False, "ghostbox-box"), ("bridge:br0", False, False, None),
+        ("libvirt:default", True, True, None),
+    ],
+)  # fmt: skip
+def test_filter_keeps_a_guest_from_donors_where_it_has_an_address_of_its_own_and_libvirt_can_filter(
+    network: str, filters: bool, host_access: bool, name: str | None
+) -> None:
+    facts = dataclasses.replace(FACTS, filters=filters)
+    config = loaded(vm__name="box", vm__network=network, vm__host_access=host_access)
+    assert plan.make(config, PATHS, facts).network.filter == name
+
+
 def test_donors_too_small_for_the_plan() -> None:
     with pytest.raises(DonorTooSmall, match="donor a: offers 16 GiB, the VM needs 32 GiB"):
         plan.make(loaded(vm__remote_memory="32G"), PATHS, FACTS)

@@ -58,3 +58,14 @@ def test_it_ends_with_us_even_if_we_are_killed() -> None:
 def test_a_program_that_is_not_there_is_said() -> None:
     with pytest.raises(ProgramError, match="cannot run /none: No such file or directory"):
         processes.attach(["/none"])
+
+
+def test_programs_of_the_system_are_found_where_path_ends_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a user who is not root: libvirtd and mke2fs lie in /usr/sbin."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for program in ("libvirtd", "mke2fs"):
+        assert processes.which(program) is not None
+    assert "libvirt" in processes.run(["libvirtd", "--version"])
+    assert processes.which("no-such-program") is None
+    with pytest.raises(ProgramError, match="cannot run no-such-program: not found"):
+        processes.run(["no-such-program"])

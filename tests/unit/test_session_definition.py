@@ -95,8 +95,8 @@ def test_the_file_of_c_counts_like_flags_that_are_weaker(box: VmPaths, ghostbox_
     assert found.ignored == ()
 
 
-def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPaths, ghostbox_cli: Cli) -> None:
-    done = ghostbox_cli("set", "box", "--memory", "8G", "pool.slow=20ms", "cpus=3", "--autostart", "--json")
+def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPaths, quick_cli: Cli) -> None:
+    done = quick_cli("set", "box", "--memory", "8G", "pool.slow=20ms", "cpus=3", "--autostart", "--json")
     assert done.returncode == 0, done.stderr
     applied = {each["key"]: each["applies"] for each in json.loads(done.stdout)["changes"]}
     assert applied == {
@@ -105,19 +105,19 @@ def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPat
         "vm.autostart": "now",
         "pool.slow": "at the next start",
     }
-    shown = json.loads(ghostbox_cli("config", "show", "--vm", "box", "--origin", "--json").stdout)
+    shown = json.loads(quick_cli("config", "show", "--vm", "box", "--origin", "--json").stdout)
     line = box.definition.read_text().splitlines().index("  memory: 8GiB") + 1
     assert shown["vm.memory"] == {"value": "8GiB", "origin": f"{box.definition}:{line}"}
     assert shown["vm.autostart"]["value"] is True
     assert shown["pager.poll_us"] == {"value": 50, "origin": "default"}
     assert "memserver.size" not in shown
-    again = ghostbox_cli("set", "--memory", "8G")
+    again = quick_cli("set", "--memory", "8G")
     assert again.stdout == "VM 'box' is that already: nothing changes\n"
 
 
-def test_set_keeps_comments_and_unset_goes_back_to_the_default(box: VmPaths, ghostbox_cli: Cli) -> None:
+def test_set_keeps_comments_and_unset_goes_back_to_the_default(box: VmPaths, quick_cli: Cli) -> None:
     definition.keep(box, "# mine\nvm:\n  memory: 5GiB  # enough\npool:\n  cache: 3GiB\n  donors: [tower]\n")
-    done = ghostbox_cli("set", "cache=1G", "--unset", "vm.memory", "--unset", "donors")
+    done = quick_cli("set", "cache=1G", "--unset", "vm.memory", "--unset", "donors")
     assert done.returncode == 0, done.stderr
     assert box.definition.read_text() == "# mine\npool:\n  cache: 1GiB\n"
     assert "vm.memory is now 4GiB, it was 5GiB (at the next start)" in done.stdout
@@ -142,38 +142,38 @@ def test_set_keeps_comments_and_unset_goes_back_to_the_default(box: VmPaths, gho
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_half_done(
-    box: VmPaths, ghostbox_cli: Cli, words: list[str], code: int, text: str
+    box: VmPaths, quick_cli: Cli, words: list[str], code: int, text: str
 ) -> None:
     before = settled(box, {"vm.cpus": 4}).text
     definition.keep(box, before)
-    done = ghostbox_cli("set", "vm.cpus=5", *words) if words and "box" not in words else ghostbox_cli("set", *words)
+    done = quick_cli("set", "vm.cpus=5", *words) if words and "box" not in words else quick_cli("set", *words)
     assert (done.returncode, done.stdout) == (code, "")
     assert text in done.stderr
     assert box.definition.read_text() == before
     assert "delete" not in done.stderr, "no advice destroys data"
 
 
-def test_a_vm_that_is_not_there_cannot_be_set(box: VmPaths, ghostbox_cli: Cli) -> None:
-    done = ghostbox_cli("set", "nosuch", "cpus=4")
+def test_a_vm_that_is_not_there_cannot_be_set(box: VmPaths, quick_cli: Cli) -> None:
+    done = quick_cli("set", "nosuch", "cpus=4")
     assert (done.returncode, "error: no VM named 'nosuch'" in done.stderr) == (4, True)
 
 
-def test_edit_takes_what_the_editor_leaves(box: VmPaths, ghostbox_cli: Cli, ghostbox_dirs: Path) -> None:
+def test_edit_takes_what_the_editor_leaves(box: VmPaths, quick_cli: Cli, ghostbox_dirs: Path) -> None:
     editor = write_editor(ghostbox_dirs, "sed -i 's/memory: 5GiB/memory: 8GiB  # more/' \"$1\"")
-    done = ghostbox_cli("edit", env=editor)
+    done = quick_cli("edit", env=editor)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "vm.memory is now 8GiB, it was 5GiB (at the next start)\n"
     assert "  memory: 8GiB  # more\n" in box.definition.read_text()
     assert not list(box.state.glob("definition-*"))
-    again = ghostbox_cli("edit", "-o", "yaml", env=write_editor(ghostbox_dirs, "true"))
+    again = quick_cli("edit", "-o", "yaml", env=write_editor(ghostbox_dirs, "true"))
     assert again.stdout == "name: box\nstate: stopped\nchanges: []\n"
 
 
 def test_edit_that_is_wrong_changes_nothing_and_keeps_the_users_work(
-    box: VmPaths, ghostbox_cli: Cli, ghostbox_dirs: Path
+    box: VmPaths, quick_cli: Cli, ghostbox_dirs: Path
 ) -> None:
     editor = write_editor(ghostbox_dirs, "echo 'pool: {cache: lots}' > \"$1\"")
-    done = ghostbox_cli("edit", "box", env=editor)
+    done = quick_cli("edit", "box", env=editor)
     [copy] = box.state.glob("definition-*.yaml")
     assert done.returncode == 2
     assert f"error: {copy}:1: pool.cache: 'lots' is not a size" in done.stderr
@@ -181,34 +181,32 @@ def test_edit_that_is_wrong_changes_nothing_and_keeps_the_users_work(
     assert f"your copy is kept: ghostbox edit box --from {copy}" in done.stderr
     assert not box.definition.exists()
     copy.write_text("pool: {cache: 1G}\nvm: {remote_memory: 4G}\n")
-    assert ghostbox_cli("edit", "box", "--from", copy).returncode == 0
+    assert quick_cli("edit", "box", "--from", copy).returncode == 0
     assert box.definition.read_text() == "pool: {cache: 1G}\nvm: {remote_memory: 4G}\n"
 
 
 def test_edit_does_not_overwrite_what_another_command_changed_meanwhile(
-    box: VmPaths, ghostbox_cli: Cli, ghostbox_dirs: Path
+    box: VmPaths, quick_cli: Cli, ghostbox_dirs: Path
 ) -> None:
-    ghostbox_cli("set", "cpus=3")
+    quick_cli("set", "cpus=3")
     editor = write_editor(ghostbox_dirs, f"echo '# by another' >> {box.definition}; echo '# mine' >> \"$1\"")
-    done = ghostbox_cli("edit", env=editor)
+    done = quick_cli("edit", env=editor)
     assert done.returncode == 5
     assert "error: the definition of VM 'box' was changed by somebody else meanwhile" in done.stderr
     assert box.definition.read_text().endswith("# by another\n")
 
 
-def test_editor_that_fails_or_is_not_there_changes_nothing(
-    box: VmPaths, ghostbox_cli: Cli, ghostbox_dirs: Path
-) -> None:
-    failed = ghostbox_cli("edit", env=write_editor(ghostbox_dirs, "exit 3"))
+def test_editor_that_fails_or_is_not_there_changes_nothing(box: VmPaths, quick_cli: Cli, ghostbox_dirs: Path) -> None:
+    failed = quick_cli("edit", env=write_editor(ghostbox_dirs, "exit 3"))
     assert (failed.returncode, "failed with status 3" in failed.stderr) == (1, True)
-    gone = ghostbox_cli("edit", env={"EDITOR": "/nowhere/ed", "VISUAL": ""})
+    gone = quick_cli("edit", env={"EDITOR": "/nowhere/ed", "VISUAL": ""})
     assert "error: cannot run /nowhere/ed: No such file or directory" in gone.stderr
 
 
-def test_wrong_definition_on_disk_is_named_with_its_line(box: VmPaths, ghostbox_cli: Cli) -> None:
+def test_wrong_definition_on_disk_is_named_with_its_line(box: VmPaths, quick_cli: Cli) -> None:
     definition.keep(box, "vm:\n  memory: much\n")
     for words in (["config", "show", "--vm", "box"], ["set", "cpus=3"], ["up", "--dry-run"]):
-        done = ghostbox_cli(*words)
+        done = quick_cli(*words)
         assert (done.returncode, f"error: {box.definition}:2: vm.memory: 'much' is not a size" in done.stderr) == (
             2,
             True,

@@ -14,7 +14,7 @@ from ghostbox import config
 from ghostbox.config import NetworkChoice
 from ghostbox.errors import ConfigError, Refused, UsageError
 from ghostbox.paths import VmPaths
-from ghostbox.plan import check_sizes
+from ghostbox.plan import NetworkPlan, check_sizes
 from ghostbox.session import network
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, VmState
 from helpers.facts import RECORD
@@ -35,7 +35,8 @@ ci-info: |   lo   | True |  127.0.0.1  |   255.0.0.0   |  host  |         .     
 
 @pytest.fixture
 def files(tmp_path: Path) -> VmPaths:
-    return VmPaths(tmp_path, tmp_path / "r")
+    (tmp_path / "box").mkdir()
+    return VmPaths(tmp_path / "box", tmp_path / "r")
 
 
 def test_rules_name_the_donors_at_their_ports_and_the_usual_ports_everywhere(files: VmPaths) -> None:
@@ -86,8 +87,13 @@ def test_interface_that_is_no_bridge_is_refused() -> None:
 
 
 def test_user_is_warned_of_a_network_on_which_nothing_is_closed() -> None:
-    assert network.notes(NetworkChoice()) == ()
-    assert "reaches this host and the donors" in network.notes(NetworkChoice("bridge", "br0"))[0]
+    plan = NetworkPlan("m", 1)
+    assert network.notes(plan) == ()
+    bridge = replace(plan, choice=NetworkChoice("bridge", "br0"))
+    assert network.notes(bridge)[0].startswith("warning: on the network bridge:br0 the guest reaches this host and the")
+    assert network.notes(replace(bridge, filter="x")) == (
+        "note: on the network bridge:br0 the guest reaches this host, as any machine there does",
+    )
 
 
 def test_guest_is_found_by_what_it_says_on_its_console(files: VmPaths) -> None:

@@ -143,7 +143,7 @@ def test_donor_killed_under_a_workload_with_two_copies_and_no_byte_is_wrong(mach
     )
     machine.host.cli("shell", VM, "--", "touch enough", check=True)
     said, problems = work.communicate(timeout=200)
-    assert work.returncode == 0, problems
+    assert work.returncode == 0, f"{said}{problems}\n{machine.cli('shell', '--', 'sudo dmesg | tail -n 40').stdout}"
     assert {json.loads(line)["wrong_pages"] for line in said.splitlines()} == {0}
     pager = machine.pager()
     assert (pager["pages"]["poisoned"], pager["pool"]["lost_pages"]) == (0, 0)

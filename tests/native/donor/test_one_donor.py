@@ -79,8 +79,9 @@ def test_a_donor_that_the_user_drained_is_left_alone_until_he_names_it(
         assert [each.address for each in pool.offers(record)] == [lab.donors[1].address]
         assert [each.name for each in record.drained] == ["d0"]
         lab.book.load()
-        with pytest.raises(Refused, match="does not fit on the others"):  # and not back to the first
+        with pytest.raises(Refused, match="does not fit on the others") as caught:  # and not back to the first
             pool.drain(lab.book, lab.donors[1].address)
+        assert f"ghostbox donor add {first} --vm lab uses the one that was drained again; or " in str(caught.value.hint)
         pool.add(lab.book, _other_address(lab.donors[0]), 32 * MIB)
         record = lab.book.load()
         assert record is not None
@@ -121,6 +122,18 @@ def test_oddities_of_donors_that_a_user_names_are_said(tmp_path: Path) -> None:
     [line] = donors.oddities([("a", status), ("b", clone)])
     assert line.startswith("'donor' at a and 'donor' at b have one id, so one was cloned: they are two donors here")
     assert donors.donor_key(clone.id, clone.incarnation) != donors.donor_key(status.id, status.incarnation)
+
+
+def test_a_clone_at_its_address_does_not_speak_for_a_donor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with laboratory(tmp_path, monkeypatch, ["48M", "48M"]) as lab:
+        first, second = _leases(lab)
+        assert lab.book.record is not None
+        gone = dataclasses.replace(first, name="not-there", plane="of the original")
+        clone = dataclasses.replace(second, donor_id=first.donor_id, plane=first.plane)
+        for leases, expected in (((gone, second), True), ((gone, clone), False)):
+            lab.care._book.save(dataclasses.replace(lab.book.record, leases=leases))
+            assert lab.care._absence(gone).gone is expected
+        lab.care._book.save(lab.book.record)
 
 
 def test_a_donor_that_ends_is_shown_as_leaving_from_the_first_second(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -170,6 +171,14 @@ def test_a_donor_is_noted_when_no_vm_runs(own: Paths, tmp_path: Path) -> None:
         os.kill(donor.data_plane_pid, signal.SIGKILL)
     with pytest.raises(NoAnswer):
         donor_commands.add(None, "work", donor.address, None, own, Stages())
+
+
+def test_a_donor_that_moved_is_known_once_though_it_was_rebooted(own: Paths, tmp_path: Path) -> None:
+    with running_donor(tmp_path) as donor, DonorClient(donor.address) as client:
+        before = dataclasses.replace(client.status(), machine="of the boot before")
+        known_donors.note(own, before, "localhost:1")
+        donor_commands.add(None, "work", donor.address, None, own, Stages())
+    assert [each.address for each in known_donors.load(own)] == [donor.address]
 
 
 def test_a_damaged_note_is_named(own: Paths) -> None:
