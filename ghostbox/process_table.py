@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def machine_id() -> str:
     try:
         machine = Path("/etc/machine-id").read_bytes()
     except OSError:
-        machine = socket.gethostname().encode()
+        machine = os.uname().nodename.encode(errors="surrogateescape")
     return hashlib.sha256(machine).hexdigest()[:8]
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ghostbox import pager, process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError
-from ghostbox.paths import VmPaths
+from ghostbox.paths import VmPaths, make_directory
 from ghostbox.session import events
-from ghostbox.session.record import Book, Record, make_directory
+from ghostbox.session.record import Book, Record
 
 RESTORE = signal.SIGUSR1
 """What a pager takes as the wish to make its sockets and its page map anew; earlier versions ignore it."""

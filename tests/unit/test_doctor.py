@@ -261,6 +261,17 @@ def test_storage_that_qemu_cannot_reach(open_dir: Path, monkeypatch: pytest.Monk
     assert found.fix == f"chmod o+x {private}, or set libvirt.uri to qemu:///session"
 
 
+def test_storage_from_which_no_shim_can_be_loaded(open_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("STATE", "RUNTIME"):
+        (open_dir / f"{kind} x").mkdir(mode=0o711)
+        monkeypatch.setenv(f"GHOSTBOX_{kind}_DIR", str(open_dir / f"{kind} x"))
+    monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(open_dir))
+    monkeypatch.setenv("GHOSTBOX_CACHE_DIR", str(open_dir))
+    found = check("storage", machine_with())
+    assert (found.result, found.found) == (Result.FAIL, "there is no directory from which QEMU could load the shim")
+    assert "its name has a space, and LD_PRELOAD cannot be told of such a file" in (found.why or "")
+
+
 @needs_root
 def test_programs_in_roots_home_are_no_fault_since_qemu_has_copies(
     open_dir: Path, monkeypatch: pytest.MonkeyPatch
