@@ -506,7 +506,7 @@ def test_down_of_a_guest_that_does_not_listen_gives_up_and_keeps_it(machine: Mac
     done = machine.cli("down", "--timeout", "1s", check=False)
     assert done.returncode == 124
     assert (
-        f"error: VM '{VM}' did not shut down within 1.0 s; it still runs\nfix: ghostbox down --force {VM}"
+        f"error: VM '{VM}' did not shut down within 1.0 s; it still runs\nfix: ghostbox down {VM} --timeout 10m"
         in done.stderr
     )
 
