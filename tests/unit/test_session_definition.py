@@ -137,6 +137,7 @@ def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPat
     assert shown["vm.autostart"]["value"] is True
     assert shown["pager.poll_us"] == {"value": 50, "origin": "default"}
     assert "memserver.size" not in shown
+    assert quick_cli("set", "--user", "ana").returncode == 0
     again = quick_cli("set", "--memory", "8G")
     assert again.stdout == "VM 'box' is that already: nothing changes\n"
 
