@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import re
 import textwrap
 from dataclasses import dataclass
 from email.mime.multipart import MIMEMultipart
@@ -20,33 +21,54 @@ from typing import Any
 import pycdlib
 import yaml
 
-from ghostbox.errors import ConfigError
+from ghostbox import guest_boot
+from ghostbox.errors import ConfigError, UsageError
 from ghostbox.tiering import Tiering
 
-# Memory that was plugged in and that nothing has taken so far (domain_xml.py: the remote memory is a DIMM).
-_MEMORY_ON = (
-    "for block in /sys/devices/system/memory/memory*; do "
-    "if grep -qs offline $block/state; then echo online_movable > $block/state; fi; done"
-)
-# With remote memory (node 1): what domain_xml.py has among the kernel's arguments, for images with a boot loader.
-_FREE_IN_SMALL_PIECES = (
-    "if test -d /sys/devices/system/node/node1; then "
-    "echo 5 > /sys/module/page_reporting/parameters/page_reporting_order; "
-    "echo 0 > /proc/sys/vm/compaction_proactiveness; fi"
-)
+# Formatted is only what nobody has written to: it has no signature that blkid knows, and begins with zeroes. Mounted is
+# only what was formatted here, so what the user makes of a disk is left alone. Anyone may write to it, as to /tmp.
+_MOUNT_DISK = """\
+disk=/dev/disk/by-id/virtio-{serial} place=/mnt/{name}
+udevadm settle --timeout=30 --exit-if-exists=$disk
+test -b $disk || exit 0
+if ! blkid -p $disk >/dev/null && cmp -s -n 1048576 $disk /dev/zero; then
+  mkfs.ext4 -q -m 0 -L {serial} $disk && fresh=1
+fi
+test "$(blkid -p -s LABEL -o value $disk)" = {serial} || exit 0
+mkdir -p $place
+mountpoint -q $place || mount -o noatime $disk $place || exit 0
+resize2fs $disk >/dev/null 2>&1
+test -z "$fresh" || chmod 1777 $place
+"""
 _MERGE_HOW = "list(append)+dict(recurse_list,no_replace)+str()"
+_JINJA = re.compile(r"##\s*template\s*:\s*jinja\s*", re.IGNORECASE)
 _PART_TYPES = {
     "#cloud-config": "cloud-config",
     "#!": "x-shellscript",
     "#cloud-boothook": "cloud-boothook",
     "#include": "x-include-url",
-    "## template: jinja": "jinja2",
 }
+# They replace what other parts say, or say it in a form that is not merged.
+_UNMERGED_TYPES = ("#cloud-config-archive", "#cloud-config-jsonp", "#part-handler", "#include-once")
+_MERGED = ("cloud-config", "jinja2")
+
+# What Debian's base system has (base-passwd, systemd, udev, dbus, openssh-server, cron); Ubuntu's is nearly the same.
+_ACCOUNTS = frozenset(
+    (
+        *("root", "daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy", "www-data"),
+        *("backup", "list", "irc", "_apt", "nobody", "messagebus", "sshd", "systemd-network", "systemd-resolve"),
+        *("systemd-timesync", "syslog", "tss", "uuidd", "landscape", "dnsmasq", "polkitd"),
+    )
+)
 
 
 @dataclass(frozen=True)
 class SeedSpec:
-    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver."""
+    """What one VM's seed says. Keys are in OpenSSH's text format; ``mac`` None matches the NIC by its driver.
+
+    ``more_disks`` are the serial numbers of further disks.
+    ``machine_id`` (machine-id(5)) is written into a guest whose disk is a copy of another one's.
+    """
 
     hostname: str
     user: str
@@ -56,6 +78,9 @@ class SeedSpec:
     tiering: Tiering
     extra_user_data: str | None = None
     mac: str | None = None
+    emulated: bool = False
+    machine_id: str | None = None
+    more_disks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,23 @@ class Seed:
     user_data: str
     meta_data: str
     network_config: str
+
+
+def check_user(name: str) -> None:
+    """Refuse a login name that the guest's system has given to an account of its own.
+
+    The name of a group that exists is no such thing: the user gets it as the primary group.
+
+    Raises:
+        UsageError: nobody could log in.
+    """
+    if name not in _ACCOUNTS:
+        return
+    raise UsageError(
+        f"vm.user cannot be '{name}': the guest's system has an account of that name",
+        why="it has no home directory, no shell or no login, and cloud-init changes no account that is there",
+        hint="choose another name; every user of ours may run sudo without a password",
+    )
 
 
 def render(spec: SeedSpec) -> Seed:
@@ -93,12 +135,16 @@ def _instance_id(spec: SeedSpec) -> str:
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
+    scripts = guest_boot.scripts(spec.user, spec.tiering, emulated=spec.emulated, machine_id=spec.machine_id)
+    mounts = [_MOUNT_DISK.format(serial=serial, name=serial.removeprefix("gb-")) for serial in spec.more_disks]
     return {
         "hostname": spec.hostname,
         "users": [
             {
                 "name": spec.user,
                 "gecos": "GhostBox",
+                # cloud-init makes this group if there is none: useradd refuses the name of one that is there.
+                "primary_group": spec.user,
                 "groups": ["adm", "sudo", "video"],
                 "sudo": "ALL=(ALL) NOPASSWD:ALL",
                 "shell": "/bin/bash",
@@ -114,7 +160,7 @@ def _cloud_config(spec: SeedSpec) -> dict[str, Any]:
         "no_ssh_fingerprints": True,
         # Else a guest that ends hard in its first minute is left with empty host keys: sshd never starts again.
         "runcmd": [["sync"]],
-        "bootcmd": [["sh", "-c", script] for script in (_MEMORY_ON, _FREE_IN_SMALL_PIECES, spec.tiering.script)],
+        "bootcmd": [["sh", "-c", script] for script in (*scripts, *mounts)],
     }
 
 
@@ -125,23 +171,43 @@ def _network_config(mac: str | None) -> dict[str, Any]:
 
 def _multipart(ours: str, theirs: str) -> str:
     """Join two parts; theirs come second, so that a key of theirs is added to and never replaces what we need."""
+    theirs = theirs.removeprefix("\ufeff")  # an editor's mark for UTF-8; cloud-init would not know the first line
     archive = MIMEMultipart(boundary="==ghostbox==")
     for text, subtype in ((ours, "cloud-config"), (theirs, _part_type(theirs))):
         part = MIMEText(_with_newline(text), subtype, "utf-8")
         part.replace_header("Content-Transfer-Encoding", part["Content-Transfer-Encoding"])
-        if subtype == "cloud-config":
+        if subtype in _MERGED:
             part.add_header("Merge-Type", _MERGE_HOW)
         archive.attach(part)
     return archive.as_string()
 
 
 def _part_type(text: str) -> str:
+    """Return the MIME subtype by which cloud-init knows the user's part (cloudinit/handlers: INCLUSION_TYPES_MAP).
+
+    A template is its own type; its first line apart, it must be a kind that templates may make.
+    """
+    first, _, rest = text.partition("\n")
+    if _JINJA.fullmatch(first):
+        if not rest.startswith(("#cloud-config\n", "#!", "#cloud-boothook")):
+            raise _unknown(rest)
+        return "jinja2"
+    if first.rstrip() in _UNMERGED_TYPES:
+        raise ConfigError(
+            f"cloud-init data of the kind '{first.rstrip()}' is not taken",
+            why="cloud-init does not merge it with what GhostBox needs in the guest",
+            hint="write it as '#cloud-config', as a script, or as '## template: jinja' with either below",
+        )
     for start, subtype in _PART_TYPES.items():
         if text.startswith(start):
             if subtype == "cloud-config":
                 _check_cloud_config(text)
             return subtype
-    raise ConfigError(
+    raise _unknown(text)
+
+
+def _unknown(text: str) -> ConfigError:
+    return ConfigError(
         f"cloud-init data begins with '{text.splitlines()[0][:40] if text else ''}', which cloud-init does not know",
         hint="begin the file with '#cloud-config' or, for a script, with '#!/bin/sh'",
     )

@@ -10,17 +10,18 @@ that it makes a lower memory tier of it.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghostbox.config import PortForward
 from ghostbox.errors import Refused
-from ghostbox.plan import BootPlan, NetworkPlan, Virt, VmPlan
+from ghostbox.plan import BootPlan, LocalMemory, NetworkPlan, Virt, VmPlan
 from ghostbox.units import GIB, KIB
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 METADATA_NAMESPACE = "urn:ghostbox:vm:1"
 SOCKET_VARIABLE = "GHOSTBOX_PAGER_SOCKET"
+RULES_VARIABLE = "GHOSTBOX_NETWORK_RULES"
 
 ET.register_namespace("qemu", QEMU_NAMESPACE)
 ET.register_namespace("ghostbox", METADATA_NAMESPACE)
@@ -35,9 +36,11 @@ _LOCAL_BANDWIDTH_KIB, _REMOTE_BANDWIDTH_KIB = 10 * KIB * KIB, KIB * KIB
 # Their profiles know nothing of the shim and would keep it, or its socket, from QEMU.
 _CONFINING = ("apparmor", "selinux")
 
-# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is given to ZONE_MOVABLE, as soon as it is found.
-# Images with a boot loader of their own hear of it later, from cloud-init (cloudinit.py).
-_ONLINE_MOVABLE = "memhp_default_state=online_movable"
+# Documentation/admin-guide/mm/memory-hotplug: what is plugged in is left alone until the initrd (images/export.sh) or,
+# in images with a boot loader of their own, cloud-init (guest_boot.py) gives it to ZONE_MOVABLE. ACPI finds the DIMM
+# before Linux has read HMAT; a node whose first memory is taken then lands in the tier of all that is near
+# (set_node_memory_tier, mm/memory-tiers.c, Linux 6.12).
+_LEAVE_OFFLINE = "memhp_default_state=offline"
 # mm/page_reporting.c: free memory is given back in pieces of 2^5 pages. The default is pageblocks (2 MiB), of which a
 # guest that has been at work has few, and what it does not report stays on the donors and is fetched again.
 _REPORT_SMALL_PIECES = "page_reporting.page_reporting_order=5"
@@ -47,6 +50,9 @@ _NO_PROACTIVE_COMPACTION = "sysctl.vm.compaction_proactiveness=0"
 # Because of the DIMM above 4 GiB the kernel sets 64 MiB of local memory aside to copy what devices of 32 bits read and
 # write (pci_swiotlb_detect, arch/x86/kernel/pci-dma.c). There are none here: virtio goes without. 2048 × 2 KiB stay.
 _BOUNCE_BUFFERS = "swiotlb=2048"
+
+# QEMU's q35 machine: with so much memory at boot, all that is over 2 GiB lies from 4 GiB on (pc_q35_init, hw/i386).
+_SPLIT_FROM_BYTES, _LOW_BYTES, _HIGH_BASE = 0xB0000000, 2 * GIB, 4 * GIB
 
 # What TCG keeps of translated code (QEMU's own choice: 1 GiB). A boot leaves 1.7 million blocks of it, and memory that
 # held such code is written to again only after each of them was invalidated by itself; a full cache is emptied at once.
@@ -111,10 +117,26 @@ def _add_memory(root: ET.Element, plan: VmPlan) -> None:
 
 
 def _kernel_args(plan: VmPlan) -> str:
-    words = [plan.image.boot.kernel_args, _ONLINE_MOVABLE]
+    words = [plan.image.boot.kernel_args, _LEAVE_OFFLINE]
     if plan.remote_memory_bytes:
         words += [_BOUNCE_BUFFERS, _REPORT_SMALL_PIECES, _NO_PROACTIVE_COMPACTION]
+    if plan.machine_id is not None:
+        # kernel-command-line(7): counts from the first moment, before the network is asked for an address.
+        words.append(f"systemd.machine_id={plan.machine_id}")
+    if plan.local.node1_hidden:
+        words.append(_reserved(plan.local))
     return " ".join(words)
+
+
+def _reserved(local: LocalMemory) -> str:
+    """Return the kernel argument that keeps node 1's memory at boot from being used (plan.local_memory says why).
+
+    It is the last of what the machine has at boot. Where this address is wrong (on AMD's processors QEMU moves memory
+    beyond 1 TiB) there is no memory, and the argument does nothing.
+    """
+    total = local.node0_bytes + local.node1_bytes
+    end = total if total < _SPLIT_FROM_BYTES else total - _LOW_BYTES + _HIGH_BASE
+    return f"memmap={local.node1_bytes // KIB}K${end - local.node1_bytes:#x}"
 
 
 def _add_os(root: ET.Element, boot: BootPlan, kernel_args: str) -> None:
@@ -162,11 +184,7 @@ def _add_hmat(interconnects: ET.Element) -> None:
 def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     devices = _add(root, "devices")
     # Buffered: pages pinned for O_DIRECT or io_uring would outlive their eviction.
-    disk = _add(devices, "disk", type="file", device="disk")
-    # A write that fails (no space, a quota) is tried again when the VM goes on: no error reaches the guest.
-    policy = {"error_policy": "stop", "rerror_policy": "report"}
-    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap", **policy)
-    _add_source(disk, plan.files.disk, plan)
+    disk = _add_disk(devices, plan.files.disk, plan)
     base = _add(disk, "backingStore", type="file")
     _add(base, "format", type="qcow2")
     _add_source(base, plan.image.disk, plan)
@@ -177,7 +195,9 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     _add_source(seed, plan.files.seed, plan)
     _add(seed, "target", dev="vdb", bus="virtio")
     _add(seed, "readonly")
+    _add_more_disks(devices, plan)
     _add(devices, "controller", type="usb", model="none")
+    _add_interface(devices, plan.network)
     serial = _add(devices, "serial", type="pty")
     _add(serial, "log", file=str(plan.files.console_log), append="off")
     _add(serial, "target", port="0")
@@ -189,6 +209,29 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     _add(devices, "memballoon", model="virtio", freePageReporting="on", autodeflate="on")
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
+
+
+def _add_disk(devices: ET.Element, file: Path, plan: VmPlan) -> ET.Element:
+    disk = _add(devices, "disk", type="file", device="disk")
+    # A write that fails (no space, a quota) is tried again when the VM goes on: no error reaches the guest.
+    policy = {"error_policy": "stop", "rerror_policy": "report"}
+    _add(disk, "driver", name="qemu", type="qcow2", cache="writeback", io="threads", discard="unmap", **policy)
+    _add_source(disk, file, plan)
+    return disk
+
+
+def _add_more_disks(devices: ET.Element, plan: VmPlan) -> None:
+    """Add the disks besides the first; the guest knows each by its serial number (cloudinit.py)."""
+    for number in range(2, 2 + len(plan.disks)):
+        disk = _add_disk(devices, plan.files.more_disk(number), plan)
+        _add(disk, "backingStore")
+        _add(disk, "target", dev=f"vd{chr(ord('a') + number)}", bus="virtio")
+        _add(disk, "serial", disk_serial(number))
+
+
+def disk_serial(number: int) -> str:
+    """Return the serial number of the VM's second disk (2), its third (3) and so on."""
+    return f"gb-disk{number}"
 
 
 def _add_source(parent: ET.Element, file: Path, plan: VmPlan) -> None:
@@ -203,12 +246,48 @@ def _add_qemu(root: ET.Element, plan: VmPlan) -> None:
     for word in _network_arguments(plan.network):
         _add(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=word)
     environment = {"LD_PRELOAD": plan.shim, SOCKET_VARIABLE: plan.files.pager_socket}
+    if plan.network.is_guarded:
+        environment[RULES_VARIABLE] = plan.files.network_rules
     for name, value in environment.items():
         _add(commandline, f"{{{QEMU_NAMESPACE}}}env", name=name, value=str(value))
 
 
+def _add_interface(devices: ET.Element, network: NetworkPlan) -> None:
+    """Put the guest on a bridge or a libvirt network, by QEMU: vhost-net is the kernel at work on guest memory."""
+    if network.choice.kind == "user":
+        return
+    kind, attribute = ("bridge", "bridge") if network.choice.kind == "bridge" else ("network", "network")
+    interface = _add(devices, "interface", type=kind)
+    _add(interface, "mac", address=network.mac)
+    _add(interface, "source", **{attribute: network.choice.name})
+    _add(interface, "model", type="virtio")
+    _add(interface, "driver", name="qemu")
+    _add(interface, "rom", enabled="no")
+    if network.filter is not None:
+        _add(interface, "filterref", filter=network.filter)
+
+
+def build_filter(name: str, uuid: str, rules: Sequence[tuple[str | None, int]]) -> str:
+    """Return libvirt's filter that drops what a guest sends to these TCP ports: address (None: any), port.
+
+    Ethernet frames are looked at as they leave the guest (ebtables), so bridged, routed and local ones alike.
+    """
+    root = ET.Element("filter", name=name, chain="root")
+    _add(root, "uuid", uuid)
+    for address, port in rules:
+        kinds = ("ip", "ipv6") if address is None else ("ipv6",) if ":" in address else ("ip",)
+        for kind in kinds:
+            rule = _add(root, "rule", action="drop", direction="out", priority="100")
+            where = {} if address is None else {"dstipaddr": address}
+            _add(rule, kind, protocol="tcp", dstportstart=str(port), dstportend=str(port), **where)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
 def _network_arguments(network: NetworkPlan) -> list[str]:
     """Return QEMU's own arguments: libvirt 9 cannot forward ports of a user-mode network."""
+    if network.choice.kind != "user":
+        return []
     forwards = [PortForward(network.ssh_port, 22), *network.forwards]
     rules = ",".join(f"hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in forwards)
     device = f"virtio-net-pci,netdev=ghostbox0,mac={network.mac},bus=pcie.0,addr={_NETWORK_SLOT},romfile="
@@ -252,6 +331,12 @@ def _mapping_devices(root: ET.Element) -> list[str]:
         driver = filesystem.find("driver")
         if driver is not None and driver.get("type") == "virtiofs":
             found.append("a virtiofs file system: another process maps the guest's memory")
+    for interface in root.iterfind("devices/interface"):
+        driver = interface.find("driver")
+        if interface.get("type") in {"bridge", "network", "direct"} and (
+            driver is None or driver.get("name") != "qemu"
+        ):
+            found.append("a network interface that may take vhost-net: the host's kernel works on the guest's memory")
     if root.find("devices/interface[@type='vhostuser']") is not None:
         found.append("a vhost-user network interface: another process maps the guest's memory")
     if root.find("devices/video/driver[@name='vhostuser']") is not None:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ghostbox import donors, processes
-from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, parse_address
+from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, host_name, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, ProgramError
 from ghostbox.paths import Paths
@@ -138,7 +137,7 @@ def leased(sizes: Mapping[str, int], purpose: str) -> Iterator[list[Lease]]:
         sizes: bytes to lease, by address.
         purpose: what the donor's owner sees as the holder's VM.
     """
-    host = socket.gethostname()
+    host = host_name()
     tag = secrets.token_hex(4)
     wanted = [
         Assignment(address, f"{purpose}-{tag}-{number}", size, Holder(host, purpose))
@@ -165,7 +164,10 @@ def _lease_bytes(address: str, status: DonorStatus) -> int:
         raise DonorTooSmall(
             f"donor {address}: has {format_bytes(status.free_bytes)} free,"
             f" a measurement needs {format_bytes(_LEASE_MIN_BYTES)}",
-            hint=f"see who holds its memory: ghostbox donor leases {address}",
+            why=f"it lends {format_bytes(status.exported_bytes)} of {format_bytes(status.size_bytes)}"
+            f" in {status.leases} leases",
+            hint=f"measure before `ghostbox up`; who holds its memory: ghostbox donor leases {address};"
+            " how it does for a VM that runs: ghostbox top",
         )
     return max(size, _LEASE_MIN_BYTES)  # one that is draining says so itself
 

@@ -48,8 +48,13 @@ class Address:
 
     @property
     def url_host(self) -> str:
-        """The host as URLs write it: IPv6 addresses in brackets."""
+        """The host as people and httpx write it: IPv6 addresses in brackets."""
         return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def uri_host(self) -> str:
+        """The host as an URI has it: a link-local address's interface behind ``%25`` (RFC 6874)."""
+        return self.url_host.replace("%", "%25")
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Holder:
 class DonorStatus:
     """A donor's account of itself. ``address`` is where it was asked; ``leases`` counts them.
 
-    What an older donor does not tell has a default; ``id`` is then empty.
+    What an older donor does not tell has a default; ``id`` and ``machine`` are then empty.
     """
 
     address: str
@@ -84,6 +89,7 @@ class DonorStatus:
     drain_causes: tuple[str, ...] = ()
     memory_pressure: float | None = None
     id: str = ""
+    machine: str = ""
 
     @property
     def state(self) -> str:
@@ -96,12 +102,15 @@ class DonorStatus:
 class Lease:
     """A lease on the donor at ``donor_address``; another ``incarnation`` is other memory.
 
-    ``donor_name`` and ``donor_id`` are who that was; the id is empty for a donor of an older version.
+    ``donor_name`` and ``donor_id`` are who that was, ``donor_incarnation`` is its process that holds the memory, and
+    ``donor_machine`` where it runs; a donor of an older version tells no id and no machine.
     """
 
     donor_address: str
     donor_name: str
     donor_id: str
+    donor_incarnation: str
+    donor_machine: str
     nbd_port: int
     name: str
     export: str
@@ -139,6 +148,17 @@ def parse_address(text: str) -> Address:
             hint = f"write an IPv6 address in brackets: [{text}]"
         raise UsageError(f"'{text}' is not the address of a donor", hint=hint)
     return Address(match["six"] or match["host"], port)
+
+
+def printable(text: str) -> str:
+    """Return text from outside as a terminal may have it: with question marks for what it would obey (escapes)."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def host_name() -> str:
+    """Return what this machine is called, for donors' owners; a name that no donor takes is replaced."""
+    name = socket.gethostname().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return printable(name.strip())[:253] or "unnamed"
 
 
 class DonorClient:
@@ -231,8 +251,9 @@ class DonorClient:
         try:
             known = _known(DonorStatus, fields)
             known["drain_causes"] = tuple(known.get("drain_causes", ()))
+            known["name"] = printable(str(known["name"]))
             status = DonorStatus(address=str(self.address), **known)
-        except TypeError as err:
+        except (KeyError, TypeError) as err:
             raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
         self._seen = status
         return status
@@ -319,12 +340,14 @@ class DonorClient:
                 "donor_address": str(self.address),
                 "donor_name": donor.name,
                 "donor_id": donor.id,
+                "donor_incarnation": donor.incarnation,
+                "donor_machine": donor.machine,
                 "nbd_port": donor.nbd_port,
-                "holder": Holder(**fields["holder"]),
+                "holder": Holder(**{key: printable(str(value)) for key, value in fields["holder"].items()}),
                 "created_at": datetime.fromisoformat(fields["created_at"]),
             }
             return Lease(**_known(Lease, fields), **more)
-        except (KeyError, TypeError, ValueError) as err:
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise self._no_donor(f"{_FOREIGN_API}: {err}") from err
 
     def _donor(self) -> DonorStatus:
@@ -337,7 +360,8 @@ def _lease_path(name: str) -> str:
 
 def _known(kind: type[DonorStatus] | type[Lease], fields: dict[str, Any]) -> dict[str, Any]:
     """Return those of an answer's fields that can be taken as they are; a newer donor may send more."""
-    of_lease = {"donor_address", "donor_name", "donor_id", "nbd_port", "holder", "created_at"}
+    of_donor = {"donor_address", "donor_name", "donor_id", "donor_incarnation", "donor_machine", "nbd_port"}
+    of_lease = {*of_donor, "holder", "created_at"}
     made_here = of_lease if kind is Lease else {"address"}
     return {key: value for key, value in fields.items() if key in kind.__dataclass_fields__.keys() - made_here}
 

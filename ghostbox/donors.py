@@ -6,7 +6,9 @@ Every function reports all donors that failed, not only the first.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from typing import TypeVar
 
 from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, NoAnswer, parse_address
 from ghostbox.errors import DonorError, GhostboxError, NotFound
+from ghostbox.memserver.identity import machine_digest
+from ghostbox.placement import Offer
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +47,12 @@ class Survey:
     error: GhostboxError | None
 
 
-def survey(addresses: Sequence[str]) -> list[Survey]:
-    """Ask donors for their status; one that fails is part of the result."""
+def survey(addresses: Sequence[str], *, timeout_s: float | None = None) -> list[Survey]:
+    """Ask donors for their status, each for ``timeout_s`` at most; one that fails is part of the result."""
+    times = {} if timeout_s is None else {"timeout_s": timeout_s, "connect_timeout_s": timeout_s}
 
     def ask(address: str) -> DonorStatus:
-        with DonorClient(address) as client:
+        with DonorClient(address, **times) as client:
             return client.status()
 
     futures = _in_parallel(ask, addresses)
@@ -106,7 +111,53 @@ def release(leases: Sequence[Lease], *, force: bool = False) -> None:
 
 def nbd_uri(address: str, lease: Lease) -> str:
     """Return the NBD URI of a lease on the donor at ``address`` (``host[:port]`` of its control API)."""
-    return f"nbd://{parse_address(address).url_host}:{lease.nbd_port}/{lease.export}"
+    return f"nbd://{parse_address(address).uri_host}:{lease.nbd_port}/{lease.export}"
+
+
+def offer_of(address: str, status: DonorStatus | None) -> Offer:
+    """Return what a donor offers: nothing while it is draining, or does not answer (``status`` is None)."""
+    if status is None:
+        return Offer(address, 0, machine_at(address))
+    free_bytes = 0 if status.draining else status.free_bytes
+    return Offer(address, free_bytes, status.machine or machine_at(address), donor_key(status.id, status.incarnation))
+
+
+def oddities(found: Sequence[tuple[str, DonorStatus]]) -> list[str]:
+    """Return what a user should know of donors that he named: addresses of one donor, and donors that were cloned."""
+    by_donor: dict[str, list[str]] = {}
+    by_id: dict[str, dict[str, str]] = {}
+    for address, status in found:
+        if not status.id:
+            continue
+        by_donor.setdefault(donor_key(status.id, status.incarnation), []).append(address)
+        by_id.setdefault(status.id, {}).setdefault(status.incarnation, f"'{status.name}' at {address}")
+    lines = [
+        f"{' and '.join(addresses)} are one donor: it is used once" for addresses in by_donor.values() if addresses[1:]
+    ]
+    lines += [
+        f"{' and '.join(copies.values())} have one id, so one was cloned: they are two donors here; for an id of its"
+        " own, end one, remove identity.json from its state directory, and start it"
+        for copies in by_id.values()
+        if len(copies) > 1
+    ]
+    return lines
+
+
+def donor_key(donor_id: str, incarnation: str) -> str:
+    """Return what tells a donor from others. Of two that were cloned the id is the same, but not the incarnation."""
+    return f"{donor_id}/{incarnation}"
+
+
+def machine_at(address: str) -> str:
+    """Return the machine that an address leads to, of a donor that does not say: its IP address, or this machine."""
+    host = parse_address(address).host
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return host.lower()
+    addresses = [ipaddress.ip_address(str(sockaddr[0])) for *_, sockaddr in found]
+    mapped = [each.ipv4_mapped or each if isinstance(each, ipaddress.IPv6Address) else each for each in addresses]
+    return machine_digest() if any(each.is_loopback for each in mapped) else str(mapped[0])
 
 
 def _create(assignment: Assignment) -> Lease:

@@ -27,6 +27,20 @@ all are caught once, in ``ghostbox.cli``.
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    1: "failed",
+    2: "the command line or the configuration is wrong",
+    3: "the VM does not run",
+    4: "there is no such VM, image, lease, donor or file",
+    5: "refused: nothing was changed",
+    6: "it runs, but a donor, its memory or its disk is not well",
+    124: "it took too long",
+    130: "interrupted",
+}
+"""What a command's exit code means. `shell` with a command returns that command's own."""
 
 
 class GhostboxError(Exception):

@@ -20,6 +20,11 @@ Status = Mapping[str, Any]
 _GONE = ("down", "lost")
 _SAME_MTU = "give both ends, and all that is between them, the same MTU; ping -M do -s 8972 shows what passes"
 _ON_DISK = "the copy on disk"
+_WISHES = {
+    "asked": "its owner asks for it",
+    "ending": "it is being shut down, and ends when it is empty or its owner forces it",
+    "pressure": "its machine is short of memory",
+}
 
 
 class Level(enum.StrEnum):
@@ -109,6 +114,18 @@ def name_of(donor: Status) -> str:
     return _ON_DISK if donor.get("backup") else str(donor.get("name") or donor["uri"])
 
 
+def together(donors: Sequence[Status]) -> dict[tuple[str, str], list[Status]]:
+    """Return donors by their names and states: one that lends several pieces of memory is one.
+
+    Those that were removed are left out, unless memory was lost with them.
+    """
+    found: dict[tuple[str, str], list[Status]] = {}
+    for donor in donors:
+        if donor["state"] != "removed" or donor.get("lost_pages"):
+            found.setdefault((name_of(donor), str(donor["state"])), []).append(donor)
+    return found
+
+
 def absence(donor: Status) -> str:
     """Return since when a donor is away, and why: ``away 12 s: connection refused``; empty if it is not."""
     if donor["state"] != "down":
@@ -166,7 +183,21 @@ def _donor(name: str, state: str, donors: Sequence[Status], holds: int, drain: s
         slow_us = max(float(donor.get("smoothed_us", 0)) for donor in donors)
         yield Problem(f"{name} is slow ({slow_us / 1000:.0f} ms on average): it is used last", drain)
     elif state == "draining":
-        yield Problem(f"{name} is being drained, {format_bytes(holds)} are left", "nothing: it is under way")
+        yield _leaving(name, donors[0].get("leaving"), holds, drain)
+
+
+def _leaving(name: str, leaving: Status | None, holds: int, drain: str | None) -> Problem:
+    """Return the problem of a donor that is drained, or wants to be (`session.leaving`)."""
+    if leaving is None:
+        return Problem(f"{name} is being drained, {format_bytes(holds)} are left", "nothing: it is under way")
+    why = " and ".join(_WISHES.get(str(cause), str(cause)) for cause in leaving["causes"])
+    text = f"{name} wants its memory back ({why}); it holds {format_bytes(holds)}"
+    if leaving["stays"] is None:
+        return Problem(f"{text}, which move to the others", "nothing: it is under way")
+    return Problem(
+        f"{text}, which have no room elsewhere: {leaving['stays']}",
+        f"add a donor (ghostbox donor add ADDRESS), or move it to this host: {drain} --to-host",
+    )
 
 
 def _copies(vm: str, status: Status) -> Iterator[Problem]:

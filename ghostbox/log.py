@@ -5,8 +5,16 @@ from __future__ import annotations
 
 import logging
 
-from rich.console import Console
 from rich.logging import RichHandler
+
+from ghostbox.terminal import PlainConsole, printable
+
+
+class _Printable(logging.Formatter):
+    """Shows control characters, before the handler reckons how wide the text is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def set_up(verbosity: int, *, color: bool | None = None) -> None:
@@ -17,11 +25,11 @@ def set_up(verbosity: int, *, color: bool | None = None) -> None:
         color: None decides by the terminal.
     """
     level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    console = Console(stderr=True, no_color=color is False, force_terminal=color)
+    console = PlainConsole(stderr=True, no_color=color is False, force_terminal=color)
     handler = RichHandler(
         console=console, show_path=False, show_time=verbosity > 1, rich_tracebacks=verbosity > 1, markup=False
     )
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("paramiko", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING if verbosity < 3 else logging.DEBUG))

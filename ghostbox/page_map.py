@@ -102,7 +102,8 @@ def reduce(counts: Counts, n_cells: int) -> Counts:
     have = counts.shape[1]
     if have <= n_cells:
         return counts
-    return np.add.reduceat(counts, np.arange(n_cells) * have // n_cells, axis=1)
+    cells: Counts = np.add.reduceat(counts, np.arange(n_cells) * have // n_cells, axis=1)  # numpy 2.5 says Any
+    return cells
 
 
 def grid(found: PageMap, *, columns: int, rows: int) -> list[list[Cell]]:

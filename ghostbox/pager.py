@@ -153,6 +153,16 @@ def serves(control: Path, pid: int) -> bool:
     return found is not None and any(region["pid"] == pid and region["connected"] for region in found["regions"])
 
 
+def set_cache(control: Path, cache_bytes: int) -> None:
+    """Have the pager keep that much of the memory here from now on; what is too much leaves in the background."""
+    processes.control_request(control, "set-cache", cache_bytes=cache_bytes)
+
+
+def set_rebuild_rate(control: Path, bytes_per_s: int) -> None:
+    """Have the pager make copies at most that fast; 0 is without limit."""
+    processes.control_request(control, "set-rebuild-rate", bytes_per_s=bytes_per_s)
+
+
 def add_donor(control: Path, uri: str) -> None:
     """Have the pager use one more export; it has connected to it when this returns.
 

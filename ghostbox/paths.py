@@ -29,6 +29,11 @@ class VmPaths:
         return self.state / "vm.json"
 
     @property
+    def definition(self) -> Path:
+        """What the VM is to be, as its user set it: YAML (`config.definition`)."""
+        return self.state / "definition.yaml"
+
+    @property
     def lock(self) -> Path:
         """Held (flock) by every command that changes the VM."""
         return self.state / "lock"
@@ -38,10 +43,24 @@ class VmPaths:
         """The overlay; its backing file is the image."""
         return self.state / "disk.qcow2"
 
+    def more_disk(self, number: int) -> Path:
+        """The VM's second disk (2), its third (3) and so on."""
+        return self.state / f"disk{number}.qcow2"
+
+    @property
+    def base(self) -> Path:
+        """What the disk of an imported VM stands on: an image of its own."""
+        return self.state / "base"
+
     @property
     def seed(self) -> Path:
         """cloud-init NoCloud seed, an ISO image."""
         return self.state / "seed.iso"
+
+    @property
+    def network_rules(self) -> Path:
+        """Addresses and ports that the guest may not reach; the shim in QEMU reads it."""
+        return self.state / "network-rules"
 
     @property
     def console_log(self) -> Path:
@@ -61,6 +80,11 @@ class VmPaths:
     @property
     def supervisor_lock(self) -> Path:
         """Held (flock) by the VM's supervisor; its path is on the supervisor's command line."""
+        return self.state / "supervisor.lock"
+
+    @property
+    def former_supervisor_lock(self) -> Path:
+        """What versions before 2026-11-29 held in its place. It went with the runtime directory."""
         return self.runtime / "supervisor.lock"
 
     @property
@@ -187,6 +211,23 @@ def find() -> Paths:
     )
     native = Path(os.environ.get("GHOSTBOX_NATIVE_DIR", package / "native"))
     return Paths(state, runtime, cache, config, native)
+
+
+_LOGIN_VARIABLES = (
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+)
+
+
+def login_environment() -> dict[str, str]:
+    """Return the variables by which a session libvirt, and we, find what belongs to this login."""
+    return {
+        name: value for name, value in os.environ.items() if name in _LOGIN_VARIABLES or name.startswith("LIBVIRT_")
+    }
 
 
 def data_file(name: str) -> Path:

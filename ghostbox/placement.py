@@ -18,10 +18,26 @@ from ghostbox.units import format_bytes
 
 @dataclass(frozen=True)
 class Offer:
-    """What one donor has free, in bytes."""
+    """What one donor has free, in bytes.
+
+    ``machine`` is where it runs and ``donor`` who it is, however its address is spelt; empty where nobody knows: then
+    the address says.
+    """
 
     address: str
     free_bytes: int
+    machine: str = ""
+    donor: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a donor lends already, in bytes; the rest as of an `Offer`."""
+
+    address: str
+    size_bytes: int
+    machine: str = ""
+    donor: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,9 +48,25 @@ class Share:
     size_bytes: int
 
 
+Place = Offer | Held
+
+
 def host_of(address: str) -> str:
     """Return the machine of a donor's address: the part before the port."""
     return re.sub(r":\d+$", "", address).lower()
+
+
+def donor_of(place: Place) -> str:
+    """Return what tells a donor from others."""
+    return place.donor or place.address
+
+
+def distinct(offers: Sequence[Offer]) -> list[Offer]:
+    """Return each donor once, under the first of its addresses: what it has free, it has once."""
+    found: dict[str, Offer] = {}
+    for offer in offers:
+        found.setdefault(donor_of(offer), offer)
+    return list(found.values())
 
 
 def split(
@@ -44,7 +76,7 @@ def split(
     extent_bytes: int,
     replicas: int = 1,
     same_host: bool = False,
-    held: Mapping[str, int] | None = None,
+    held: Sequence[Held] = (),
 ) -> tuple[Share, ...]:
     """Return a share for each donor that is needed, in proportion to what each has free.
 
@@ -58,58 +90,66 @@ def split(
         extent_bytes: the unit.
         replicas: copies of each extent, each on another machine.
         same_host: each on another donor only.
-        held: bytes that are there already, by address; the shares are then what is still missing.
+        held: what is there already; the shares are then what is still missing.
 
     Raises:
         DonorTooSmall: together they have too little.
         Refused: they are fewer machines than copies.
     """
-    offers = list({offer.address: offer for offer in offers}.values())
+    given, offers = offers, distinct(offers)
     n_extents = -(-needed_bytes // extent_bytes)
-    groups = _groups(offers, held or {}, same_host=same_host)
+    groups = _groups(offers, held, same_host=same_host)
     if replicas > len(groups):
-        raise _too_few(list(groups), replicas)
-    there = {
-        host: sum(_extents(held or {}, address, extent_bytes) for address in group) for host, group in groups.items()
-    }
-    free = {offer.address: offer.free_bytes // extent_bytes for offer in offers}
+        raise _too_few(given, held, replicas, same_host=same_host)
+    there = _there(held, extent_bytes, same_host=same_host)
+    free = {donor_of(offer): offer.free_bytes // extent_bytes for offer in offers}
     room = {
-        host: min(sum(free.get(address, 0) for address in group), max(n_extents - there[host], 0))
-        for host, group in groups.items()
+        group: min(sum(free.get(donor, 0) for donor in members), max(n_extents - there.get(group, 0), 0))
+        for group, members in groups.items()
     }
     missing = replicas * n_extents - sum(min(count, n_extents) for count in there.values())
     if sum(room.values()) < missing:
-        raise _too_small(needed_bytes, offers, replicas=replicas, held_bytes=sum((held or {}).values()))
-    of_host = _with_limit(max(missing, 0), {host: sum(free.get(a, 0) for a in groups[host]) for host in groups}, room)
+        raise _too_small(needed_bytes, offers, replicas=replicas, held_bytes=sum(each.size_bytes for each in held))
+    offered = {group: sum(free.get(donor, 0) for donor in members) for group, members in groups.items()}
+    of_group = _with_limit(max(missing, 0), offered, room)
     shares: dict[str, int] = {}
-    for host, group in groups.items():
-        taken = _in_proportion(of_host[host], [free.get(address, 0) for address in group])
-        shares.update(zip(group, taken, strict=True))
+    for group, members in groups.items():
+        taken = _in_proportion(of_group[group], [free.get(donor, 0) for donor in members])
+        shares.update(zip(members, taken, strict=True))
     return tuple(
-        Share(offer.address, shares[offer.address] * extent_bytes) for offer in offers if shares[offer.address]
+        Share(offer.address, shares[donor_of(offer)] * extent_bytes) for offer in offers if shares[donor_of(offer)]
     )
 
 
 def missing(
-    needed_bytes: int, held: Mapping[str, int], *, extent_bytes: int, replicas: int = 1, same_host: bool = False
+    needed_bytes: int, held: Sequence[Held], *, extent_bytes: int, replicas: int = 1, same_host: bool = False
 ) -> int:
     """Return how many bytes more than ``held`` the copies take, on machines that have room for them."""
     n_extents = -(-needed_bytes // extent_bytes)
-    groups = _groups((), held, same_host=same_host).values()
-    there = (sum(_extents(held, address, extent_bytes) for address in group) for group in groups)
+    there = _there(held, extent_bytes, same_host=same_host).values()
     return max(replicas * n_extents - sum(min(count, n_extents) for count in there), 0) * extent_bytes
 
 
-def _groups(offers: Sequence[Offer], held: Mapping[str, int], *, same_host: bool) -> dict[str, list[str]]:
-    """Return the addresses by machine (each its own where that does not matter), each once."""
+def _group_of(place: Place, *, same_host: bool) -> str:
+    return donor_of(place) if same_host else place.machine or host_of(place.address)
+
+
+def _groups(offers: Sequence[Offer], held: Sequence[Held], *, same_host: bool) -> dict[str, list[str]]:
+    """Return the donors by machine (each its own where that does not matter), each once."""
     groups: dict[str, list[str]] = {}
-    for address in dict.fromkeys([*(offer.address for offer in offers), *held]):
-        groups.setdefault(address if same_host else host_of(address), []).append(address)
+    places: list[Place] = [*held, *offers]
+    for place in {donor_of(place): place for place in places}.values():
+        groups.setdefault(_group_of(place, same_host=same_host), []).append(donor_of(place))
     return groups
 
 
-def _extents(held: Mapping[str, int], address: str, extent_bytes: int) -> int:
-    return held.get(address, 0) // extent_bytes
+def _there(held: Sequence[Held], extent_bytes: int, *, same_host: bool) -> dict[str, int]:
+    """Return how many extents each machine holds already."""
+    there: dict[str, int] = {}
+    for each in held:
+        group = _group_of(each, same_host=same_host)
+        there[group] = there.get(group, 0) + each.size_bytes // extent_bytes
+    return there
 
 
 def _with_limit(needed: int, free: Mapping[str, int], room: Mapping[str, int]) -> dict[str, int]:
@@ -143,12 +183,35 @@ def _in_proportion(needed: int, free: Sequence[int]) -> list[int]:
     return taken
 
 
-def _too_few(hosts: Sequence[str], replicas: int) -> Refused:
+def _too_few(offers: Sequence[Offer], held: Sequence[Held], replicas: int, *, same_host: bool) -> Refused:
+    groups = _groups(distinct(offers), held, same_host=same_host)
     return Refused(
-        f"{replicas} copies need donors on {replicas} machines, and these are on {len(hosts)}",
-        why=", ".join(hosts) or "no donor is there",
+        f"{replicas} copies need donors on {replicas} machines, and these are on {len(groups)}",
+        why="; ".join(same_machines((*offers, *held), same_host=same_host)) or "no donor is there",
         hint="add a donor on another machine; or --allow-same-host; or --replicas 1 with --backup PATH",
     )
+
+
+def same_machines(places: Sequence[Place], *, same_host: bool = False) -> list[str]:
+    """Return a sentence for each machine: which donors it has, and which addresses are one donor."""
+    machines: dict[str, dict[str, list[str]]] = {}
+    for place in places:
+        donors = machines.setdefault(_group_of(place, same_host=same_host), {})
+        addresses = donors.setdefault(donor_of(place), [])
+        if place.address not in addresses:
+            addresses.append(place.address)
+    sentences = []
+    for donors in machines.values():
+        sentences += [f"{_listed(each)} are one donor" for each in donors.values() if len(each) > 1]
+        if len(donors) > 1:
+            sentences.append(f"{_listed([each[0] for each in donors.values()])} are on one machine")
+        elif len(next(iter(donors.values()))) == 1:
+            sentences.append(next(iter(donors.values()))[0])
+    return sentences
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _too_small(needed_bytes: int, offers: Sequence[Offer], *, replicas: int, held_bytes: int) -> DonorTooSmall:

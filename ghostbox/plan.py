@@ -8,21 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ghostbox.config import Config, PortForward
+from ghostbox.config import Config, ExtraDisk, NetworkChoice, PortForward, SharedFolder
 from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.placement import Offer, Share, missing, split
+from ghostbox.placement import Held, Offer, Share, distinct, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.tiering import Tiering, choose
-from ghostbox.units import MIB, format_bytes
+from ghostbox.units import MIB, PAGE_BYTES, format_bytes
 
 MEMORY_BLOCK_BYTES = 128 * MIB
 """Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
 
 _STRUCT_PAGE_SHARE = 64  # struct page: 64 bytes for each page of 4 KiB
 _KERNEL_SLACK_BYTES = 32 * MIB
+_MOST_DISKS = 8
 _MIN_REST_BYTES = 128 * MIB
-_NODE1_AT_BOOT_BYTES = 8 * MIB
+_AT_BOOT_EXTRA_BYTES = 4 * MIB
+_PAGE_TABLE_SHARE = 512  # a page table of 4 KiB maps 2 MiB
+_NODE1_SLACK_BYTES = 8 * MIB
 
 
 class Virt(enum.StrEnum):
@@ -61,11 +64,24 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """User-mode network: ports of 127.0.0.1 that lead into the guest."""
+    """How the guest is connected.
+
+    With the network ``user``, ports of 127.0.0.1 lead into it (``ssh_port``, ``forwards``), and ``host_access`` says
+    whether it may reach this host and the donors. On any other it is a machine with an address of its own; ``filter``
+    names libvirt's filter that keeps it from the donors, None where libvirt cannot filter or ``host_access`` is set.
+    """
 
     mac: str
     ssh_port: int
     forwards: tuple[PortForward, ...] = ()
+    choice: NetworkChoice = NetworkChoice()
+    host_access: bool = False
+    filter: str | None = None
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the shim keeps the guest from this host and the donors."""
+        return self.choice.kind == "user" and not self.host_access
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,8 @@ class GuestPlan:
 class HostFacts:
     """What was found out about this host and this VM before planning.
 
-    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``security_models`` are libvirt's drivers;
+    ``uuid``, ``mac`` and ``ssh_port`` are kept for the life of a VM; ``machine_id`` is what the guest is told to be
+    (machine-id(5)), where its disk is a copy of another VM's; ``security_models`` are libvirt's drivers;
     ``links`` (by the offers' addresses) and ``host_costs`` were measured earlier, if at all.
     """
 
@@ -118,9 +135,11 @@ class HostFacts:
     offers: tuple[Offer, ...]
     image: ImagePlan
     shim: Path
+    machine_id: str | None = None
     security_models: tuple[str, ...] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     host_costs: HostCosts | None = None
+    filters: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,11 +168,15 @@ class VmPlan:
     boot_timeout_s: float
     forecast: Forecast
     backup: Path | None = None
+    disks: tuple[ExtraDisk, ...] = ()
+    folders: tuple[SharedFolder, ...] = ()
+    machine_id: str | None = None
 
     @property
     def local(self) -> LocalMemory:
         """What each node of the guest has when it boots."""
-        return local_memory(self.memory_bytes, self.remote_memory_bytes)
+        direct = self.image.boot.kernel is not None
+        return local_memory(self.memory_bytes, self.remote_memory_bytes, direct_boot=direct)
 
 
 @dataclass(frozen=True)
@@ -161,21 +184,34 @@ class LocalMemory:
     """What the guest's nodes have when it boots, in bytes; all of it is on this machine.
 
     The remote memory itself is a DIMM of node 1 on which the guest's kernel keeps nothing of its own: a lost donor
-    would take the kernel along. ``struct page`` and all else come out of node 0.
+    would take the kernel along. ``struct page`` and all else come out of node 0. ``node1_hidden``: the guest's kernel
+    is told not to use what node 1 has at boot.
     """
 
     node0_bytes: int
     node1_bytes: int
+    node1_hidden: bool = False
 
 
-def local_memory(memory_bytes: int, remote_bytes: int) -> LocalMemory:
+def local_memory(memory_bytes: int, remote_bytes: int, *, direct_boot: bool = True) -> LocalMemory:
     """Return what each node has at boot beside so much remote memory.
 
-    QEMU (through libvirt) and older Linux (NODE_MIN_SIZE, 4 MiB) know no node without memory. As little as that ends
-    memory at boot off every large boundary, too, so hot-plugged memory comes in blocks of `MEMORY_BLOCK_BYTES` however
-    much there is (probe_memory_block_size).
+    libvirt knows no node without memory. What node 1 has at boot is ordinary memory, and then ``numactl --membind=1``
+    binds page tables and slabs to it as well: where it ends, the OOM killer comes. A node that has movable memory
+    alone is spared that: Linux applies such a policy to movable memory only, and takes the rest from node 0
+    (apply_policy_zone, mm/mempolicy.c). So with ``direct_boot`` node 1's own memory is hidden from the kernel, by an
+    argument. An image with a boot loader gets no arguments from us: there node 1 has room for the page tables of all
+    the remote memory.
+
+    What is added here also ends memory at boot off every large boundary, so hot-plugged memory comes in blocks of
+    `MEMORY_BLOCK_BYTES` however much there is (probe_memory_block_size, arch/x86/mm/init_64.c).
     """
-    return LocalMemory(memory_bytes, _NODE1_AT_BOOT_BYTES if remote_bytes else 0)
+    if not remote_bytes:
+        return LocalMemory(memory_bytes, 0)
+    if direct_boot:
+        return LocalMemory(memory_bytes + _AT_BOOT_EXTRA_BYTES, _AT_BOOT_EXTRA_BYTES, node1_hidden=True)
+    node1 = -(-remote_bytes // _PAGE_TABLE_SHARE // MIB) * MIB + _NODE1_SLACK_BYTES
+    return LocalMemory(memory_bytes, node1 + (_NODE1_SLACK_BYTES if node1 % MEMORY_BLOCK_BYTES == 0 else 0))
 
 
 def domain_name(name: str) -> str:
@@ -193,8 +229,8 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
     """
     check_sizes(config)
     vm, pool = config.vm, config.pool
-    _check_loss(pool.on_donor_loss, facts.virt)
-    pager = _pager_plan(config, facts.virt)
+    check_loss(pool.on_donor_loss, facts.virt)
+    pager = pager_plan(config, facts.virt)
     shares = shares_of(pager, facts.offers)
     return VmPlan(
         name=vm.name,
@@ -208,10 +244,10 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         cpus=vm.cpus,
         disk_bytes=vm.disk_bytes,
         image=facts.image,
-        network=NetworkPlan(facts.mac, facts.ssh_port, vm.ports),
+        network=_network_plan(config, facts),
         pager=pager,
         guest=_guest_plan(config, facts),
-        donors=tuple(offer.address for offer in facts.offers),
+        donors=tuple(offer.address for offer in distinct(facts.offers)),
         shares=shares,
         shim=facts.shim,
         security_models=facts.security_models,
@@ -219,11 +255,14 @@ def make(config: Config, paths: Paths, facts: HostFacts) -> VmPlan:
         boot_timeout_s=vm.boot_timeout_s,
         forecast=predict({share.address: share.size_bytes for share in shares}, facts.links, facts.host_costs),
         backup=backup_file(pool.backup, vm.name),
+        disks=vm.disks,
+        folders=vm.shares,
+        machine_id=facts.machine_id,
     )
 
 
-def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int] | None = None) -> tuple[Share, ...]:
-    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held`` (bytes by address).
+def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Sequence[Held] = ()) -> tuple[Share, ...]:
+    """Return what each donor is to lend to the pool of ``pager``, besides what is ``held``.
 
     Raises:
         DonorTooSmall, Refused: see `placement.split`.
@@ -238,8 +277,8 @@ def shares_of(pager: PagerPlan, offers: Sequence[Offer], held: Mapping[str, int]
     )
 
 
-def missing_bytes(pager: PagerPlan, held: Mapping[str, int]) -> int:
-    """Return how much more memory the pool of ``pager`` needs than is ``held`` (bytes by address)."""
+def missing_bytes(pager: PagerPlan, held: Sequence[Held]) -> int:
+    """Return how much more memory the pool of ``pager`` needs than is ``held``."""
     return missing(
         pager.pool_bytes,
         held,
@@ -256,7 +295,12 @@ def backup_file(given: Path | None, name: str) -> Path | None:
     return given / f"ghostbox-{name}.backup" if given.is_dir() else given
 
 
-def _check_loss(on_donor_loss: str, virt: Virt) -> None:
+def check_loss(on_donor_loss: str, virt: Virt) -> None:
+    """Refuse what cannot be done about lost pages.
+
+    Raises:
+        Refused: they are to be poisoned, and there is no KVM.
+    """
     if on_donor_loss == "poison" and virt is not Virt.KVM:
         raise Refused(
             "pool.on_donor_loss: poison needs KVM",
@@ -265,17 +309,25 @@ def _check_loss(on_donor_loss: str, virt: Virt) -> None:
         )
 
 
+def _network_plan(config: Config, facts: HostFacts) -> NetworkPlan:
+    vm = config.vm
+    is_filtered = facts.filters and vm.network.kind != "user" and not vm.host_access
+    name = domain_name(vm.name) if is_filtered else None
+    return NetworkPlan(facts.mac, facts.ssh_port, vm.ports, vm.network, vm.host_access, name)
+
+
 def _guest_plan(config: Config, facts: HostFacts) -> GuestPlan:
     vm = config.vm
     tiering = choose(config.guest.tiering, emulated=facts.virt is Virt.TCG, links=facts.links.values())
     return GuestPlan(vm.user, vm.ssh_key, vm.cloud_init, tiering)
 
 
-def _pager_plan(config: Config, virt: Virt) -> PagerPlan:
+def pager_plan(config: Config, virt: Virt) -> PagerPlan:
+    """Return how the pager of the VM that ``config`` describes is started."""
     pool = config.pool
     extents = -(-config.vm.remote_memory_bytes // pool.extent_bytes)
     return PagerPlan(
-        cache_bytes=pool.cache_bytes,
+        cache_bytes=cache_bytes(config),
         extent_bytes=pool.extent_bytes,
         readahead_bytes=config.pager.readahead_bytes,
         poll_us=config.pager.poll_us,
@@ -291,6 +343,13 @@ def _pager_plan(config: Config, virt: Virt) -> PagerPlan:
     )
 
 
+def cache_bytes(config: Config) -> int:
+    """Return the size of the cache: one that nobody set is at most half as large as the remote memory."""
+    if config.origins.get("pool.cache", "default") != "default":
+        return config.pool.cache_bytes
+    return min(config.pool.cache_bytes, config.vm.remote_memory_bytes // 2 // PAGE_BYTES * PAGE_BYTES)
+
+
 def check_sizes(config: Config) -> None:
     """Refuse sizes that cannot work, before anything is asked or started.
 
@@ -301,7 +360,7 @@ def check_sizes(config: Config) -> None:
     _check_block("vm.memory", config.vm.memory_bytes)
     _check_block("vm.remote_memory", config.vm.remote_memory_bytes)
     _check_local(config.vm.memory_bytes, config.vm.remote_memory_bytes)
-    cache, remote = config.pool.cache_bytes, config.vm.remote_memory_bytes
+    cache, remote = cache_bytes(config), config.vm.remote_memory_bytes
     if cache >= remote:
         raise UsageError(
             f"pool.cache ({format_bytes(cache)}) is not smaller than vm.remote_memory ({format_bytes(remote)})",
@@ -309,6 +368,14 @@ def check_sizes(config: Config) -> None:
             hint=f"lower it, for example --cache {_flag_size(max(remote // 8, 64 * MIB))}, or raise --remote-memory",
         )
     _check_ports(config.vm.ports)
+    if len(config.vm.disks) > _MOST_DISKS:
+        raise UsageError(f"{len(config.vm.disks)} further disks (vm.disks) are too many, {_MOST_DISKS} are possible")
+    if config.vm.ports and config.vm.network.kind != "user":
+        raise UsageError(
+            f"ports cannot be forwarded (vm.ports) on the network {config.vm.network}",
+            why="there the guest has an address of its own, at which all its ports are reached",
+            hint="leave vm.ports empty; `ghostbox info` shows the address",
+        )
 
 
 def _check_local(memory: int, remote: int) -> None:

@@ -37,6 +37,9 @@ LOCALITY_PERCENTS = (75, 50, 25)
 ZIPF_EXPONENT = 0.9
 ZIPF_PAGES = 32768  # 128 MiB, the array of `ghostbox bench`
 WINDOW_BYTES = 256 * KIB
+PASS_BYTES = 3e9
+PASS_BYTES_PER_S = 3e9  # one thread that adds up, compares or searches; copying alone is quicker
+LOOKUPS = 10_000
 INACTIVE_PART = 0.25  # of the cache: watermarks.inactive of the pager
 # Into the memfd and into the page table: a copy of a page with UFFDIO_COPY (ARCHITECTURE.md, "Where the time … goes").
 _INSTALL_US = 1.6
@@ -83,6 +86,15 @@ class Slowdown:
 
 
 @dataclass(frozen=True)
+class Everyday:
+    """Something that people do, and the seconds it takes with all its data on donors and with all of it here."""
+
+    what: str
+    remote_s: float
+    local_s: float
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What is to be expected. ``assumed``: something in it was not measured; ``notes`` say what, and how to.
 
@@ -97,6 +109,7 @@ class Forecast:
     links: tuple[Link, ...]
     host: HostCosts
     notes: tuple[str, ...] = ()
+    everyday: tuple[Everyday, ...] = ()
 
 
 ASSUMED_HOST = HostCosts(None, fault_us=10.0, fault_mean_us=15.0, access_us=0.02)
@@ -151,6 +164,27 @@ def predict(shares: Mapping[str, int], measured: Mapping[str, Link], host: HostC
         links=tuple(links),
         host=costs,
         notes=tuple(notes),
+        everyday=everyday(mean_us, 1.0 / seconds_a_byte, costs),
+    )
+
+
+def everyday(mean_us: float, bytes_per_s: float, host: HostCosts) -> tuple[Everyday, ...]:
+    """Return what the figures mean for what people do; nothing of the data is local when it begins.
+
+    A program that looks at all of its data does so at `PASS_BYTES_PER_S`; the data comes in ahead of it (readahead),
+    so that the slower of the two counts. Look-ups each touch a page that nobody asked for before, and wait for it.
+    """
+    return (
+        Everyday(
+            "a pass over 3 GB of data",
+            remote_s=PASS_BYTES / min(PASS_BYTES_PER_S, bytes_per_s),
+            local_s=PASS_BYTES / PASS_BYTES_PER_S,
+        ),
+        Everyday(
+            f"{LOOKUPS:,} random look-ups in data",
+            remote_s=LOOKUPS * mean_us * _US + LOOKUPS * host.access_us * _US,
+            local_s=LOOKUPS * host.access_us * _US,
+        ),
     )
 
 

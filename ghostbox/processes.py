@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,20 @@ from typing import Any
 from ghostbox.errors import DeadlineExceeded, ProgramError, exhausted
 
 _log = logging.getLogger(__name__)
+
+
+# Daemons and mke2fs lie there, and the PATH of a user who is not root may end before it.
+_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def search_path() -> str:
+    """Return where programs are looked for: PATH, and where the system's own lie."""
+    return os.pathsep.join([os.environ.get("PATH") or os.defpath, *_SYSTEM_DIRECTORIES])
+
+
+def which(program: str) -> str | None:
+    """Return the path of a program; None if it is not installed. One with a directory is taken as it is."""
+    return shutil.which(program, path=search_path())
 
 
 def run(
@@ -41,6 +56,7 @@ def run(
     try:
         done = subprocess.run(
             words,
+            executable=which(words[0]),
             check=False,
             capture_output=True,
             text=True,
@@ -59,6 +75,20 @@ def run(
     return done.stdout
 
 
+def attend(argv: Sequence[str | Path]) -> int:
+    """Run a program that has our terminal until it ends; return its status. For what the user works with: an editor.
+
+    Raises:
+        ProgramError: it cannot be run.
+    """
+    words = [str(word) for word in argv]
+    _log.debug("attend: %s", " ".join(words))
+    try:
+        return subprocess.run(words, check=False).returncode
+    except OSError as err:
+        raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
+
+
 def start_detached(
     argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
@@ -69,6 +99,7 @@ def start_detached(
         try:
             return subprocess.Popen(
                 words,
+                executable=which(words[0]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

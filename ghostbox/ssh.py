@@ -2,17 +2,17 @@
 """SSH: keys, and our own look into the guest (the only importer of paramiko; people get the system's ssh).
 
 The guest's host key was made by us and put into its seed, so a connection is trusted by our pin or not at all: there
-is no first use to trust. SSH and cloud-init are waited for apart, because they fail apart.
+is no first use to trust.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,15 +32,6 @@ _PAUSE_S = 0.2
 # too (PerSourcePenalties, since OpenSSH 9.8); refusals further apart than they count never add up to that.
 _PAUSE_AFTER_REFUSAL_S = 6.0
 _QUIET_CHANNEL = "ghostbox.ssh.paramiko"
-
-# Written by cloud-init at its end (docs: reference/cli, "result.json"); disabled by its generator on boot. Asking the
-# cloud-init command instead would start a Python in the guest each time, which takes seconds under emulation.
-_CLOUD_INIT_RESULT = (
-    "while :; do "
-    "[ -e /run/cloud-init/result.json ] && exec cat /run/cloud-init/result.json; "
-    "[ -e /run/cloud-init/disabled ] && exec echo '{}'; "
-    "sleep 0.2; done"
-)
 
 Say = Callable[[str], None]
 ConsoleTail = Callable[[], str]
@@ -128,6 +119,26 @@ def read_public_key(path: Path) -> str:
     raise ConfigError(f"{path} holds no SSH public key", hint=f"did you mean {path}.pub?")
 
 
+class OpenCommand:
+    """A command in the guest that runs: bytes to its standard input, bytes from its standard output."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def recv(self, n_bytes: int, /) -> bytes:
+        """Return some bytes of its output, none at the end."""
+        return self._channel.recv(n_bytes)
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of ``data``."""
+        self._channel.sendall(data)
+
+    def ending(self) -> tuple[int, str]:
+        """Wait until it has ended; return its status (-1 if the connection ended) and the end of what it complained."""
+        said = self._channel.recv_stderr(1 << 16) if self._channel.recv_stderr_ready() else b""
+        return self._channel.recv_exit_status(), said.decode(errors="replace").strip()
+
+
 class GuestSsh:
     """A connection to the guest, made when it is needed and kept until ``close``.
 
@@ -200,32 +211,6 @@ class GuestSsh:
             patience_s = min(patience_s * 1.25, 20.0)
             time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
 
-    def wait_cloud_init(self, timeout_s: float, on_progress: Say = _say_nothing) -> None:
-        """Wait until cloud-init in the guest has done all.
-
-        Raises:
-            GuestError: not within ``timeout_s``, or it reports errors.
-        """
-        on_progress("waiting for cloud-init")
-        try:
-            text = self.run(_CLOUD_INIT_RESULT, timeout_s).stdout
-        except DeadlineExceeded as err:
-            raise self._error(
-                f"cloud-init in the guest was not done within {timeout_s:.0f} s",
-                "SSH works, cloud-init is still busy",
-                hint="look inside: cloud-init status --long, /var/log/cloud-init-output.log",
-            ) from err
-        try:
-            errors = json.loads(text).get("v1", {}).get("errors", [])
-        except (ValueError, AttributeError) as err:
-            raise GuestError("cloud-init in the guest left no readable result", why=text[:200] or None) from err
-        if errors:
-            raise GuestError(
-                "cloud-init in the guest reports errors",
-                why="\n".join(str(line) for line in errors),
-                hint="look inside: cloud-init status --long, /var/log/cloud-init-output.log",
-            )
-
     def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
         """Run a shell command in the guest; its exit status is no error.
 
@@ -242,6 +227,30 @@ class GuestSsh:
         except (paramiko.SSHException, OSError, EOFError) as err:
             self.close()
             raise self._error(f"the SSH connection to the guest at {self._where} broke", str(err)) from err
+
+    @contextmanager
+    def opened(self, command: str) -> Iterator[OpenCommand]:
+        """Start a shell command in the guest whose standard input and output are ours until the end of the block.
+
+        Raises:
+            GuestError: the connection failed.
+        """
+        try:
+            if self._client is None:
+                self._connect(30.0)
+            assert self._client is not None
+            transport = self._client.get_transport()
+            if transport is None:
+                raise EOFError("the guest closed it")
+            transport.set_keepalive(15)
+            channel = transport.open_session(timeout=30.0)
+            channel.exec_command(command)
+        except _NotYet as err:
+            raise self._error(f"no SSH connection to the guest at {self._where}", str(err)) from err
+        except (paramiko.SSHException, OSError, EOFError) as err:
+            raise self._error(f"the SSH connection to the guest at {self._where} broke", str(err)) from err
+        with channel:
+            yield OpenCommand(channel)
 
     def put_text(self, path: str, text: str, mode: int = 0o644, timeout_s: float = 30.0) -> None:
         """Write a file in the guest as the login user.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,8 +133,21 @@ def slowest(donors: Sequence[DonorRates]) -> str | None:
     return max(asked)[1] if len(asked) > 1 else None
 
 
-def watch(vm: str, paths: Paths, *, interval_s: float, count: int | None, with_map: bool = False) -> Iterator[Sample]:
-    """Yield a sample after each interval, ``count`` times or until the pager is gone.
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
+def watch(
+    vm: str,
+    paths: Paths,
+    *,
+    interval_s: float,
+    count: int | None,
+    with_map: bool = False,
+    wait: Callable[[float], bool] = _sleep,
+) -> Iterator[Sample]:
+    """Yield a sample after each interval, ``count`` times, until the pager is gone, or until ``wait`` says no.
 
     Raises:
         NotFound: no such VM.
@@ -144,7 +157,8 @@ def watch(vm: str, paths: Paths, *, interval_s: float, count: int | None, with_m
     before_s = time.monotonic()
     n_left = count
     while n_left is None or n_left > 0:
-        time.sleep(interval_s)
+        if not wait(interval_s):
+            return
         after = _status(vm, paths, ended=True)
         after_s = time.monotonic()
         if after["pid"] == before["pid"]:  # else the VM was started again: its counters began anew

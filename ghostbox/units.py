@@ -36,6 +36,14 @@ def parse_bytes(text: str | int) -> int:
     return int(Decimal(match["number"]) * _FACTORS[match["unit"].upper()])
 
 
+def missing_unit(text: object) -> str | None:
+    """Return what to do about a number of bytes that is less than a page: its unit was forgotten. Else None."""
+    number = str(text).strip()
+    if not re.fullmatch(r"[0-9]+", number) or not 0 < int(number) < PAGE_BYTES:
+        return None
+    return f"write its unit: {number}{'G' if int(number) < 64 else 'M'}"
+
+
 def format_bytes(n_bytes: int) -> str:
     """Return ``n_bytes`` for people: ``4 GiB``, ``1.5 MiB``, ``512 B``."""
     for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):

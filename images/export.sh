@@ -44,6 +44,11 @@ $b mount -t devtmpfs dev /dev
 while read -r module; do
     $b insmod "/modules/$module" || echo "initrd: cannot load $module"
 done < /modules/order
+# Not by the kernel: in its eyes memory that is on before it has read HMAT is as near as all other (ghostbox/domain_xml.py).
+for block in /sys/devices/system/memory/memory*/state; do
+    read -r state < "$block"
+    if [ "$state" = offline ]; then echo online_movable > "$block"; fi
+done
 label=$($b sed -n 's/.*root=LABEL=\([^ ]*\).*/\1/p' /proc/cmdline)
 tries=0
 while ! disk=$($b findfs "LABEL=$label" 2> /dev/null); do

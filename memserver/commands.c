@@ -5,6 +5,7 @@
 #include "memserver/server.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -96,6 +97,11 @@ static json_t *gathering_to_json(const struct server *server)
                      (json_int_t)n_late);
 }
 
+static json_t *address_to_json(const struct listening *at)
+{
+    return json_pack("{s:s, s:i}", "host", at->host, "port", (int)at->port);
+}
+
 static json_t *status_command(void *ctx, const json_t *args, struct control_error *err)
 {
     (void)args;
@@ -104,9 +110,15 @@ static json_t *status_command(void *ctx, const json_t *args, struct control_erro
     struct listing listing = {.array = json_array()};
     exports_visit(&server->exports, listing_add, &listing);
     double uptime_s = (double)(clock_coarse_ms() - server->started_at_ms) / 1000.0;
-    return json_pack("{s:s, s:i, s:s, s:i, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o, s:o}", "version", GHOSTBOX_VERSION,
-                     "pid", (int)getpid(), "host", server->host, "port", (int)server->port, "size_bytes",
-                     (json_int_t)server->options->size_bytes, "exported_bytes",
+    struct listening at[LISTENERS_MAX];
+    unsigned n = listeners_list(&server->listeners, at);
+    json_t *also = json_array();
+    for (unsigned i = 1; i < n; i++) {
+        json_array_append_new(also, address_to_json(&at[i]));
+    }
+    return json_pack("{s:s, s:i, s:s, s:i, s:o, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o, s:o}", "version",
+                     GHOSTBOX_VERSION, "pid", (int)getpid(), "host", at[0].host, "port", (int)at[0].port, "also",
+                     also, "size_bytes", (json_int_t)server->options->size_bytes, "exported_bytes",
                      (json_int_t)exports_total_bytes(&server->exports), "resident_bytes",
                      (json_int_t)listing.resident_bytes, "connections", (int)server_connections(server), "uptime_s",
                      uptime_s, "exports", listing.array, "counters", counters_to_json(server), "waiting",
@@ -189,6 +201,27 @@ static json_t *export_remove_command(void *ctx, const json_t *args, struct contr
     return json_null();
 }
 
+static json_t *listen_command(void *ctx, const json_t *args, struct control_error *err)
+{
+    struct server *server = ctx;
+    const char *host = json_string_value(json_object_get(args, "host"));
+    const json_t *port = json_object_get(args, "port"), *only = json_object_get(args, "only");
+    char port_text[8], text[256];
+    if (host == NULL || !json_is_integer(port) || json_integer_value(port) < 0 || json_integer_value(port) > 65535 ||
+        !json_is_boolean(only)) {
+        return control_fail(err, "invalid", "\"host\" must be an address, \"port\" a port, \"only\" true or false");
+    }
+    snprintf(port_text, sizeof(port_text), "%d", (int)json_integer_value(port));
+    int rc = listeners_add(&server->listeners, host, port_text, json_is_true(only), text, sizeof(text));
+    if (rc < 0) {
+        return control_fail(err, rc == -E2BIG ? "too-many" : "unavailable", "%s", text);
+    }
+    struct listening at[LISTENERS_MAX];
+    listeners_list(&server->listeners, at);
+    log_info("serving on %s port %u%s", at[0].host, at[0].port, json_is_true(only) ? ", and nowhere else" : ", too");
+    return address_to_json(&at[0]);
+}
+
 static json_t *shutdown_command(void *ctx, const json_t *args, struct control_error *err)
 {
     (void)args;
@@ -198,9 +231,6 @@ static json_t *shutdown_command(void *ctx, const json_t *args, struct control_er
 }
 
 const struct control_command memserver_commands[] = {
-    {"status", status_command},
-    {"export-add", export_add_command},
-    {"export-remove", export_remove_command},
-    {"shutdown", shutdown_command},
-    {NULL, NULL},
+    {"status", status_command}, {"export-add", export_add_command}, {"export-remove", export_remove_command},
+    {"listen", listen_command}, {"shutdown", shutdown_command},     {NULL, NULL},
 };

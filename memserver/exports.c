@@ -103,7 +103,7 @@ static struct export **export_find_text(struct exports *exports, const char *nam
     return export_find(exports, (const uint8_t *)name, strlen(name));
 }
 
-static int export_new(struct export **out, const char *name, uint64_t size_bytes, const char *donor_id)
+static int export_new(struct export **out, const char *name, uint64_t size_bytes, const struct exports *exports)
 {
     struct export *export = calloc(1, sizeof(*export));
     if (export == NULL) {
@@ -116,7 +116,8 @@ static int export_new(struct export **out, const char *name, uint64_t size_bytes
     }
     snprintf(export->name, sizeof(export->name), "%s", name);
     uuid_make(export->incarnation);
-    export->donor_id = donor_id;
+    export->donor_id = exports->donor_id;
+    export->machine = exports->machine;
     atomic_store(&export->active_at_ms, clock_coarse_ms());
     *out = export;
     return 0;
@@ -139,7 +140,7 @@ int export_add(struct exports *exports, const char *name, uint64_t size_bytes, u
     } else if (needed_bytes > *free_bytes) {
         rc = -ENOSPC;
     } else {
-        rc = export_new(at, name, size_bytes, exports->donor_id);
+        rc = export_new(at, name, size_bytes, exports);
     }
     if (rc == 0) {
         exports->exported_bytes += needed_bytes;

@@ -20,7 +20,7 @@
 #define EXPORT_NAME_MAX 255u
 #define EXPORTS_MAX     4096u
 #define UUID_TEXT_BYTES 37
-#define DONOR_ID_MAX    64u
+#define DONOR_ID_MAX    64u /* of a machine's name, too */
 
 /*
  * A client that asks for NAME?writer is its export's only writer: the one before is ended, and the new one is
@@ -46,6 +46,7 @@ struct export
     char name[EXPORT_NAME_MAX + 1];
     char incarnation[UUID_TEXT_BYTES]; /* another one means other memory */
     const char *donor_id;              /* whose memory it is; NULL: nobody said */
+    const char *machine;               /* where it lies; NULL: nobody said */
     _Atomic int64_t active_at_ms;      /* when a client last did something */
     bool removed;                      /* the rest is under the lock of struct exports */
     unsigned n_clients;
@@ -56,7 +57,7 @@ struct export
 struct exports {
     pthread_mutex_t lock;
     pthread_cond_t detached;
-    const char *donor_id; /* of all exports that are made from now on */
+    const char *donor_id, *machine; /* of all exports that are made from now on */
     uint64_t limit_bytes;
     uint64_t exported_bytes;
     unsigned n_exports;

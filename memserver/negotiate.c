@@ -14,6 +14,7 @@
 /* What follows is the incarnation: by it a client that connects again knows whether this is still the memory that it
  * filled; and the donor's id: by it, if it is not, whether that memory is gone, or another donor answers here. */
 #define DESCRIPTION           "GhostBox memory "
+#define DESCRIPTION_MACHINE   ", machine "
 #define DESCRIPTION_DONOR     ", donor "
 #define PREFERRED_BLOCK_BYTES 4096u
 
@@ -132,14 +133,17 @@ static enum connection_parse option_list(struct connection *connection, struct o
 
 struct export_facts {
     uint64_t size_bytes;
-    char description[sizeof(DESCRIPTION) + UUID_TEXT_BYTES + sizeof(DESCRIPTION_DONOR) + DONOR_ID_MAX];
+    char description[sizeof(DESCRIPTION) + UUID_TEXT_BYTES + sizeof(DESCRIPTION_MACHINE) + sizeof(DESCRIPTION_DONOR) +
+                     2 * DONOR_ID_MAX];
 };
 
 static void export_facts_read(void *ctx, const struct export *export)
 {
     struct export_facts *facts = ctx;
     facts->size_bytes = export->store.size_bytes;
-    snprintf(facts->description, sizeof(facts->description), DESCRIPTION "%s%s%s", export->incarnation,
+    /* The donor's id comes last: a client compares all behind it with what it was told before. */
+    snprintf(facts->description, sizeof(facts->description), DESCRIPTION "%s%s%s%s%s", export->incarnation,
+             export->machine != NULL ? DESCRIPTION_MACHINE : "", export->machine != NULL ? export->machine : "",
              export->donor_id != NULL ? DESCRIPTION_DONOR : "", export->donor_id != NULL ? export->donor_id : "");
 }
 

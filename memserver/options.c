@@ -39,6 +39,8 @@ static const char usage[] =
     "                          it asked for (60)\n"
     "  --donor-id ID           who lends this memory: up to 64 letters, digits or '-'; clients tell by it whether\n"
     "                          memory that is gone was this donor's (none)\n"
+    "  --machine NAME          which machine this is, in the same characters; clients that want two copies on two\n"
+    "                          machines tell by it that two donors are on one (none)\n"
     "  --log-file FILE         append log lines to FILE instead of stderr\n"
     "  --log-level LEVEL       error, warning, info or debug (info)\n"
     "  --version, --help\n";
@@ -57,6 +59,7 @@ enum {
     OPT_HANDSHAKE_TIMEOUT,
     OPT_PEER_TIMEOUT,
     OPT_DONOR_ID,
+    OPT_MACHINE,
     OPT_LOG_FILE,
     OPT_LOG_LEVEL,
     OPT_VERSION,
@@ -77,6 +80,7 @@ static const struct option long_options[] = {
     {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
     {"peer-timeout", required_argument, NULL, OPT_PEER_TIMEOUT},
     {"donor-id", required_argument, NULL, OPT_DONOR_ID},
+    {"machine", required_argument, NULL, OPT_MACHINE},
     {"log-file", required_argument, NULL, OPT_LOG_FILE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -151,14 +155,15 @@ static enum options_result port_option(struct options *options, const char *text
     return number_option("--port", text, 0, 65535, &port);
 }
 
-static enum options_result donor_id_option(struct options *options, const char *text)
+/* What becomes part of an export's description: it has no comma, which separates the parts. */
+static enum options_result word_option(const char *option, const char *text, const char **word)
 {
     size_t length = strlen(text);
     size_t good = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-");
-    options->donor_id = text;
+    *word = text;
     return length > 0 && length <= DONOR_ID_MAX && good == length
                ? OPTIONS_OK
-               : wrong("--donor-id: '%s' is not 1 to %u letters, digits or '-'", text, DONOR_ID_MAX);
+               : wrong("%s: '%s' is not 1 to %u letters, digits or '-'", option, text, DONOR_ID_MAX);
 }
 
 static enum options_result gather_option(struct options *options, const char *text)
@@ -206,7 +211,9 @@ static enum options_result option_take(struct options *options, int option, cons
     case OPT_PEER_TIMEOUT:
         return number_option("--peer-timeout", text, 1, 3600, &options->peer_limit_s);
     case OPT_DONOR_ID:
-        return donor_id_option(options, text);
+        return word_option("--donor-id", text, &options->donor_id);
+    case OPT_MACHINE:
+        return word_option("--machine", text, &options->machine);
     case OPT_LOG_FILE:
         options->log_path = text;
         return OPTIONS_OK;

@@ -32,6 +32,7 @@ struct options {
     unsigned handshake_limit_s;
     unsigned peer_limit_s;
     const char *donor_id; /* NULL: none */
+    const char *machine;  /* NULL: none */
     const char *log_path; /* NULL: stderr */
     enum log_level log_level;
 };

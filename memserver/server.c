@@ -5,7 +5,6 @@
 #include "common/size.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -22,7 +21,6 @@
 /* How long accepting pauses when there is no descriptor left for it. */
 #define ACCEPT_PAUSE_MS 100
 #define REFUSED_SAY_MS  1000
-#define BACKLOG         512
 /* Half of --peer-timeout without a word, then three times a sixth of it. */
 #define KEEPALIVE_COUNT 3
 /* What of an answer lies in the kernel besides what is on its way: without a limit up to 4 MiB for a slow reader (50
@@ -52,56 +50,20 @@ static void fd_limit_raise(unsigned max_connections)
     }
 }
 
-static void address_format(const struct sockaddr *address, socklen_t length, char *host, size_t host_bytes,
-                           unsigned *port)
-{
-    char port_text[8] = "0";
-    if (getnameinfo(address, length, host, (socklen_t)host_bytes, port_text, sizeof(port_text),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-        snprintf(host, host_bytes, "unknown");
-    }
-    *port = (unsigned)strtoul(port_text, NULL, 10);
-}
-
-static int socket_listen(const struct addrinfo *address)
-{
-    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP);
-    if (fd < 0) {
-        return -errno;
-    }
-    const int on = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(fd, address->ai_addr, address->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
-        int rc = -errno;
-        close(fd);
-        return rc;
-    }
-    return fd;
-}
-
 static int server_listen(struct server *server)
 {
-    const struct options *options = server->options;
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-    struct addrinfo *address;
-    int rc = getaddrinfo(options->bind, options->port, &hints, &address);
-    if (rc != 0) {
-        log_error("cannot listen on %s: %s", options->bind, gai_strerror(rc));
-        return -EADDRNOTAVAIL;
+    char text[256];
+    int rc = listeners_open(&server->listeners);
+    if (rc == 0) {
+        rc =
+            listeners_add(&server->listeners, server->options->bind, server->options->port, true, text, sizeof(text));
+    } else {
+        snprintf(text, sizeof(text), "cannot listen: %s", strerror(-rc));
     }
-    server->listen_fd = socket_listen(address);
-    freeaddrinfo(address);
-    if (server->listen_fd < 0) {
-        log_error("cannot listen on %s port %s: %s", options->bind, options->port, strerror(-server->listen_fd));
-        return server->listen_fd;
+    if (rc < 0) {
+        log_error("%s", text);
     }
-    struct sockaddr_storage bound;
-    socklen_t length = sizeof(bound);
-    if (getsockname(server->listen_fd, (struct sockaddr *)&bound, &length) < 0) {
-        return -errno;
-    }
-    address_format((struct sockaddr *)&bound, length, server->host, sizeof(server->host), &server->port);
-    return 0;
+    return rc;
 }
 
 static int export_create(struct server *server, const struct export_option *option)
@@ -136,9 +98,11 @@ static int workers_start(struct server *server)
 
 int server_open(struct server *server, const struct options *options)
 {
-    *server = (struct server){.options = options, .listen_fd = -1, .quit_fd = -1, .started_at_ms = clock_coarse_ms()};
+    *server = (struct server){
+        .options = options, .listeners = {.wake_fd = -1}, .quit_fd = -1, .started_at_ms = clock_coarse_ms()};
     exports_open(&server->exports, options->size_bytes);
     server->exports.donor_id = options->donor_id;
+    server->exports.machine = options->machine;
     int rc = -ENOMEM;
     /* Counters have cache lines of their own. */
     server->workers = aligned_alloc(_Alignof(struct worker), options->n_threads * sizeof(struct worker));
@@ -223,15 +187,15 @@ static void connection_refuse(struct server *server, int fd, const char *peer)
 }
 
 /* Returns 0 or the errno of accept. */
-static int server_accept(struct server *server)
+static int server_accept(struct server *server, int listen_fd)
 {
     struct sockaddr_storage address;
     socklen_t length = sizeof(address);
-    int fd = accept4(server->listen_fd, (struct sockaddr *)&address, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(listen_fd, (struct sockaddr *)&address, &length, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) {
         return errno;
     }
-    char host[SERVER_HOST_BYTES];
+    char host[HOST_BYTES];
     char peer[CONNECTION_PEER_BYTES];
     unsigned port;
     address_format((struct sockaddr *)&address, length, host, sizeof(host), &port);
@@ -248,19 +212,30 @@ static int server_accept(struct server *server)
     return 0;
 }
 
+/* Accepts one connection of each listening socket that has one. Returns 0 or the errno of an accept. */
+static int accept_all(struct server *server, const struct pollfd *fds, unsigned n_fds)
+{
+    int error = 0;
+    for (unsigned i = 0; i < n_fds; i++) {
+        int rc = fds[i].revents != 0 ? server_accept(server, fds[i].fd) : 0;
+        error = rc != 0 ? rc : error;
+    }
+    return error;
+}
+
 void server_run(struct server *server, int signal_fd)
 {
-    struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
-                           {.fd = server->quit_fd, .events = POLLIN},
-                           {.fd = server->listen_fd, .events = POLLIN}};
+    struct pollfd fds[2 + 1 + LISTENERS_MAX] = {{.fd = signal_fd, .events = POLLIN},
+                                                {.fd = server->quit_fd, .events = POLLIN}};
     for (;;) {
-        if (poll(fds, 3, -1) < 0) {
+        unsigned n = listeners_poll(&server->listeners, fds + 2);
+        if (poll(fds, 2 + n, -1) < 0) {
             continue;
         }
         if (fds[0].revents != 0 || fds[1].revents != 0) {
             return;
         }
-        int rc = server_accept(server);
+        int rc = accept_all(server, fds + 3, n - 1);
         if (rc == EMFILE || rc == ENFILE || rc == ENOBUFS || rc == ENOMEM) {
             log_error("cannot accept a connection: %s", strerror(rc));
             /* It stays readable: without a pause this would be a busy loop. */
@@ -275,9 +250,7 @@ void server_close(struct server *server)
         worker_stop(&server->workers[i]);
     }
     free(server->workers);
-    if (server->listen_fd >= 0) {
-        close(server->listen_fd);
-    }
+    listeners_close(&server->listeners);
     if (server->quit_fd >= 0) {
         close(server->quit_fd);
     }

@@ -1,22 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* The listening socket and the workers. One per process. */
+/* The listening sockets and the workers. One per process. */
 #ifndef GHOSTBOX_MEMSERVER_SERVER_H
 #define GHOSTBOX_MEMSERVER_SERVER_H
 
 #include "memserver/exports.h"
+#include "memserver/listeners.h"
 #include "memserver/options.h"
 #include "memserver/worker.h"
-
-#define SERVER_HOST_BYTES 64
 
 struct server {
     const struct options *options;
     struct exports exports;
     struct worker *workers; /* options->n_threads of them */
-    int listen_fd;
+    struct listeners listeners;
     int quit_fd; /* eventfd: the `shutdown` command */
-    char host[SERVER_HOST_BYTES];
-    unsigned port;
     int64_t started_at_ms;
     int64_t refused_said_at_ms;
     unsigned next_worker;

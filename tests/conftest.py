@@ -102,6 +102,19 @@ def ghostbox_dirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def quick_cli(ghostbox_dirs: Path) -> Callable[..., CliRun]:
+    """The same as `ghostbox_cli` by a fork of this process: for tests that run many commands."""
+    from helpers import forked
+
+    forked.load_commands()
+
+    def run(*args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> CliRun:
+        return forked.run(*args, cwd=cwd or ghostbox_dirs, env=env)
+
+    return run
+
+
+@pytest.fixture
 def ghostbox_cli(ghostbox_dirs: Path) -> Callable[..., CliRun]:
     """Return a function that runs the real command in a process of its own, with directories of its own.
 

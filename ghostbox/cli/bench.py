@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ghostbox import bench as benchmark
 from ghostbox.bench import Report, plot
@@ -90,9 +90,9 @@ def table(report: Report) -> RenderableType:
         shown.add_column(title, justify="right" if right else "left", no_wrap=title != "FIGURE")
     notes: dict[str, int] = {}
     for row in report.rows:
-        mark = f" [dim]({notes.setdefault(row.note, len(notes) + 1)})[/]" if row.note else ""
-        shown.add_row(escape(row.what) + mark, *_cells(row))
-    lines = [f"({number}) {escape(note)}" for note, number in notes.items()]
+        mark = f" ({notes.setdefault(row.note, len(notes) + 1)})" if row.note else ""
+        shown.add_row(Text.assemble(row.what, (mark, "dim")), *_cells(row))
+    lines = [f"({number}) {note}" for note, number in notes.items()]
     predicted = [predictions(report.predictions), ""] if report.predictions else []
     return Group(shown, "", *predicted, *lines, _summary(report))
 
@@ -104,22 +104,22 @@ def predictions(found: Sequence[Predicted]) -> RenderableType:
         shown.add_column(title, justify="left" if title.startswith("PREDICTED ") else "right", no_wrap=True)
     for each in found:
         figures = (value(each.predicted, each.unit), value(each.measured, each.unit), ratio(each.ratio))
-        shown.add_row(escape(each.what), *figures)
+        shown.add_row(each.what, *figures)
     return shown
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> list[str | Text]:
     target = "–" if row.target is None else str(row.target)
     if row.measured is None:
-        return ["–", "–", "", "–", "", target, "[yellow]not measured[/]"]
+        return ["–", "–", "", "–", "", target, Text("not measured", "yellow")]
     measured = value(row.measured.median, row.unit)
     if row.reference is None or row.ratio is None:
-        return [measured, "–", "", "–", "", target, "[yellow]no reference[/]"]
-    verdict = {True: "[green]reached[/]", False: "[red]not reached[/]", None: ""}[row.reached]
+        return [measured, "–", "", "–", "", target, Text("no reference", "yellow")]
+    verdict = {True: Text("reached", "green"), False: Text("not reached", "red"), None: Text()}[row.reached]
     return [
         measured,
         value(row.reference.median, row.unit),
-        escape(row.reference_name or ""),
+        row.reference_name or "",
         ratio(row.ratio.median),
         _range(row.ratio),
         target,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from click.shell_completion import get_completion_class
 from rich.table import Table
 
 from ghostbox.cli.context import Context
-from ghostbox.cli.output import emit, output_options, plain
-from ghostbox.config import Config, Key, file_candidates, keys, load, validate_file
+from ghostbox.cli.output import echo, emit, output_options, plain
+from ghostbox.config import Config, definition, file_candidates, keys, load, validate_file
 from ghostbox.errors import NotFound
-from ghostbox.units import exact_bytes
 
 _CONFIG_EXAMPLES = """\b
 Examples:
@@ -33,47 +33,43 @@ def config() -> None:
 Examples:
   ghostbox config show
   ghostbox config show --origin --json
+  ghostbox config show --vm work --origin      what a VM is defined as
 """
 )
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
+@click.option("--vm", metavar="NAME", help="What this VM is defined as, instead.")
 @output_options
 @click.pass_obj
-def show(context: Context, origin: bool, output: str) -> None:
+def show(context: Context, origin: bool, vm: str | None, output: str) -> None:
     """Show every key with the value that holds."""
-    loaded = context.config()
-    emit(_show_data(loaded, origin=origin), output, lambda: _show_table(loaded, origin=origin))
+    loaded, shown = context.config(), list(keys())
+    if vm is not None:
+        loaded, shown = _defined(context, vm), ["vm.name", *definition.vm_keys()]
+    emit(_show_data(loaded, shown, origin=origin), output, lambda: _show_table(loaded, shown, origin=origin))
 
 
-def _show_data(loaded: Config, *, origin: bool) -> dict[str, Any]:
-    values = {name: plain(_written(loaded, key)) for name, key in keys().items()}
+def _defined(context: Context, vm: str) -> Config:
+    from ghostbox import session  # most of what is here needs no libvirt
+
+    return session.defined(vm, context.paths, context.config())
+
+
+def _show_data(loaded: Config, shown: Sequence[str], *, origin: bool) -> dict[str, Any]:
+    values = {name: plain(loaded.written(name)) for name in shown}
     if not origin:
         return values
     return {name: {"value": value, "origin": loaded.origin(name)} for name, value in values.items()}
 
 
-def _show_table(loaded: Config, *, origin: bool) -> Table:
+def _show_table(loaded: Config, shown: Sequence[str], *, origin: bool) -> Table:
     table = Table(box=None, header_style="bold")
     for title in ("key", "value", *(["origin"] if origin else [])):
         table.add_column(title)
-    for name, key in keys().items():
-        written = _written(loaded, key)
-        shown = ", ".join(map(str, written)) if isinstance(written, tuple) else str(written)
-        table.add_row(name, shown, *([loaded.origin(name)] if origin else []))
+    for name in shown:
+        written = loaded.written(name)
+        text = ", ".join(written) if isinstance(written, list) else str(written)
+        table.add_row(name, text, *([loaded.origin(name)] if origin else []))
     return table
-
-
-def _written(loaded: Config, key: Key) -> Any:
-    """Return a value as people write it, with its unit."""
-    value = loaded.value(key.name)
-    if value is None:
-        return None
-    if key.attribute.endswith("_bytes"):
-        return exact_bytes(value)
-    if key.attribute.endswith("_s"):
-        return f"{value:g}s"
-    if isinstance(value, tuple):
-        return tuple(str(item) for item in value)
-    return value
 
 
 @config.command(
@@ -160,4 +156,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     if found is None:
         raise NotFound(f"no completion for the shell {shell}")
     script = found(ctx.find_root().command, {}, "ghostbox", "_GHOSTBOX_COMPLETE").source()
-    click.echo(script)
+    echo(script)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import click
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
+from rich.text import Text
 
 from ghostbox import demo as demonstration
 from ghostbox.cli import show
@@ -41,23 +41,25 @@ def demo(context: Context, /, down: bool, name: str, output: str) -> int:
 
 def _summary(result: DemoResult) -> RenderableType:
     good = not result.problems
-    verdict = "[bold green]every byte came back right[/]" if good else "[bold red]this is not right[/]"
+    verdict = ("every byte came back right", "bold green") if good else ("this is not right", "bold red")
     rows: list[tuple[str, object]] = [
         (
             "checked",
-            f"{format_bytes(result.bytes_checked)} on a cache of {format_bytes(result.cache_bytes)}: {verdict}",
+            Text.assemble(
+                f"{format_bytes(result.bytes_checked)} on a cache of {format_bytes(result.cache_bytes)}: ", verdict
+            ),
         ),
-        *(("problem", f"[red]{escape(problem)}[/]") for problem in result.problems),
+        *(("problem", Text(problem, "red")) for problem in result.problems),
         ("went out", f"{format_bytes(result.traffic.written_bytes)} to the donors"),
         ("came back", f"{format_bytes(result.traffic.read_bytes)}, {result.traffic.fetched_pages} pages waited for"),
         ("rates", _rates(result)),
         ("donors hold", ", ".join(f"{who} {format_bytes(held)}" for who, held in result.donor_bytes.items())),
         ("memory tiers", ", ".join(f"node {nodes}: {tier}" for tier, nodes in result.tiers.items())),
         ("", ""),
-        ("look around", f"[bold]ghostbox shell {result.name}[/]  or  {escape(result.ssh_command)}"),
-        ("clean up", f"[bold]ghostbox demo --down{_name_flag(result.name)}[/]"),
+        ("look around", Text.assemble((f"ghostbox shell {result.name}", "bold"), f"  or  {result.ssh_command}")),
+        ("clean up", Text(f"ghostbox demo --down{_name_flag(result.name)}", "bold")),
     ]
-    numa = Panel(escape(result.numa), title="the guest's memory (numactl --hardware)", border_style="dim", expand=False)
+    numa = Panel(result.numa, title="the guest's memory (numactl --hardware)", border_style="dim", expand=False)
     color = "green" if good else "red"
     return Group(numa, Panel(show.pairs(rows), title="GhostBox", border_style=color, expand=False))
 

@@ -10,18 +10,19 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ghostbox import donor_bench, donors, prediction
+from ghostbox import donor_bench, donors, known_donors, prediction
+from ghostbox.cli.chosen import chosen, likely
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import BYTES, confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.donor_bench import Measured
 from ghostbox.donor_client import DonorClient, DonorStatus, Lease
-from ghostbox.donors import Survey
-from ghostbox.errors import PoolDegraded, ProgramError, UsageError
+from ghostbox.errors import DonorTooSmall, PoolDegraded, ProgramError, UsageError
 from ghostbox.prediction import HostCosts
-from ghostbox.session import donor_commands
-from ghostbox.session.donor_commands import Drained
+from ghostbox.session import donor_commands, unreleased
+from ghostbox.session.donor_commands import Added, Drained, Listed
 from ghostbox.session.signals import Interrupts
+from ghostbox.session.unreleased import Unreleased
 from ghostbox.units import MIB, format_bytes, format_duration
 
 
@@ -36,14 +37,14 @@ Examples:
 """
 )
 def donor() -> None:
-    """Look at donors and their leases; add and drain those of a VM that runs."""
+    """Look at donors and their leases; note them; add and drain those of a VM that runs."""
 
 
 @donor.command(
     "list",
     epilog="""\b
 Examples:
-  ghostbox donor list                       the donors of the configuration
+  ghostbox donor list                       the donors that this host knows, and those of the configuration
   ghostbox donor list tower 192.168.7.3:10810 -o json
 """,
 )
@@ -52,14 +53,20 @@ Examples:
 @click.pass_obj
 def list_donors(context: Context, /, addresses: tuple[str, ...], output: str) -> None:
     """Show what donors offer; exit code 6 if one does not answer."""
-    wanted = addresses or context.config().pool.donors
-    if not wanted:
-        raise UsageError("no donor is given", hint="name donors, or set pool.donors in the configuration")
-    found = donors.survey(wanted)
-    rows = [
-        {"address": item.address, "status": item.status, "error": item.error and item.error.message} for item in found
-    ]
-    emit(rows, output, lambda: _donor_table(found))
+    if addresses:
+        asked = donors.survey([donor_commands.address_of(each, context.paths) for each in addresses])
+        found = [Listed(item.address, item.status, item.error, known=False) for item in asked]
+    else:
+        found = donor_commands.listed(context.config().pool.donors, context.paths)
+    if not found:
+        raise UsageError(
+            "no donor is known",
+            hint="note one: ghostbox donor add ADDRESS; or name donors, or set pool.donors in the configuration",
+        )
+    emit([_row(item) for item in found], output, lambda: _donor_table(found))
+    for item in found:
+        for lease in item.unreleased:
+            Stages().note(_owed(lease))
     silent = [item for item in found if item.error is not None]
     if silent:
         raise PoolDegraded(
@@ -67,6 +74,20 @@ def list_donors(context: Context, /, addresses: tuple[str, ...], output: str) ->
             why="\n".join(f"{item.error}: {item.error.why or ''}".rstrip(": ") for item in silent if item.error),
             hint=next((item.error.hint for item in silent if item.error), None),
         )
+
+
+def _row(item: Listed) -> dict[str, object]:
+    error = item.error and item.error.message
+    row: dict[str, object] = {"address": item.address, "status": item.status, "error": error}
+    return row | {"known": item.known, "unreleased": item.unreleased}
+
+
+def _owed(item: Unreleased) -> str:
+    size, donor = format_bytes(item.lease.size_bytes), item.lease.donor
+    return (
+        f"donor {donor} may still hold {size} of VM '{item.vm}' (lease {item.lease.name}), not released since"
+        f" {item.since}: it is tried again; if it is gone for good: ghostbox donor forget {donor} --write-off"
+    )
 
 
 @donor.command(
@@ -78,9 +99,10 @@ Examples:
 )
 @click.argument("address")
 @output_options
-def info(address: str, output: str) -> None:
+@click.pass_obj
+def info(context: Context, /, address: str, output: str) -> None:
     """Show all about one donor."""
-    with DonorClient(address) as client:
+    with DonorClient(donor_commands.address_of(address, context.paths)) as client:
         status = client.status()
     emit(status, output, lambda: _info_table(status))
 
@@ -93,9 +115,10 @@ Examples:
 )
 @click.argument("address")
 @output_options
-def leases(address: str, output: str) -> None:
+@click.pass_obj
+def leases(context: Context, /, address: str, output: str) -> None:
     """Show the leases of one donor and who holds them."""
-    with DonorClient(address) as client:
+    with DonorClient(donor_commands.address_of(address, context.paths)) as client:
         found = client.leases()
     emit(found, output, lambda: _lease_table(found))
 
@@ -111,9 +134,10 @@ Examples:
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Release it even if connections are open; their VM loses its memory.")
 @yes_option
-def release(address: str, name: str, force: bool, yes: bool) -> None:
+@click.pass_obj
+def release(context: Context, /, address: str, name: str, force: bool, yes: bool) -> None:
     """End a lease; what it holds is gone."""
-    with DonorClient(address) as client:
+    with DonorClient(donor_commands.address_of(address, context.paths)) as client:
         lease = client.lease(name)
         confirm(f"Release {format_bytes(lease.size_bytes)} held by {lease.holder}?", yes=yes)
         client.release_lease(name, force=force)
@@ -133,10 +157,12 @@ Examples:
 def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> None:
     """Measure the links to donors; `up --dry-run` predicts from them. Exit code 6 if not all could be measured."""
     config = context.config()
-    configured = config.pool.donors
+    noted = tuple(each.address for each in known_donors.load(context.paths))
+    configured = config.pool.donors or noted
     if not names and not configured:
-        raise UsageError("no donor is given", hint="name donors, or set pool.donors in the configuration")
-    addresses = [donor_bench.resolve(name, configured) for name in names] or list(configured)
+        raise UsageError("no donor is given", hint="name donors, note them (ghostbox donor add), or set pool.donors")
+    known = [donor_commands.address_of(name, context.paths) for name in names]
+    addresses = [donor_bench.resolve(name, configured) for name in known] or list(configured)
     stages = Stages()
     host: HostCosts | None = None
     with Interrupts().watched(), stages.stage("measure") as stage:
@@ -147,6 +173,10 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
             except ProgramError as err:
                 stages.note(f"this host's part of a fault is not measured: {err.why or err.message}")
         stage.detail = f"{sum(item.link is not None for item in found)} of {len(found)} donors"
+    for item in found:
+        if isinstance(item.error, DonorTooSmall):
+            for line in donor_commands.measured_by_vms(item.address, context.paths):
+                stages.note(line)
     _raise_if_alone(found)
     rows = [{"name": item.name, "given": item.address, "link": item.link, "error": _said(item)} for item in found]
     emit({"donors": rows, "host": host}, output, lambda: _link_table(found, host))
@@ -159,28 +189,72 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
         )
 
 
-_vm = click.option("--vm", "vm", metavar="NAME", help="Which VM; the default is that of the configuration.")
+_vm = click.option("--vm", "vm", metavar="NAME", help="Which VM, if there are several.")
 
 
 @donor.command(
     "add",
     epilog="""\b
 Examples:
-  ghostbox donor add attic                    as much as its other donors lend on average
+  ghostbox donor add attic                    note it: `up` uses it. A VM that runs borrows its fair share there
   ghostbox donor add attic --vm work --size 8G
+  ghostbox donor add attic --size 2G --more   2 GiB more of a donor that the VM uses
 """,
 )
 @click.argument("address")
 @_vm
 @click.option("--size", type=BYTES, help="How much to borrow; the default is what is missing, or a fair share.")
+@click.option("--more", is_flag=True, help="Borrow more from a donor that the VM uses already.")
 @output_options
 @click.pass_obj
-def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, output: str) -> None:
-    """Have a VM that runs use one more donor; its memory spreads over it in the background."""
-    name = context.config({"vm.name": vm}).vm.name
+def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, more: bool, output: str) -> None:
+    """Note a donor. A VM that runs uses it at once: its memory spreads over it in the background."""
+    default = likely(context)
     with Interrupts().watched():
-        lease = donor_commands.add(name, address, size, context.paths, Stages())
-    emit(lease, output, lambda: f"VM '{name}' has {format_bytes(lease.size_bytes)} from {address}")
+        found = donor_commands.add(vm, default, address, size, context.paths, Stages(), more=more)
+    emit(found, output, lambda: _added(found))
+
+
+def _added(found: Added) -> str:
+    status = found.status
+    offer = f"{format_bytes(status.free_bytes)} of {format_bytes(status.size_bytes)} are free"
+    if found.lease is not None:
+        return f"VM '{found.vm}' has {format_bytes(found.lease.size_bytes)} from {found.lease.donor}"
+    word = "noted" if found.new else "known already"
+    state = "" if not status.draining else f", but it is {status.state}"
+    return f"{word}: donor '{status.name}' at {found.donor.address}, {offer}{state}; `ghostbox up` uses it"
+
+
+@donor.command(
+    "forget",
+    epilog="""\b
+Examples:
+  ghostbox donor forget attic                 `up` does not use it any more
+  ghostbox donor forget attic --write-off     it will not be back: what it may hold for VMs of before is given up
+""",
+)
+@click.argument("address", metavar="NAME|ADDRESS")
+@click.option("--write-off", is_flag=True, help="Give up leases of VMs that do not run any more, for good.")
+@yes_option
+@click.pass_obj
+def forget_donor(context: Context, /, address: str, write_off: bool, yes: bool) -> None:
+    """Forget a donor that `donor add` noted; VMs that run go on using it."""
+    if write_off:
+        donor_commands.check_unused(address, context.paths)
+    owed = donor_commands.owed_by(address, context.paths)
+    if write_off and owed:
+        total = format_bytes(sum(each.lease.size_bytes for each in owed))
+        confirm(f"Give up {len(owed)} leases ({total}) that donor {address} may still hold?", yes=yes)
+    found = donor_commands.forget(address, context.paths)
+    stages = Stages()
+    if found is not None:
+        stages.note(f"donor {found.address} is forgotten")
+    if write_off:
+        unreleased.write_off(context.paths.state, owed)
+        stages.note(f"{len(owed)} leases there are written off")
+        return
+    for each in owed:
+        stages.note(_owed(each))
 
 
 @donor.command(
@@ -190,6 +264,8 @@ Examples:
   ghostbox donor drain attic                move what it holds to the others, then give its memory back
   ghostbox donor drain attic --to-host      … to this host, if the others have no room
   ghostbox donor drain this-host --no-wait  and from here to the others again
+
+A donor that was drained is not borrowed from again until it is named: ghostbox donor add, or up --donor.
 """,
 )
 @click.argument("address")
@@ -200,7 +276,7 @@ Examples:
 @click.pass_obj
 def drain_donor(context: Context, /, address: str, vm: str | None, to_host: bool, wait: bool, output: str) -> None:
     """Empty a donor of a VM that runs: its memory moves to the others, live. Refused if it does not fit there."""
-    name = context.config({"vm.name": vm}).vm.name
+    name = chosen(context, vm)
     with Interrupts().watched():
         found = donor_commands.drain(name, address, context.paths, Stages(), to_host=to_host, wait=wait)
     emit(found, output, lambda: _drained(found))
@@ -225,7 +301,7 @@ Examples:
 @click.pass_obj
 def keep_donor(context: Context, /, address: str, vm: str | None) -> None:
     """Call a drain off."""
-    name = context.config({"vm.name": vm}).vm.name
+    name = chosen(context, vm)
     donor_commands.keep(name, address, context.paths)
     Stages().note(f"VM '{name}' keeps donor {address}")
 
@@ -260,12 +336,13 @@ def _table(*titles: str) -> Table:
     return table
 
 
-def _donor_table(found: Sequence[Survey]) -> Table:
+def _donor_table(found: Sequence[Listed]) -> Table:
     table = _table("address", "name", "state", "size", "free", "resident", "leases")
     for item in found:
         status = item.status
         if status is None:
-            table.add_row(Text(item.address), "", Text("no answer", style="red"))
+            state = Text("of before", style="dim") if item.error is None else Text("no answer", style="red")
+            table.add_row(Text(item.address), "", state)
             continue
         sizes = [format_bytes(size) for size in (status.size_bytes, status.free_bytes, status.resident_bytes)]
         table.add_row(Text(item.address), Text(status.name), _state(status), *sizes, str(status.leases))

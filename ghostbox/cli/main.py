@@ -23,7 +23,8 @@ import click
 from ghostbox import __version__
 from ghostbox.cli import options
 from ghostbox.cli.context import Context
-from ghostbox.errors import GhostboxError, Interrupted, exhausted
+from ghostbox.errors import EXIT_CODES, GhostboxError, Interrupted, exhausted
+from ghostbox.terminal import printable, set_up_streams
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "up": Command("ghostbox.cli.vm", "Create and start a VM with the RAM of the donors."),
         "plan": Command("ghostbox.cli.plan", "Predict what a VM's remote memory will cost."),
         "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
+        "start": Command("ghostbox.cli.lifecycle", "Start a VM that is there."),
+        "stop": Command("ghostbox.cli.lifecycle", "The same as down."),
+        "restart": Command("ghostbox.cli.lifecycle", "Switch a VM off and on again."),
+        "set": Command("ghostbox.cli.lifecycle", "Change what a VM is."),
+        "edit": Command("ghostbox.cli.lifecycle", "Edit what a VM is, as a file."),
+        "rename": Command("ghostbox.cli.lifecycle", "Give a VM another name."),
+        "clone": Command("ghostbox.cli.lifecycle", "Copy a VM."),
+        "autostart": Command("ghostbox.cli.lifecycle", "Start VMs when this machine starts."),
         "shell": Command("ghostbox.cli.vm", "Log in by SSH, or run one command."),
         "list": Command("ghostbox.cli.vm", "List the VMs."),
         "info": Command("ghostbox.cli.vm", "Show what a VM is made of."),
@@ -49,6 +58,9 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "console": Command("ghostbox.cli.vm", "Attach to the serial console."),
         "wait": Command("ghostbox.cli.vm", "Wait until a VM is ready."),
         "delete": Command("ghostbox.cli.vm", "Delete a VM and its disk."),
+        "snapshot": Command("ghostbox.cli.snapshot", "Keep what a stopped VM's disks are, and go back to it."),
+        "export": Command("ghostbox.cli.snapshot", "Write a stopped VM into one file."),
+        "import": Command("ghostbox.cli.snapshot", "Make a VM of such a file."),
     },
     "Donors": {
         "memserver": Command("ghostbox.cli.memserver", "Lend this machine's RAM."),
@@ -61,13 +73,18 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
         "bench": Command("ghostbox.cli.bench", "Measure it, beside what one would use instead."),
         "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
+        "service": Command("ghostbox.cli.service", "Start a donor, or the VMs, with this machine."),
         "config": Command("ghostbox.cli.config", "Show and check the configuration."),
         "paths": Command("ghostbox.cli.config", "Show where programs and files are."),
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
     },
 }
-HIDDEN: Mapping[str, Command] = {"supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends.")}
-ALIASES: Mapping[str, str] = {"stop": "down", "ssh": "shell", "ls": "list", "rm": "delete"}
+HIDDEN: Mapping[str, Command] = {
+    "supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends."),
+    "share-files": Command("ghostbox.cli.share_files", "Serve a shared folder of a VM."),
+    "settle-leases": Command("ghostbox.cli.settle_leases", "Release what donors that were silent still hold."),
+}
+ALIASES: Mapping[str, str] = {"ssh": "shell", "ls": "list", "rm": "delete"}
 
 _EXAMPLES = """\b
 Examples:
@@ -77,8 +94,25 @@ Examples:
   ghostbox shell                                 log in
 
 -c, -v, -q and --no-color may also stand behind the command. Every option can be given in the environment:
---remote-memory is GHOSTBOX_REMOTE_MEMORY.
+--remote-memory is GHOSTBOX_REMOTE_MEMORY. A VM that is there is changed by the command line alone.
+
+\b
+Exit codes:
 """
+_EXAMPLES += "".join(f"  {code:<4} {meaning}\n" for code, meaning in EXIT_CODES.items())
+_EXAMPLES += "\nshell with a command returns the code of that command."
+
+_SHORT_HELP = """\
+ghostbox: one Linux VM with the RAM of all your machines
+
+  ghostbox demo                                  see it work on this machine
+  ghostbox memserver --size 16G                  on a donor: lend 16 GiB
+  ghostbox up --remote-memory 16G --donor tower  on the host: a VM with 16 GiB more
+  ghostbox shell                                 log in
+  ghostbox status                                how it does
+  ghostbox doctor                                what this machine lacks, and what mends it
+
+All commands: ghostbox --help"""
 
 
 def commands() -> dict[str, Command]:
@@ -126,6 +160,8 @@ def _import(name: str, module_name: str) -> click.Command:
     if command is None:
         raise _broken(name, module_name, "it is not there")
     _flatten_env(command)
+    if "_GHOSTBOX_COMPLETE" in os.environ:
+        importlib.import_module("ghostbox.cli.completion").attach(command, (name,))
     return options.add_global_options(command)
 
 
@@ -150,12 +186,15 @@ def _flatten_env(command: click.Command) -> None:
     params=options.global_options(hidden=False),
     epilog=_EXAMPLES,
     context_settings={"auto_envvar_prefix": "GHOSTBOX", "help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="ghostbox", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """One Linux VM with the RAM of all your machines."""
     ctx.ensure_object(Context).set_up_log()
+    if ctx.invoked_subcommand is None:
+        click.echo(_SHORT_HELP)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -165,6 +204,9 @@ def run(argv: Sequence[str]) -> int:
         result: Any = cli.main(list(argv), prog_name="ghostbox", obj=context, standalone_mode=False)
     except GhostboxError as err:
         return _report(err, context)
+    except click.exceptions.NoArgsIsHelpError as err:  # a group of commands by itself: `ghostbox donor`
+        click.echo(err.ctx.get_help() if err.ctx else _SHORT_HELP)
+        return 0
     except click.ClickException as err:
         return _report(_usage(err), context, exit_code=err.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -180,6 +222,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    set_up_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -209,9 +252,8 @@ def _report(err: GhostboxError, context: Context, *, exit_code: int | None = Non
     lines = [("error", "red", err.message), ("why", "yellow", err.why), ("fix", "green", err.hint)]
     for word, color, text in lines:
         if text:
-            click.echo(
-                f"{click.style(word + ':', fg=color, bold=True)} {text}", err=True, color=False if plain else None
-            )
+            label = click.style(word + ":", fg=color, bold=True)
+            click.echo(f"{label} {printable(text)}", err=True, color=False if plain else None)
     return code
 
 

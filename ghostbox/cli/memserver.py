@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS
-from ghostbox.cli.output import Stages, emit, output_options, plain
+from ghostbox.cli.output import Stages, echo, emit, output_options, plain
 from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import UsageError
 from ghostbox.memserver import drain as draining
@@ -32,7 +32,8 @@ Examples:
   ghostbox memserver --size auto --drain-on-pressure 20%   give back what this machine comes to need
   ghostbox memserver drain                                 get all of it back from the hosts
 
-SIGTERM or Ctrl-C ends it: at once if no lease is held, otherwise when the last one was released.
+SIGTERM, Ctrl-C or the end of its terminal ends it: at once if no lease is held, otherwise when the last one was
+released. It waits for that without limit and says who holds what; a second Ctrl-C asks whether to end at once.
 """,
 )
 @click.option("--size", help="Memory to lend: 16G, 50% of the RAM, or auto (what is available, less the reserve).")
@@ -41,7 +42,9 @@ SIGTERM or Ctrl-C ends it: at once if no lease is held, otherwise when the last 
 @click.option("--port", type=int, help="Port of the NBD server, 0 picks one.")
 @click.option("--control-port", type=int, help="Port of the control API, 0 picks one.")
 @click.option("--name", help="Name of this donor; several on one machine need one each.")
-@click.option("--drain-timeout", help="How long to wait for leases to end before ending anyway.")
+@click.option("--machine", help="Name of the physical machine, if several virtual ones on it lend.")
+@click.option("--drain-timeout", help="How long to wait for leases to end before their memory is lost; none: no limit.")
+@click.option("--remind-every", help="While it waits: how often it says who holds what.")
 @click.option("--drain-on-pressure", help="Drain by itself from this share of time waiting for memory (20%), or never.")
 @click.option("--pressure-file", help="Where that is read: /proc/pressure/memory, or a cgroup's memory.pressure.")
 @click.option("--insecure", is_flag=True, default=None, help="Listen on the network without encryption or passwords.")
@@ -61,13 +64,15 @@ def memserver(ctx: click.Context, /, as_json: bool, **flags: object) -> None:
         bind=settings.bind,
         nbd_port=settings.port,
         control_port=settings.control_port,
+        machine=settings.machine,
         drain_timeout_s=settings.drain_timeout_s,
+        remind_every_s=settings.remind_every_s,
         pressure=None
         if settings.drain_on_pressure_percent is None
         else PressureLimit(settings.drain_on_pressure_percent, settings.pressure_file),
         insecure=settings.insecure,
     )
-    run(options, context.paths, lambda ready: click.echo(json.dumps(plain(ready)) if as_json else _line(ready)))
+    run(options, context.paths, lambda ready: echo(json.dumps(plain(ready)) if as_json else _line(ready)))
 
 
 def _line(ready: Ready) -> str:
@@ -90,7 +95,7 @@ The hosts see it within seconds and move their pages to their other donors. The 
 """
 )
 @click.option("--name", help="Name of the donor, if several run here or it is not the machine's.")
-@click.option("--timeout", type=SECONDS, help="How long to wait for the hosts (memserver.drain_timeout).")
+@click.option("--timeout", type=SECONDS, help="How long to wait for the hosts (memserver.drain_timeout: no limit).")
 @click.option("--wait/--no-wait", default=True, help="Wait until no lease is held any more.")
 @click.option("--undo", is_flag=True, help="Take it back: lend again.")
 @output_options

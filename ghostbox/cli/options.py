@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ghostbox import units
 from ghostbox.cli.context import Context
 from ghostbox.config import kinds
-from ghostbox.errors import GhostboxError, UsageError
+from ghostbox.errors import GhostboxError, NotFound, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +27,9 @@ class Bytes(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse a size."""
         try:
+            hint = units.missing_unit(value)
+            if hint is not None:
+                raise UsageError(f"{value} bytes are too few", hint=hint)
             return units.parse_bytes(value)
         except GhostboxError as err:
             self.fail(_sentence(err), param, ctx)
@@ -63,7 +67,7 @@ VM_NAME = VmName()
 
 
 def name_argument(function: F) -> F:
-    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: ``vm.name``)."""
+    """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: see `chosen`)."""
     return click.argument("name", required=False, type=VM_NAME)(function)
 
 
@@ -146,8 +150,13 @@ def _context(ctx: click.Context) -> Context:
 
 
 def _set_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        _context(ctx).config_file = Path(value)
+    if value is None:
+        return
+    if not Path(value).is_file():
+        raise NotFound(f"no configuration file {value}")
+    _context(ctx).config_file = Path(value)
+    from_environment = ctx.get_parameter_source("config") is ParameterSource.ENVIRONMENT
+    _context(ctx).config_file_from_environment = from_environment
 
 
 def _set_verbose(ctx: click.Context, _: click.Parameter, value: int) -> None:

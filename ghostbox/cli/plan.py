@@ -7,7 +7,7 @@ import click
 
 from ghostbox.cli.vm import up
 
-_ONLY_FOR_UP = {"dry_run", "printed", "timeout", "no_wait", "no_recover"}
+_ONLY_FOR_UP = {"autostart", "dry_run", "printed", "timeout", "no_wait", "no_recover", "overcommit"}
 
 
 @click.command(
@@ -22,4 +22,4 @@ Examples:
 @click.pass_context
 def plan(context: click.Context, /, **given: object) -> None:
     """Show what `up` would do, and predict fault latency, bandwidth and slowdown. Nothing is done."""
-    context.invoke(up, **given, dry_run=True, printed=None, timeout=None, no_wait=False, no_recover=False)
+    context.invoke(up, **given, dry_run=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from ghostbox import session
+from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import name_argument
 from ghostbox.cli.output import Stages, emit, output_options
@@ -14,6 +15,7 @@ from ghostbox.session import Recovered
 _SAID = {
     "recovered": "VM '{name}' goes on: its pager had died, another one took over (pid {pid})",
     "restarted": "VM '{name}' goes on with a new pager (pid {pid})",
+    "restored": "VM '{name}' goes on: its pager's files were gone, the pager (pid {pid}) has made them anew",
     "none": "the pager of VM '{name}' is well (pid {pid}); nothing was done",
 }
 
@@ -31,8 +33,8 @@ Examples:
 @click.pass_obj
 def recover(context: Context, /, name: str | None, restart: bool, output: str) -> None:
     """Give a VM whose pager died another one; nothing is lost."""
-    chosen = context.config({"vm.name": name}).vm.name
-    found = session.recover(chosen, context.paths, Stages(), restart=restart)
+    vm = chosen(context, name)
+    found = session.recover(vm, context.paths, Stages(), restart=restart)
     emit(found, output, lambda: _sentence(found))
 
 

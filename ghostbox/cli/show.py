@@ -1,43 +1,58 @@
 # SPDX-License-Identifier: MIT
-"""Tables for people: VMs, plans, status."""
+"""Tables for people: VMs, plans, status. They fit on a terminal of 80 × 24, and nothing that matters is cut off there.
+
+Strings are shown as they are; what has a colour is a ``Text``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ghostbox import health
 from ghostbox.health import Level
-from ghostbox.plan import ImagePlan, VmPlan
-from ghostbox.prediction import Forecast
+from ghostbox.plan import ImagePlan, NetworkPlan, VmPlan
+from ghostbox.prediction import Everyday, Forecast, Link
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
 _COLORS = {VmState.RUNNING: "green", VmState.BROKEN: "red", VmState.PAUSED: "yellow", VmState.STOPPING: "yellow"}
+_COLORS[VmState.UNMANAGED] = "red"
 
 
 DONOR_COLORS = {"up": "green", "slow": "yellow", "draining": "yellow", "drained": "dim", "removed": "dim"}
-_LEVELS = {Level.OK: "[green]ok[/]", Level.DEGRADED: "[yellow]degraded[/]", Level.LOST: "[bold red]lost[/]"}
+_LEVELS = {Level.OK: "green", Level.DEGRADED: "yellow", Level.LOST: "bold red"}
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> Table:
     """Return a table of names and values."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for key, value in rows:
-        table.add_row(key, value if isinstance(value, str) else escape(str(value)))
+        table.add_row(key, value if isinstance(value, Text) else str(value))
+    return table
+
+
+def grid(*titles: str, names: Sequence[str] = (), figures: Sequence[str] = ()) -> Table:
+    """Return an empty table whose columns ``names`` are folded where there is little room; others are not."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for title in titles:
+        folds = title in names
+        justify: Literal["left", "right"] = "right" if title in figures else "left"
+        table.add_column(title, justify=justify, no_wrap=not folds, overflow="fold")
     return table
 
 
 def up_result(result: UpResult) -> RenderableType:
     """Show how to get into the VM."""
     verb = "runs already" if result.already_running else "runs"
-    return f"VM '{result.name}' {verb}. Log in: [bold]ghostbox shell {result.name}[/], or: {result.ssh_command}"
+    login = (f"ghostbox shell {result.name}", "bold")
+    return Text.assemble(f"VM '{result.name}' {verb}. Log in: ", login, f", or: {result.ssh_command}")
 
 
 def plan(found: VmPlan) -> RenderableType:
@@ -53,12 +68,27 @@ def plan(found: VmPlan) -> RenderableType:
             ("copies", _copies(found)),
             ("cache", format_bytes(found.pager.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
-            ("SSH", f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"),
+            *((f"disk{number}", format_bytes(disk.size_bytes)) for number, disk in enumerate(found.disks, start=2)),
+            *(("share", str(each)) for each in found.folders),
+            ("network", _network(found.network)),
+            ("SSH", _ssh(found)),
             *(("port", f"127.0.0.1:{each.host} -> {each.guest}") for each in found.network.forwards),
             ("tiering", found.guest.tiering),
         ]
     )
-    return Group(head, "", forecast(found.forecast))
+    return Group(head, "", forecast(found.forecast, found.memory_bytes + found.pager.cache_bytes))
+
+
+def _network(found: NetworkPlan) -> str:
+    if found.choice.kind != "user":
+        return f"{found.choice}, where the guest reaches this host" + ("" if found.filter else " and the donors")
+    return "user, closed to this host and the donors" if found.is_guarded else "user, open to this host and the donors"
+
+
+def _ssh(found: VmPlan) -> str:
+    if found.network.choice.kind != "user":
+        return f"{found.guest.user}@ the address that it gets"
+    return f"{found.guest.user}@127.0.0.1:{found.network.ssh_port}"
 
 
 def _copies(found: VmPlan) -> str:
@@ -70,27 +100,43 @@ def _copies(found: VmPlan) -> str:
     return copies if found.backup is None else f"{found.pager.replicas} on donors and one in {found.backup}"
 
 
-def forecast(found: Forecast) -> RenderableType:
-    """Show what remote memory will cost."""
+def forecast(found: Forecast, here_bytes: int) -> RenderableType:
+    """Show what remote memory will cost beside ``here_bytes`` of local memory and cache; in everyday terms first."""
     about = "about " if found.assumed else ""
     slower = [f"{each.slowdown:,.0f} × at {each.locality_percent} %" for each in found.slowdowns]
-    links = [
+    rows: list[tuple[str, object]] = [
+        ("expected", Text("in part assumed, not measured", "yellow") if found.assumed else "from measurements"),
         (
-            "  over",
-            f"{escape(link.address)}: {link.rtt_p50_us:.0f} µs, {format_bytes(int(link.read_bytes_per_s))}/s, {when}",
-        )
-        for link in found.links
-        for when in [f"measured {link.measured_at}" if link.measured_at else "[yellow]assumed[/]"]
-    ]
-    rows = [
-        ("expected", "[yellow]in part assumed, not measured[/]" if found.assumed else "from measurements"),
+            "  in practice",
+            f"what fits into the {format_bytes(here_bytes)} here is as quick as ever",
+        ),
+        *(("", f"{each.what} there: {about}{_seconds(each)}") for each in found.everyday),
         ("  fault", f"{about}{found.fault_us:.0f} µs (p50), {found.fault_mean_us:.0f} µs (mean)"),
         ("  in order", f"{about}{format_bytes(int(found.sequential_bytes_per_s))}/s"),
-        ("  slowdown", f"{about}{', '.join(slower)} locality"),
-        *links,
-        *(("  note", escape(note)) for note in found.notes),
+        ("  at worst", f"{about}{', '.join(slower)} locality: one thread that only touches memory, at random"),
+        *(("  over", _link(link)) for link in found.links),
+        *(("  note", note) for note in found.notes),
     ]
     return pairs(rows)
+
+
+def _seconds(found: Everyday) -> str:
+    """Say how long something takes, beside what it takes in local memory: ``4 s instead of 1``."""
+    if found.remote_s < 1.15 * found.local_s:
+        return f"{_rounded(found.remote_s)} s, as in local memory"
+    return f"{_rounded(found.remote_s)} s instead of {_rounded(found.local_s)}"
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 0.05:
+        return "less than 0.1"
+    return f"{seconds:,.0f}" if seconds >= 9.95 else f"{seconds:.1f}".removesuffix(".0")
+
+
+def _link(link: Link) -> Text:
+    when = f"measured {link.measured_at}" if link.measured_at else ("assumed", "yellow")
+    figures = f"{link.rtt_p50_us:.0f} µs, {format_bytes(int(link.read_bytes_per_s))}/s, "
+    return Text.assemble(f"{link.address}: {figures}", when)
 
 
 def _image(image: ImagePlan) -> str:
@@ -102,9 +148,8 @@ def _image(image: ImagePlan) -> str:
 
 def summaries(found: Sequence[VmSummary]) -> RenderableType:
     """Show one line a VM."""
-    table = Table(
-        "NAME", "STATE", "HEALTH", "CPUS", "LOCAL", "REMOTE", "RUNS ON", "SSH PORT", "IMAGE", box=None, pad_edge=False
-    )
+    titles = ("NAME", "STATE", "HEALTH", "CPUS", "LOCAL", "REMOTE", "VIRT", "SSH", "IMAGE")
+    table = grid(*titles, names=("NAME", "IMAGE"), figures=("CPUS",))
     for each in found:
         port = "-" if each.ssh_port is None else str(each.ssh_port)
         local, remote = format_bytes(each.memory_bytes), format_bytes(each.remote_memory_bytes)
@@ -120,7 +165,7 @@ def info(found: VmInfo) -> RenderableType:
     return pairs(
         [
             ("name", found.name),
-            ("state", _colored(found.state) + (" until its disk can be written" if found.disk_problem else "")),
+            ("state", _colored(found.state) + Text(" until its disk can be written" if found.disk_problem else "")),
             ("health", level(None if found.health is None else found.health.level)),
             ("runs on", found.virt.upper()),
             ("CPUs", found.cpus),
@@ -131,7 +176,13 @@ def info(found: VmInfo) -> RenderableType:
             ("tiering", found.tiering or "-"),
             ("cache", format_bytes(found.cache_bytes)),
             ("disk", f"{format_bytes(found.disk_bytes)}, {found.files['disk']}"),
+            *(
+                (f"disk{number}", f"{format_bytes(size_bytes)}, {found.files[f'disk{number}']}")
+                for number, size_bytes in enumerate(found.disks, start=2)
+            ),
+            *(("share", each) for each in found.shares),
             ("image", found.image),
+            ("network", f"{found.network}{f', address {found.address}' if found.address else ''}"),
             ("SSH", found.ssh_command),
             *(("port", forward) for forward in found.forwards),
             *(("lease", f"{each.name} on {each.donor}, {format_bytes(each.size_bytes)}") for each in found.leases),
@@ -143,21 +194,28 @@ def info(found: VmInfo) -> RenderableType:
 
 
 def status(found: VmStatus) -> RenderableType:
-    """Show how a VM does."""
-    up_for = "-" if found.uptime_s is None else format_duration(found.uptime_s)
-    state = _colored(found.state) + (" until its donor is back" if found.paused_for_donor else "")
-    state += " until its disk can be written" if found.disk_problem else ""
-    head = pairs([("VM", found.name), ("state", state), ("up for", up_for)])
+    """Show how a VM does: what matters first, the counters last."""
+    rows: list[tuple[str, object]] = [("VM", found.name), ("state", _state(found))]
     if found.pager is None:
-        return head
-    word = level(None if found.health is None else found.health.level)
-    rows = [("health", word), *_memory_rows(found.pager)]
-    return Group(head, pairs(rows), _donor_table(found.pager["donors"]))
+        return pairs(rows)
+    rows += [("health", level(None if found.health is None else found.health.level)), *_memory_rows(found)]
+    return Group(pairs(rows), "", _donors(found.pager["donors"]), "", pairs(_counter_rows(found.pager)))
+
+
+def _state(found: VmStatus) -> Text:
+    text = _colored(found.state)
+    if found.uptime_s is not None:
+        text.append(f", up for {format_duration(found.uptime_s)}")
+    if found.paused_for_donor:
+        text.append(" until its donor is back")
+    if found.disk_problem:
+        text.append(" until its disk can be written")
+    return text
 
 
 def health_notes(found: VmStatus | VmInfo) -> list[str]:
     """Return what is wrong with a VM's memory and its disk, and what to do about it."""
-    problems = [] if found.disk_problem is None else [found.disk_problem]
+    problems = [each for each in (found.problem, found.disk_problem) if each is not None]
     problems += () if found.health is None else found.health.problems
     lines = []
     for problem in problems:
@@ -167,16 +225,24 @@ def health_notes(found: VmStatus | VmInfo) -> list[str]:
     return lines
 
 
-def _memory_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
-    pages, faults, evictions = pager["pages"], pager["faults"], pager["evictions"]
-    fetch = pager["latency"]["fetch"]
+def _memory_rows(found: VmStatus) -> list[tuple[str, object]]:
+    assert found.pager is not None
+    pages, cache = found.pager["pages"], format_bytes(found.pager["cache_bytes"])
 
     def size(key: str) -> str:
         return format_bytes(pages[key] * PAGE_BYTES)
 
+    in_use = "" if found.in_use_bytes is None else f", {format_bytes(found.in_use_bytes)} in use"
     return [
-        ("cache", f"{size('resident')} resident, {size('inactive')} inactive of {format_bytes(pager['cache_bytes'])}"),
+        ("remote", f"{format_bytes(pages['total'] * PAGE_BYTES)}{in_use}"),
+        ("cache", f"{size('resident')} resident, {size('inactive')} inactive of {cache}"),
         ("on donors", f"{size('on_donor')}; {size('dirty')} not written yet"),
+    ]
+
+
+def _counter_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
+    faults, evictions, fetch = pager["faults"], pager["evictions"], pager["latency"]["fetch"]
+    return [
         ("faults", f"{faults['missing_fetch']} fetched, {faults['missing_zero']} new, {faults['minor']} found again"),
         ("fetch time", f"p50 {_us(fetch, 'p50_us')}, p99 {_us(fetch, 'p99_us')}"),
         ("evicted", f"{evictions['clean']} clean, {evictions['dirty']} dirty, {evictions['zero']} zero pages"),
@@ -196,21 +262,26 @@ def _us(histogram: Mapping[str, Any], key: str) -> str:
     return "-" if not value else f"{value:.0f} µs"
 
 
-def _donor_table(donors: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS", "", box=None, pad_edge=False)
-    for each in donors:
-        color = DONOR_COLORS.get(each["state"], "red")
-        sizes = [format_bytes(each[key]) for key in ("export_bytes", "read_bytes", "written_bytes")]
-        state, name = f"[{color}]{each['state']}[/]", health.name_of(each)
-        table.add_row(escape(name), state, *sizes, str(each["errors"]), escape(health.absence(each)))
-    return table
+def _donors(donors: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Show a line a donor, even if it lends several pieces of memory; not those that hold nothing and never will."""
+    titles = ("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS")
+    table = grid(*titles, names=("DONOR",), figures=titles[2:])
+    away: list[str] = []
+    for (name, state), alike in health.together(donors).items():
+        sizes = [
+            format_bytes(sum(each[key] for each in alike)) for key in ("export_bytes", "read_bytes", "written_bytes")
+        ]
+        errors = sum(each["errors"] for each in alike)
+        table.add_row(name, Text(state, DONOR_COLORS.get(state, "red")), *sizes, str(errors))
+        absence = health.absence(alike[0])
+        away += [f"  {name}: {absence}"] if absence else []
+    return Group(table, *away)
 
 
-def level(found: Level | None) -> str:
+def level(found: Level | None) -> Text:
     """Show how the memory of a VM does."""
-    return "-" if found is None else _LEVELS[found]
+    return Text("-") if found is None else Text(str(found), _LEVELS[found])
 
 
-def _colored(state: VmState) -> str:
-    color = _COLORS.get(state)
-    return str(state) if color is None else f"[{color}]{state}[/]"
+def _colored(state: VmState) -> Text:
+    return Text(str(state), _COLORS.get(state, ""))

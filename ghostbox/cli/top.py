@@ -3,37 +3,40 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import operator
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from ghostbox import page_map
+from ghostbox import page_map, terminal
 from ghostbox import top as watching
-from ghostbox.cli import show
+from ghostbox.cli import keys, show
+from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS, name_argument
-from ghostbox.cli.output import plain, stdout_console
+from ghostbox.cli.output import echo, plain, stdout_console
 from ghostbox.errors import UsageError
 from ghostbox.health import Level
 from ghostbox.page_map import Cell, Look, PageMap
+from ghostbox.session.signals import Interrupts
 from ghostbox.top import DonorRates, Sample
-from ghostbox.units import MIB, format_bytes
+from ghostbox.units import MIB, format_bytes, format_duration
 
 _INTERVAL_MIN_S = 0.1
 _ROWS = 8
 _COLUMNS_MAX = page_map.CELLS // _ROWS
-_DENSITY = "░▒▓█"
+_MAP_WIDTH_MIN = 16
+_DENSITY, _DENSITY_ASCII = "░▒▓█", "-=%#"
 _STYLES = {
     Look.ABSENT: "dim",
     Look.REMOTE: "blue",
@@ -42,20 +45,21 @@ _STYLES = {
     Look.DIRTY: "magenta",
     Look.POISONED: "bold red",
 }
-_LEGEND = (
-    ("█", Look.RESIDENT, "resident"),
-    ("█", Look.INACTIVE, "inactive"),
-    ("█", Look.DIRTY, "not written back"),
-    ("·", Look.REMOTE, "with donors"),
-    ("!", Look.POISONED, "lost"),
-    ("", Look.ABSENT, "blank: never used"),
-)
+# Without colours each look has a letter of its own, a small one where less than half of the cell is here.
+_LETTERS = {Look.RESIDENT: "R", Look.INACTIVE: "I", Look.DIRTY: "W"}
+_WORDS = {
+    Look.RESIDENT: "resident",
+    Look.INACTIVE: "inactive",
+    Look.DIRTY: "not written back",
+    Look.REMOTE: "with donors",
+    Look.POISONED: "lost",
+}
 
 
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox top                        watch the VM until Ctrl-C
+  ghostbox top                        watch the VM until q or Ctrl-C
   ghostbox top work --interval 5s     another one, calmer
   ghostbox top --json --count 10      ten seconds of it, one object a line
   ghostbox top --json --map           with the map of the remote memory
@@ -80,17 +84,18 @@ def top(
     """Watch the faults, the cache and the donors of a VM. Without a terminal: a line a look."""
     if interval < _INTERVAL_MIN_S:
         raise UsageError(f"--interval: {interval:g} s is less than {_INTERVAL_MIN_S:g} s")
-    vm = context.config({"vm.name": name}).vm.name
+    vm = chosen(context, name)
     live = sys.stdout.isatty() and not as_json
     wanted = live if with_map is None else with_map
-    samples = watching.watch(vm, context.paths, interval_s=interval, count=count, with_map=wanted)
+    look = functools.partial(watching.watch, vm, context.paths, interval_s=interval, count=count, with_map=wanted)
     try:
         if as_json:
-            _print(json.dumps(_object(sample, with_map=wanted)) for sample in samples)
+            _print(json.dumps(_object(sample, with_map=wanted)) for sample in look())
         elif live:
-            _live(samples)
+            with Interrupts().watched(), keys.pressed() as asked_to_end:
+                _live(look(wait=asked_to_end))
         else:
-            _print(line(sample) for sample in samples)
+            _print(line(sample) for sample in look())
     except BrokenPipeError:
         # Whoever read has enough. Nothing may be flushed into the pipe when we end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,14 +109,15 @@ def _object(sample: Sample, *, with_map: bool) -> dict[str, Any]:
 
 def _print(lines: Iterator[str]) -> None:
     for text in lines:
-        click.echo(text)
+        echo(text)
         sys.stdout.flush()
 
 
 def _live(samples: Iterator[Sample]) -> None:
-    with Live("waiting for the first look …", console=stdout_console(), auto_refresh=False) as live:
+    console = stdout_console()
+    with Live("waiting for the first look … (q ends it)", console=console, auto_refresh=False) as live:
         for sample in samples:
-            live.update(view(sample), refresh=True)
+            live.update(screen(sample, console), refresh=True)
 
 
 def line(sample: Sample) -> str:
@@ -138,31 +144,47 @@ def _not_up(donor: DonorRates) -> str:
     return f"{donor.name} ({donor.absence})" if donor.absence else donor.name
 
 
+def screen(sample: Sample, console: Console) -> RenderableType:
+    """Return a sample as what a terminal shows: the map has the lines that the figures leave."""
+    figures = view(sample)
+    if sample.map is None or not sample.map.n_cells or console.width < _MAP_WIDTH_MIN:
+        return figures
+    glyphs = Glyphs.of(console)
+    columns = min(console.width, _COLUMNS_MAX)
+    legend = map_legend(sample.map, glyphs, n_cells=columns * _ROWS)
+    taken = sum(len(console.render_lines(part, pad=False)) for part in (figures, "", legend))
+    rows = min(console.height - taken - 1, _ROWS)
+    if rows < 1:
+        return figures
+    legend = map_legend(sample.map, glyphs, n_cells=columns * rows)
+    return Group(figures, "", legend, heat_map(sample.map, glyphs, columns=columns, rows=rows))
+
+
 def view(sample: Sample) -> RenderableType:
-    """Return a sample as what a terminal shows."""
+    """Return the figures of a sample; each line fits into 80 columns."""
     rows: list[tuple[str, object]] = [
-        ("VM", f"{sample.vm}, pager up {sample.uptime_s:.0f} s"),
+        ("VM", f"{sample.vm}, pager up {format_duration(sample.uptime_s)}"),
         *_health_rows(sample),
         (
             "faults",
-            f"[bold]{sample.faults_per_s:,.0f}[/]/s: {sample.fetched_per_s:,.0f} fetched,"
-            f" {sample.found_again_per_s:,.0f} found again, {sample.new_per_s:,.0f} new",
+            Text.assemble(
+                (f"{sample.faults_per_s:,.0f}", "bold"),
+                f"/s: {sample.fetched_per_s:,.0f} fetched, {sample.found_again_per_s:,.0f} found again,"
+                f" {sample.new_per_s:,.0f} new",
+            ),
         ),
-        ("fetch time", f"p50 [bold]{_us(sample.p50_us)}[/], p99 [bold]{_us(sample.p99_us)}[/]"),
+        ("fetch time", Text.assemble("p50 ", (_us(sample.p50_us), "bold"), ", p99 ", (_us(sample.p99_us), "bold"))),
         ("hits", f"{_percent(sample.hit_rate)}, second chance taken {_percent(sample.second_chance_rate)}"),
-        ("readahead", f"{_percent(sample.readahead_accuracy)} used"),
-        ("cache", f"{_bar(sample)} of {format_bytes(sample.cache_bytes)}"),
+        ("readahead", f"{_percent(sample.readahead_accuracy)} used; {sample.evicted_per_s:,.0f} pages/s evicted"),
+        ("cache", _bar(sample) + Text(f" of {format_bytes(sample.cache_bytes)}")),
         ("", f"{format_bytes(sample.resident_bytes)} resident, {format_bytes(sample.inactive_bytes)} inactive"),
         (
             "remote",
             f"{format_bytes(sample.remote_bytes)} of {format_bytes(sample.total_bytes)} with donors,"
-            f" {format_bytes(sample.dirty_bytes)} not written yet, {sample.evicted_per_s:,.0f} pages/s evicted",
+            f" {format_bytes(sample.dirty_bytes)} not written yet",
         ),
     ]
-    parts: list[RenderableType] = [show.pairs(rows), "", _donor_table(sample)]
-    if sample.map is not None and sample.map.n_cells:
-        parts += ["", heat_map(sample.map, columns=min(stdout_console().width, _COLUMNS_MAX))]
-    return Group(*parts)
+    return Group(show.pairs(rows), "", *_donors(sample))
 
 
 def _health_rows(sample: Sample) -> list[tuple[str, object]]:
@@ -171,70 +193,98 @@ def _health_rows(sample: Sample) -> list[tuple[str, object]]:
         return []
     rows: list[tuple[str, object]] = [("health", show.level(sample.health.level))]
     for problem in sample.health.problems:
-        rows.append(("", escape(problem.text)))
-        rows += [] if problem.advice is None else [("", f"[dim]{escape(problem.advice)}[/]")]
+        rows.append(("", problem.text))
+        rows += [] if problem.advice is None else [("", Text(problem.advice, "dim"))]
     return rows
 
 
-def heat_map(found: PageMap, *, columns: int) -> RenderableType:
+@dataclass(frozen=True)
+class Glyphs:
+    """The signs of the map: shades in colours, or a letter for each look where there are none."""
+
+    colored: bool
+    density: str
+
+    @classmethod
+    def of(cls, console: Console) -> Self:
+        """Return those that a console can show."""
+        colored = not console.no_color and console.color_system is not None
+        return cls(colored, _DENSITY if terminal.writes_unicode(console.file) else _DENSITY_ASCII)
+
+    def cell(self, cell: Cell) -> tuple[str, str]:
+        """Return the sign of a cell and its style."""
+        style = _STYLES[cell.look] if self.colored else ""
+        if cell.look is Look.POISONED:
+            return "!", style
+        if cell.here <= 0:
+            return ("·" if cell.look is Look.REMOTE else " "), style
+        if not self.colored:
+            letter = _LETTERS[cell.look]
+            return (letter if cell.here >= 0.5 else letter.lower()), style
+        return self.density[min(int(cell.here * len(self.density)), len(self.density) - 1)], style
+
+    def legend(self) -> Text:
+        """Return what they mean."""
+        words = [
+            Text.assemble(self.cell(Cell(look, 0.0 if look is Look.REMOTE else 1.0)), f" {word}")
+            for look, word in _WORDS.items()
+        ]
+        how_much = f"{self.density} how much" if self.colored else "small: less than half"
+        return Text("  ").join([*words, Text("blank: never used"), Text(how_much)])
+
+
+def map_legend(found: PageMap, glyphs: Glyphs, *, n_cells: int) -> Text:
+    """Say what the map shows."""
+    size = format_bytes(found.length_bytes // max(min(n_cells, found.n_cells), 1))
+    return Text.assemble(f"node 1, a character for {size}: ", glyphs.legend())
+
+
+def heat_map(found: PageMap, glyphs: Glyphs, *, columns: int, rows: int) -> Text:
     """Show where the pages of node 1 are: a character a cell, denser the more of it is here."""
-    rows = page_map.grid(found, columns=columns, rows=_ROWS)
-    n_cells = sum(map(len, rows))
-    text = Text("\n").join(map(_line, rows))
-    legend = Text.assemble(
-        "node 1, a character for ",
-        format_bytes(found.length_bytes // n_cells),
-        ": ",
-        *(Text.assemble((glyph, _STYLES[look]), f" {what}  ") for glyph, look, what in _LEGEND),
-        f"{_DENSITY} how much",
-    )
-    return Group(legend, text)
+    cells = page_map.grid(found, columns=columns, rows=rows)
+    return Text("\n").join(_line(line, glyphs) for line in cells)
 
 
-def _line(cells: list[Cell]) -> Text:
+def _line(cells: list[Cell], glyphs: Glyphs) -> Text:
     """Put neighbours of one colour together: a terminal far away is sent less."""
-    runs = itertools.groupby(map(_glyph, cells), key=operator.itemgetter(1))
+    runs = itertools.groupby(map(glyphs.cell, cells), key=operator.itemgetter(1))
     return Text.assemble(*(("".join(glyph for glyph, _ in run), style) for style, run in runs))
 
 
-def _glyph(cell: Cell) -> tuple[str, str]:
-    if cell.look is Look.POISONED:
-        return "!", _STYLES[cell.look]
-    if cell.here > 0:
-        return _DENSITY[min(int(cell.here * len(_DENSITY)), len(_DENSITY) - 1)], _STYLES[cell.look]
-    return ("·" if cell.look is Look.REMOTE else " "), _STYLES[cell.look]
-
-
-def _donor_table(sample: Sample) -> Table:
-    table = Table(
-        "DONOR", "STATE", "REQUESTS/S", "P50", "P99", "READ", "WRITTEN", "ERRORS", "", box=None, pad_edge=False
-    )
+def _donors(sample: Sample) -> list[RenderableType]:
+    titles = ("DONOR", "STATE", "REQ/S", "P50", "P99", "READ/S", "WRITE/S", "ERR")
+    table = show.grid(*titles, names=("DONOR",), figures=titles[2:])
+    below: list[RenderableType] = []
     for each in sample.donors:
-        slowest = "[yellow]slowest[/]" if each.uri == sample.slowest_donor else ""
-        table.add_row(*_donor_cells(each), escape(each.absence) or slowest)
-    return table
+        if each.state != "removed":
+            table.add_row(*_donor_cells(each))
+        if each.absence:
+            below.append(f"  {each.name}: {each.absence}")
+        if each.uri == sample.slowest_donor:
+            below.append(Text.assemble("  slowest: ", (each.name, "yellow")))
+    return [table, *below]
 
 
-def _donor_cells(donor: DonorRates) -> tuple[str, ...]:
-    color = show.DONOR_COLORS.get(donor.state, "red")
+def _donor_cells(donor: DonorRates) -> tuple[str | Text, ...]:
     return (
-        escape(donor.name),
-        f"[{color}]{donor.state}[/]",
+        donor.name,
+        Text(donor.state, show.DONOR_COLORS.get(donor.state, "red")),
         f"{donor.requests_per_s:,.0f}",
         _us(donor.p50_us),
         _us(donor.p99_us),
-        _rate(donor.read_bytes_per_s),
-        _rate(donor.written_bytes_per_s),
+        format_bytes(int(donor.read_bytes_per_s)),
+        format_bytes(int(donor.written_bytes_per_s)),
         str(donor.errors),
     )
 
 
-def _bar(sample: Sample, width: int = 40) -> str:
+def _bar(sample: Sample, width: int = 40) -> Text:
     """Return the cache as a bar: resident, inactive, free."""
     whole = max(sample.cache_bytes, sample.resident_bytes + sample.inactive_bytes, 1)
     resident = round(sample.resident_bytes * width / whole)
     inactive = min(round(sample.inactive_bytes * width / whole), width - resident)
-    return f"[green]{'█' * resident}[/][yellow]{'▒' * inactive}[/][dim]{'·' * (width - resident - inactive)}[/]"
+    free = width - resident - inactive
+    return Text.assemble(("█" * resident, "green"), ("▒" * inactive, "yellow"), ("·" * free, "dim"))
 
 
 def _us(value: float | None) -> str:

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 
 import click
 
 from ghostbox import domain_xml, session
 from ghostbox.cli import show
+from ghostbox.cli.chosen import chosen, chosen_for_up
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import confirm, yes_option
-from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.cli.output import Stages, echo, emit, output_options, plain
+from ghostbox.cli.vm_options import by_key, vm_options
 from ghostbox.config import Config
 from ghostbox.errors import NotRunning, PoolDegraded, UsageError
 from ghostbox.health import Level
-from ghostbox.session import VmState, events, guest_files, logs
+from ghostbox.session import VmState, definition, events, guest_files, logs
 from ghostbox.units import parse_duration
 
 _name = click.argument("name", required=False)
-_POOL_FLAGS = frozenset({"cache", "replicas", "allow_same_host", "backup", "on_donor_loss"})
 
 
 @click.command(
@@ -28,26 +31,13 @@ Examples:
   ghostbox up --donor tower --remote-memory 16G          borrow 16 GiB from 'tower'
   ghostbox up work --memory 4G --cache 2G -p 8080:80     a second VM, port 8080 leads to its port 80
   ghostbox up --donor tower --donor attic --replicas 2   any one of the two may die
+  ghostbox up lan --donor tower --network bridge:br0     a machine of its own on the LAN
   ghostbox up -c lab.yaml --dry-run                      what would be done
   ghostbox up --print xml                                the libvirt domain, and nothing is done
 """
 )
 @_name
-@click.option("--memory", metavar="SIZE", help="RAM on this machine.")
-@click.option("--remote-memory", metavar="SIZE", help="RAM on the donors (node 1).")
-@click.option("--cache", metavar="SIZE", help="Local memory for the warm part of the remote memory.")
-@click.option("--cpus", type=int, metavar="N", help="Virtual processors.")
-@click.option("--disk", metavar="SIZE", help="Size of the disk.")
-@click.option("--image", metavar="NAME", help="Guest image; ours is built if it is missing.")
-@click.option("--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="A donor; may be given again.")
-@click.option("--replicas", type=int, metavar="N", help="Copies of the remote memory on different machines, 1 or 2.")
-@click.option("--allow-same-host", is_flag=True, default=None, help="Let both copies lie on one machine.")
-@click.option("--backup", metavar="PATH", help="One more copy in a file on a local disk, written behind.")
-@click.option(
-    "--on-donor-loss", type=click.Choice(["wait", "pause", "poison"]), help="When no copy of a page can be read."
-)
-@click.option("--cloud-init", metavar="FILE", help="cloud-init user-data to merge with ours.")
-@click.option("-p", "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Forward a port of 127.0.0.1.")
+@vm_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option(
     "--print", "printed", type=click.Choice(["plan", "xml", "cloud-init"]), help="Print one thing and do nothing."
@@ -55,6 +45,7 @@ Examples:
 @click.option("--timeout", metavar="TIME", help="How long to wait for SSH, then for cloud-init.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the VM runs.")
 @click.option("--no-recover", is_flag=True, help="Leave a VM alone whose pager died.")
+@click.option("--overcommit", is_flag=True, help="Also if this machine has too little memory for it.")
 @output_options
 @click.pass_obj
 def up(
@@ -62,39 +53,47 @@ def up(
     /,
     *,
     name: str | None,
-    donors: tuple[str, ...],
     dry_run: bool,
     printed: str | None,
     timeout: str | None,
     no_wait: bool,
     no_recover: bool,
+    overcommit: bool,
     output: str,
     **flags: object,
 ) -> None:
-    """Create and start a VM with the RAM of the donors; a VM that runs already is left alone."""
-    keys = {f"{'pool' if key in _POOL_FLAGS else 'vm'}.{key}": value for key, value in flags.items()}
-    config = context.config(
-        {
-            **keys,
-            "vm.name": name,
-            "vm.boot_timeout": timeout,
-            "pool.donors": donors,
-        }
-    )
+    """Create a VM with the RAM of the donors, or start one that is there as it is defined.
+
+    What is given for a VM that is there becomes a part of its definition, as by `ghostbox set`.
+    """
+    timeout_s = None if timeout is None else parse_duration(timeout)
+    config = context.config({**by_key(flags), "vm.name": chosen_for_up(context, name)})
     if dry_run or printed:
         _print_plan(context, config, printed or "plan", output)
         return
-    result = session.up(config, context.paths, Stages(), wait=not no_wait, heal_pager=not no_recover)
+    result = session.up(
+        config,
+        context.paths,
+        Stages(),
+        wait=not no_wait,
+        heal_pager=not no_recover,
+        timeout_s=timeout_s,
+        overcommit=overcommit,
+    )
     emit(result, output, lambda: show.up_result(result))
 
 
 def _print_plan(context: Context, config: Config, what: str, output: str) -> None:
-    record = session.Book(context.paths.vm(config.vm.name)).load()
-    plan = session.make_plan(config, context.paths, record, start_daemon=False)
+    book = session.Book(context.paths.vm(config.vm.name))
+    record = book.load()
+    defined = definition.settle(book, config)
+    for line in (*defined.ignored, *map(str, defined.changes)):
+        Stages().note(line)
+    plan = session.make_plan(defined.config, context.paths, record, start_daemon=False)
     if what == "xml":
-        click.echo(domain_xml.build(plan), nl=False)
+        echo(domain_xml.build(plan), nl=False)
     elif what == "cloud-init":
-        click.echo(guest_files.preview_user_data(plan), nl=False)
+        echo(guest_files.preview_user_data(plan), nl=False)
     else:
         emit(plan, output, lambda: show.plan(plan))
 
@@ -109,13 +108,21 @@ Examples:
 @_name
 @click.option("--force", is_flag=True, help="Pull the plug; what the guest has not written is lost.")
 @click.option("--timeout", default="2m", show_default=True, metavar="TIME", help="How long the guest may take.")
+@output_options
 @click.pass_obj
-def down(context: Context, /, name: str | None, force: bool, timeout: str) -> None:
-    """Shut a VM down and give its memory back. The disk stays."""
-    name = _chosen(context, name)
+def down(context: Context, /, name: str | None, force: bool, timeout: str, output: str) -> None:
+    """Shut a VM down and give its memory back. The disk stays. Exit code 124 if the guest does not shut down."""
+    name = chosen(context, name)
     stages = Stages()
     ran = session.down(name, context.paths, stages, force=force, timeout_s=parse_duration(timeout))
+    _done({"name": name, "state": VmState.STOPPED, "ran": ran}, output)
     stages.note(f"VM '{name}' is stopped" if ran else f"VM '{name}' does not run")
+
+
+def _done(result: Mapping[str, object], output: str) -> None:
+    """Print the result of a command that has nothing to show to people."""
+    if output != "table":
+        emit(result, output, lambda: "")
 
 
 @click.command(
@@ -132,7 +139,7 @@ Examples:
 def shell(context: Context, /, words: tuple[str, ...]) -> None:
     """Log in by SSH, or run one command."""
     name, command = _split_command(words, sys.argv)
-    session.shell(_chosen(context, name), context.paths, command)
+    session.shell(chosen(context, name), context.paths, command)
 
 
 def _split_command(words: tuple[str, ...], argv: list[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -165,6 +172,8 @@ def list_(context: Context, /, output: str) -> None:
     for each in found:
         if each.state is VmState.BROKEN:
             Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+        if each.problem is not None:
+            Stages().note(f"VM '{each.name}': {each.problem.text}: ghostbox status {each.name}")
         if each.disk_problem is not None:
             Stages().note(f"VM '{each.name}' is paused, its disk cannot be written: ghostbox status {each.name}")
         if each.health not in (None, Level.OK):
@@ -183,7 +192,7 @@ Examples:
 @click.pass_obj
 def info(context: Context, /, name: str | None, output: str) -> None:
     """Show what a VM is made of."""
-    found = session.info(_chosen(context, name), context.paths)
+    found = session.info(chosen(context, name), context.paths)
     emit(found, output, lambda: show.info(found))
     for line in show.health_notes(found):
         Stages().note(line)
@@ -205,14 +214,14 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
 
     A VM that is frozen because its pager died gets another one, as by `ghostbox recover`.
     """
-    found = session.status(_chosen(context, name), context.paths, heal_pager=not no_recover)
+    found = session.status(chosen(context, name), context.paths, heal_pager=not no_recover)
     emit(found, output, lambda: show.status(found))
     stages = Stages()
     if found.state is VmState.BROKEN:
         stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
     for line in show.health_notes(found):
         stages.note(line)
-    if found.disk_problem is not None:
+    if found.disk_problem is not None or found.problem is not None:
         return PoolDegraded.exit_code
     ill = found.health is not None and found.health.level is not Level.OK
     if ill and (found.state in (VmState.RUNNING, VmState.STOPPING) or found.paused_for_donor):
@@ -237,33 +246,43 @@ Examples:
     help="boot: the guest's console; events: what befell its memory; memserver: the donors on this machine.",
 )  # fmt: skip
 @click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each line.")
 @click.pass_obj
-def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None) -> None:
-    """Show the logs of a VM, its pager and its donors."""
-    name = _chosen(context, name)
+def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None, as_json: bool) -> None:
+    """Show the logs of a VM, its pager and its donors. Exit code 4 if there is none yet."""
+    name = "" if source == logs.Source.MEMSERVER and name is None else chosen(context, name)
     files = logs.find(name, logs.Source(source), context.paths)
+    if as_json:
+        for entry in logs.entries(files, lines):
+            echo(json.dumps(plain(entry)))
+        for entry in logs.follow_entries(files, logs.ended(name, context.paths)) if follow else ():
+            echo(json.dumps(plain(entry)))
+        return
     shown = events.sentence if source == logs.Source.EVENTS else str
     for file in files:
         if len(files) > 1:
-            click.echo(f"==> {file} <==")
+            echo(f"==> {file} <==")
         for line in logs.lines(file, lines):
-            click.echo(shown(line))
+            echo(shown(line))
     if follow:
         for text in logs.follow(files, logs.ended(name, context.paths)):
-            click.echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)
+            echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)
 
 
 @click.command(
     epilog="""\b
 Examples:
   ghostbox console           leave it with Ctrl-]
+
+Where SSH does not help: vm.user is logged in there, without a password. Who may open it (root, libvirt's group) may
+replace the VM's disk as well.
 """
 )
 @_name
 @click.pass_obj
 def console(context: Context, /, name: str | None) -> None:
     """Attach to the serial console."""
-    session.console(_chosen(context, name), context.paths)
+    session.console(chosen(context, name), context.paths)
 
 
 @click.command(
@@ -278,14 +297,19 @@ Examples:
     "--for", "event", type=click.Choice(["ready", "stopped"]), default="ready", show_default=True, help="For what."
 )
 @click.option("--timeout", metavar="TIME", help="How long to wait; the default is vm.boot_timeout.")
+@output_options
 @click.pass_obj
-def wait(context: Context, /, name: str | None, event: str, timeout: str | None) -> None:
-    """Wait until a VM is ready, or stopped."""
-    config = context.config({"vm.name": name, "vm.boot_timeout": timeout})
+def wait(context: Context, /, name: str | None, event: str, timeout: str | None, output: str) -> None:
+    """Wait until a VM is ready, or stopped. Exit code 124 if it took too long, 3 if it will not be ready."""
+    name = chosen(context, name)
+    given_s = None if timeout is None else parse_duration(timeout)
+    own = session.defined(name, context.paths, context.config()).vm.boot_timeout_s
+    timeout_s = own if given_s is None else given_s
     if event == "stopped":
-        session.wait_stopped(config.vm.name, context.paths, timeout_s=config.vm.boot_timeout_s)
+        session.wait_stopped(name, context.paths, timeout_s=timeout_s)
     else:
-        session.wait_ready(config.vm.name, context.paths, Stages(), timeout_s=config.vm.boot_timeout_s)
+        session.wait_ready(name, context.paths, Stages(), timeout_s=timeout_s)
+    _done({"name": name, "state": VmState.STOPPED if event == "stopped" else VmState.RUNNING}, output)
 
 
 @click.command(
@@ -298,17 +322,14 @@ Examples:
 @_name
 @yes_option
 @click.option("--force", is_flag=True, help="Also if it runs: the plug is pulled.")
+@output_options
 @click.pass_obj
-def delete(context: Context, /, name: str | None, yes: bool, force: bool) -> None:
-    """Delete a VM and its disk."""
-    name = _chosen(context, name)
+def delete(context: Context, /, name: str | None, yes: bool, force: bool, output: str) -> None:
+    """Delete a VM and its disk. Exit code 5 if it runs."""
+    name = chosen(context, name)
     session.Book(context.paths.vm(name)).need(name, context.paths)
     confirm(f"Delete VM '{name}' and all that is on its disk?", yes=yes)
     stages = Stages()
     session.delete(name, context.paths, stages, force=force)
+    _done({"deleted": name}, output)
     stages.note(f"VM '{name}' is deleted")
-
-
-def _chosen(context: Context, name: str | None) -> str:
-    """Return the VM's name: given, or the configuration's; checked, since it becomes a path."""
-    return context.config({"vm.name": name}).vm.name

@@ -53,20 +53,54 @@ def read(path: Path) -> list[Entry]:
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read the configuration {path}: {reason}") from err
+    return parse(text, path)
+
+
+def parse(text: str, where: Path | str) -> list[Entry]:
+    """Return the entries of a configuration's text, in its order; ``where`` is the file that errors name.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping of sections.
+    """
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
-        return [] if root is None else list(_entries(path, loader, root))
+        return [] if root is None else list(_entries(where, loader, root))
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {err.problem or err.context}") from err
+        raise ConfigError(f"{where}:{line}: not valid YAML: {err.problem or err.context}") from err
     except yaml.YAMLError as err:
-        raise ConfigError(f"{path}: not valid YAML: {err}") from err
+        raise ConfigError(f"{where}: not valid YAML: {err}") from err
     finally:
         loader.dispose()
 
 
-def _entries(path: Path, loader: _Loader, root: yaml.Node) -> Iterator[Entry]:
+def compose(text: str) -> yaml.Node | None:
+    """Return the tree of a text that `parse` reads; each node knows the lines that it stands on."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+def scalar(text: str) -> object:
+    """Return what a single value means as it would in a file: ``3`` is a number, ``[a, b]`` a list, ``null`` None.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_object(node, deep=True)
+    except yaml.YAMLError as err:
+        raise ConfigError(f"'{text}' is not a value: not valid YAML") from err
+    finally:
+        loader.dispose()
+
+
+def _entries(path: Path | str, loader: _Loader, root: yaml.Node) -> Iterator[Entry]:
     for section, node in _pairs(path, root, "the configuration"):
         if node.tag == "tag:yaml.org,2002:null":
             continue
@@ -75,7 +109,7 @@ def _entries(path: Path, loader: _Loader, root: yaml.Node) -> Iterator[Entry]:
             yield Entry(f"{section}.{key}", constructed, value.start_mark.line + 1)
 
 
-def _pairs(path: Path, node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
+def _pairs(path: Path | str, node: yaml.Node, what: str) -> list[tuple[str, yaml.Node]]:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(
             f"{path}:{node.start_mark.line + 1}: {what} is not a group of keys",

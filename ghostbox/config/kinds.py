@@ -37,6 +37,42 @@ class PortForward:
 
 
 @dataclass(frozen=True)
+class NetworkChoice:
+    """The network of a VM: ``user`` (QEMU's own), or a ``bridge`` or ``libvirt`` network of that name."""
+
+    kind: str = "user"
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else self.kind
+
+
+@dataclass(frozen=True)
+class ExtraDisk:
+    """A disk besides the first one."""
+
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return units.exact_bytes(self.size_bytes)
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A directory of this host that the guest sees."""
+
+    directory: Path
+    read_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.directory}:ro" if self.read_only else f"{self.directory}:rw"
+
+    def below(self, base: Path) -> SharedFolder:
+        """Return it with a relative directory taken from ``base``."""
+        return SharedFolder(base / self.directory, self.read_only)
+
+
+@dataclass(frozen=True)
 class Size:
     """A size in bytes, written ``512M`` or ``4GiB``."""
 
@@ -47,10 +83,10 @@ class Size:
         if isinstance(raw, bool) or not isinstance(raw, (str, int)):
             raise _not_a("a size", raw, "write a size such as 512M or 4GiB")
         n_bytes = units.parse_bytes(int(raw) if isinstance(raw, str) and raw.isdigit() else raw)
-        if n_bytes < self.minimum:
-            raise UsageError(
-                f"{units.format_bytes(n_bytes)} is too small, the least is {units.format_bytes(self.minimum)}"
-            )
+        hint = units.missing_unit(raw)
+        if n_bytes < self.minimum or hint is not None:
+            least = units.format_bytes(max(self.minimum, units.PAGE_BYTES))
+            raise UsageError(f"{units.format_bytes(n_bytes)} is too small, the least is {least}", hint=hint)
         return n_bytes
 
 
@@ -68,13 +104,16 @@ class PageMultiple(Size):
 
 @dataclass(frozen=True)
 class Duration:
-    """A time in seconds, written ``90s`` or ``5m``."""
+    """A time in seconds, written ``90s`` or ``5m``; ``optional`` allows null or ``none``: no limit."""
 
     minimum: float = 0.0
     maximum: float = math.inf
+    optional: bool = False
 
-    def parse(self, raw: object) -> float:
-        """Return seconds."""
+    def parse(self, raw: object) -> float | None:
+        """Return seconds, or None if it is optional and there is no limit."""
+        if self.optional and (raw is None or str(raw).lower() in ("none", "null")):
+            return None
         if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
             raise _not_a("a duration", raw, "write a duration such as 90s or 5m")
         seconds = units.parse_duration(raw)
@@ -196,6 +235,49 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network, written ``user``, ``bridge:NAME`` or ``libvirt:NAME``."""
+
+    def parse(self, raw: object) -> NetworkChoice:
+        """Return the choice."""
+        if isinstance(raw, NetworkChoice):
+            return raw
+        if raw == "user":
+            return NetworkChoice()
+        # Linux: an interface's name has at most 15 bytes, no '/' and no white space (dev_valid_name, net/core/dev.c).
+        match = re.fullmatch(r"(bridge):([^\s/:]{1,15})|(libvirt):([^\s/]{1,64})", str(raw))
+        if match is None:
+            raise _not_a("a network", raw, "write user, bridge:NAME (such as bridge:br0) or libvirt:NAME")
+        return NetworkChoice(match[1] or match[3], match[2] or match[4])
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A further disk, written as its size."""
+
+    def parse(self, raw: object) -> ExtraDisk:
+        """Return the disk."""
+        return raw if isinstance(raw, ExtraDisk) else ExtraDisk(Size(units.MIB).parse(raw))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A shared directory, written ``DIR``, ``DIR:ro`` or ``DIR:rw``; ``~`` is expanded."""
+
+    def parse(self, raw: object) -> SharedFolder:
+        """Return the folder."""
+        if isinstance(raw, SharedFolder):
+            return raw
+        text = str(raw)
+        word, _, mode = text.rpartition(":")
+        if mode not in ("ro", "rw"):
+            word, mode = text, "rw"
+        if not isinstance(raw, (str, Path)) or not word or "\0" in word:
+            raise _not_a("a shared directory", raw, "write DIR, or DIR:ro for one that the guest only reads")
+        return SharedFolder(Path(word).expanduser(), mode == "ro")
+
+
+@dataclass(frozen=True)
 class Many:
     """A list of another kind; in an environment variable its members are separated by commas."""
 
@@ -211,7 +293,7 @@ class Many:
 
 
 VM_NAME = Text("a name (letters, digits, '-', at most 40)", r"[a-zA-Z0-9][a-zA-Z0-9-]{0,39}")
-HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.%a-z]+\]|[A-Za-z0-9._-]+)(:[1-9]\d{0,4})?")
+HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.]+(%[\w.-]+)?\]|[A-Za-z0-9._-]+)(:[1-9]\d{0,4})?")
 ADDRESS = Text("an address to listen on", r"[0-9A-Za-z:.%_-]+")
 AMOUNT = Text("a size, a percentage or auto", r"auto|\d{1,2}(\.\d+)?%|100%|\d+(\.\d+)?\s*[KMGTkmgt]?([Ii]?[Bb])?")
 USER = Text("a user name", r"[a-z_][a-z0-9_-]{0,31}")

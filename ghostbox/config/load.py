@@ -14,6 +14,7 @@ from typing import Any
 import platformdirs
 
 from ghostbox.config import document
+from ghostbox.config.kinds import SharedFolder
 from ghostbox.config.schema import SECTIONS, Config, Key, keys
 from ghostbox.errors import ConfigError, NotFound, UsageError
 
@@ -56,12 +57,20 @@ def file_candidates(file: Path | None = None) -> list[Candidate]:
     return [first, Candidate("user", user), Candidate("system", system)]
 
 
-def load(cli: Mapping[str, object] | None = None, file: Path | None = None) -> Config:
+def load(
+    cli: Mapping[str, object] | None = None,
+    file: Path | None = None,
+    *,
+    words: Mapping[str, object] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Config:
     """Return the configuration that holds for this command.
 
     Args:
         cli: dotted key to what a flag gave; None and empty lists count as not given.
         file: the file of ``-c``; None looks for ``./ghostbox.yaml``.
+        words: dotted key to value where the command line has them as such: they are the strongest, null counts.
+        labels: what the flags of ``cli`` are called, where that is not the key's own name.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of range; the message names file and line.
@@ -74,8 +83,10 @@ def load(cli: Mapping[str, object] | None = None, file: Path | None = None) -> C
         if candidate.path.is_file():
             settings.update(_from_file(candidate.path))
     settings.update(_from_environment(os.environ))
-    settings.update(_from_flags(cli or {}))
-    return _build(settings)
+    flags = _from_flags(cli or {}, labels or {}) | _from_words(words or {})
+    settings.update(flags)
+    given = {*flags, *(() if file is None else _from_file(file))}
+    return dataclasses.replace(_build(settings), given=frozenset(given))
 
 
 def validate_file(path: Path) -> Config:
@@ -91,8 +102,25 @@ def validate_file(path: Path) -> Config:
 
 
 def with_origins(config: Config, origins: Mapping[str, str]) -> Config:
-    """Return ``config`` with better knowledge of where some values came from."""
-    return dataclasses.replace(config, origins={**config.origins, **origins})
+    """Return ``config`` with better knowledge of where some values came from; those count as lying around."""
+    given = config.given - origins.keys()
+    return dataclasses.replace(config, origins={**config.origins, **origins}, given=given)
+
+
+def from_settings(values: Mapping[str, tuple[object, str]], base: Path) -> Config:
+    """Return the defaults with these values on top: what somebody wrote and where, by dotted key.
+
+    ``base`` is what relative paths are resolved against.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of range; the message begins with where it stands.
+    """
+    settings: dict[str, _Setting] = {}
+    for name, (raw, place) in values.items():
+        if name not in keys():
+            raise unknown_key(name, place)
+        settings[name] = _Setting(raw, place, base, f"{place}: {name}")
+    return _build(settings)
 
 
 def _from_file(path: Path) -> dict[str, _Setting]:
@@ -100,7 +128,7 @@ def _from_file(path: Path) -> dict[str, _Setting]:
     for entry in document.read(path):
         place = f"{path}:{entry.line}"
         if entry.name not in keys():
-            raise _unknown(entry.name, place)
+            raise unknown_key(entry.name, place)
         found[entry.name] = _Setting(entry.value, place, path.parent, f"{place}: {entry.name}")
     return found
 
@@ -114,18 +142,28 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
     return found
 
 
-def _from_flags(cli: Mapping[str, object]) -> dict[str, _Setting]:
+def _from_flags(cli: Mapping[str, object], labels: Mapping[str, str]) -> dict[str, _Setting]:
     found: dict[str, _Setting] = {}
     for name, raw in cli.items():
         if name not in keys():
-            raise _unknown(name, "flag")
+            raise unknown_key(name, "flag")
         if raw not in (None, (), []):
-            flag = "--" + name.partition(".")[2].replace("_", "-")
+            flag = labels.get(name, "--" + name.partition(".")[2].replace("_", "-"))
             found[name] = _Setting(raw, "flag", Path.cwd(), flag)
     return found
 
 
-def _unknown(name: str, place: str) -> ConfigError:
+def _from_words(words: Mapping[str, object]) -> dict[str, _Setting]:
+    found: dict[str, _Setting] = {}
+    for name, raw in words.items():
+        if name not in keys():
+            raise unknown_key(name, "command line")
+        found[name] = _Setting(raw, "command line", Path.cwd(), name)
+    return found
+
+
+def unknown_key(name: str, place: str) -> ConfigError:
+    """Return the error for a key that does not exist: where it is, and what may be meant."""
     if name in NOT_OFFERED:
         why, hint = NOT_OFFERED[name]
         return ConfigError(f"{place}: unknown key '{name}'", why=why, hint=hint)
@@ -168,7 +206,16 @@ def _parse(key: Key, setting: _Setting | None) -> object:
         value = key.kind.parse(setting.raw)
     except UsageError as err:
         raise ConfigError(f"{setting.message_prefix}: {err.message}", hint=err.hint or _meaning([key])) from err
-    return setting.base / value if isinstance(value, Path) else value
+    return _absolute(value, setting.base)
+
+
+def _absolute(value: object, base: Path) -> object:
+    """Take relative paths from where they were written."""
+    if isinstance(value, Path):
+        return base / value
+    if isinstance(value, SharedFolder):
+        return value.below(base)
+    return tuple(_absolute(item, base) for item in value) if isinstance(value, tuple) else value
 
 
 def _meaning(found: Iterable[Key]) -> str:

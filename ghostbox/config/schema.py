@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox.config import kinds
-from ghostbox.config.kinds import PortForward
-from ghostbox.units import GIB, KIB, MIB
+from ghostbox.config.kinds import ExtraDisk, NetworkChoice, PortForward, SharedFolder
+from ghostbox.units import GIB, KIB, MIB, exact_bytes
 
-__all__ = ["Config", "Key", "PortForward", "keys"]
+__all__ = ["Config", "ExtraDisk", "Key", "NetworkChoice", "PortForward", "SharedFolder", "keys"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class VmConfig:
     remote_memory_bytes: int = _key("remote_memory", kinds.Size(64 * MIB), "8GiB", "RAM on the donors (node 1)")
     cpus: int = _key("cpus", kinds.Integer(1, 512), 2, "virtual processors")
     disk_bytes: int = _key("disk", kinds.Size(GIB), "20GiB", "size of the disk, allocated as it is written")
+    disks: tuple[ExtraDisk, ...] = _key(
+        "disks", kinds.Many(kinds.Disk()), [], "sizes of further disks, mounted at /mnt/disk2, /mnt/disk3 and so on"
+    )
+    shares: tuple[SharedFolder, ...] = _key(
+        "shares", kinds.Many(kinds.Share()), [], "DIR[:ro] of this host that the guest sees below /mnt"
+    )
     image: str = _key("image", kinds.Text("an image name"), "debian", "guest image (`ghostbox image list`)")
     user: str = _key("user", kinds.USER, "ghost", "login name in the guest")
     ssh_key: Path | None = _key(
@@ -60,12 +66,22 @@ class VmConfig:
     ports: tuple[PortForward, ...] = _key(
         "ports", kinds.Many(kinds.Port()), [], "HOST:GUEST ports forwarded from 127.0.0.1"
     )
+    network: NetworkChoice = _key(
+        "network",
+        kinds.Network(),
+        "user",
+        "user (behind this host), bridge:NAME or libvirt:NAME (a machine of its own)",
+    )
+    host_access: bool = _key(
+        "host_access", kinds.Boolean(), False, "let a guest with network `user` reach this host and the donors"
+    )
     cloud_init: Path | None = _key(
         "cloud_init", kinds.File(), None, "cloud-init user-data to merge with ours (#cloud-config)"
     )
     boot_timeout_s: float = _key(
         "boot_timeout", kinds.Duration(1), "5m", "how long `up` waits for SSH, then for cloud-init"
     )
+    autostart: bool = _key("autostart", kinds.Boolean(), False, "start the VM when this machine starts")
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,10 @@ class PoolConfig:
         "donors", kinds.Many(kinds.HOST_PORT), [], "HOST[:PORT] of the donors' control API (port 10810)"
     )
     cache_bytes: int = _key(
-        "cache", kinds.Size(4 * MIB), "1GiB", "local memory that holds the warm part of the remote memory"
+        "cache",
+        kinds.Size(4 * MIB),
+        "1GiB",
+        "local memory for the warm part of the remote memory; not set: at most half of that",
     )
     extent_bytes: int = _key(
         "extent", kinds.PageMultiple(64 * KIB), "16MiB", "unit in which memory is spread over the donors"
@@ -154,8 +173,20 @@ class MemserverConfig:
     bind: str = _key("bind", kinds.ADDRESS, "127.0.0.1", "address to listen on; others need `insecure`")
     port: int = _key("port", kinds.PORT, 10809, "port of the NBD server, 0 picks one")
     control_port: int = _key("control_port", kinds.PORT, 10810, "port of the control API, 0 picks one")
-    drain_timeout_s: float = _key(
-        "drain_timeout", kinds.Duration(), "5m", "on SIGTERM, how long to wait for leases to end"
+    machine: str | None = _key(
+        "machine",
+        kinds.Text("a name", optional=True),
+        None,
+        "name of the physical machine, if it has several virtual ones that lend; null: each kernel is a machine",
+    )
+    drain_timeout_s: float | None = _key(
+        "drain_timeout",
+        kinds.Duration(optional=True),
+        None,
+        "on SIGTERM, how long to wait for leases to end before their memory is given up; null: without limit",
+    )
+    remind_every_s: float = _key(
+        "remind_every", kinds.Duration(0.1), "1m", "how often it says, while it waits, who holds what"
     )
     drain_on_pressure_percent: float | None = _key(
         "drain_on_pressure",
@@ -188,7 +219,12 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration. ``origins`` names where each key's value came from."""
+    """A whole configuration. ``origins`` names where each key's value came from.
+
+    ``given`` are the keys that the command line itself sets, by a flag or in the file of ``-c``: those alone change a
+    VM that is defined already. What lies around (the environment, ./ghostbox.yaml, the user's and the system's file)
+    counts when a VM is made.
+    """
 
     vm: VmConfig
     pool: PoolConfig
@@ -198,6 +234,7 @@ class Config:
     memserver: MemserverConfig
     image: ImageConfig
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def origin(self, name: str) -> str:
         """Return where the value of key ``name`` (``"vm.memory"``) came from.
@@ -210,6 +247,32 @@ class Config:
         """Return the typed value of key ``name`` (``"vm.memory"``)."""
         key = keys()[name]
         return getattr(getattr(self, key.section), key.attribute)
+
+    def written(self, name: str) -> Any:
+        """Return the value of key ``name`` as people write it, with its unit; its kind reads it back unchanged."""
+        key, value = keys()[name], self.value(name)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, tuple):
+            return [str(item) for item in value]
+        if isinstance(value, Path) or dataclasses.is_dataclass(value):
+            return str(value)
+        units_of = {"_bytes": exact_bytes, "_s": "{:.10g}s".format, "_percent": "{:.10g}%".format}
+        for ending, write in units_of.items():
+            if key.attribute.endswith(ending):
+                return write(value)
+        return value
+
+    def replaced(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+        """Return the configuration with other typed ``values`` (by dotted key) that came from ``origins``."""
+        by_section: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            key = keys()[name]
+            by_section.setdefault(key.section, {})[key.attribute] = value
+        sections = {
+            section: dataclasses.replace(getattr(self, section), **changed) for section, changed in by_section.items()
+        }
+        return dataclasses.replace(self, **sections, origins={**self.origins, **origins})
 
 
 SECTIONS: Mapping[str, type] = {

@@ -50,11 +50,16 @@ def start(names: tuple[str, ...], size_bytes: int, paths: Paths) -> list[Lender]
 
 def running(paths: Paths) -> list[Lender]:
     """Return the demo's memservers that are alive."""
-    try:
-        entries = json.loads(_record_file(paths).read_text())
-    except (OSError, ValueError):
-        return []
-    return [lender for lender in (Lender(**entry) for entry in entries) if _is_ours(lender)]
+    found: dict[str, Lender] = {}
+    for file in (_record_file(paths), paths.runtime / "demo.json"):  # the second is of versions before 2026-11-29
+        try:
+            entries = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        for lender in (Lender(**entry) for entry in entries):
+            if _is_ours(lender):
+                found.setdefault(lender.name, lender)
+    return list(found.values())
 
 
 def stop(lenders: list[Lender], paths: Paths) -> None:
@@ -124,7 +129,7 @@ def _is_ours(lender: Lender) -> bool:
 
 
 def _record_file(paths: Paths) -> Path:
-    return paths.runtime / "demo.json"
+    return paths.state / "demo.json"
 
 
 def _write_record(lenders: Collection[Lender], paths: Paths) -> None:

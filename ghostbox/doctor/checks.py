@@ -25,6 +25,7 @@ _DONOR = frozenset({Role.DONOR})
 # In the order of the report: what all else needs comes first.
 CHECKS: tuple[tuple[str, frozenset[Role], Callable[[str, Machine], Check]], ...] = (
     ("python", _BOTH, machine.python_version),
+    ("system", _BOTH, machine.system),
     ("kernel", _BOTH, machine.kernel),
     ("programs", _BOTH, machine.programs),
     ("userfaultfd", _HOST, pager.device),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 from ghostbox import hypervisor, processes
@@ -20,7 +19,7 @@ _SYSTEMD = Path("/run/systemd/system")
 
 def qemu(name: str, machine: Machine) -> Check:
     """QEMU is there and not older than what was tried."""
-    if shutil.which(_QEMU) is None:
+    if processes.which(_QEMU) is None:
         return fail(name, f"{_QEMU} is not installed", why="it runs the VM", fix="sudo apt install qemu-system-x86")
     text = processes.run([_QEMU, "--version"], timeout_s=20)
     match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", text)
@@ -45,7 +44,7 @@ def _no_libvirt(name: str, uri: str, err: GhostboxError) -> Check:
     why = err.why or err.message
     if not uri.endswith(":///system"):
         return fail(name, f"no answer at {uri}", why=why, fix=err.hint)
-    if shutil.which("libvirtd") is None and shutil.which("virtqemud") is None:
+    if processes.which("libvirtd") is None and processes.which("virtqemud") is None:
         return fail(name, "libvirt is not installed", why=why, fix="sudo apt install libvirt-daemon-system")
     if os.geteuid() == 0:
         return ok(name, f"installed, does not run; `ghostbox up` starts it ({uri})")
@@ -70,7 +69,7 @@ def kvm_access(name: str, machine: Machine) -> Check:
 
 def kvm_guest(name: str, machine: Machine) -> Check:
     """A probe guest really runs under KVM."""
-    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri)
+    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri, anew=True)
     if usable:
         return ok(name, reason)
     why = "the VM is emulated (TCG): everything works, about ten times slower"
@@ -78,13 +77,14 @@ def kvm_guest(name: str, machine: Machine) -> Check:
 
 
 def storage(name: str, machine: Machine) -> Check:
-    """The user that QEMU runs as can reach the directories of disks, images and sockets."""
+    """The user that QEMU runs as can reach disks, images and sockets; of our programs it has copies."""
     account = hypervisor.qemu_user(machine.config.libvirt.uri)
-    for place in (machine.paths.state, machine.paths.images, machine.paths.runtime, machine.paths.native):
+    for place in (machine.paths.state, machine.paths.images, machine.paths.runtime):
         blocked = accounts.unreachable_part(place / "file", account)
         if blocked is not None:
             why = f"QEMU runs as user {account.name}, which may not pass {blocked}"
-            fix = f"setfacl -m u:{account.name}:x {blocked}, or set GHOSTBOX_STATE_DIR to a place such as /var/lib"
+            fix = f"setfacl -m u:{account.name}:x {blocked} (package acl); or, for a VM of your own user, "
+            fix += "libvirt.uri: qemu:///session"
             return fail(name, f"QEMU cannot reach {place}", why=why, fix=fix)
     return ok(name, f"user {account.name} can reach {machine.paths.state}")
 

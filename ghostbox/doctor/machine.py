@@ -16,6 +16,8 @@ from ghostbox.memserver import memory
 from ghostbox.units import format_bytes, parse_bytes
 
 _REINSTALL = "./bootstrap install"
+_TESTED = {"12": "bookworm", "13": "trixie"}
+"""Releases of Debian, by VERSION_ID of os-release(5), on which the whole suite passes (tests/lab)."""
 
 
 def python_version(name: str, machine: Machine) -> Check:
@@ -30,6 +32,23 @@ def kernel(name: str, machine: Machine) -> Check:
         found = f"{system.system} on {system.machine}"
         return fail(name, found, why="GhostBox runs on Linux on x86_64", fix="use such a machine")
     return ok(name, f"Linux {system.release}")
+
+
+def system(name: str, machine: Machine) -> Check:
+    """The distribution is one on which GhostBox is tested."""
+    try:
+        lines = machine.os_release.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    values = {key: value.strip("\"' ") for key, _, value in (line.partition("=") for line in lines)}
+    found = values.get("PRETTY_NAME") or f"no distribution is named in {machine.os_release}"
+    tested = ", ".join(f"{number} ({nickname})" for number, nickname in _TESTED.items())
+    if values.get("ID") == "debian" and values.get("VERSION_ID") in _TESTED:
+        return ok(name, found)
+    why = f"GhostBox is tested on Debian {tested}; elsewhere nobody knows what is missing"
+    if "debian" in (values.get("ID"), *values.get("ID_LIKE", "").split()):
+        return warn(name, found, why=why, fix="./bootstrap test runs the whole test suite")
+    return warn(name, found, why=why, fix="./bootstrap packages lists what is needed, with unverified names for others")
 
 
 def programs(name: str, machine: Machine) -> Check:

@@ -40,6 +40,7 @@ class Machine:
     kvm: Path = Path("/dev/kvm")
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
+    os_release: Path = Path("/etc/os-release")
 
 
 def ok(name: str, found: str) -> Check:

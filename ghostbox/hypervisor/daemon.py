@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from pathlib import Path
 
 from ghostbox import processes
@@ -45,16 +43,14 @@ def _start_directly() -> None:
 
     They serve the whole machine and outlive us, so our caller's environment is none of theirs.
     """
-    if shutil.which("libvirtd") is None:
+    if processes.which("libvirtd") is None:
         raise HypervisorError(
             "cannot start libvirt: libvirtd is not installed",
             hint="install libvirt-daemon-system (Debian) or libvirt (others)",
         )
     for daemon in ("virtlogd", "libvirtd"):
         try:
-            processes.run(
-                [daemon, "-d"], timeout_s=60, env={"PATH": os.environ.get("PATH", os.defpath)}, inherit_env=False
-            )
+            processes.run([daemon, "-d"], timeout_s=60, env={"PATH": processes.search_path()}, inherit_env=False)
         except ProgramError as err:
             if not _already_running(err):
                 raise HypervisorError(

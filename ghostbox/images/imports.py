@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 import struct
 from pathlib import Path
@@ -13,6 +14,7 @@ from ghostbox.errors import ImageError, exhausted
 from ghostbox.images import qemu_img
 from ghostbox.images.qemu_img import DiskInfo
 
+_SUFFIXES = (".img", ".qcow2", ".raw")
 _SECTOR_BYTES = 512
 _GPT_HEADER = struct.Struct("<8s24xQ")  # signature, …, LBA of the backup header (UEFI specification, 5.3.2)
 _QCOW2_HEADER = struct.Struct(">4sIQI")  # magic, version, offset and length of the backing file's name
@@ -21,6 +23,17 @@ _QCOW2_HEADER = struct.Struct(">4sIQI")  # magic, version, offset and length of 
 def name_from(path: Path) -> str:
     """Return an image name made of a file name: ``Debian-13_x.qcow2`` gives ``debian-13_x``."""
     return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "image"
+
+
+def is_file_name(text: str) -> bool:
+    """Tell whether what should be an image's name is a file's, as far as its end or a slash shows."""
+    return "/" in text or Path(text).suffix.lower() in _SUFFIXES
+
+
+def advice(file: str) -> str:
+    """Return how a VM is made from a disk file."""
+    name = name_from(Path(file))
+    return f"ghostbox image import {shlex.quote(file)} --name {name}, then --image {name}"
 
 
 def inspect(path: Path, sha256: str | None) -> tuple[str, DiskInfo]:
@@ -44,7 +57,7 @@ def inspect(path: Path, sha256: str | None) -> tuple[str, DiskInfo]:
     else:
         raise ImageError(
             f"{path} is a {found.format} disk; only qcow2 and raw can be imported",
-            hint=f"qemu-img convert -O qcow2 {path} {path.with_suffix('.qcow2')}",
+            hint=f"qemu-img convert -O qcow2 {_quoted(path)} {_quoted(path.with_suffix('.qcow2'))}",
         )
     return digest, found
 
@@ -76,9 +89,26 @@ def backing_file(overlay: Path) -> Path | None:
             if magic != b"QFI\xfb" or offset == 0 or length > 1023:
                 return None
             file.seek(offset)
-            return Path(file.read(length).decode())
+            return overlay.parent / file.read(length).decode()
     except (OSError, struct.error, UnicodeDecodeError):
         return None
+
+
+def check_whole(path: Path) -> None:
+    """Refuse what is no qcow2 disk that is whole by itself.
+
+    Raises:
+        ImageError: it is another format, stands on another file, keeps its data in one, or is cut off.
+    """
+    found = qemu_img.info(path, "qcow2")
+    if found.data_file is not None:
+        raise ImageError(f"{path} is not whole: its data is in {found.data_file}")
+    _check_qcow2(path, found)
+
+
+def _quoted(path: Path) -> str:
+    """Return a file as a shell and qemu-img take it."""
+    return shlex.quote(str(path.absolute()))
 
 
 def _digest(path: Path) -> str:
@@ -93,7 +123,7 @@ def _check_qcow2(path: Path, found: DiskInfo) -> None:
     if found.backing is not None:
         raise ImageError(
             f"{path} is not whole: it stands on {found.backing}",
-            hint=f"qemu-img convert -O qcow2 {path} whole.qcow2, and import that",
+            hint=f"qemu-img convert -O qcow2 {_quoted(path)} whole.qcow2, and import that",
         )
     end_bytes = qemu_img.check_end_bytes(path)
     # The last compressed cluster may end before the cluster does.

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 from ghostbox import processes
 from ghostbox.errors import ImageError, ProgramError
 
+_log = logging.getLogger(__name__)
 _FORMAT = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(LABEL)"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _ARCHIVE_URI = re.compile(r".*/debian/?")
+_INDEX_URI = re.compile(r"^'(?P<uri>[^']+/)dists/(?P<release>[^/']+)/[^']*'", re.MULTILINE)
+_SECURITY_RELEASE = re.compile(r"[a-z]+-security")
 _SECURITY_URI = re.compile(r".*/debian-security/?|.*//security\..*")
 # Settings that say how to reach a mirror, and whether this machine's clock can be believed.
 _PASSED_ON = re.compile(r"Acquire::(https?::|ftp::|Retries|Check-Valid-Until|Check-Date|ForceIPv[46])", re.IGNORECASE)
@@ -30,9 +34,11 @@ def sources_list(suite: str, components: tuple[str, ...], mirror: str | None = N
     """
     if mirror is not None:
         return [_line(mirror, suite, components)]
-    archive, security = known_archives(_index_targets())
+    archive, security = known_archives(f"{_index_targets()}\n{_configured()}")
     lines = [_line(archive, release, components) for release in (suite, f"{suite}-updates")]
-    if security is not None:
+    if security is None:
+        _log.warning("apt on this machine knows no archive of security updates: the guest will get none either")
+    else:
         lines.append(_line(security, f"{suite}-security", components))
     return lines
 
@@ -56,6 +62,21 @@ def _index_targets() -> str:
         ) from err
 
 
+def _configured() -> str:
+    """Return what apt would fetch, in the form of `_index_targets`, which has only those whose lists were fetched."""
+    try:
+        planned = processes.run(["apt-get", "update", "--print-uris"], timeout_s=30)
+    except ProgramError as err:
+        _log.debug("apt does not say what it would fetch: %s", err.why or err.message)
+        return ""
+    return configured(planned)
+
+
+def configured(planned: str) -> str:
+    """Return the archives among the lines of ``apt-get update --print-uris``, as `known_archives` takes them."""
+    return "\n".join(f"{found['uri']}|{found['release']}||" for found in _INDEX_URI.finditer(planned))
+
+
 def known_archives(targets: str) -> tuple[str, str | None]:
     """Return the URIs of the Debian archive and of its security updates.
 
@@ -68,8 +89,10 @@ def known_archives(targets: str) -> tuple[str, str | None]:
     """
     archive = security = None
     for line in targets.splitlines():
-        uri, _release, origin, label = [*line.split("|"), "", "", ""][:4]
-        if label == "Debian-Security" or _SECURITY_URI.fullmatch(uri):
+        uri, release, origin, label = [*line.split("|"), "", "", ""][:4]
+        if origin not in ("", "Debian"):
+            continue
+        if label == "Debian-Security" or _SECURITY_URI.fullmatch(uri) or _is_security(release, uri):
             security = security or uri
         elif (origin, label) == ("Debian", "Debian") or _ARCHIVE_URI.fullmatch(uri):
             archive = archive or uri
@@ -79,6 +102,11 @@ def known_archives(targets: str) -> tuple[str, str | None]:
             hint="name one: ghostbox image build --mirror URI",
         )
     return archive, security
+
+
+def _is_security(release: str, uri: str) -> bool:
+    """Tell whether a release whose lists were never fetched is Debian's security archive, wherever it lies."""
+    return _SECURITY_RELEASE.fullmatch(release) is not None and "debian" in uri
 
 
 def _line(uri: str, release: str, components: tuple[str, ...]) -> str:

@@ -21,17 +21,23 @@ class DiskInfo:
     virtual_bytes: int
     cluster_bytes: int
     backing: str | None
+    data_file: str | None = None
 
 
-def info(path: Path) -> DiskInfo:
-    """Return what qemu-img says of a disk file.
+def info(path: Path, disk_format: str | None = None) -> DiskInfo:
+    """Return what qemu-img says of a disk file; ``disk_format`` None lets it look what format that is.
 
     Raises:
         ImageError: it cannot be read as a disk.
     """
-    data = json.loads(_run("info", "--output=json", path, what=f"{path} is not a disk image"))
+    known = () if disk_format is None else ("-f", disk_format)
+    data = json.loads(_run("info", "--output=json", *known, path, what=f"{path} is not a disk image"))
     return DiskInfo(
-        data["format"], int(data["virtual-size"]), int(data.get("cluster-size", 0)), data.get("backing-filename")
+        data["format"],
+        int(data["virtual-size"]),
+        int(data.get("cluster-size", 0)),
+        data.get("backing-filename"),
+        data.get("format-specific", {}).get("data", {}).get("data-file"),
     )
 
 
@@ -54,6 +60,18 @@ def convert(source: Path, target: Path, source_format: str = "raw") -> None:
     _run("convert", "-f", source_format, "-O", "qcow2", source, target, what=f"cannot write {target}")
 
 
+def flatten(source: Path, target: Path) -> None:
+    """Copy a qcow2 disk with all that it stands on into a new, compressed one; internal snapshots stay behind.
+
+    Raises:
+        ImageError: qemu-img failed (a full disk is its usual reason).
+    """
+    _run(
+        "convert", "-c", "-W", "-f", "qcow2", "-O", "qcow2", "-o", "compression_type=zstd", source, target,
+        what=f"cannot write {target}",
+    )  # fmt: skip
+
+
 def create_overlay(backing: Path, target: Path, size_bytes: int) -> None:
     """Make a qcow2 that holds only what differs from ``backing``, which is never written.
 
@@ -66,8 +84,65 @@ def create_overlay(backing: Path, target: Path, size_bytes: int) -> None:
     )  # fmt: skip
 
 
+def create(target: Path, size_bytes: int) -> None:
+    """Make an empty qcow2 that stands alone; it takes space as it is written.
+
+    Raises:
+        ImageError: qemu-img failed.
+    """
+    _run("create", "-q", "-f", "qcow2", target, str(size_bytes), what=f"cannot make the disk {target}")
+
+
+def grow(disk: Path, size_bytes: int) -> None:
+    """Make a qcow2 disk larger; what is new reads as zeroes.
+
+    Raises:
+        ImageError: qemu-img failed.
+    """
+    _run("resize", "-q", "-f", "qcow2", disk, str(size_bytes), what=f"cannot make the disk {disk} larger")
+
+
+def snapshots(disk: Path) -> tuple[str, ...]:
+    """Return the tags of the internal snapshots of a qcow2 disk.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    data = json.loads(_run("info", "--output=json", disk, what=f"{disk} cannot be read"))
+    return tuple(str(each["name"]) for each in data.get("snapshots", ()))
+
+
+def create_snapshot(disk: Path, tag: str) -> None:
+    """Keep what a qcow2 disk has now, inside it.
+
+    Raises:
+        ImageError: qemu-img failed.
+    """
+    _run("snapshot", "-q", "-c", tag, disk, what=f"cannot make a snapshot of {disk}")
+
+
+def apply_snapshot(disk: Path, tag: str) -> None:
+    """Put a qcow2 disk back to what it was, its size too.
+
+    Raises:
+        ImageError: qemu-img failed.
+    """
+    _run("snapshot", "-q", "-a", tag, disk, what=f"cannot put {disk} back to its snapshot")
+
+
+def delete_snapshot(disk: Path, tag: str) -> None:
+    """Remove an internal snapshot.
+
+    Raises:
+        ImageError: qemu-img failed.
+    """
+    _run("snapshot", "-q", "-d", tag, disk, what=f"cannot remove a snapshot of {disk}")
+
+
 def _run(command: str, *words: str | Path, what: str) -> str:
+    """Run qemu-img; files are named from the root on, or it takes ``a:b`` for a protocol and ``-x`` for an option."""
+    argv = [word.absolute() if isinstance(word, Path) else word for word in words]
     try:
-        return processes.run(["qemu-img", command, *words], timeout_s=_TIMEOUT_S)
+        return processes.run(["qemu-img", command, *argv], timeout_s=_TIMEOUT_S)
     except ProgramError as err:
         raise ImageError(what, why=err.why or err.message, hint=err.hint) from err

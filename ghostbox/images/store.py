@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ghostbox.errors import ImageError, NotFound, Refused
+from ghostbox.errors import ImageError, NotFound, Refused, UsageError
 from ghostbox.images import imports, qemu_img
 from ghostbox.images.build import Progress, build_files, check_space
 from ghostbox.images.imports import backing_file
@@ -52,7 +52,7 @@ class ImageStore:
             ImageError: its files are gone.
         """
         try:
-            return _whole_image(self._record(check_name(name)))
+            return _whole_image(self._record(_checked(name)))
         except FileNotFoundError as err:
             raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name)) from err
 
@@ -233,6 +233,8 @@ class ImageStore:
     def _hint_for_missing(self, name: str) -> str:
         if name == "debian":
             return "ghostbox image build"
+        if imports.is_file_name(name):
+            return imports.advice(name)
         have = ", ".join(image.name for image in self.list())
         return f"there are: {have}" if have else "ghostbox image build"
 
@@ -296,13 +298,26 @@ class ImageStore:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
+def _checked(name: str) -> str:
+    """Return ``name`` if it may name an image; who gives a file is told how to take it in."""
+    try:
+        return check_name(name)
+    except UsageError as err:
+        if imports.is_file_name(name):
+            raise UsageError(f"'{name}' cannot name an image: it is a file's name", hint=imports.advice(name)) from err
+        raise
+
+
 def _whole_image(record: Path) -> Image:
     """Read what an image is, and check that its files are there. Raises FileNotFoundError if ``record`` is not."""
     try:
-        image = image_from_json(json.loads(record.read_text()))
+        data = json.loads(record.read_text())
+        # A VM that was imported has its image beside it, by relative paths: its directory may get another name.
+        beside = {key: str(record.parent / data[key]) for key in ("disk", "kernel", "initrd") if data[key] is not None}
+        image = image_from_json(data | beside)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, TypeError) as err:
         raise ImageError(f"cannot read {record}: {err}", hint=f"remove {record}") from err
     for file in (image.disk, image.kernel, image.initrd):
         if file is not None and not file.is_file():

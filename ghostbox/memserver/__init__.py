@@ -6,7 +6,8 @@ memory and moves the pages. No page passes through Python.
 
     memory      how much may be lent                     leases   who has what; kept over restarts
     records     the lease records' file                  app      the HTTP API
-    data_plane  starts, adopts, watches the C program    service  one running memserver: lock, signals, drain
+    data_plane  starts, adopts, watches the C program    service  one running memserver: lock, signals
+                                                         ending   the wait for the last lease
 
 What dies when:
 
@@ -15,6 +16,6 @@ What dies when:
 - The C program is killed: noticed at once (pidfd), logged, started again with empty memory; each lease is made again
   under its name and size with a new incarnation, by which its holder sees that the memory is not the one it wrote.
 - Both are gone (reboot): the leases of the old process are lost; they are logged and not made again.
-- SIGTERM or SIGINT: no new leases; when the last one is released (or after ``--drain-timeout``, or at a second signal)
-  the C program is ended too.
+- SIGTERM, SIGINT or SIGHUP: no new leases; when the last one is released the C program is ended, too. It waits for
+  that without limit (unless there is a ``--drain-timeout``), and asks before it gives memory up: see `ending`.
 """

@@ -133,6 +133,7 @@ def _status(who: Identity, book: LeaseBook) -> DonorStatus:
     return DonorStatus(
         name=who.name,
         id=who.id,
+        machine=who.machine,
         version=ghostbox.__version__,
         incarnation=now.incarnation,
         nbd_port=now.plane.port,

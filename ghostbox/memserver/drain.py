@@ -23,15 +23,20 @@ def find(name: str, paths: Paths) -> Running:
     Raises:
         NotRunning: there is none; the hint names those that run.
     """
-    found = lock.running(paths.memserver_runtime(name))
+    found = _running(name, paths)
     if found is not None:
         return found
-    siblings = sorted(paths.memserver_runtime(name).parent.glob("*/lock"))
-    others = [each.parent.name for each in siblings if lock.running(each.parent) is not None]
+    siblings = (*paths.memserver_state("*").parent.glob("*/lock"), *paths.memserver_runtime("*").parent.glob("*/lock"))
+    others = sorted({each.parent.name for each in siblings if lock.running(each.parent) is not None})
     raise NotRunning(
         f"no memserver '{name}' runs on this machine",
         hint=f"--name {' or --name '.join(others)}" if others else "start one: ghostbox memserver",
     )
+
+
+def _running(name: str, paths: Paths) -> Running | None:
+    """Look where the lock is, and where versions before 2026-11-29 had it."""
+    return lock.running(paths.memserver_state(name)) or lock.running(paths.memserver_runtime(name))
 
 
 def start(running: Running) -> DonorStatus:
@@ -46,15 +51,15 @@ def undo(running: Running) -> DonorStatus:
         return client.keep()
 
 
-def wait(running: Running, *, timeout_s: float, say: Callable[[str], None]) -> DonorStatus:
-    """Wait until no lease is held any more; ``say`` is told what still is.
+def wait(running: Running, *, timeout_s: float | None, say: Callable[[str], None]) -> DonorStatus:
+    """Wait until no lease is held any more, without limit or for ``timeout_s``; ``say`` is told what still is.
 
     Raises:
         DeadlineExceeded: leases are held after ``timeout_s``; it goes on draining.
         NotRunning: the memserver ended meanwhile.
         GhostboxError: somebody took the drain back.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         with DonorClient(running.control_address) as client:
             status = _status(client, running)
@@ -67,9 +72,9 @@ def wait(running: Running, *, timeout_s: float, say: Callable[[str], None]) -> D
                 if not status.leases:
                     return status
                 say(f"{status.leases} leases held, {format_bytes(status.resident_bytes)} still here")
-            if time.monotonic() >= deadline:
+            if timeout_s is not None and deadline is not None and time.monotonic() >= deadline:
                 raise _too_late(client, timeout_s)
-        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        time.sleep(_POLL_S if deadline is None else min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
 def _status(client: DonorClient, running: Running) -> DonorStatus | None:

@@ -3,6 +3,13 @@
 
 It is made at the first start and kept in the state directory, together with what tells this machine from others: a
 directory that was copied to another machine does not make two donors of one id.
+
+And on which machine it runs. Two copies of a page on one machine are no better than one, so hosts must know two donors
+of a machine for what they are, whatever their names and addresses. What they have in common is the kernel: with it
+they die. So the machine is told by the kernel's boot id, random(4), and not by /etc/machine-id: containers on one
+kernel have a machine-id each, and machines that were cloned often have the same one. After a reboot it is another, as
+is the memory. Virtual machines on one physical machine have a kernel each: their owner can tell what they share
+(``memserver.machine``). What is sent is a digest: it says of two donors whether they are on one machine, and no more.
 """
 
 from __future__ import annotations
@@ -19,14 +26,22 @@ from ghostbox.memserver import records
 
 _log = logging.getLogger(__name__)
 _MACHINE_ID = Path("/etc/machine-id")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a memserver is called, and who it is."""
+    """What a memserver is called, who it is, and on which machine."""
 
     name: str
     id: str
+    machine: str
+
+
+def machine_digest(name: str | None = None, *, boot_id: Path = _BOOT_ID) -> str:
+    """Return what this machine is told from others by; 16 hexadecimal digits. ``name`` is what its owner calls it."""
+    told_by = b"boot" + boot_id.read_bytes().strip() if name is None else b"name" + name.encode()
+    return hashlib.sha256(b"ghostbox machine " + told_by).hexdigest()[:16]
 
 
 def donor_id(state: Path, *, machine_id: Path = _MACHINE_ID) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,6 +141,17 @@ class LeaseBook:
     def plane(self) -> DataPlane:
         """The data plane of now."""
         return self._plane
+
+    def control(self) -> tuple[tuple[str, int], ...]:
+        """Return the addresses of the control API that holders of leases may know."""
+        with self._lock:
+            return self._records.control
+
+    def note_control(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Keep where the control API is, for the next control plane."""
+        with self._lock:
+            if self._records.control != tuple(addresses):
+                self._save_or_say(replace(self._records, control=tuple(addresses)))
 
     def count(self) -> int:
         """Return how many leases there are, without asking the data plane."""

@@ -3,7 +3,8 @@
 
 The owner of the donor comes first: what is lent can never exceed what is available now, less the reserve. Available
 is the kernel's own estimate (``MemAvailable``, proc(5)), or the room below the memory limit of our control group where
-that is smaller (a container, a systemd slice).
+that is smaller (a container, a systemd slice). Of the two limits that version 2 has the lower one counts: above
+``memory.high`` a group is not ended but throttled until it hardly moves, and with it all who have memory here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from ghostbox.errors import Refused, UsageError
-from ghostbox.units import MIB, PAGE_BYTES, format_bytes, parse_bytes
+from ghostbox.units import MIB, PAGE_BYTES, format_bytes, missing_unit, parse_bytes
 
 AUTO = "auto"
 SMALLEST_BYTES = MIB
@@ -36,20 +37,22 @@ class MemoryFacts:
 class _GroupFiles:
     """The names one version of the control group interface gives its files (kernel: cgroup-v1, cgroup-v2)."""
 
-    limit: str
+    limits: tuple[str, ...]
     usage: str
     reclaimable_key: str
 
 
-_V1 = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _GroupFiles("memory.max", "memory.current", "inactive_file")
+_V1 = _GroupFiles(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _GroupFiles(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def read_facts(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> MemoryFacts:
-    """Return the machine's RAM, or the tightest control group's where that is less."""
+def read_facts(
+    proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"), *, member: str = "self"
+) -> MemoryFacts:
+    """Return the machine's RAM, or the tightest control group's of process ``member`` where that is less."""
     memory = psutil.virtual_memory()
     facts = MemoryFacts(memory.total, memory.available)
-    for directory, files in _own_groups(proc / "self" / "cgroup", groups):
+    for directory, files in _own_groups(proc / member / "cgroup", groups):
         facts = _limit_by_group(facts, directory, files)
     return facts
 
@@ -76,17 +79,28 @@ def _own_groups(membership: Path, groups: Path) -> list[tuple[Path, _GroupFiles]
 
 def _limit_by_group(facts: MemoryFacts, group: Path, files: _GroupFiles) -> MemoryFacts:
     """Return ``facts``, lowered to the limit of ``group`` if it has one."""
+    limits = [limit for name in files.limits if (limit := _number(group / name)) is not None]
+    usage_bytes = _number(group / files.usage)
     try:
-        limit_bytes = int((group / files.limit).read_text())
-        usage_bytes = int((group / files.usage).read_text())
         stat = (group / "memory.stat").read_text().split()
-    except (OSError, ValueError):  # no such group here, or "max": no limit
+    except OSError:  # no such group here
         return facts
+    if not limits or usage_bytes is None:
+        return facts
+    limit_bytes = min(limits)
     reclaimable = dict(zip(stat[::2], stat[1::2], strict=False)).get(files.reclaimable_key, "0")
     room_bytes = max(0, limit_bytes - usage_bytes + int(reclaimable))
     if limit_bytes >= facts.total_bytes and room_bytes >= facts.available_bytes:
         return facts
     return MemoryFacts(min(facts.total_bytes, limit_bytes), min(facts.available_bytes, room_bytes), str(group))
+
+
+def _number(file: Path) -> int | None:
+    """Return what a group's file says; None if it is not there, or says "max": no limit."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def requested_bytes(size: str, facts: MemoryFacts) -> int | None:
@@ -116,7 +130,7 @@ def size_to_lend(size: str, reserve_bytes: int, facts: MemoryFacts) -> int:
     wanted = requested_bytes(size, facts)
     n_bytes = lendable if wanted is None else wanted
     if wanted is not None and wanted < SMALLEST_BYTES:
-        raise UsageError(f"--size {size} is too little to lend", hint="lend 1 MiB or more")
+        raise UsageError(f"--size {size} is too little to lend", hint=missing_unit(size) or "lend 1 MiB or more")
     if n_bytes > lendable or lendable < SMALLEST_BYTES:
         what = "memory" if wanted is None else format_bytes(wanted)
         raise Refused(

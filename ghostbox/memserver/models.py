@@ -64,6 +64,9 @@ class DonorStatus(BaseModel):
 
     name: str = Field(description="Name of the memserver.")
     id: str = Field(description="Who it is, over restarts; the header `GhostBox-Donor` of every answer has it, too.")
+    machine: str = Field(
+        description="On which machine it runs, as a digest: donors that say the same one fail together."
+    )
     version: str = Field(description="GhostBox's version.")
     incarnation: str = Field(description="UUID of the data plane process that holds the memory.")
     nbd_port: int = Field(description="TCP port of the NBD server, on the same address as this API.")

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import re
 import socket
 from dataclasses import dataclass, replace
 
 from ghostbox.errors import GhostboxError, Refused, UsageError
 from ghostbox.memserver import memory
-from ghostbox.memserver.data_plane import DataPlane, PlaneSettings, PlaneStatus
+from ghostbox.memserver.data_plane import PRIVILEGED_PORTS, DataPlane, PlaneSettings, PlaneStatus
 from ghostbox.memserver.pressure import PressureLimit, read_pressure
 from ghostbox.memserver.records import PlaneRecord
+from ghostbox.processes import ControlError
 from ghostbox.units import GIB, format_bytes
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """The options of ``ghostbox memserver``. A port of 0 picks one; ``size`` as it was written."""
+    """The options of ``ghostbox memserver``. A port of 0 picks one; ``size`` as it was written.
+
+    ``drain_timeout_s`` is None where the wait for the last lease has no limit.
+    """
 
     name: str
     size: str = memory.AUTO
@@ -38,7 +41,9 @@ class ServiceOptions:
     bind: str = "127.0.0.1"
     nbd_port: int = NBD_PORT
     control_port: int = CONTROL_PORT
-    drain_timeout_s: float = 300.0
+    machine: str | None = None
+    drain_timeout_s: float | None = None
+    remind_every_s: float = 60.0
     pressure: PressureLimit | None = None
     insecure: bool = False
 
@@ -93,35 +98,48 @@ def listen(bind: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((bind, port))
+        # getaddrinfo knows the number of the interface that a link-local address names (fe80::1%eth0).
+        flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
+        [(*_, address)] = socket.getaddrinfo(bind, port, family, socket.SOCK_STREAM, flags=flags)
+        listener.bind(address)
     except OSError as err:
         listener.close()
+        why = f"it has no interface {bind.partition('%')[2]}" if isinstance(err, socket.gaierror) else err.strerror
+        hint = "choose another --control-port (0 picks one) or --bind"
+        if isinstance(err, PermissionError) and port < PRIVILEGED_PORTS:
+            hint = f"ports below {PRIVILEGED_PORTS} are root's: choose another --control-port, or run as root"
         raise GhostboxError(
-            f"cannot listen on {bind} port {port} (control API): {os.strerror(err.errno or 0).lower()}",
-            hint="choose another --control-port (0 picks one) or --bind",
+            f"cannot listen on {bind} port {port} (control API): {str(why or err).lower()}", hint=hint
         ) from err
     return listener
+
+
+def listen_again(bind: str, port: int) -> socket.socket | None:
+    """Return a socket bound to a control port of before, for hosts that know that one; None if that cannot be."""
+    try:
+        return listen(bind, port)
+    except GhostboxError as err:
+        _log.info("%s", err.message)
+        return None
 
 
 def open_plane(options: ServiceOptions, settings: PlaneSettings, known: PlaneRecord | None) -> tuple[DataPlane, bool]:
     """Return the data plane and whether it was adopted.
 
-    One that an earlier control plane left is adopted if it is what the options ask for; if it is not, but holds no
-    lease, it is replaced.
+    One that an earlier control plane left is adopted if it is what the options ask for. If it is not, but holds no
+    lease, it is replaced. If it holds leases, it listens on the address of the options from now on, and on the earlier
+    ones as well: hosts look for their memory there.
 
     Raises:
-        Refused: the one left over holds leases and differs from the options; or too little memory.
+        Refused: the one left over holds leases and has another size, or is not to be reached as before; or too little
+            memory.
         ProgramError: it cannot be started, or the one left over does not answer.
     """
     plane = DataPlane.adopt(settings, known)
     if plane is not None:
         status = plane.status()
-        differences = _differences(options, status)
-        if not differences:
+        if _adopted(options, plane, status):
             return plane, True
-        if status.exports:
-            plane.close()
-            raise _differs(options, status, differences)
         _log.info("the data plane left over (pid %d) holds nothing and is replaced", status.pid)
         plane.stop()
         plane.close()
@@ -129,23 +147,69 @@ def open_plane(options: ServiceOptions, settings: PlaneSettings, known: PlaneRec
     return DataPlane.start(replace(settings, size_bytes=size_bytes)), False
 
 
-def _differences(options: ServiceOptions, status: PlaneStatus) -> list[str]:
-    """Return what the options ask for and the running data plane is not; ``auto`` and port 0 take what is there."""
-    found = []
-    wanted_bytes = memory.requested_bytes(options.size, memory.read_facts())
-    if wanted_bytes not in (None, status.size_bytes):
-        found.append(f"lends {format_bytes(status.size_bytes)}, --size says {options.size}")
-    if options.nbd_port not in (0, status.port):
-        found.append(f"listens on port {status.port}, --port says {options.nbd_port}")
-    if ipaddress.ip_address(options.bind) != ipaddress.ip_address(status.host):
-        found.append(f"listens on {status.host}, --bind says {options.bind}")
-    return found
+def _adopted(options: ServiceOptions, plane: DataPlane, status: PlaneStatus) -> bool:
+    """Make a data plane that was found what the options ask for; False if it is not, and may be replaced."""
+    try:
+        wanted_bytes = memory.requested_bytes(options.size, memory.read_facts())
+        other_size = wanted_bytes not in (None, status.size_bytes)
+        elsewhere = not _listens_there(options, status)
+        if not status.exports:
+            return not (other_size or elsewhere)
+        if other_size:
+            raise _differs(
+                options,
+                status,
+                f"lends {format_bytes(status.size_bytes)}, --size says {options.size}",
+                hint=f"go on with it: --size {status.size_bytes}; another size needs an empty donor:"
+                " ghostbox memserver drain",
+            )
+        if elsewhere:
+            _move(options, plane, status)
+        return True
+    except BaseException:
+        plane.close()
+        raise
 
 
-def _differs(options: ServiceOptions, status: PlaneStatus, differences: list[str]) -> GhostboxError:
+def _listens_there(options: ServiceOptions, status: PlaneStatus) -> bool:
+    """Tell whether it is reached where the options say first of all; port 0 takes the one that is there."""
+    same_host = ipaddress.ip_address(options.bind) == ipaddress.ip_address(status.host)
+    return same_host and options.nbd_port in (0, status.port)
+
+
+def _move(options: ServiceOptions, plane: DataPlane, status: PlaneStatus) -> None:
+    """Have a data plane with leases listen where the options say, too."""
+    before = [(status.host, status.port), *status.also]
+    named = ", ".join(f"{host} port {port}" for host, port in before)
+    open_to_network = [host for host, _ in before if not ipaddress.ip_address(host).is_loopback]
+    if open_to_network and not options.insecure:
+        raise _differs(
+            options,
+            status,
+            f"is reached on {named} by those who hold them, and without --insecure it must not listen there",
+            hint=f"go on with it: --bind {open_to_network[0]} --insecure; or get its memory back first:"
+            " ghostbox memserver drain",
+        )
+    try:
+        plane.listen(options.bind, options.nbd_port or status.port)
+    except ControlError as err:
+        old = err.code == "unknown-command"
+        raise _differs(
+            options,
+            status,
+            f"listens on {named}" + (", and is of an older version that cannot listen elsewhere" if old else ""),
+            why=None if old else err.message,
+            hint=f"go on with it: --bind {status.host} --port {status.port}"
+            if old
+            else "another --bind or --port (0 takes the one that it has)",
+        ) from err
+    _log.warning("its leases are reached on %s as before, besides %s", named, options.bind)
+
+
+def _differs(options: ServiceOptions, status: PlaneStatus, what: str, *, hint: str, why: str | None = None) -> Refused:
     return Refused(
         f"memserver '{options.name}' still holds {len(status.exports)} leases in a data plane (pid {status.pid})"
-        f" that differs from the options: it {' and '.join(differences)}",
-        hint=f"to go on with it: --size {status.size_bytes} --port {status.port} --bind {status.host};"
-        f" to give its memory up: kill {status.pid}",
+        f" that differs from the options: it {what}",
+        why=why,
+        hint=hint,
     )

@@ -48,12 +48,17 @@ class LeaseRecord:
 
 @dataclass(frozen=True)
 class PlaneRecord:
-    """The data plane process that holds the memory; the start time tells it from a later process of the same id."""
+    """The data plane process that holds the memory; the start time tells it from a later process of the same id.
+
+    ``control_socket`` is where it listens, in the runtime directory of the login that started it: that of a later one
+    may be another. None if an earlier version started it.
+    """
 
     pid: int
     start_ticks: int
     boot_id: str
     incarnation: str
+    control_socket: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ class Records:
     """All that is kept.
 
     ``lost`` holds leases whose memory is gone, until their name is used again. ``drain_asked``: ``ghostbox memserver
-    drain`` was run; that holds for as long as the data plane lives.
+    drain`` was run; that holds for as long as the data plane lives. ``control`` are the addresses (host, port) of the
+    control API that holders of leases may know.
     """
 
     plane: PlaneRecord | None = None
     leases: dict[str, LeaseRecord] = field(default_factory=dict)
     lost: dict[str, LeaseRecord] = field(default_factory=dict)
     drain_asked: bool = False
+    control: tuple[tuple[str, int], ...] = ()
 
     def with_lease(self, lease: LeaseRecord) -> Records:
         """Return the records with ``lease`` added or replaced."""
@@ -103,6 +110,7 @@ def load(path: Path) -> Records:
             leases={lease["name"]: _lease(lease) for lease in document["leases"]},
             lost={lease["name"]: _lease(lease) for lease in document["lost"]},
             drain_asked=bool(document.get("drain_asked", False)),
+            control=tuple((str(host), int(port)) for host, port in document.get("control", ())),
         )
     except FileNotFoundError:
         return Records()
@@ -125,6 +133,7 @@ def save(path: Path, records: Records) -> None:
         "leases": [asdict(lease) for lease in records.leases.values()],
         "lost": [asdict(lease) for lease in records.lost.values()],
         "drain_asked": records.drain_asked,
+        "control": [list(address) for address in records.control],
     }
     write(path, document)
 

@@ -4,9 +4,7 @@
     checks → lock → control port → data plane (adopted or started) → leases reconciled → serving
     serving ──data plane died──► restarted, leases of a new incarnation ──► serving
     serving ──`memserver drain`, memory pressure──► no new leases, hosts move away ──taken back──► serving
-    serving ──SIGTERM/SIGINT──► draining ──last lease released──► ended (0)
-                                         ──--drain-timeout──────► ended (124), leases given up
-                                         ──second signal────────► ended (130), leases given up
+    serving ──SIGTERM/SIGINT/SIGHUP──► draining ──last lease released──► ended (0); more in `ending`
 
 Everything that blocks (the data plane's start, its control socket) runs in threads; the loop only waits.
 """
@@ -15,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -26,18 +25,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted, ProgramError, Refused, hint_for
+from ghostbox.errors import ProgramError, Refused
 from ghostbox.memserver import records
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
+from ghostbox.memserver.ending import Ending, Signals
 from ghostbox.memserver.http_server import HttpServer, limits
-from ghostbox.memserver.identity import Identity, donor_id
+from ghostbox.memserver.identity import Identity, donor_id, machine_digest
 from ghostbox.memserver.leases import DrainCause, LeaseBook
 from ghostbox.memserver.lock import HeldLock, name_lock
-from ghostbox.memserver.opening import ServiceOptions, check_options, listen, open_plane
+from ghostbox.memserver.opening import ServiceOptions, check_options, listen, listen_again, open_plane
 from ghostbox.memserver.pressure import Pressure, PressureLimit, read_pressure
 from ghostbox.paths import Paths
-from ghostbox.processes import ControlError
 from ghostbox.units import format_duration
 
 _log = logging.getLogger(__name__)
@@ -70,30 +69,26 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
         Refused: more than may be lent, another memserver of that name, an address that needs ``insecure``.
         ProgramError: the data plane cannot be started, or dies again and again.
         DeadlineExceeded: ``drain_timeout_s`` passed with leases still held; their memory is gone.
-        Interrupted: a second signal came with leases still held; their memory is gone.
+        Interrupted: signals came again after the question, with leases still held; their memory is gone.
     """
     options = check_options(options)
     runtime, state = paths.memserver_runtime(options.name), paths.memserver_state(options.name)
-    with name_lock(options.name, runtime) as held:
-        try:
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as err:
-            raise GhostboxError(
-                f"cannot use {state}: {err.strerror}",
-                hint=hint_for(err, "run as a user who may write there, or set GHOSTBOX_STATE_DIR"),
-            ) from err
-        with contextlib.closing(listen(options.bind, options.control_port)) as listener:
-            settings = PlaneSettings(
-                program=paths.memserver_program,
-                control_socket=runtime / "control.sock",
-                log_path=state / "memserver.log",
-                bind=options.bind,
-                port=options.nbd_port,
-                size_bytes=0,
-                donor_id=donor_id(state),
-            )
-            service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
-            asyncio.run(service.run(state / "leases.json"))
+    with (
+        name_lock(options.name, state, runtime) as held,
+        contextlib.closing(listen(options.bind, options.control_port)) as listener,
+    ):
+        settings = PlaneSettings(
+            program=paths.memserver_program,
+            control_socket=runtime / "control.sock",
+            log_path=state / "memserver.log",
+            bind=options.bind,
+            port=options.nbd_port,
+            size_bytes=0,
+            donor_id=donor_id(state),
+            machine=machine_digest(options.machine),
+        )
+        service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
+        asyncio.run(service.run(state / "leases.json"))
 
 
 def _say_ready(held: HeldLock, on_ready: Callable[[Ready], None], ready: Ready) -> None:
@@ -118,14 +113,15 @@ class _Service:
         self._listener = listener
         self._on_ready = on_ready
         self._wake = asyncio.Event()
-        self._n_signals = 0
+        self._signals = Signals()
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
 
     async def run(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
+                loop.add_signal_handler(number, self._signalled, number)
         kept = await asyncio.to_thread(records.load, path)
         plane, adopted = await asyncio.to_thread(open_plane, self._options, self._settings, kept.plane)
 
@@ -150,16 +146,20 @@ class _Service:
             accepting.set()
             self._wake.set()
 
-        server = HttpServer(make_app(Identity(self._options.name, self._settings.donor_id), book), accepts, limits())
-        serving = self._task(server.serve([self._listener]))
+        who = Identity(self._options.name, self._settings.donor_id, self._settings.machine)
+        server = HttpServer(make_app(who, book), accepts, limits())
+        listeners = [self._listener, *self._listeners_of_before(book)]
+        serving = self._task(server.serve(listeners))
         watching = [self._task(self._watch(book))]
         if self._options.pressure is not None:
             watching.append(self._task(_watch_pressure(book, self._options.pressure)))
         try:
             await self._wait_for(accepting.is_set)
-            self._on_ready(await asyncio.to_thread(self._ready, book, adopted))
-            await self._wait_for(lambda: self._n_signals > 0)
-            failure = await self._drain(book)
+            await asyncio.to_thread(book.note_control, [_address_of(each) for each in listeners])
+            ready = await asyncio.to_thread(self._ready, book, adopted)
+            self._on_ready(ready)
+            await self._wait_for(lambda: self._signals.ending)
+            failure = await self._ending(book, ready.control_address).wait(self._wait_for)
         finally:
             for task in watching:
                 task.cancel()
@@ -191,8 +191,26 @@ class _Service:
             data_plane_pid=status.plane.pid,
         )
 
-    def _signalled(self) -> None:
-        self._n_signals += 1
+    def _listeners_of_before(self, book: LeaseBook) -> list[socket.socket]:
+        """Return sockets at the control addresses that those who hold leases know, as far as they can be had."""
+        own = _address_of(self._listener)
+        wanted = [address for address in book.control() if address != own] if book.count() else []
+        allowed = [each for each in wanted if self._options.insecure or ipaddress.ip_address(each[0]).is_loopback]
+        return [found for host, port in allowed if (found := listen_again(host, port)) is not None]
+
+    def _ending(self, book: LeaseBook, address: str) -> Ending:
+        options = self._options
+        return Ending(
+            options.name,
+            book,
+            self._signals,
+            address=address,
+            timeout_s=options.drain_timeout_s,
+            remind_every_s=options.remind_every_s,
+        )
+
+    def _signalled(self, number: int) -> None:
+        self._signals.note(number)
         self._wake.set()
 
     async def _wait_for(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
@@ -215,35 +233,6 @@ class _Service:
                 return False
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), left_s)
-
-    async def _drain(self, book: LeaseBook) -> GhostboxError | None:
-        """Wait until no lease is left; returns what to report if some had to be given up."""
-        book.drain(DrainCause.ENDING)
-        if not book.count():
-            return None
-        await asyncio.to_thread(self._say_who_holds, book)
-        emptied = await self._wait_for(lambda: not book.count() or self._n_signals > 1, self._options.drain_timeout_s)
-        if not book.count():
-            return None
-        n_leases = book.count()
-        book.give_up()
-        message = f"memserver '{self._options.name}' ended with {n_leases} leases held: their memory is lost"
-        if emptied:
-            return Interrupted(message, why="a second signal came")
-        waited = format_duration(self._options.drain_timeout_s)
-        return DeadlineExceeded(message, why=f"they were not released within {waited}")
-
-    def _say_who_holds(self, book: LeaseBook) -> None:
-        try:
-            lines = [str(lease) for lease in book.all()]
-        except ControlError as err:
-            lines = [err.message]
-        waits = format_duration(self._options.drain_timeout_s)
-        _log.warning(
-            "leases are held; no new ones are given, waiting %s for their release (a second signal ends at once):\n%s",
-            waits,
-            "\n".join(f"  {line}" for line in lines),
-        )
 
     async def _watch(self, book: LeaseBook) -> None:
         """Restart the data plane whenever it dies."""
@@ -276,6 +265,12 @@ class _Service:
                 hint=f"its log is {self._settings.log_path}",
             )
         self._restarts.append(time.monotonic())
+
+
+def _address_of(listener: socket.socket) -> tuple[str, int]:
+    """Return where a socket listens, a link-local address with its interface."""
+    host, port = socket.getnameinfo(listener.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    return host, int(port)
 
 
 async def _watch_pressure(book: LeaseBook, limit: PressureLimit) -> None:

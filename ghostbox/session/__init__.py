@@ -2,6 +2,7 @@
 """One VM's life: up, down, delete, and looking at it. See ``record`` for the states."""
 
 from ghostbox.session.access import console, shell, wait_ready, wait_stopped
+from ghostbox.session.definition import defined
 from ghostbox.session.down import delete, down
 from ghostbox.session.planning import make_plan
 from ghostbox.session.record import Book, Record, VmState, names
@@ -19,6 +20,7 @@ __all__ = [
     "VmStatus",
     "VmSummary",
     "console",
+    "defined",
     "delete",
     "down",
     "info",

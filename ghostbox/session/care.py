@@ -2,6 +2,7 @@
 """What the supervisor does for a VM, once a second. Each step is small, can be repeated, and holds the VM's lock.
 
     the pager is gone                  another one takes over
+    its sockets are gone               the pager makes them anew
     its disk could not be written      the VM, which QEMU has paused, goes on when there is room
     on_donor_loss is pause             the VM is paused while what only a silent donor has is out of reach
     a donor says that it is draining   its extents move to the others, which lend more if need be
@@ -11,6 +12,8 @@
     another donor is at its address    that is noted for `status`, and believed in nothing
     a donor has died                   the others lend the room in which the pager copies anew what was on it
     the server of the copy on disk     is started again
+    nothing serves a shared folder     a process is started that does
+    its donors, or their addresses     are written down for the guest's network, which keeps it from them
 
 What happened becomes an event. What cannot be done is said once, and tried again now and then.
 """
@@ -27,13 +30,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ghostbox import health, hypervisor, pager, processes
-from ghostbox.donor_client import DonorClient
+from ghostbox import health, pager, process_table
+from ghostbox.donor_client import DonorClient, DonorStatus
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.hypervisor import DiskTrouble, DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
-from ghostbox.session import backup, disk, events, host_memory, pool, takeover
+from ghostbox.session import (
+    backup,
+    disk,
+    events,
+    host_memory,
+    liveness,
+    network,
+    pool,
+    runtime_dir,
+    shares,
+    takeover,
+    unreleased,
+)
+from ghostbox.session.liveness import Life
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.units import PAGE_BYTES, format_bytes
 
@@ -41,6 +57,7 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 30.0
 _ASK_INTERVAL_S = 2.0
 _ASK_TIMEOUT_S = 2.0
+_RULES_INTERVAL_S = 30.0
 Status = Mapping[str, Any]
 
 
@@ -59,12 +76,14 @@ class Care:
         self._paths = paths
         self._book = Book(paths.vm(name))
         self._before: Status | None = None
-        self._pid = 0
+        self._qemu: process_table.Identity | None = None
         self._said: dict[str, tuple[str, float]] = {}
         self._clients: dict[str, DonorClient] = {}
         self._asked_at = 0.0
         self._looked_at = 0.0
         self._disk_looked_at = 0.0
+        self._rules_written_at = 0.0
+        self._shares_looked_at = 0.0
         self._disk_tried_at = 0.0
         self._disk_trouble: DiskTrouble | None = None
 
@@ -84,16 +103,20 @@ class Care:
         record = self._book.load()
         if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING) or not self._lives(record):
             return False
+        if runtime_dir.lost(record, self._book.files):
+            self._tried("runtime", self.restore_files)
         found = pager.status(self._book.files.pager_control)
         if found is None:
             # It ends with QEMU, too; cleaning up behind a VM that is over is the next command's.
-            if self._lives(record):
+            if self._lives(record) and runtime_dir.find_pager(record, self._book.files) is None:
                 self._tried("pager", self.recover)
             return True
         for event, text, donor in changes(self._before, found, record.donor_names()):
             events.append(self._book.files, event, text, donor=donor)
         self._before = found
         for what, wanted, step in (
+            ("network", self._rules_are_due(), self.write_network_rules),
+            ("shares", self._shares_are_due(record), self.serve_folders),
             ("backup", self._backup_is_gone(record), self.restart_backup),
             ("pause", self._pause_is_due(record, found), self.pause_or_resume),
             ("disk", self._disk_is_due(record, found), self.try_disk_again),
@@ -117,6 +140,10 @@ class Care:
             pid = "" if before is None else f" (pid {before['pid']})"
             events.append(self._book.files, "pager-recovered", f"the pager{pid} had died: another one goes on")
 
+    def restore_files(self) -> None:
+        """Have the pager make the files anew that were lost with the runtime directory."""
+        runtime_dir.restore(self._book)
+
     def restart_backup(self) -> None:
         """Start the server of the copy on disk again."""
         record = self._book.record
@@ -131,17 +158,18 @@ class Care:
         record, found = self._book.record, self._before
         assert record is not None and found is not None
         away = health.sole_copies_away(found)
-        with hypervisor.connect(record.libvirt_uri) as connection:
-            if away and not record.paused and connection.state(record.domain) is DomainState.RUNNING:
+        with liveness.connect(record) as connection:
+            state = connection.state(record.domain, uuid=record.uuid)
+            if away and not record.paused and state is DomainState.RUNNING:
                 self._book.save(replace(record, paused=True))
-                connection.suspend(record.domain)
+                connection.suspend(record.domain, uuid=record.uuid)
                 names = record.donor_names()
                 missing = ", ".join(names.get(str(donor["uri"]), str(donor["uri"])) for donor in away)
                 text = f"the VM is paused until {missing} is back"
                 events.append(self._book.files, "paused", text, donor=str(away[0]["uri"]))
             elif record.paused and not away:
-                if connection.state(record.domain) is DomainState.PAUSED:
-                    connection.resume(record.domain)
+                if state is DomainState.PAUSED:
+                    connection.resume(record.domain, uuid=record.uuid)
                 self._book.save(replace(record, paused=False))
                 events.append(self._book.files, "resumed", "the VM goes on")
 
@@ -150,6 +178,15 @@ class Care:
         assert self._book.record is not None
         self._disk_tried_at = time.monotonic()
         disk.try_again(self._book.record)
+
+    def write_network_rules(self) -> None:
+        """Keep the guest from donors that it borrows from since, or that have another address."""
+        assert self._book.record is not None
+        network.write_rules(self._book.record, self._book.files)
+
+    def serve_folders(self) -> None:
+        """Serve the shared folders that nothing serves."""
+        shares.ensure(self._book, self._paths)
 
     def finish_drains(self) -> None:
         """End the leases of donors that are empty."""
@@ -210,15 +247,30 @@ class Care:
         self._said[what] = (text, time.monotonic() + _RETRY_S)
 
     def _lives(self, record: Record) -> bool:
-        """Tell whether the VM's QEMU runs; libvirt is asked only when it seems gone."""
-        if self._pid and processes.pid_alive(self._pid):
-            return True
-        qemu = hypervisor.find_qemu(record.uuid)
-        self._pid = 0 if qemu is None else qemu.pid
-        return qemu is not None
+        """Tell whether the VM's QEMU runs, or may run."""
+        if self._qemu is None or not process_table.is_alive(self._qemu):
+            sight = liveness.look(record, self._book.files)
+            self._qemu = None if sight.pid is None else process_table.identify(sight.pid)
+            return sight.life is not Life.GONE
+        return True
+
+    def _shares_are_due(self, record: Record) -> bool:
+        now = time.monotonic()
+        if not record.shares or now - self._shares_looked_at < _ASK_INTERVAL_S:
+            return False
+        self._shares_looked_at = now
+        return bool(shares.missing(record, self._book.files))
+
+    def _rules_are_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._rules_written_at < _RULES_INTERVAL_S:
+            return False
+        self._rules_written_at = now
+        return True
 
     def _backup_is_gone(self, record: Record) -> bool:
-        return record.backup is not None and Made.BACKUP in record.made and not backup.find(self._book.files)
+        wanted = record.backup is not None and Made.BACKUP in record.made
+        return wanted and not (backup.find(self._book.files) and self._book.files.backup_socket.exists())
 
     def _pause_is_due(self, record: Record, found: Status) -> bool:
         if record.pager is None or record.pager.on_donor_loss != "pause":
@@ -287,14 +339,20 @@ class Care:
             return Absence(gone=not host_memory.lives(self._book.files, lease))
         try:
             seen = self._client(lease.donor).look_for(lease.name)
-            if lease.donor_id is None or seen.donor_id == lease.donor_id:
-                return Absence(gone=lease.donor_id is not None and seen.incarnation != lease.incarnation)
             there = self._client(lease.donor).status()
         except GhostboxError:
             return Absence(stranger=lease.stranger)
+        if lease.donor_id is None or (seen.donor_id == lease.donor_id and not self._is_clone(lease, there)):
+            return Absence(gone=lease.donor_id is not None and seen.incarnation != lease.incarnation)
         who = f"'{there.name}' (id {seen.donor_id or 'unknown'})"
         expected = f"'{lease.donor_name}' (id {lease.donor_id})"
         return Absence(stranger=f"another memserver answers at that address: {who} instead of {expected}")
+
+    def _is_clone(self, lease: LeaseRecord, there: DonorStatus) -> bool:
+        """Tell whether it is another of our donors that answers: one of the same id, cloned, at this one's address."""
+        assert self._book.record is not None
+        others = [each for each in self._book.record.leases if each.donor != lease.donor]
+        return any((each.donor_id, each.plane) == (there.id, there.incarnation) for each in others)
 
     def _minds(self, record: Record, found: Status) -> list[tuple[str, bool]]:
         """Return the donors that have made up their minds: to leave (True), or to stay after all."""
@@ -311,16 +369,17 @@ class Care:
         asked_to = {each for each in record.asked_to if states.get(each, set()) & pool.LEAVING}
         for address in self._clients.keys() - states.keys():
             self._clients.pop(address).close()
-        ids = {lease.donor: lease.donor_id for lease in record.leases if lease.donor_id is not None}
-        minds = {address: self._drains(address, ids.get(address)) for address in sorted(used | asked_to)}
+        lenders = {lease.donor: lease for lease in record.leases if lease.donor_id is not None}
+        minds = {address: self._drains(address, lenders.get(address)) for address in sorted(used | asked_to)}
         leaving = [(address, True) for address in used if minds[address]]
         return leaving + [(address, False) for address in asked_to if minds[address] is False]
 
-    def _drains(self, address: str, donor_id: str | None) -> bool | None:
+    def _drains(self, address: str, lease: LeaseRecord | None) -> bool | None:
         """Ask a donor whether it is draining; None if it does not say, or another one answers."""
         with suppress(GhostboxError):
             found = self._client(address).status()
-            return found.draining if donor_id in (None, found.id) else None
+            ours = lease is None or (lease.donor_id == found.id and lease.plane in (None, found.incarnation))
+            return found.draining if ours else None
         return None
 
     def _client(self, address: str) -> DonorClient:
@@ -361,6 +420,8 @@ def look_after(name: str, paths: Paths, *, interval_s: float = 1.0) -> None:
     care = Care(name, paths)
     try:
         while _went_on(care):
+            with suppress(GhostboxError, OSError):
+                unreleased.try_in_background(paths)
             time.sleep(interval_s)
     finally:
         care.close()

@@ -2,7 +2,8 @@
 """Unmakes what a VM's record names. One path for a failed ``up``, for ``down``, and for healing after a crash.
 
 Every step may find its thing gone already. A step that fails is reported and its thing stays in the record, so that
-the next command tries again; the other steps go on.
+the next command tries again; the other steps go on. A lease whose donor does not answer leaves the record for
+`unreleased`, which tries again in the background.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ghostbox import hypervisor, pager
-from ghostbox.donor_client import DonorClient
-from ghostbox.errors import GhostboxError, NotFound
+from ghostbox import pager
+from ghostbox.donor_client import NoAnswer
+from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, supervisor
+from ghostbox.session import backup, host_memory, liveness, shares, supervisor, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
+_MAX_THREADS = 8
 _LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 
 
@@ -36,25 +39,31 @@ def qemu_log(record: Record, files: VmPaths) -> Path:
     return live if live.exists() else files.state / "qemu.log"
 
 
-def unmake(book: Book) -> list[GhostboxError]:
+def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
     """Unmake domain, pager, leases, backup and files, in this order; return what could not be unmade.
 
     The supervisor goes before all: it would mend what we undo. The domain goes next: nothing may run without its
     pager. The leases go after the pager, which has the connections to them.
+
+    ``end``: a QEMU that lives is ended.
+
+    Raises:
+        HypervisorError: QEMU lives, or may live; nothing was unmade.
     """
     assert book.record is not None
     errors: list[GhostboxError] = []
+    if not end and not liveness.is_over(book.record, book.files):
+        raise liveness.still_lives(book.record, liveness.look(book.record, book.files), None)
     _attempt(errors, _end_supervisor, book)
+    if Made.DOMAIN in book.record.made or not liveness.is_over(book.record, book.files):
+        liveness.end(book.record, book.files)
     if Made.DOMAIN in book.record.made:
-        _attempt(errors, _end_domain, book)
+        _attempt(errors, _remove_filter, book)
+        _attempt(errors, _forget_domain, book)
     if Made.PAGER in book.record.made and Made.DOMAIN not in book.record.made:
         _attempt(errors, _end_pager, book)
     if Made.PAGER not in book.record.made:
-        for lease in book.record.leases:
-            try:
-                release(book, lease.name)
-            except GhostboxError as err:
-                errors.append(err)
+        errors += release_all(book)
         if Made.BACKUP in book.record.made:
             _attempt(errors, _remove_backup, book)
     if Made.FILES in book.record.made and not book.record.made & {Made.DOMAIN, Made.PAGER}:
@@ -70,14 +79,27 @@ def settle(book: Book) -> Record | None:
         remove_state(book.files)
         book.record = None
         return None
-    return book.save(record.to(VmState.STOPPED))
+    stopped = record.to(VmState.STOPPED)
+    if not record.made:
+        stopped = replace(stopped, environment=None, runtime=None, machine=None, qemu=None, pager_process=None)
+    return book.save(stopped)
 
 
 def remove_state(files: VmPaths) -> None:
     """Remove all that is left of a VM: disk, keys, logs, record. The lock's file goes with them."""
-    shutil.rmtree(files.state, ignore_errors=True)
+    left: list[str] = []
+
+    def note(_function: object, path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            left.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+
+    shutil.rmtree(files.state, onerror=lambda function, path, info: note(function, path, info[1]))
     if files.state.exists():
-        raise GhostboxError(f"cannot remove {files.state}", hint=f"sudo rm -r {files.state}")
+        raise GhostboxError(
+            f"cannot remove {files.state}",
+            why="\n".join(left[:3]) or None,
+            hint="delete the VM as the user who made it, or as root",
+        )
 
 
 def warn(errors: list[GhostboxError]) -> None:
@@ -93,13 +115,10 @@ def _attempt(errors: list[GhostboxError], step: Callable[[Book], None], book: Bo
         errors.append(err)
 
 
-def _end_domain(book: Book) -> None:
+def _forget_domain(book: Book) -> None:
+    """Keep QEMU's log, which libvirt would write over."""
     record = book.record
     assert record is not None
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        info = connection.info(record.domain)
-        if info is not None and info.state_dir == str(book.files.state):
-            connection.destroy(record.domain)
     log = _LIBVIRT_LOGS / f"{record.domain}.log"
     if log.exists() and os.access(log, os.W_OK):
         shutil.copyfile(log, book.files.state / "qemu.log")
@@ -107,8 +126,16 @@ def _end_domain(book: Book) -> None:
     book.save(record.without_made(Made.DOMAIN))
 
 
+def _remove_filter(book: Book) -> None:
+    assert book.record is not None
+    if book.record.filter is not None:
+        with liveness.connect(book.record) as connection:
+            connection.undefine_filter(book.record.filter)
+
+
 def _end_supervisor(book: Book) -> None:
     supervisor.stop(book.files)
+    shares.stop(book.files)
 
 
 def _remove_backup(book: Book) -> None:
@@ -125,6 +152,31 @@ def _end_pager(book: Book) -> None:
     book.save(book.record.without_made(Made.PAGER))
 
 
+def release_all(book: Book) -> list[GhostboxError]:
+    """End all leases, those of several donors at a time; return what could not be ended.
+
+    A donor that does not answer is not waited for again: what it holds is noted (`unreleased`) and struck out here.
+    """
+    record = book.record
+    assert record is not None
+    with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
+        failures = dict(zip(record.leases, pool.map(lambda lease: _end_lease(book, lease), record.leases), strict=True))
+    for lease, failure in failures.items():
+        if isinstance(failure, NoAnswer):
+            unreleased.note(book.files.state.parents[1], record.name, lease, failure.message)
+    kept = tuple(lease for lease, failure in failures.items() if failure and not isinstance(failure, NoAnswer))
+    book.save(replace(record, leases=kept))
+    return [failure for failure in failures.values() if failure is not None]
+
+
+def _end_lease(book: Book, lease: LeaseRecord) -> GhostboxError | None:
+    try:
+        _end(book, lease)
+    except GhostboxError as err:
+        return err
+    return None
+
+
 def release(book: Book, name: str) -> None:
     """End a lease and strike it out of the record; one that is gone is no error.
 
@@ -134,25 +186,22 @@ def release(book: Book, name: str) -> None:
     record = book.record
     assert record is not None
     lease = next(lease for lease in record.leases if lease.name == name)
-    if lease.donor == THIS_HOST:
-        host_memory.stop(book.files, lease)
-    else:
-        _release_at_donor(lease)
+    _end(book, lease)
     book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
 
 
-def _release_at_donor(lease: LeaseRecord) -> None:
-    with DonorClient(lease.donor) as client:
-        try:
-            client.release_lease(lease.name, force=True)
-        except NotFound:
-            _log.debug("lease %s is gone already", lease.name)
-        except GhostboxError as err:
-            raise type(err)(
-                f"lease {lease.name} could not be released: {err.message}",
-                why=err.why,
-                hint="the next command on this VM tries again",
-            ) from err
+def _end(book: Book, lease: LeaseRecord) -> None:
+    """End a lease, wherever its memory is."""
+    if lease.donor == THIS_HOST:
+        host_memory.stop(book.files, lease)
+        return
+    try:
+        unreleased.release(lease)
+    except GhostboxError as err:
+        hint = "the next command on this VM tries again"
+        if isinstance(err, NoAnswer):
+            hint = f"it is tried again; if the donor is gone for good: ghostbox donor forget {lease.donor} --write-off"
+        raise type(err)(f"lease {lease.name} could not be released: {err.message}", why=err.why, hint=hint) from err
 
 
 def _remove_runtime_files(book: Book) -> None:

@@ -7,15 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
-from ghostbox import cloudinit, hypervisor, processes, ssh
+from ghostbox import cloudinit, domain_xml, hypervisor, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
-from ghostbox.paths import Paths
-from ghostbox.plan import VmPlan
+from ghostbox.paths import Paths, VmPaths
+from ghostbox.plan import Virt, VmPlan
+from ghostbox.session import network
 from ghostbox.session.record import make_directory
-from ghostbox.units import format_bytes
-
-HOST = "127.0.0.1"
+from ghostbox.units import exact_bytes, format_bytes
 
 
 def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> None:
@@ -24,12 +23,16 @@ def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> Non
     make_directory(files.state)
     make_directory(files.runtime)
     _prepare_disk(plan, image, paths)
+    more = [(files.more_disk(number), disk.size_bytes) for number, disk in enumerate(plan.disks, start=2)]
+    for file, size_bytes in more:
+        _prepare_more(plan, file, size_bytes)
     prepare_keys(plan)
     cloudinit.write_seed_iso(cloudinit.render(seed_spec(plan)), files.seed)
-    _write_ssh_files(plan)
+    if plan.network.choice.kind == "user":
+        write_ssh_files(plan.name, plan.guest.user, (network.HOST, plan.network.ssh_port), files)
     shutil.copyfile(shim_library, plan.shim)
     plan.shim.chmod(0o644)
-    for file in (files.disk, files.seed):
+    for file in (files.disk, files.seed, *(file for file, _ in more)):
         _hand_to_qemu(file, plan.libvirt_uri)
 
 
@@ -57,6 +60,9 @@ def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
+        more_disks=tuple(domain_xml.disk_serial(number) for number in range(2, 2 + len(plan.disks))),
+        machine_id=plan.machine_id,
+        emulated=plan.virt is Virt.TCG,
     )
 
 
@@ -72,6 +78,9 @@ def preview_user_data(plan: VmPlan) -> str:
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
+        more_disks=tuple(domain_xml.disk_serial(number) for number in range(2, 2 + len(plan.disks))),
+        machine_id=plan.machine_id,
+        emulated=plan.virt is Virt.TCG,
     )
     return cloudinit.render(spec).user_data
 
@@ -92,22 +101,37 @@ def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
         ImageStore(paths.images).create_overlay(image, draft, plan.disk_bytes)
         draft.replace(plan.files.disk)
         return
-    size_bytes = qemu_img.info(plan.files.disk).virtual_bytes
-    if plan.disk_bytes < size_bytes:
+    _grow(plan, plan.files.disk, plan.disk_bytes, "--disk")
+
+
+def _prepare_more(plan: VmPlan, file: Path, size_bytes: int) -> None:
+    if file.exists():
+        _grow(plan, file, size_bytes, "--add-disk")
+        return
+    draft = file.with_suffix(".new")
+    qemu_img.create(draft, size_bytes)
+    draft.replace(file)
+
+
+def _grow(plan: VmPlan, file: Path, wanted_bytes: int, flag: str) -> None:
+    has_bytes = qemu_img.info(file).virtual_bytes
+    if wanted_bytes < has_bytes:
         raise Refused(
-            f"the disk of VM '{plan.name}' has {format_bytes(size_bytes)} and cannot shrink"
-            f" to {format_bytes(plan.disk_bytes)}",
-            hint=f"--disk {format_bytes(size_bytes).replace(' ', '')}, or: ghostbox delete {plan.name}",
+            f"the {file.stem} of VM '{plan.name}' has {format_bytes(has_bytes)} and cannot shrink"
+            f" to {format_bytes(wanted_bytes)}",
+            why="the guest's file system is on it",
+            hint=f"leave {flag} out, or give {exact_bytes(has_bytes)} or more",
         )
-    if plan.disk_bytes > size_bytes:
-        processes.run(["qemu-img", "resize", "-q", plan.files.disk, str(plan.disk_bytes)], timeout_s=60)
+    if wanted_bytes > has_bytes:
+        qemu_img.grow(file, wanted_bytes)
 
 
-def _write_ssh_files(plan: VmPlan) -> None:
-    files, port = plan.files, plan.network.ssh_port
+def write_ssh_files(name: str, user: str, endpoint: tuple[str, int], files: VmPaths) -> None:
+    """Write what ssh needs to find the guest where it answers, and to know it."""
+    host, port = endpoint
     public = _read(files.host_key.with_suffix(".pub"), "the guest's host key")
-    files.known_hosts.write_text(cloudinit.render_known_hosts(HOST, port, public))
-    text = cloudinit.render_ssh_config(plan.name, HOST, port, plan.guest.user, files.known_hosts, files.client_key)
+    files.known_hosts.write_text(cloudinit.render_known_hosts(host, port, public))
+    text = cloudinit.render_ssh_config(name, host, port, user, files.known_hosts, files.client_key)
     files.ssh_config.write_text(text)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ghostbox import processes
 from ghostbox.errors import DeadlineExceeded, ProgramError, Refused
+from ghostbox.memserver.identity import machine_digest
 from ghostbox.memserver.memory import read_facts
 from ghostbox.paths import VmPaths, find
 from ghostbox.processes import ControlError
@@ -17,7 +18,7 @@ from ghostbox.session.record import LeaseRecord
 from ghostbox.units import MIB, format_bytes
 
 ADDRESS = "127.0.0.1"
-"""The machine it is on, as the pager sees it."""
+"""Where it is reached."""
 RESERVE_BYTES = 512 * MIB
 """What the host's own programs keep."""
 _READY_TIMEOUT_S = 20.0
@@ -43,6 +44,7 @@ def start(files: VmPaths, lease: LeaseRecord) -> str:
     control, log = _control(files, lease), files.state / "host-memory.log"
     argv: list[str | Path] = [find().program("ghostbox-memserver"), "--port", "0", "--size", str(lease.size_bytes)]
     argv += ["--export", f"{lease.name}={lease.size_bytes}", "--control", control, "--bind", ADDRESS]
+    argv += ["--machine", machine_digest()]
     child = processes.start_detached(argv, log_path=log)
     try:
         processes.wait_until(
@@ -61,7 +63,11 @@ def start(files: VmPaths, lease: LeaseRecord) -> str:
 
 def lives(files: VmPaths, lease: LeaseRecord) -> bool:
     """Tell whether the server of a lease runs."""
-    return bool(processes.find("ghostbox-memserver", str(_control(files, lease))))
+    return bool(_find(files, lease))
+
+
+def _find(files: VmPaths, lease: LeaseRecord) -> list[int]:
+    return processes.find("ghostbox-memserver", str(_control(files, lease)))
 
 
 def stop(files: VmPaths, lease: LeaseRecord) -> None:
@@ -73,6 +79,8 @@ def stop(files: VmPaths, lease: LeaseRecord) -> None:
     except ControlError as err:
         if err.code != "gone":
             raise
+        for pid in _find(files, lease):  # its socket was removed, or it does not answer
+            processes.terminate(pid)
     else:
         try:
             processes.wait_until(

@@ -7,11 +7,13 @@ import enum
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ghostbox.errors import NotFound
 from ghostbox.paths import Paths
-from ghostbox.session import cleanup, observe
+from ghostbox.session import cleanup, events, observe
+from ghostbox.session.events import Event
 from ghostbox.session.record import Book, VmState
 
 _FOLLOW_INTERVAL_S = 0.5
@@ -78,6 +80,34 @@ def lines(file: Path, n_last: int | None) -> Iterator[str]:
     yield from everything if n_last is None else everything[max(0, len(everything) - n_last) :]
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A line of a log; for events also what the line says."""
+
+    file: Path
+    text: str
+    event: Event | None = None
+
+
+def entries(files: list[Path], n_last: int | None) -> Iterator[Entry]:
+    """Yield the lines of logs (the last ``n_last`` of each, or all) for programs to read."""
+    for file in files:
+        for line in lines(file, n_last):
+            yield _entry(file, line)
+
+
+def follow_entries(files: list[Path], ended: Callable[[], bool]) -> Iterator[Entry]:
+    """Yield the lines that are added to logs from now on, as `follow` does; of several, the first is named."""
+    rest = ""
+    for text in follow(files, ended):
+        *whole, rest = (rest + text).split("\n")
+        yield from (_entry(files[0], line) for line in whole)
+
+
+def _entry(file: Path, line: str) -> Entry:
+    return Entry(file, line, events.parse(line) if file.suffix == ".jsonl" else None)
+
+
 def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
     """Yield what is added to the files from now on, until ``ended`` says so (asked while nothing comes)."""
     streams = [file.open(errors="replace") for file in files]
@@ -97,10 +127,10 @@ def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
 
 def ended(name: str, paths: Paths) -> Callable[[], bool]:
     """Return a function that tells whether the VM has ended; for `follow`."""
-    files = paths.vm(name)
+    book = Book(paths.vm(name))
 
     def gone() -> bool:
-        record = Book(files).load()
-        return record is None or observe.observe(record, files) is VmState.STOPPED
+        record = book.load()
+        return record is None or observe.observe(record, book.files).state is VmState.STOPPED
 
     return gone

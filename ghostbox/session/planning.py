@@ -3,23 +3,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import logging
 import secrets
 import socket
 import uuid
 from contextlib import closing
 from pathlib import Path
 
-from ghostbox import donor_bench, donors, hypervisor, plan
+from ghostbox import cloudinit, donor_bench, donors, hypervisor, known_donors, plan
 from ghostbox.config import Config
+from ghostbox.donor_client import DonorStatus
 from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
 from ghostbox.hypervisor.accounts import unreachable_part
 from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images
-from ghostbox.session.record import Record
+from ghostbox.session import backup, images, network, pool, shares
+from ghostbox.session.record import Record, VmState
+
+_log = logging.getLogger(__name__)
+_KNOWN_TIMEOUT_S = 3.0
 
 
 def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daemon: bool = True) -> VmPlan:
@@ -32,41 +38,110 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         NotFound: no such image.
     """
     plan.check_sizes(config)
-    if not config.pool.donors:
-        raise UsageError(
-            "no donor is named",
-            hint="run `ghostbox memserver` on another machine and give --donor HOST, or set pool.donors",
-        )
-    _check_same_image(config, record)
+    cloudinit.check_user(config.vm.user)
+    addresses = donors_of(config, paths)
     _check_paths(config, paths)
     kept = plan.backup_file(config.pool.backup, config.vm.name)
     if kept is not None:
         backup.check(kept)
+    shares.check(config.vm.shares)
+    if start_daemon:
+        network.check(config.vm.network, config.libvirt.uri)
     image = images.find(config, paths)
     for forward in config.vm.ports:
-        if not _port_is_free(forward.host):
+        if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
+    security_models, filters = _libvirt(config, start_daemon=start_daemon)
     facts = HostFacts(
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
-        mac=record.mac if record else _new_mac(),
+        mac=record.mac if record else new_mac(),
         ssh_port=_ssh_port(record),
-        offers=offers(config.pool.donors),
+        offers=offers(addresses, record, named=bool(config.pool.donors)),
         image=image,
         shim=_shim_copy(paths, config.vm.name),
-        security_models=_security_models(config, start_daemon=start_daemon),
-        links=donor_bench.kept_links(config.pool.donors, paths),
+        machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
+        security_models=security_models,
+        filters=filters,
+        links=donor_bench.kept_links(addresses, paths),
         host_costs=donor_bench.kept_host(paths),
     )
     return plan.make(config, paths, facts)
 
 
-def offers(addresses: tuple[str, ...]) -> tuple[Offer, ...]:
-    """Ask the donors what they have free; one that is draining has nothing."""
-    return tuple(
-        Offer(address, 0 if status.draining else status.free_bytes)
-        for address, status in zip(addresses, donors.query(addresses), strict=True)
-    )
+def donors_of(config: Config, paths: Paths) -> tuple[str, ...]:
+    """Return the donors to ask: those that the VM names; if it names none, all that this host knows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = config.pool.donors or tuple(each.address for each in known_donors.load(paths))
+    if not found:
+        raise UsageError(
+            "no donor is named, and none is known",
+            hint="run `ghostbox memserver` on another machine, then: ghostbox donor add HOST, or give --donor HOST",
+        )
+    return found
+
+
+def offers(
+    addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False, named: bool = True
+) -> tuple[Offer, ...]:
+    """Ask the donors what they have free; one that is draining has nothing.
+
+    Those that the user drained from the VM of ``record`` are left out. What is odd about the others is logged, unless
+    they are asked ``again``. Of donors that nobody ``named``, and that are only known here, those that answer count.
+
+    Raises:
+        DonorError: one does not answer; of those that are only known, none does.
+        Refused: all were drained.
+    """
+    found = _asked(addresses) if not named else list(zip(addresses, donors.query(addresses), strict=True))
+    left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
+    for address, _ in left:
+        name = "" if record is None else record.name
+        flags = " ".join(f"--donor {each}" for each in addresses)
+        _log.warning(
+            "donor %s was drained from VM '%s' and is not used; to use it again: ghostbox up %s %s",
+            *(address, name, name, flags),
+        )
+    kept = [each for each in found if each not in left]
+    if not kept:
+        raise Refused(
+            "all donors of this VM were drained from it", hint="name those to use again: ghostbox up --donor ADDRESS"
+        )
+    for line in () if again else donors.oddities(kept):
+        _log.warning("%s", line)
+    return tuple(_with_own(donors.offer_of(address, status), status, record) for address, status in kept)
+
+
+def _asked(addresses: tuple[str, ...]) -> list[tuple[str, DonorStatus]]:
+    """Ask donors that nobody named: who does not answer is left out, and that is logged.
+
+    Raises:
+        DonorError: none answers.
+    """
+    seen = donors.survey(addresses, timeout_s=_KNOWN_TIMEOUT_S)
+    found = [(item.address, item.status) for item in seen if item.status is not None]
+    if not found:
+        return list(zip(addresses, donors.query(addresses), strict=True))
+    for item in seen:
+        if item.error is not None:
+            _log.warning("donor %s is known here and does not answer: it is left out", item.address)
+    return found
+
+
+def _with_own(offer: Offer, status: DonorStatus, record: Record | None) -> Offer:
+    """Return an offer with what the VM itself holds there: it gives that back before it takes anything anew."""
+    own = [] if record is None else pool.lent_by(record, status, offer.address)
+    return dataclasses.replace(offer, free_bytes=offer.free_bytes + sum(lease.size_bytes for lease in own))
+
+
+def _own_ports(record: Record | None) -> frozenset[int]:
+    """Return the ports that are in use because the VM runs: a plan for it may have them."""
+    if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING):
+        return frozenset()
+    return frozenset({record.ssh_port, *(host for host, _ in record.forwards)})
 
 
 def _virt(config: Config) -> tuple[Virt, str]:
@@ -74,23 +149,18 @@ def _virt(config: Config) -> tuple[Virt, str]:
     return (Virt.KVM if usable else Virt.TCG), reason
 
 
-def _security_models(config: Config, *, start_daemon: bool) -> tuple[str, ...]:
-    """A plan that is only shown starts no daemon; it then assumes what every system libvirt has."""
+def _libvirt(config: Config, *, start_daemon: bool) -> tuple[tuple[str, ...], bool]:
+    """Ask for libvirt's security drivers, and whether it can filter what a guest sends.
+
+    A plan that is only shown starts no daemon; it then assumes what every system libvirt has.
+    """
     try:
         with hypervisor.connect(config.libvirt.uri, start_daemon=start_daemon) as connection:
-            return connection.security_models()
+            return connection.security_models(), connection.has_filters()
     except HypervisorError:
         if start_daemon:
             raise
-        return () if "/session" in config.libvirt.uri else ("dac",)
-
-
-def _check_same_image(config: Config, record: Record | None) -> None:
-    if record is not None and not record.new and record.image != config.vm.image:
-        raise Refused(
-            f"VM '{record.name}' was made from image '{record.image}', not '{config.vm.image}'",
-            hint=f"ghostbox delete {record.name}, or choose another name",
-        )
+        return (() if "/session" in config.libvirt.uri else ("dac",)), False
 
 
 def _check_paths(config: Config, paths: Paths) -> None:
@@ -122,14 +192,19 @@ def _shim_copy(paths: Paths, name: str) -> Path:
     return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
-def _new_mac() -> str:
+def new_mac() -> str:
     """Return a random address in the range of QEMU's vendor prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 
 def _ssh_port(record: Record | None) -> int:
-    if record is not None and _port_is_free(record.ssh_port):
+    if record is not None and (record.ssh_port in _own_ports(record) or _port_is_free(record.ssh_port)):
         return record.ssh_port
+    return free_port()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -8,24 +8,26 @@ lease is there, and has let go of it before the lease ends. So whatever is inter
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostbox import donors, pager
-from ghostbox.donor_client import Holder, Lease, parse_address
+from ghostbox import donors, known_donors, pager
+from ghostbox.donor_client import DonorStatus, Holder, Lease, host_name, parse_address
 from ghostbox.donors import Assignment
-from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused
-from ghostbox.placement import Offer
+from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused, UsageError
+from ghostbox.known_donors import KnownDonor
+from ghostbox.memserver.identity import machine_digest
+from ghostbox.placement import Held, Offer, distinct, donor_of
 from ghostbox.plan import shares_of
 from ghostbox.processes import ControlError
-from ghostbox.session import cleanup, events, host_memory
+from ghostbox.session import cleanup, events, host_memory, network
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Record, lease_name
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
 USABLE = frozenset({"up", "slow"})
+_ASK_TIMEOUT_S = 3.0
 LEAVING = frozenset({"draining", "drained"})
 
 
@@ -45,7 +47,7 @@ def same_donor(one: str, other: str) -> bool:
 
 def canonical(address: str) -> str:
     """Return an address as ``host:port``, so that two spellings of it are one; `THIS_HOST` is itself."""
-    return address if address == THIS_HOST else str(parse_address(address))
+    return address if address == THIS_HOST else str(parse_address(address)).lower()
 
 
 def status(book: Book) -> dict[str, Any]:
@@ -62,17 +64,66 @@ def status(book: Book) -> dict[str, Any]:
     return found
 
 
-def leases_at(record: Record, address: str) -> list[LeaseRecord]:
-    """Return what the VM has borrowed from a donor.
+def leases_at(record: Record, donor: str) -> list[LeaseRecord]:
+    """Return what the VM has borrowed from a donor: by its address, its name, or another of its addresses.
 
     Raises:
         NotFound: nothing.
     """
-    found = [lease for lease in record.leases if same_donor(lease.donor, address) and lease.nbd_uri is not None]
+    lent = [lease for lease in record.leases if lease.nbd_uri is not None]
+    found = [lease for lease in lent if _spelt_alike(lease.donor, donor)]
+    found = found or _named(lent, donor) or _of_who_answers(lent, donor)
     if not found:
         has = ", ".join(dict.fromkeys(lease.donor for lease in record.leases))
-        raise NotFound(f"VM '{record.name}' has no memory from donor {address}", hint=f"it has from: {has}")
+        raise NotFound(f"VM '{record.name}' has no memory from donor {donor}", hint=f"it has from: {has}")
     return found
+
+
+def lent_by(record: Record, status: DonorStatus, address: str) -> list[LeaseRecord]:
+    """Return the leases of the donor that answers at ``address``, whatever they call it."""
+    return [lease for lease in record.leases if lease.nbd_uri is not None and _is_lender(lease, status, address)]
+
+
+def _is_lender(lease: LeaseRecord, status: DonorStatus, address: str) -> bool:
+    """Tell whether the donor that answers made a lease, and still has its memory."""
+    if lease.donor == THIS_HOST:
+        return False
+    if lease.donor_id is None or lease.plane is None or not status.id:
+        return _spelt_alike(lease.donor, address) or (lease.donor_id is not None and lease.donor_id == status.id)
+    return (lease.donor_id, lease.plane) == (status.id, status.incarnation)
+
+
+def _spelt_alike(one: str, other: str) -> bool:
+    try:
+        return same_donor(one, other)
+    except UsageError:  # a name that cannot be an address
+        return False
+
+
+def _named(leases: Sequence[LeaseRecord], name: str) -> list[LeaseRecord]:
+    """Return the leases of the donor of that name.
+
+    Raises:
+        UsageError: several donors have it.
+    """
+    found = [lease for lease in leases if lease.donor_name == name]
+    addresses = list(dict.fromkeys(lease.donor for lease in found))
+    if len(addresses) > 1:
+        raise UsageError(
+            f"'{name}' is the name of {len(addresses)} donors", hint=f"give the address of one: {', '.join(addresses)}"
+        )
+    return found
+
+
+def _of_who_answers(leases: Sequence[LeaseRecord], address: str) -> list[LeaseRecord]:
+    """Return the leases of the donor at an address that no lease knows; none if nobody answers there."""
+    if address == THIS_HOST or not any(lease.plane for lease in leases):
+        return []
+    try:
+        [status] = donors.query([address])
+    except GhostboxError:
+        return []
+    return [lease for lease in leases if lease.plane and _is_lender(lease, status, address)]
 
 
 def states(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -86,16 +137,24 @@ def is_empty(donor: dict[str, Any]) -> bool:
     return donor["state"] == "removed" or bool(leaving and not donor.get("used_slots") and not donor.get("backup"))
 
 
-def held(record: Record, found: dict[str, Any], without: Collection[str] = ()) -> dict[str, int]:
-    """Return the bytes that each donor lends and that can be relied on, without those of the URIs in ``without``."""
+def held(record: Record, found: dict[str, Any], without: Collection[str] = ()) -> tuple[Held, ...]:
+    """Return what each donor lends and can be relied on, without the leases of the URIs in ``without``."""
     by_uri = states(found)
-    sizes: dict[str, int] = {}
-    for lease in record.leases:
-        donor = by_uri.get(lease.nbd_uri or "")
-        if donor is not None and donor["state"] in USABLE and lease.nbd_uri not in without:
-            address = host_memory.ADDRESS if lease.donor == THIS_HOST else canonical(lease.donor)
-            sizes[address] = sizes.get(address, 0) + lease.size_bytes
-    return sizes
+    return tuple(
+        held_by(lease)
+        for lease in record.leases
+        if (by_uri.get(lease.nbd_uri or "") or {}).get("state") in USABLE and lease.nbd_uri not in without
+    )
+
+
+def held_by(lease: LeaseRecord) -> Held:
+    """Return what a lease holds, and where."""
+    if lease.donor == THIS_HOST:
+        return Held(THIS_HOST, lease.size_bytes, machine_digest())
+    known = lease.donor_id is not None and lease.plane is not None
+    donor = donors.donor_key(lease.donor_id or "", lease.plane or "") if known else ""
+    address = canonical(lease.donor)
+    return Held(address, lease.size_bytes, lease.machine or donors.machine_at(address), donor)
 
 
 def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
@@ -106,11 +165,13 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
         GhostboxError: the pager refuses; the lease is given back.
     """
     assert book.record is not None
+    address = next((each.donor for each in book.record.leases if _spelt_alike(each.donor, address)), address)
     lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
     book.save(replace(book.record, leases=(*book.record.leases, lease)))
     try:
         lease = borrow(book, lease)
         put(book, lease)
+        network.write_rules(book.record, book.files)
         assert lease.nbd_uri is not None
         pager.add_donor(book.files.pager_control, lease.nbd_uri)
     except BaseException as err:
@@ -124,26 +185,65 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
     return lease
 
 
-def add(book: Book, address: str, size_bytes: int | None) -> LeaseRecord:
+def add(book: Book, address: str, size_bytes: int | None, *, more: bool = False) -> LeaseRecord:
     """Add a donor: with ``size_bytes``, or what is missing, or as much as the others lend on average.
 
+    Args:
+        book: of the VM.
+        address: of the donor.
+        size_bytes: how much.
+        more: borrow more from a donor that is used already.
+
     Raises:
+        Refused: it is used already, under this or another address, and not ``more``.
         DonorError: it does not answer, is draining or has nothing free.
         GhostboxError: see `attach`.
     """
     record = book.record
     assert record is not None
+    [offer] = donors.query([address])
+    found = status(book)
+    used = _check_unused(record, offer, address, found, more=more)
+    address = used or address
+    _note_drained(book, address, offer, drained=False)
     if size_bytes is not None:
         return attach(book, address, size_bytes)
-    [offer] = donors.query([address])
     if offer.draining or not offer.free_bytes:
         why = "it is draining" if offer.draining else "all of it is lent"
         raise DonorError(f"donor {address} has no memory free", why=why, hint="ghostbox donor list " + address)
-    lent = held(record, status(book))
+    lent = held(record, found)
+    total = sum(each.size_bytes for each in lent)
     extent, pool = _pool(record)
-    wanted = sum(lent.values()) // max(len(lent), 1)
-    wanted = max(wanted, record.pager.replicas * pool - sum(lent.values()) if record.pager else 0, extent)
+    wanted = total // max(len({donor_of(each) for each in lent}), 1)
+    wanted = max(wanted, record.pager.replicas * pool - total if record.pager else 0, extent)
     return attach(book, address, min(wanted, offer.free_bytes, pool) // extent * extent)
+
+
+def _check_unused(record: Record, offer: DonorStatus, address: str, found: dict[str, Any], *, more: bool) -> str | None:
+    """Return the address under which a donor is used already, to borrow more from it; None if it is not used.
+
+    Raises:
+        Refused: it is used and not ``more``, or it is being drained.
+    """
+    by_uri = states(found)
+    used = [lease for lease in lent_by(record, offer, address) if lease.nbd_uri in by_uri]
+    used = [lease for lease in used if by_uri[str(lease.nbd_uri)]["state"] not in ("removed", "lost")]
+    if not used:
+        return None
+    name = used[0].donor
+    known_as = "" if _spelt_alike(name, address) else f", as {name}"
+    total = format_bytes(sum(lease.size_bytes for lease in used))
+    if any(by_uri[str(lease.nbd_uri)]["state"] in LEAVING for lease in used):
+        raise Refused(
+            f"VM '{record.name}' is moving away from donor {address}{known_as}",
+            hint=f"to use it after all: ghostbox donor keep {name} --vm {record.name}",
+        )
+    if not more:
+        raise Refused(
+            f"VM '{record.name}' uses donor {address} already{known_as}: it lends {total}",
+            hint=f"to borrow more from it: ghostbox donor add {name} --vm {record.name} --more",
+        )
+    return name
 
 
 def drain(book: Book, address: str, *, to_host: bool = False, asked: bool = False) -> Drain:
@@ -158,10 +258,13 @@ def drain(book: Book, address: str, *, to_host: bool = False, asked: bool = Fals
     """
     assert book.record is not None
     leases = leases_at(book.record, address)
+    address = leases[0].donor
     added = make_room(book, leases, address, to_host=to_host)
     begun: list[str] = []
     n_bytes = 0
     _note_asked(book, address, asked=asked)
+    if not asked:
+        _note_drained(book, address, leases[0], drained=True)
     try:
         for lease in leases:
             assert lease.nbd_uri is not None
@@ -171,6 +274,7 @@ def drain(book: Book, address: str, *, to_host: bool = False, asked: bool = Fals
         for uri in begun:
             pager.keep_donor(book.files.pager_control, uri)
         _note_asked(book, address, asked=False)
+        _note_drained(book, address, leases[0], drained=False)
         _take_back(book, added)
         raise _does_not_fit(book, address, err.message, to_host=to_host) from err
     text = f"{format_bytes(n_bytes)} move from {address} to the others"
@@ -185,10 +289,13 @@ def keep(book: Book, address: str) -> None:
         NotFound: the VM has nothing from this donor.
     """
     assert book.record is not None
-    for lease in leases_at(book.record, address):
+    leases = leases_at(book.record, address)
+    address = leases[0].donor
+    for lease in leases:
         assert lease.nbd_uri is not None
         pager.keep_donor(book.files.pager_control, lease.nbd_uri)
     _note_asked(book, address, asked=False)
+    _note_drained(book, address, leases[0], drained=False)
     events.append(book.files, "drain-ended", f"{address} is kept", donor=address)
 
 
@@ -204,7 +311,7 @@ def make_room(
     assert record is not None and record.pager is not None
     have = held(record, status(book), {lease.nbd_uri or "" for lease in leaving})
     where = [address] if address is not None else []
-    own = [Offer(host_memory.ADDRESS, host_memory.free_bytes())]
+    own = [Offer(THIS_HOST, host_memory.free_bytes(), machine_digest())]
     offered = own if to_host else offers(record, without=where)
     try:
         shares = shares_of(record.pager, offered, have)
@@ -224,14 +331,30 @@ def make_room(
 
 
 def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
-    """Ask the donors that the VM may borrow from for what they have free; who does not answer has nothing."""
-    known = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
+    """Ask the donors that the VM may borrow from for what they have free; who does not answer has nothing.
+
+    Those that the user drained are left out, and so are those in ``without``, under whatever address they are known.
+    """
     left_out = {THIS_HOST, *map(canonical, without)}
-    asked = [address for address in known if address not in left_out]
-    return [
-        Offer(item.address, 0 if item.status is None or item.status.draining else item.status.free_bytes)
-        for item in donors.survey(asked)
+    names = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
+    left = [lease for lease in record.leases if lease.donor != THIS_HOST and canonical(lease.donor) in left_out]
+    found = donors.survey([address for address in names if address not in left_out], timeout_s=_ASK_TIMEOUT_S)
+    offered = [
+        donors.offer_of(item.address, item.status)
+        for item in found
+        if item.status is None
+        or not (
+            is_drained(record, item.status, item.address)
+            or any(_is_lender(lease, item.status, item.address) for lease in left)
+        )
     ]
+    return distinct(offered)
+
+
+def is_drained(record: Record, status: DonorStatus, address: str) -> bool:
+    """Tell whether the user drained the donor that answers at an address: nothing is borrowed from it."""
+    seen = KnownDonor(address, status.id, status.name, status.machine)
+    return any(known_donors.is_same(each, seen) for each in record.drained)
 
 
 def finish_drains(book: Book) -> None:
@@ -286,7 +409,7 @@ def borrow(book: Book, lease: LeaseRecord) -> LeaseRecord:
     assert book.record is not None
     if lease.donor == THIS_HOST:
         return replace(lease, nbd_uri=host_memory.start(book.files, lease))
-    holder = Holder(socket.gethostname(), book.record.name)
+    holder = Holder(host_name(), book.record.name)
     [made] = donors.acquire([Assignment(lease.donor, lease.name, lease.size_bytes, holder)])
     return as_made(lease, made)
 
@@ -299,6 +422,8 @@ def as_made(lease: LeaseRecord, made: Lease) -> LeaseRecord:
         donor_name=made.donor_name,
         donor_id=made.donor_id or None,
         incarnation=made.incarnation,
+        plane=made.donor_incarnation,
+        machine=made.donor_machine or None,
     )
 
 
@@ -313,6 +438,30 @@ def _remember(book: Book, address: str) -> None:
     assert book.record is not None
     if address != THIS_HOST and not any(same_donor(address, each) for each in book.record.donors):
         book.save(replace(book.record, donors=(*book.record.donors, address)))
+
+
+def use_again(book: Book, addresses: Sequence[str]) -> None:
+    """Note that the user names donors for a VM: those among them that he had drained may be used again."""
+    if book.record is None or not book.record.drained:
+        return
+    found = [(item.address, item.status) for item in donors.survey(addresses) if item.status is not None]
+    named = [KnownDonor(address, status.id, status.name, status.machine) for address, status in found]
+    kept = tuple(each for each in book.record.drained if not any(known_donors.is_same(each, donor) for donor in named))
+    if kept != book.record.drained:
+        book.save(replace(book.record, drained=kept))
+
+
+def _note_drained(book: Book, address: str, donor: LeaseRecord | DonorStatus, *, drained: bool) -> None:
+    """Write down whether the user has drained a donor: nothing is borrowed from it then, until he says so."""
+    assert book.record is not None
+    if address == THIS_HOST:
+        return
+    if isinstance(donor, LeaseRecord):
+        seen = KnownDonor(canonical(address), donor.donor_id or "", donor.donor_name or "", donor.machine or "")
+    else:
+        seen = KnownDonor(canonical(address), donor.id, donor.name, donor.machine)
+    others = tuple(each for each in book.record.drained if not known_donors.is_same(each, seen))
+    book.save(replace(book.record, drained=(*others, seen) if drained else others))
 
 
 def _note_asked(book: Book, address: str, *, asked: bool) -> None:
@@ -345,4 +494,7 @@ def _does_not_fit(book: Book, address: str, why: str, to_host: bool) -> Refused:
     hint = f"add one first: ghostbox donor add ADDRESS --vm {name}"
     if not to_host:
         hint += f"; or move it to this host: ghostbox donor drain {address} --vm {name} --to-host"
+    if book.record.drained:
+        left = book.record.drained[0].address
+        hint = f"ghostbox donor add {left} --vm {name} uses the one that was drained again; or {hint}"
     return Refused(f"what donor {address} holds does not fit on the others", why=why, hint=hint)

@@ -8,13 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
-from ghostbox.hypervisor import DomainState
 from ghostbox.paths import VmPaths
 from ghostbox.plan import Virt
-from ghostbox.session import events, logs
-from ghostbox.session.guest_files import HOST
+from ghostbox.session import events, first_boot, guest_files, liveness, logs, network
 from ghostbox.session.hang import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
@@ -36,15 +33,17 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     """
     record = book.record
     assert record is not None
-    alive = _Alive(record)
+    alive = _Alive(record, book.files)
+    with _explained(record, "boot"), progress.stage("boot") as stage:
+        deadline = _wait_banner(book, stage.say, progress.note, alive, timeout_s=timeout_s)
+    record = book.record  # with its address
+    assert record is not None
     with guest(record, book.files) as ssh:
-        with _explained(record, "boot"), progress.stage("boot") as stage:
-            deadline = _wait_banner(record, book.files, stage.say, progress.note, alive, timeout_s=timeout_s)
         with _explained(record, "ssh"), progress.stage("ssh") as stage:
             ssh.wait_ready(max(5.0, deadline - time.monotonic()), stage.say, alive=alive)
-            stage.say(f"{record.user}@{HOST}:{record.ssh_port}")
+            stage.say("{}@{}:{}".format(record.user, *_endpoint(record)))
         with _explained(record, "cloud-init"), progress.stage("cloud-init") as stage:
-            ssh.wait_cloud_init(timeout_s, stage.say)
+            first_boot.wait_cloud_init(ssh, timeout_s, stage.say, alive=alive)
             stage.say("done")
 
 
@@ -52,8 +51,7 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
 def guest(record: Record, files: VmPaths) -> Iterator[GuestSsh]:
     """Our own connection to the guest, closed at the end of the block."""
     connection = GuestSsh(
-        HOST,
-        record.ssh_port,
+        *_endpoint(record),
         record.user,
         files.client_key,
         files.known_hosts,
@@ -63,25 +61,46 @@ def guest(record: Record, files: VmPaths) -> Iterator[GuestSsh]:
         yield connection
 
 
-class _Alive:
-    """Tells whether the VM's domain still exists, asking libvirt at most once a second."""
+def _endpoint(record: Record) -> tuple[str, int]:
+    found = network.endpoint(record)
+    if found is None:
+        raise GuestError(
+            f"the address of VM '{record.name}' on the network {record.network} is not known",
+            why="neither libvirt nor the guest's console nor this host's ARP table has it",
+            hint=f"ghostbox wait {record.name}, or look for it inside: ghostbox console {record.name}",
+        )
+    return found
 
-    def __init__(self, record: Record) -> None:
+
+def locate(book: Book) -> tuple[str, int] | None:
+    """Look for where the guest answers; tell ssh, too, if that is elsewhere than before. None: not known."""
+    record = book.record
+    assert record is not None
+    before = network.endpoint(record)
+    found = network.refresh(book)
+    if found is not None and (found != before or not book.files.ssh_config.exists()):
+        guest_files.write_ssh_files(record.name, record.user, found, book.files)
+    return found
+
+
+class _Alive:
+    """Tells whether the VM's QEMU still lives, looking at most once a second."""
+
+    def __init__(self, record: Record, files: VmPaths) -> None:
         self._record = record
+        self._files = files
         self._asked_at = 0.0
         self._alive = True
 
     def __call__(self) -> bool:
         if time.monotonic() - self._asked_at > _STATE_INTERVAL_S:
-            with hypervisor.connect(self._record.libvirt_uri) as connection:
-                self._alive = connection.state(self._record.domain) is not DomainState.ABSENT
+            self._alive = not liveness.is_over(self._record, self._files)
             self._asked_at = time.monotonic()
         return self._alive
 
 
 def _wait_banner(
-    record: Record,
-    files: VmPaths,
+    book: Book,
     say: Callable[[str], None],
     note: Callable[[str], None],
     alive: _Alive,
@@ -93,9 +112,11 @@ def _wait_banner(
     Returns:
         Until when a login may take, in seconds of the monotonic clock.
     """
+    record, files = book.record, book.files
+    assert record is not None
     deadline = time.monotonic() + timeout_s
     may_reset = record.virt == Virt.TCG
-    while not _has_banner(record.ssh_port):
+    while not _has_banner(locate(book)):
         last = logs.tail(files.console_log, 1)
         if last:
             say(last[0][:100])
@@ -106,7 +127,7 @@ def _wait_banner(
             _reset(record, files, note)
             deadline = time.monotonic() + timeout_s
         if time.monotonic() > deadline:
-            raise DeadlineExceeded("the guest's SSH server does not answer", why=_console(files))
+            raise _no_answer(book)
         time.sleep(0.2)
     say("the guest's SSH server answers")
     return deadline
@@ -116,13 +137,26 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
     text = "the guest's kernel hangs, as it does now and then without KVM: reset"
     note(text)
     events.append(files, "guest-reset", text)
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        connection.reset(record.domain)
+    with liveness.connect(record) as connection:
+        connection.reset(record.domain, uuid=record.uuid)
 
 
-def _has_banner(port: int) -> bool:
+def _no_answer(book: Book) -> GhostboxError:
+    assert book.record is not None
+    if network.endpoint(book.record) is None:
+        return DeadlineExceeded(
+            f"the guest has got no address on the network {book.record.network}",
+            why=_console(book.files),
+            hint="is there a DHCP server on it?",
+        )
+    return DeadlineExceeded("the guest's SSH server does not answer", why=_console(book.files))
+
+
+def _has_banner(endpoint: tuple[str, int] | None) -> bool:
+    if endpoint is None:
+        return False
     try:
-        with socket.create_connection((HOST, port), timeout=2.0) as sock:
+        with socket.create_connection(endpoint, timeout=2.0) as sock:
             sock.settimeout(3.0)
             return sock.recv(4) == b"SSH-"
     except OSError:

@@ -8,6 +8,9 @@
        └─────────────────────────┴─────────────┘           │ the host rebooted              ▼
                                                            └──────────► stopped         preparing
 
+A ``down`` that gives up goes back to ``running``; so does one that was killed, once nobody holds the lock. A QEMU that
+lives although its VM is recorded as ``stopped`` can be ended by ``down --force``.
+
 ``preparing`` and ``starting`` found with nobody holding the lock mean that an ``up`` was killed: the next command
 undoes what its record names. ``made`` and ``leases`` name what may exist; they are written before it is made and
 struck out after it is gone, so nothing is ever forgotten.
@@ -18,11 +21,9 @@ from __future__ import annotations
 import datetime
 import enum
 import fcntl
-import hashlib
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +31,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
-from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import PagerPlan, VmPlan
+from ghostbox.known_donors import KnownDonor
+from ghostbox.paths import Paths, VmPaths, login_environment
+from ghostbox.plan import PagerPlan, VmPlan, domain_name
+from ghostbox.process_table import Identity, machine_id
 from ghostbox.tiering import Tiering
 
 _FORMAT = 1
@@ -44,7 +48,11 @@ _PATIENCE_S = 30.0
 
 
 class VmState(enum.StrEnum):
-    """What is recorded of a VM; ``BROKEN`` and ``PAUSED`` are seen, never recorded."""
+    """What is recorded of a VM; three are seen and never recorded.
+
+    ``PAUSED``; ``BROKEN``: its pager is dead; ``UNMANAGED``: its QEMU lives, or may live, and libvirt, or the record,
+    does not know it.
+    """
 
     ABSENT = "absent"
     PREPARING = "preparing"
@@ -54,6 +62,7 @@ class VmState(enum.StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     BROKEN = "broken"
+    UNMANAGED = "unmanaged"
 
 
 TRANSITIONS: dict[VmState, frozenset[VmState]] = {
@@ -61,8 +70,8 @@ TRANSITIONS: dict[VmState, frozenset[VmState]] = {
     VmState.PREPARING: frozenset({VmState.PREPARING, VmState.STARTING, VmState.STOPPED, VmState.ABSENT}),
     VmState.STARTING: frozenset({VmState.RUNNING, VmState.STOPPED, VmState.ABSENT}),
     VmState.RUNNING: frozenset({VmState.STOPPING, VmState.STOPPED}),
-    VmState.STOPPING: frozenset({VmState.STOPPING, VmState.STOPPED}),
-    VmState.STOPPED: frozenset({VmState.PREPARING, VmState.STOPPED, VmState.ABSENT}),
+    VmState.STOPPING: frozenset({VmState.STOPPING, VmState.RUNNING, VmState.STOPPED}),
+    VmState.STOPPED: frozenset({VmState.PREPARING, VmState.STOPPING, VmState.STOPPED, VmState.ABSENT}),
 }
 
 
@@ -80,8 +89,9 @@ class LeaseRecord:
     """A lease that was asked for; it may or may not have been made.
 
     ``nbd_uri`` is known when it was; that is how the pager's donors are told apart. ``donor`` is the address of its
-    control API, or `THIS_HOST`. ``donor_name`` and ``donor_id`` are who made it, ``incarnation`` the memory that it
-    gave. ``stranger``: who answers at that address now, while the donor is away.
+    control API, or `THIS_HOST`. ``donor_name`` and ``donor_id`` are who made it, ``plane`` is its process that holds
+    the memory and ``machine`` where that runs; ``incarnation`` is the memory that it gave. ``stranger``: who answers at
+    that address now, while the donor is away.
     """
 
     donor: str
@@ -92,6 +102,14 @@ class LeaseRecord:
     donor_id: str | None = None
     incarnation: str | None = None
     stranger: str | None = None
+    plane: str | None = None
+    machine: str | None = None
+
+    @property
+    def lender(self) -> object:
+        """What is the same for all leases of one donor, whatever its address is spelt like."""
+        known = self.donor_id is not None and self.plane is not None
+        return (self.donor_id, self.plane) if known else self.donor.lower().removesuffix(f":{CONTROL_PORT}")
 
 
 @dataclass(frozen=True)
@@ -100,8 +118,15 @@ class Record:
 
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
-    it, and may take that back; what the user drains is not among them. ``tiering`` is None of a VM that an earlier
-    version started.
+    it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
+    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``cloned``: its disk
+    is a copy of another VM's, so the guest is told who it is. ``network`` is the choice as people write it; on one that
+    is not ``user``, ``address`` is the guest's own and ``filter`` libvirt's filter, if there is one. ``disks`` are the
+    sizes of the further ones, ``shares`` are as people write them.
+
+    ``environment`` is the login that it was started in (`paths.login_environment`), ``runtime`` its runtime directory:
+    later commands may run in another login. ``machine``, ``qemu`` and ``pager_process`` say where and as what it runs.
+    All are None of a VM that an earlier version started.
     """
 
     name: str
@@ -131,6 +156,18 @@ class Record:
     paused: bool = False
     asked_to: tuple[str, ...] = ()
     tiering: Tiering | None = None
+    environment: dict[str, str] | None = None
+    runtime: str | None = None
+    machine: str | None = None
+    qemu: Identity | None = None
+    pager_process: Identity | None = None
+    drained: tuple[KnownDonor, ...] = ()
+    cloned: bool = False
+    network: str = "user"
+    address: str | None = None
+    filter: str | None = None
+    disks: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
     def to(self, state: VmState, **changes: Any) -> Record:
         """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
@@ -146,8 +183,14 @@ class Record:
         return replace(self, made=self.made - {thing})
 
     def donor_names(self) -> dict[str, str]:
-        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs."""
-        return {lease.nbd_uri: lease.donor for lease in self.leases if lease.nbd_uri is not None}
+        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs.
+
+        A donor has one name: the one of its first lease.
+        """
+        names: dict[object, str] = {}
+        for lease in self.leases:
+            names.setdefault(lease.lender, lease.donor)
+        return {lease.nbd_uri: names[lease.lender] for lease in self.leases if lease.nbd_uri is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -159,7 +202,12 @@ class Record:
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
         fields["tiering"] = None if fields.get("tiering") is None else Tiering(**fields["tiering"])
         fields["donors"] = tuple(fields.get("donors", ()))
+        fields["disks"] = tuple(fields.get("disks", ()))
+        fields["shares"] = tuple(fields.get("shares", ()))
         fields["asked_to"] = tuple(fields.get("asked_to", ()))
+        for key in ("qemu", "pager_process"):
+            fields[key] = None if fields.get(key) is None else Identity(**fields[key])
+        fields["drained"] = tuple(KnownDonor(**each) for each in fields.get("drained", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
 
@@ -200,15 +248,34 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         donors=plan.donors,
         backup=None if plan.backup is None else str(plan.backup),
         tiering=plan.guest.tiering,
+        environment=login_environment(),
+        runtime=str(plan.files.runtime),
+        machine=machine_id(),
+        drained=before.drained if before else (),
+        cloned=before.cloned if before else False,
+        network=str(plan.network.choice),
+        address=before.address if before else None,
+        filter=plan.network.filter,
+        disks=tuple(disk.size_bytes for disk in plan.disks),
+        shares=tuple(map(str, plan.folders)),
     )
 
 
 @dataclass
 class Book:
-    """The record of one VM on disk: every change is written before it is acted on."""
+    """The record of one VM on disk: every change is written before it is acted on.
+
+    ``files`` has the runtime directory that the record names, once it was read or written.
+    """
 
     files: VmPaths
     record: Record | None = field(default=None)
+
+    def _keep(self, record: Record | None) -> Record | None:
+        self.record = record
+        if record is not None and record.runtime is not None:
+            self.files = replace(self.files, runtime=Path(record.runtime))
+        return record
 
     def save(self, record: Record) -> Record:
         """Write ``record``, in one step, durably."""
@@ -219,7 +286,7 @@ class Book:
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(self.files.record)
-        self.record = record
+        self._keep(record)
         return record
 
     def load(self) -> Record | None:
@@ -229,14 +296,24 @@ class Book:
             GhostboxError: the file cannot be read or makes no sense.
         """
         try:
-            self.record = Record.from_json(json.loads(self.files.record.read_text()))
+            self._keep(Record.from_json(json.loads(self.files.record.read_text())))
         except FileNotFoundError:
             self.record = None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise GhostboxError(
                 f"cannot read {self.files.record}: {err}",
-                hint=f"if the VM is of no use any more: rm -r {self.files.state}",
+                why=f"the VM may run nevertheless; {self.files.disk} is its disk",
+                hint="run this as the user who made the VM, or mend the file: it is JSON",
             ) from err
+        if self.record is not None and self.record.name != self.files.state.name:
+            # A rename was interrupted between the directory and the record: the directory counts.
+            name = self.files.state.name
+            self.record = replace(self.record, name=name, domain=domain_name(name))
+        return self.record
+
+    def need_record(self) -> Record:
+        """Return the record that was read or written last; that there is none is our own mistake."""
+        assert self.record is not None
         return self.record
 
     def need(self, name: str, paths: Paths) -> Record:
@@ -254,11 +331,7 @@ class Book:
 
 def lease_name(vm: str) -> str:
     """Return a name that no other VM, of this host or another one, can have."""
-    try:
-        machine = Path("/etc/machine-id").read_bytes()
-    except OSError:
-        machine = socket.gethostname().encode()
-    return f"{hashlib.sha256(machine).hexdigest()[:8]}-{vm}-{secrets.token_hex(4)}"
+    return f"{machine_id()}-{vm}-{secrets.token_hex(4)}"
 
 
 def names(paths: Paths) -> list[str]:

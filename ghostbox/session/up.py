@@ -9,36 +9,43 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ghostbox import domain_xml, donors, hypervisor, pager
+from ghostbox import domain_xml, donors, hypervisor, pager, process_table
 from ghostbox.config import Config
-from ghostbox.donor_client import Holder
+from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
-from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
+from ghostbox.errors import GhostboxError, HypervisorError, Interrupted, Refused
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
     backup,
     cleanup,
+    definition,
     guest_files,
     images,
+    live,
+    local_memory,
+    network,
     observe,
     planning,
     pool,
     readiness,
+    shares,
     supervisor,
     takeover,
 )
+from ghostbox.session.definition import Defined
+from ghostbox.session.live import Applied, When
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Made, VmState, lease_name, locked, now_utc, prepared
 from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
+_SHARES_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,35 @@ class UpResult:
     ssh_command: str
     ssh_port: int
     user: str
+    changes: tuple[Applied, ...] = ()
 
 
-def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True, heal_pager: bool = True) -> UpResult:
-    """Bring the VM that ``config`` describes to life; one that is frozen because its pager died gets another pager.
+def up(
+    config: Config,
+    paths: Paths,
+    progress: Progress,
+    *,
+    wait: bool = True,
+    heal_pager: bool = True,
+    timeout_s: float | None = None,
+    overcommit: bool = False,
+) -> UpResult:
+    """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
+
+    One that is frozen because its pager died gets another pager.
+
+    Args:
+        config: the configuration of the command; its `given` keys change a VM that is there.
+        paths: where VMs live.
+        progress: is told the stages.
+        wait: until one can log in.
+        heal_pager: give a frozen VM another pager.
+        timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
+        overcommit: also if this machine has too little memory for it.
 
     Raises:
-        GhostboxError: a stage failed. Up to ``domain`` all is undone; later the VM runs and the message says so.
+        GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
+            and the message says so.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, with the same two outcomes.
     """
     name = config.vm.name
@@ -69,23 +98,49 @@ def up(config: Config, paths: Paths, progress: Progress, *, wait: bool = True, h
             state = observe.heal(book)
             if state is VmState.BROKEN and heal_pager:
                 state = takeover.heal_pager(book, paths)
+            defined = definition.settle(book, config)
+            _tell(defined, progress)
             if state not in (VmState.ABSENT, VmState.STOPPED):
                 supervisor.ensure(book, paths)
-                return _already_there(book, state)
-            plan = planning.make_plan(config, paths, book.record)
+                return _already_there(book, paths, state, defined, progress)
+            if config.origin("pool.donors") == "flag":
+                pool.use_again(book, config.pool.donors)
+            plan = planning.make_plan(defined.config, paths, book.record)
+            if not overcommit:
+                local_memory.check(plan, paths)
             _warn(plan, progress)
-            plan = _start(plan, paths, book, progress, interrupts)
+            plan = _start(plan, paths, book, progress, interrupts, defined)
         if wait:
-            _wait(book, plan, progress)
-    return _result(book, already_running=False)
+            _wait(book, progress, plan.boot_timeout_s if timeout_s is None else timeout_s)
+    changes = tuple(Applied(each.key, each.before, each.after, When.NOW) for each in defined.changes)
+    return _result(book, already_running=False, changes=changes)
 
 
-def _wait(book: Book, plan: VmPlan, progress: Progress) -> None:
+def _tell(defined: Defined, progress: Progress) -> None:
+    for line in (*defined.ignored, *map(str, defined.changes)):
+        progress.note(line)
+
+
+def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
     assert book.record is not None
     try:
-        readiness.wait_ready(book, progress, timeout_s=plan.boot_timeout_s)
+        readiness.wait_ready(book, progress, timeout_s=timeout_s)
+        _wait_shares(book, progress)
     except KeyboardInterrupt as err:
         raise readiness.kept(book.record, "the guest", err) from err
+
+
+def _wait_shares(book: Book, progress: Progress) -> None:
+    """Wait for the shared folders, which the supervisor has served; one that is missing is no failure of ``up``."""
+    record = book.record
+    assert record is not None
+    if not record.shares:
+        return
+    with readiness.guest(record, book.files) as ssh, progress.stage("shares") as stage:
+        problems = shares.wait_mounted(book, ssh, timeout_s=_SHARES_TIMEOUT_S)
+        stage.say(", ".join(map(shares.place, shares.folders(record))) if not problems else "not all are there")
+    for problem in problems:
+        progress.note(f"warning: {problem}")
 
 
 @contextmanager
@@ -98,7 +153,8 @@ def _no_empty_directory(book: Book) -> Iterator[None]:
             cleanup.remove_state(book.files)
 
 
-def _already_there(book: Book, state: VmState) -> UpResult:
+def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, progress: Progress) -> UpResult:
+    """A VM that runs takes what it can take now, and the rest with its next start."""
     assert book.record is not None
     name = book.record.name
     if state is VmState.BROKEN:
@@ -107,10 +163,20 @@ def _already_there(book: Book, state: VmState) -> UpResult:
             why=f"the pager's log is {book.files.pager_log}",
             hint=f"ghostbox recover {name}",
         )
-    return _result(book, already_running=True)
+    if book.record.state not in (VmState.RUNNING, VmState.STOPPING):
+        problem = observe.observe(book.record, book.files).problem
+        raise Refused(
+            f"VM '{name}' cannot be started: it is recorded as {book.record.state}, and its QEMU lives, or may live",
+            why=None if problem is None else problem.text,
+            hint=None if problem is None else problem.advice,
+        )
+    applied = live.apply(book, paths, state, defined, progress) if defined.changes else ()
+    for each in applied:
+        progress.note(f"{each.key}: {each.applies}")
+    return _result(book, already_running=True, changes=applied)
 
 
-def _result(book: Book, *, already_running: bool) -> UpResult:
+def _result(book: Book, *, already_running: bool, changes: tuple[Applied, ...] = ()) -> UpResult:
     record = book.record
     assert record is not None
     return UpResult(
@@ -121,6 +187,7 @@ def _result(book: Book, *, already_running: bool) -> UpResult:
         ssh_command=f"ssh -F {book.files.ssh_config} {record.name}",
         ssh_port=record.ssh_port,
         user=record.user,
+        changes=changes,
     )
 
 
@@ -132,11 +199,17 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
             progress.note(f"         to mend it: {hint}")
         if not plan.guest.tiering.on:
             progress.note(f"         tiering is {plan.guest.tiering}")
-    for line in (*images.notes(plan.image), *backup.notes(plan.backup, plan.pager.pool_bytes)):
+    for line in (
+        *images.notes(plan.image),
+        *backup.notes(plan.backup, plan.pager.pool_bytes),
+        *network.notes(plan.network),
+    ):
         progress.note(line)
 
 
-def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts) -> VmPlan:
+def _start(
+    plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts, defined: Defined
+) -> VmPlan:
     """Run the stages up to ``domain``; whatever goes wrong in them is undone."""
     try:
         book.save(prepared(plan, book.record))
@@ -144,7 +217,7 @@ def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupt
         plan = _donors_stage(plan, progress)
         uris = _leases_stage(plan, book, progress)
         _pager_stage(plan, paths, book, progress, uris)
-        _domain_stage(plan, paths, book, progress)
+        _domain_stage(plan, paths, book, progress, defined)
     except BaseException as err:
         with interrupts.shielded():
             if book.record is not None and book.record.state is VmState.RUNNING:
@@ -155,8 +228,13 @@ def _start(plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupt
 
 
 def _undo(book: Book) -> None:
-    if book.record is not None:
-        cleanup.warn(cleanup.unmake(book))
+    if book.record is None:
+        return
+    try:
+        cleanup.warn(cleanup.unmake(book, end=True))
+    except HypervisorError as err:  # the record stays as it is: the next command tries again
+        cleanup.warn([err])
+    else:
         cleanup.settle(book)
 
 
@@ -183,7 +261,7 @@ def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
     """Ask again: building an image takes minutes, and donors have other guests."""
     with progress.stage("donors") as stage:
-        offers = planning.offers(plan.donors)
+        offers = planning.offers(plan.donors, again=True)
         shares = shares_of(plan.pager, offers)
         stage.say(", ".join(f"{share.address} {format_bytes(share.size_bytes)}" for share in shares))
     return dataclasses.replace(plan, shares=shares)
@@ -193,7 +271,7 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     """Make the leases; return their NBD URIs."""
     assert book.record is not None
     with progress.stage("leases") as stage:
-        holder = Holder(socket.gethostname(), plan.name)
+        holder = Holder(host_name(), plan.name)
         assignments = [
             Assignment(share.address, lease_name(plan.name), share.size_bytes, holder) for share in plan.shares
         ]
@@ -215,6 +293,7 @@ def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uri
         files = cleanup.pager_files(plan.files)
         copy = _start_backup(plan, book)
         pid = pager.start(paths.pager_program, plan.pager, files, uris, peer_uid=peer, backup=copy)
+        book.save(dataclasses.replace(book.record, pager_process=process_table.identify(pid)))
         stage.say(f"pid {pid}, cache {format_bytes(plan.pager.cache_bytes)}")
 
 
@@ -229,15 +308,19 @@ def _start_backup(plan: VmPlan, book: Book) -> str | None:
     return backup.uri(plan.files)
 
 
-def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress) -> None:
+def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, defined: Defined) -> None:
     with progress.stage("domain") as stage, hypervisor.connect(plan.libvirt_uri) as connection:
         _check_name_is_free(connection, plan)
         xml = domain_xml.build(plan)
         domain_xml.check(xml)
         assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
+        network.write_rules(record, book.files)
+        network.write_filter(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
+        record = book.save(dataclasses.replace(record, qemu=process_table.identify(pid)))
+        definition.keep(book.files, defined.text)
         connection.resume(plan.domain)
         book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
         stage.say(f"{plan.domain}, {plan.virt.upper()}, pid {pid}")
@@ -245,11 +328,20 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress) ->
 
 
 def _check_name_is_free(connection: hypervisor.Hypervisor, plan: VmPlan) -> None:
-    if connection.state(plan.domain) is not hypervisor.DomainState.ABSENT:
-        raise HypervisorError(
-            f"libvirt has a domain named {plan.domain} already, and it is not this VM's",
-            hint=f"choose another name, or: virsh -c {plan.libvirt_uri} destroy {plan.domain}",
+    taken = connection.name_taken_by(plan.domain)
+    if taken is None:
+        return
+    kind = "it runs" if taken.runs else "it is shut off, but defined there"
+    if taken.info is not None and taken.info.state_dir != str(plan.files.state):
+        kind += (
+            f"; it belongs to VM '{taken.info.vm}' of another installation, whose state is in {taken.info.state_dir}"
         )
+    hint = "choose another name for the VM"
+    if taken.defined and not taken.runs:
+        hint += f", or give the other one another: virsh -c {plan.libvirt_uri} domrename {plan.domain} NEW-NAME"
+    raise HypervisorError(
+        f"libvirt has a domain named {plan.domain} already, and it is not this VM's", why=kind, hint=hint
+    )
 
 
 def _check_memory_is_served(plan: VmPlan) -> int:

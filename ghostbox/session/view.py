@@ -4,22 +4,33 @@
 from __future__ import annotations
 
 import datetime
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostbox import health, hypervisor, pager
+from ghostbox import health, hypervisor, page_map, pager
+from ghostbox.errors import GhostboxError
 from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
-from ghostbox.session import disk, observe, supervisor, takeover
+from ghostbox.processes import ControlError
+from ghostbox.session import disk, leaving, observe, supervisor, takeover, unreleased
+from ghostbox.session.observe import Seen
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 from ghostbox.tiering import Tiering
+from ghostbox.units import PAGE_BYTES
 
-_ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
+_log = logging.getLogger(__name__)
+_ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING, VmState.UNMANAGED)
 
 
 @dataclass(frozen=True)
 class VmSummary:
-    """One line of ``list``; ``health`` is None if no pager answers, ``disk_problem`` says why the VM is paused."""
+    """One line of ``list``.
+
+    ``health`` is None if no pager answers, ``disk_problem`` says why the VM is paused, ``problem`` what is wrong with
+    our hold on it.
+    """
 
     name: str
     state: VmState
@@ -31,6 +42,7 @@ class VmSummary:
     image: str
     health: Level | None
     disk_problem: Problem | None = None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -65,16 +77,23 @@ class VmInfo:
     health: Health | None
     tiering: Tiering | None
     disk_problem: Problem | None = None
+    problem: Problem | None = None
+    network: str = "user"
+    address: str | None = None
+    disks: tuple[int, ...] = ()
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class VmStatus:
     """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers.
 
-    Each of its donors has a ``name`` more, by which people know it, unless there is none.
+    Each of its donors has a ``name`` more, by which people know it, unless there is none. ``in_use_bytes``: how much of
+    the remote memory the guest has written to and not given back, None if the pager does not say.
 
     ``paused_for_donor``: the supervisor paused it, and will let it go on. ``disk_problem``: QEMU has paused it as a
-    write to its disk failed; the supervisor lets it go on when there is room.
+    write to its disk failed; the supervisor lets it go on when there is room. ``problem``: what is wrong with our hold
+    on the VM, such as that libvirt does not know it.
     """
 
     name: str
@@ -87,21 +106,34 @@ class VmStatus:
     health: Health | None = None
     paused_for_donor: bool = False
     disk_problem: Problem | None = None
+    problem: Problem | None = None
+    in_use_bytes: int | None = None
 
 
 def summaries(paths: Paths) -> list[VmSummary]:
     """Return all VMs."""
+    unreleased.try_in_background(paths)
     found = []
     for name in names(paths):
         book = Book(paths.vm(name))
-        state = observe.heal_if_idle(book.files)
-        record = book.load()
-        if record is not None:
-            supervisor.ensure(book, paths)
-            answer = pager.status(book.files.pager_control) if state in _ALIVE else None
-            summary = _summary(record, state, None if answer is None else health.level(answer))
-            found.append(replace(summary, disk_problem=_disk_problem(record, book, state)))
+        try:
+            summary = _summarize(book, paths)
+        except GhostboxError as err:  # one that cannot be read hides none of the others
+            _log.warning("VM '%s': %s%s", name, err.message, f" ({err.hint})" if err.hint else "")
+        else:
+            found += [summary] if summary is not None else []
     return found
+
+
+def _summarize(book: Book, paths: Paths) -> VmSummary | None:
+    seen = observe.heal_if_idle(book)
+    record = book.load()
+    if record is None:
+        return None
+    supervisor.ensure(book, paths)
+    answer = pager.status(book.files.pager_control) if seen.state in _ALIVE else None
+    summary = _summary(record, seen.state, None if answer is None else health.level(answer))
+    return replace(summary, disk_problem=_disk_problem(record, book, seen.state), problem=seen.problem)
 
 
 def info(name: str, paths: Paths) -> VmInfo:
@@ -110,10 +142,11 @@ def info(name: str, paths: Paths) -> VmInfo:
     Raises:
         NotFound: no such VM.
     """
-    book, record, state = _look(name, paths)
+    book, record, seen = _look(name, paths)
+    state = seen.state
     supervisor.ensure(book, paths)
     files = book.files
-    found = with_names(record, pager.status(files.pager_control) if state in _ALIVE else None)
+    found = with_names(record, leaving.noted(record, pager.status(files.pager_control)) if state in _ALIVE else None)
     return VmInfo(
         name=record.name,
         state=state,
@@ -142,6 +175,7 @@ def info(name: str, paths: Paths) -> VmInfo:
             "pager_log": str(files.pager_log),
             "known_hosts": str(files.known_hosts),
             "events": str(files.events),
+            **{f"disk{number}": str(files.more_disk(number)) for number in range(2, 2 + len(record.disks))},
         },
         replicas=1 if record.pager is None else record.pager.replicas,
         backup=record.backup,
@@ -149,6 +183,11 @@ def info(name: str, paths: Paths) -> VmInfo:
         health=_health(record, found),
         tiering=record.tiering,
         disk_problem=_disk_problem(record, book, state),
+        problem=seen.problem,
+        network=record.network,
+        address=record.address,
+        disks=record.disks,
+        shares=record.shares,
     )
 
 
@@ -158,13 +197,15 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
     Raises:
         NotFound: no such VM.
     """
-    book, record, state = _look(name, paths)
+    book, record, seen = _look(name, paths)
     if heal_pager:
-        state = takeover.recover_if_broken(book, paths, state)
+        takeover.recover_if_broken(book, paths, seen.state)
         record = book.need(name, paths)
+        seen = observe.observe(record, book.files)
         supervisor.ensure(book, paths)
+    state = seen.state
     running = state in _ALIVE
-    found = with_names(record, pager.status(book.files.pager_control) if running else None)
+    found = with_names(record, leaving.noted(record, pager.status(book.files.pager_control)) if running else None)
     qemu = hypervisor.find_qemu(record.uuid) if running else None
     return VmStatus(
         name=record.name,
@@ -177,7 +218,20 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         health=_health(record, found),
         paused_for_donor=record.paused and state is VmState.PAUSED,
         disk_problem=_disk_problem(record, book, state),
+        problem=seen.problem,
+        in_use_bytes=None if found is None else _in_use_bytes(book),
     )
+
+
+def _in_use_bytes(book: Book) -> int | None:
+    """Return how much of the remote memory holds something; only the page map counts a page once."""
+    try:
+        found = page_map.ask(book.files.pager_control, n_cells=1)
+    except ControlError:
+        return None
+    if found is None:
+        return None
+    return found.length_bytes - sum(found.absent) * PAGE_BYTES
 
 
 def _disk_problem(record: Record, book: Book, state: VmState) -> Problem | None:
@@ -195,21 +249,23 @@ def with_names(record: Record, found: dict[str, Any] | None) -> dict[str, Any] |
     if found is None:
         return None
     leases = {lease.nbd_uri: lease for lease in record.leases}
-    return {**found, "donors": [_with_name(each, leases.get(each["uri"])) for each in found["donors"]]}
+    names = record.donor_names()
+    return {**found, "donors": [_with_name(each, leases.get(each["uri"]), names) for each in found["donors"]]}
 
 
-def _with_name(donor: dict[str, Any], lease: LeaseRecord | None) -> dict[str, Any]:
+def _with_name(donor: dict[str, Any], lease: LeaseRecord | None, names: Mapping[str, str]) -> dict[str, Any]:
     if lease is None:
         return donor
     why = {"why": lease.stranger} if lease.stranger is not None and donor["state"] == "down" else {}
-    return {**donor, "name": lease.donor, **why}
+    return {**donor, "name": names.get(donor["uri"], lease.donor), **why}
 
 
-def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
+def _look(name: str, paths: Paths) -> tuple[Book, Record, Seen]:
+    unreleased.try_in_background(paths)
     book = Book(paths.vm(name))
     book.need(name, paths)
-    state = observe.heal_if_idle(book.files)
-    return book, book.need(name, paths), state
+    seen = observe.heal_if_idle(book)
+    return book, book.need(name, paths), seen
 
 
 def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
@@ -220,7 +276,7 @@ def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
         cpus=record.cpus,
         memory_bytes=record.memory_bytes,
         remote_memory_bytes=record.remote_memory_bytes,
-        ssh_port=record.ssh_port if state is not VmState.STOPPED else None,
+        ssh_port=record.ssh_port if state is not VmState.STOPPED and record.network == "user" else None,
         image=record.image,
         health=level,
     )

@@ -4,6 +4,7 @@
 #include "address.h"
 #include "clock.h"
 #include "log.h"
+#include "machine.h"
 #include "pages.h"
 #include "wire.h"
 
@@ -135,7 +136,8 @@ static int donor_learn(struct donor *donor, char *text, size_t text_bytes)
     donor->identity = nbd_get_export_description(nbd);
     if (!donor->identity)
         donor->identity = strdup("");
-    return donor->identity ? 0 : -ENOMEM;
+    donor->host = donor->identity ? machine_of(donor->identity, donor->uri, nbd_aio_get_fd(nbd)) : NULL;
+    return donor->host ? 0 : -ENOMEM;
 }
 
 bool donor_uri_valid(const char *uri)
@@ -186,8 +188,7 @@ static int find_machine(struct donor *donor)
 int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes)
 {
     donor->uri = strdup(uri);
-    donor->host = donor_host(uri);
-    if (!donor->uri || !donor->host || find_machine(donor) < 0)
+    if (!donor->uri || find_machine(donor) < 0)
         return -ENOMEM;
     for (int class = 0; class < CHANNEL_CLASSES; class ++) {
         int rc = channel_open(&donor->channels[class], donor, (enum channel_class) class, text, text_bytes);

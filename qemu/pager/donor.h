@@ -109,8 +109,8 @@ enum slot_state {
 
 struct donor {
     char *uri;
-    char *host;        /* of its URI: a machine, or the path of a Unix socket */
-    struct name *name; /* that machine and its addresses: names.h; NULL: it is a Unix socket */
+    char *host;        /* the machine that it is on: machine.h */
+    struct name *name; /* the addresses of that machine: names.h; NULL: it is a Unix socket */
     char *identity;    /* "" if the server gives none */
     uint64_t export_bytes;
     uint32_t n_slots;
@@ -160,7 +160,8 @@ static inline bool donor_gone(const struct donor *donor)
 
 /* Connects all channels, one after the other. libnbd_only is set. Returns 0, or -errno with a text. */
 int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes);
-/* As an earlier pager knew it: uri, identity, export_bytes, flags and can_trim are set. Nothing is connected. */
+/* As an earlier pager knew it: uri, identity, host, export_bytes, flags and can_trim are set. Nothing is connected.
+ */
 void donor_inherit(struct donor *donor);
 /* Cuts its export into slots. Returns 0 or -ENOMEM. */
 int donor_cut(struct donor *donor, uint64_t extent_bytes);

@@ -13,6 +13,7 @@
 #include "fault_points.h"
 #include "heat.h"
 #include "log.h"
+#include "runtime_dir.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -349,6 +350,7 @@ static void run(struct evict_loop *loop)
         while (!atomic_load(&pager->handing_over) && evict_round(loop))
             continue;
         drop_flush(loop);
+        runtime_dir_restore(loop);
         int rebuild_ms = atomic_load(&pager->handing_over) ? -1 : rebuild_turn(loop);
 
         if (handed_over(loop))

@@ -237,8 +237,16 @@ static bool in_use(struct pager *pager)
     return used;
 }
 
-/* Until something tells us to end. SIGUSR1 is our own wake-up. */
-static void wait_for_end(struct pager *pager, const sigset_t *signals)
+/* Sockets and state file were removed under us: runtime_dir.h. */
+static void files_restore(struct pager *pager, struct control *control)
+{
+    control_restore(control);
+    atomic_store(&pager->files_asked, true);
+    pager_wake_evict(pager);
+}
+
+/* Until something tells us to end. SIGUSR1 is our own wake-up, and from others the wish for what was removed. */
+static void wait_for_end(struct pager *pager, struct control *control, const sigset_t *signals)
 {
     bool asked = false;
 
@@ -247,6 +255,8 @@ static void wait_for_end(struct pager *pager, const sigset_t *signals)
         int signal = sigtimedwait(signals, NULL, &pause);
         bool now = signal == SIGTERM || signal == SIGINT;
 
+        if (signal == SIGUSR1 && !atomic_load(&pager->stopping))
+            files_restore(pager, control);
         asked = asked || now;
         if (asked && !in_use(pager))
             break;
@@ -332,7 +342,7 @@ static int run_threads(struct pager *pager, const sigset_t *signals)
     if (rc == 0) {
         puts("ready");
         fflush(stdout);
-        wait_for_end(pager, signals);
+        wait_for_end(pager, threads.control, signals);
     }
     threads_end(pager, &threads);
     return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

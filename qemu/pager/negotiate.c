@@ -39,6 +39,10 @@ bool channel_create(struct channel *channel)
         return false;
     nbd_set_full_info(channel->nbd, true);
     nbd_set_pread_initialize(channel->nbd, false);
+#ifdef LIBNBD_HAVE_NBD_SET_REQUEST_EXTENDED_HEADERS
+    /* libnbd 1.18 asks for 64-bit headers, and qemu-nbd 8.2 has them; wire.c speaks the 32-bit ones. */
+    nbd_set_request_extended_headers(channel->nbd, false);
+#endif
     if (channel->class == CHANNEL_DEMAND)
         nbd_add_meta_context(channel->nbd, NBD_DEMAND_CONTEXT);
     nbd_add_meta_context(channel->nbd, page_context());

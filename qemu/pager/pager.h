@@ -74,8 +74,10 @@ struct pager {
     struct state state; /* the file that page table and regions are kept in, if any */
     int fault_wake_fd;  /* eventfd: frames are free, a region came or goes, stop */
     int listen_fd;      /* where shims connect */
+    ino_t listen_inode; /* of its path */
     int evict_wake_fd;  /* eventfd: below the low watermark, a region was let go, stop */
     _Atomic bool evict_asked;
+    _Atomic bool files_asked; /* runtime_dir.h */
     _Atomic bool stopping;
     pthread_mutex_t start; /* main holds it until every thread is there */
     _Atomic bool client_seen;

@@ -7,6 +7,7 @@
  *
  *   interpose.c  mmap, munmap, mremap, madvise, fallocate: what a region needs to know of, everything else passes on
  *   local.c      the memory of node 0, and which of its discards are passed over
+ *   outgoing.c   connect, sendto, sendmsg: what a guest on QEMU's own network may reach
  *   region.c     the table of regions, registration, discards; the calling thread of QEMU runs this
  *   serve.c      one thread a region, all signals blocked: zaps what the pager names, passes on its answers to
  *                discards, and connects again for as long as the region lives

@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +158,29 @@ def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, map
     assert "DONOR" in text
     assert "node 1, a character for" in text
     assert "\x1b[" in text
+
+
+def test_q_ends_it_and_the_terminal_is_as_it_was(ghostbox_dirs: Path, mapped: None) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    before = termios.tcgetattr(theirs)
+    running = top_process(stdin=theirs, stdout=theirs, stderr=theirs)
+    shown = b""
+    try:
+        while b"fetch time" not in shown:
+            shown += os.read(ours, 4096)
+        assert termios.tcgetattr(theirs) != before, "keys are read one by one"
+        os.write(ours, b"xq")
+        while select.select([ours], [], [], 0.1)[0] or running.poll() is None:
+            if select.select([ours], [], [], 0.1)[0]:
+                shown += os.read(ours, 4096)
+        assert running.wait(20) == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        running.kill()
+        running.wait(20)
+        os.close(theirs)
+        os.close(ours)
 
 
 def test_a_reader_that_has_enough_is_no_error(ghostbox_dirs: Path, vm_pager: RunningPager) -> None:

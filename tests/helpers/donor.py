@@ -109,14 +109,15 @@ def running_donor(
     reserve: str = "0",
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
-    **options: str,
+    **options: str | None,
 ) -> Iterator[RunningDonor]:
     """Run ``ghostbox memserver`` until the end of the block.
 
     Args:
         tmp_path: where its state and log go; several donors may share it if their names differ.
         size: what it lends.
-        name: its name.
+        name: its name; it says that it is on a machine of that name, unless ``machine`` is another one,
+            or None: then the kernel says.
         reserve: what it leaves free.
         env: further environment.
         prefix: words before the command, such as those that enter a network namespace.
@@ -127,7 +128,8 @@ def running_donor(
         runtime = Path(tempfile.mkdtemp(prefix="gb-"))
         stack.callback(shutil.rmtree, runtime, ignore_errors=True)
         full_env = donor_environment(tmp_path, runtime, env)
-        own = {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0", **options}
+        own = {"size": size, "name": name, "reserve": reserve, "port": "0", "control-port": "0"}
+        own |= {key: value for key, value in {"machine": name, **options}.items() if value is not None}
         argv = [*prefix, *memserver_argv(own)]
         stderr_path = tmp_path / f"{name}.stderr"
         sockets = runtime / "memservers" / name / "control.sock"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a plan is made from, as found on a host with KVM and one donor."""
+"""What a plan is made from, as found on a host with KVM and one donor; and the record of a VM that it led to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
+from ghostbox.session.record import Record, VmState
 from ghostbox.units import GIB
 
 PATHS = Paths(Path("/s"), Path("/r"), Path("/c"), Path("/e"), Path("/n"))
@@ -20,4 +21,23 @@ FACTS = HostFacts(
     offers=(Offer("a", 16 * GIB),),
     image=ImagePlan("debian", Path("/i/disk.qcow2"), BootPlan(Path("/i/vmlinux"), Path("/i/initrd.img"), "quiet")),
     shim=Path("/s/shim.so"),
+)
+RECORD = Record(
+    name="box",
+    state=VmState.STOPPED,
+    uuid=FACTS.uuid,
+    mac=FACTS.mac,
+    ssh_port=FACTS.ssh_port,
+    created_at="2026-01-01T00:00:00+00:00",
+    domain="ghostbox-box",
+    libvirt_uri="qemu:///system",
+    image="debian",
+    user="ghost",
+    virt="kvm",
+    cpus=2,
+    memory_bytes=4 * GIB,
+    remote_memory_bytes=8 * GIB,
+    cache_bytes=GIB,
+    disk_bytes=20 * GIB,
+    new=False,
 )

@@ -20,7 +20,8 @@ BOOT_TIMEOUT_S = 280.0
 NODE0_BYTES = 768 * MIB
 NODE1_BYTES = 512 * MIB
 DISK_BYTES = 6 * 1024 * MIB
-USER = "ghost"
+USER = "users"
+"""A group of every Debian system has this name, and it is a login name like any other."""
 
 
 def shared_image() -> Image:

@@ -79,7 +79,7 @@ class Host:
         return Belongings(
             processes=frozenset(self._processes()),
             domains=frozenset(self._domains()),
-            # kvm.json is no VM's: it keeps the verdict on KVM until the next boot.
+            # kvm.json is no VM's: it keeps the verdict on KVM.
             files=frozenset(str(f) for f in (self.root / "r").rglob("*") if not f.is_dir() and f.name != "kvm.json"),
             vms=frozenset(str(file.relative_to(vms)) for file in vms.rglob("*")),
             leases=frozenset(lease for donor in donors for lease in _leases(donor)),

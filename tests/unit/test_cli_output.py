@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import io
 import json
+import re
 from pathlib import Path
 
 import click
@@ -19,6 +20,8 @@ from rich.table import Table
 from ghostbox.cli import options, output
 from ghostbox.cli.context import Context
 from ghostbox.errors import UsageError
+from ghostbox.processes import wait_until
+from ghostbox.terminal import PlainConsole
 
 
 class Color(enum.Enum):
@@ -95,6 +98,27 @@ def test_a_stage_is_a_plain_line_at_its_start_and_one_at_its_end() -> None:
     assert second.split()[:2] == ["image", "done"]
     assert second.endswith("debian [cached]")
     assert set(stages.seconds) == {"image"}
+
+
+def test_without_a_terminal_a_long_stage_says_now_and_then_that_it_is_at_work() -> None:
+    stream = io.StringIO()
+    stages = output.Stages(quiet=False, console=PlainConsole(file=stream, width=120), news_s=0.01)
+    with stages.stage("boot") as stage:
+        stage.say("[  OK  ] Reached target")
+        wait_until(lambda: stream.getvalue().count("Reached") >= 2, timeout_s=20, what="two lines of news")
+    news = stream.getvalue().splitlines()[1]
+    assert re.fullmatch(r"boot +… +\d+\.\d s  \[  OK  \] Reached target", news), news
+
+
+def test_on_a_terminal_a_stage_at_work_shows_its_elapsed_time_on_one_line_of_80_columns() -> None:
+    stream = io.StringIO()
+    stages = output.Stages(quiet=False, console=PlainConsole(file=stream, width=80, force_terminal=True))
+    with stages.stage("boot") as stage:
+        stage.say("[  OK  ] " + "Reached " * 30)
+        wait_until(lambda: "Reached" in stream.getvalue(), timeout_s=20, what="the line")
+        at_work = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert re.search(r"boot +\d+ s  \[  OK  \] Reached", at_work), at_work
+    assert max(map(len, re.split("[\r\n]", at_work))) <= 80
 
 
 def test_a_stage_that_fails_says_so_and_the_error_goes_on() -> None:

@@ -8,11 +8,12 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from ghostbox import config, plan
 from ghostbox.cli import show
 from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
+from ghostbox.prediction import HostCosts, Link, predict
+from ghostbox.terminal import PlainConsole
 from helpers.facts import FACTS as HOST_FACTS
 from helpers.facts import PATHS
 
@@ -23,7 +24,7 @@ FACTS = dataclasses.replace(HOST_FACTS, image=IMAGE)
 def shown_line(key: str, facts: HostFacts) -> str:
     """Return what stands beside ``key`` in the plan."""
     out = io.StringIO()
-    Console(file=out, width=200).print(show.plan(plan.make(config.load({}), PATHS, facts)))
+    PlainConsole(file=out, width=200).print(show.plan(plan.make(config.load({}), PATHS, facts)))
     (line,) = (line for line in out.getvalue().splitlines() if line.startswith(key))
     return line.removeprefix(key).strip()
 
@@ -48,3 +49,25 @@ def test_plan_says_what_image_it_takes_or_builds(changes: dict[str, object], sho
 def test_plan_says_whether_there_is_tiering_and_why() -> None:
     assert shown_line("tiering", FACTS) == "on: KVM; promotes at most 8 MiB/s"
     assert shown_line("tiering", dataclasses.replace(FACTS, virt=Virt.TCG)) == "off: emulated"
+
+
+def test_plan_says_in_everyday_terms_what_the_figures_mean() -> None:
+    link = Link("198.51.100.123:10810", "2026-11-29", 90.0, 200.0, 100.0, read_bytes_per_s=1e9, write_bytes_per_s=1e9)
+    found = predict({link.address: 32 << 30}, {link.address: link}, HostCosts("2026-11-29", 10.0, 15.0, 0.02))
+    out = io.StringIO()
+    PlainConsole(file=out, width=80).print(show.forecast(found, 7 << 30))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(out.getvalue().split())
+    assert "in practice what fits into the 7 GiB here is as quick as ever a pass" in text
+    assert "a pass over 3 GB of data there: 4.3 s instead of 1 10,000" in text
+    assert "10,000 random look-ups in data there: 1.2 s instead of less than 0.1 fault" in text
+    assert "locality: one thread that only touches memory, at random" in text
+
+
+def test_what_is_as_quick_as_local_memory_is_not_frightening() -> None:
+    link = Link("near", "2026-11-29", 1.0, 2.0, 1.0, read_bytes_per_s=90e9, write_bytes_per_s=90e9)
+    found = predict({"near": 1 << 30}, {"near": link}, HostCosts("2026-11-29", 1.0, 1.0, 0.02))
+    out = io.StringIO()
+    PlainConsole(file=out, width=80).print(show.forecast(found, 7 << 30))
+    assert "a pass over 3 GB of data there: 1.2 s instead of 1" in out.getvalue()

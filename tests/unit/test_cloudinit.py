@@ -16,7 +16,7 @@ import yaml
 
 from ghostbox import cloudinit
 from ghostbox.cloudinit import SeedSpec
-from ghostbox.errors import ConfigError
+from ghostbox.errors import ConfigError, UsageError
 from ghostbox.tiering import Tiering
 
 SPEC = SeedSpec(
@@ -89,6 +89,13 @@ def test_free_memory_is_reported_in_small_pieces_at_each_boot_of_a_guest_with_re
     assert "echo 0 > /proc/sys/vm/compaction_proactiveness" in command
 
 
+def test_further_disk_is_formatted_if_it_is_empty_and_mounted_if_it_is_ours_at_each_boot() -> None:
+    script = config_of(tiering=OFF, more_disks=("gb-disk2", "gb-disk3"))["bootcmd"][-1][-1]
+    assert script.startswith("disk=/dev/disk/by-id/virtio-gb-disk3 place=/mnt/disk3\n")
+    assert "if ! blkid -p $disk >/dev/null && cmp -s -n 1048576 $disk /dev/zero; then\n  mkfs.ext4" in script
+    assert 'test "$(blkid -p -s LABEL -o value $disk)" = gb-disk3 || exit 0' in script
+
+
 def instance_of(**changes: Any) -> str:
     meta = yaml.safe_load(cloudinit.render(SeedSpec(**{**vars(SPEC), **changes})).meta_data)
     assert meta["local-hostname"] == "box"
@@ -105,7 +112,14 @@ def test_instance_is_named_after_the_vm_and_stays_while_the_user_data_does() -> 
 def test_other_user_data_is_another_instance_so_that_cloud_init_takes_it() -> None:
     key = {"ssh_authorized_keys": (*SPEC.ssh_authorized_keys, "ssh-ed25519 CCCC")}
     scripts = [{"extra_user_data": f"#!/bin/sh\necho {word}\n"} for word in ("one", "two")]
-    changes: list[dict[str, Any]] = [{}, key, *scripts, {"user": "ben"}, {"tiering": OFF}]
+    changes: list[dict[str, Any]] = [
+        {},
+        key,
+        *scripts,
+        {"user": "ben"},
+        {"tiering": OFF},
+        {"more_disks": ("gb-disk2",)},
+    ]
     assert len({instance_of(**change) for change in changes}) == len(changes)
 
 
@@ -135,6 +149,53 @@ def test_users_cloud_config_is_a_second_part_that_is_merged() -> None:
     assert cloudinit.render(SeedSpec(**{**vars(SPEC), "extra_user_data": theirs})).user_data.count("Merge-Type") == 2
 
 
+JINJA = "## template: jinja\n#cloud-config\npackages: [{{ v1.region }}]\n"
+
+
+def test_users_template_is_merged_with_ours_like_any_other_config() -> None:
+    """cloud-init hands the part's header on to the handler of what the template makes."""
+    (_, (kind, text)) = parts_of(JINJA)
+    assert (kind, text) == ("text/jinja2", JINJA)
+    assert cloudinit.render(SeedSpec(**{**vars(SPEC), "extra_user_data": JINJA})).user_data.count("Merge-Type") == 2
+
+
+def test_an_editors_byte_order_mark_is_left_out() -> None:
+    (_, (kind, text)) = parts_of("\ufeff#cloud-config\npackages: [htop]\n")
+    assert (kind, text) == ("text/cloud-config", "#cloud-config\npackages: [htop]\n")
+
+
+@pytest.mark.parametrize("kind", ["#cloud-config-archive", "#cloud-config-jsonp", "#part-handler", "#include-once"])
+def test_kinds_that_are_not_merged_are_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"cloud-init data of the kind '{kind}' is not taken") as caught:
+        parts_of(f"{kind}\n[]\n")
+    assert caught.value.why == "cloud-init does not merge it with what GhostBox needs in the guest"
+
+
+def test_user_named_like_a_group_gets_it_as_the_primary_group() -> None:
+    """useradd would refuse `users` or `docker`, and nobody could log in."""
+    (user,) = config_of(user="users")["users"]
+    assert (user["name"], user["primary_group"]) == ("users", "users")
+
+
+@pytest.mark.parametrize("name", ["root", "games", "www-data", "sshd"])
+def test_user_named_like_an_account_of_the_system_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"vm.user cannot be '{name}': the guest's system has an account of that name"):
+        cloudinit.check_user(name)
+    cloudinit.check_user(f"{name}-2")
+
+
+def test_user_is_logged_in_on_the_console_at_each_boot() -> None:
+    command = config_of()["bootcmd"][2][-1]
+    assert """echo 'AUTOLOGIN="--autologin ana"' > /run/ghostbox/console""" in command
+    subprocess.run(["sh", "-n", "-c", command], check=True)
+
+
+def test_only_an_emulated_guest_keeps_khugepaged_from_the_memory_of_programs_that_sleep() -> None:
+    """With KVM it hears of a lost page by a machine check, and goes on."""
+    shown = [" ".join(map(str, config_of(emulated=emulated)["bootcmd"])) for emulated in (True, False)]
+    assert ["khugepaged/scan_sleep_millisecs" in each for each in shown] == [True, False]
+
+
 def test_users_script_is_a_part_of_its_own_kind() -> None:
     (_, (kind, text)) = parts_of("#!/bin/sh\necho grüße\n")
     assert (kind, text) == ("text/x-shellscript", "#!/bin/sh\necho grüße\n")
@@ -145,6 +206,10 @@ def test_users_script_is_a_part_of_its_own_kind() -> None:
     [
         ("packages: [htop]\n", "begins with 'packages: \\[htop\\]', which cloud-init does not know"),
         ("", "begins with '', which cloud-init does not know"),
+        (
+            "## template: jinja\npackages: [htop]\n",
+            "begins with 'packages: \\[htop\\]', which cloud-init does not know",
+        ),
         ("#cloud-config\nkey: [\n", "the cloud-init file is not YAML"),
         ("#cloud-config\n- list\n", "the cloud-init file is not a mapping"),
     ],

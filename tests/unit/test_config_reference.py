@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox import config, paths
-from ghostbox.config import PortForward, document
+from ghostbox.config import ExtraDisk, NetworkChoice, PortForward, SharedFolder, definition, document
 from ghostbox.units import GIB, KIB, MIB
 
 # Another value than the default for every key: as written, as the program sees it.
@@ -19,12 +19,17 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "vm.remote_memory": ("16G", 16 * GIB),
     "vm.cpus": ("8", 8),
     "vm.disk": ("40GiB", 40 * GIB),
+    "vm.disks": ("[50G, 1GiB]", (ExtraDisk(50 * GIB), ExtraDisk(GIB))),
+    "vm.shares": ("[/a:ro, /c]", (SharedFolder(Path("/a"), True), SharedFolder(Path("/c")))),
     "vm.image": ("mine", "mine"),
     "vm.user": ("ana", "ana"),
     "vm.ssh_key": ("/k.pub", Path("/k.pub")),
     "vm.ports": ("[8080:80]", (PortForward(8080, 80),)),
+    "vm.network": ("libvirt:default", NetworkChoice("libvirt", "default")),
+    "vm.host_access": ("true", True),
     "vm.cloud_init": ("/c.yaml", Path("/c.yaml")),
     "vm.boot_timeout": ("90s", 90.0),
+    "vm.autostart": ("true", True),
     "pool.donors": ("[tower, 10.0.0.2:7]", ("tower", "10.0.0.2:7")),
     "pool.cache": ("256MiB", 256 * MIB),
     "pool.extent": ("4MiB", 4 * MIB),
@@ -46,7 +51,9 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "memserver.bind": ("0.0.0.0", "0.0.0.0"),
     "memserver.port": ("0", 0),
     "memserver.control_port": ("7000", 7000),
+    "memserver.machine": ("rack-1", "rack-1"),
     "memserver.drain_timeout": ("10s", 10.0),
+    "memserver.remind_every": ("5s", 5.0),
     "memserver.drain_on_pressure": ("20%", 20.0),
     "memserver.pressure_file": ("/sys/fs/cgroup/x/memory.pressure", Path("/sys/fs/cgroup/x/memory.pressure")),
     "memserver.insecure": ("true", True),
@@ -89,6 +96,16 @@ def test_every_key_can_be_set_in_the_environment(name: str, monkeypatch: pytest.
     written, typed = OTHER_VALUES[name]
     monkeypatch.setenv("GHOSTBOX_" + name.replace(".", "_").upper(), written.strip("[]"))
     assert config.load().value(name) == typed
+
+
+def test_every_key_of_a_vm_is_the_same_when_its_definition_is_read() -> None:
+    place = Path("/s/vms/box/definition.yaml")
+    settings = {name: (document.scalar(OTHER_VALUES[name][0]), "somewhere") for name in definition.vm_keys()}
+    made = config.from_settings(settings, Path("/"))
+    again = definition.parse(definition.new_text("box", definition.frozen(made)), place, "box", Path("/"))
+    for name in definition.vm_keys():
+        assert again.value(name) == made.value(name) == OTHER_VALUES[name][1], name
+        assert again.origin(name).startswith(f"{place}:"), name
 
 
 def test_the_extent_of_64_kib_is_the_least() -> None:

@@ -261,6 +261,17 @@ def test_storage_that_qemu_cannot_reach(open_dir: Path, monkeypatch: pytest.Monk
     assert (found.fix or "").startswith(f"setfacl -m u:{account.name}:x {private}")
 
 
+@needs_root
+def test_programs_in_roots_home_are_no_fault_since_qemu_has_copies(
+    open_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = open_dir / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setenv("GHOSTBOX_STATE_DIR", str(open_dir / "state"))
+    monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(private / "native"))
+    assert check("storage", machine_with()).result is Result.OK
+
+
 def test_security_drivers_are_named(tmp_path: Path) -> None:
     assert check("security", machine_with(sys=tmp_path)).found == "neither AppArmor nor SELinux confines QEMU"
     for name, text in (("module/apparmor/parameters/enabled", "Y\n"), ("fs/selinux/enforce", "1")):
@@ -394,3 +405,38 @@ def test_the_command_says_what_failed_and_exits_5(ghostbox_cli: Cli, tmp_path: P
     shown = ghostbox_cli("doctor", "--role", "donor", env=env)
     assert "fail  programs" in shown.stdout
     assert "      fix: ./bootstrap install" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "result", "told"),
+    [
+        ('PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"', Result.OK, None),
+        ('PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13"', Result.OK, None),
+        ('PRETTY_NAME="Debian GNU/Linux forky/sid"\nID=debian', Result.WARN, "./bootstrap test runs"),
+        (
+            'PRETTY_NAME="Ubuntu 24.04.3 LTS"\nID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"',
+            Result.WARN,
+            "bootstrap test",
+        ),
+        ('PRETTY_NAME="Fedora Linux 43"\nID=fedora\nVERSION_ID=43', Result.WARN, "unverified names"),
+        ("", Result.WARN, "unverified names"),
+    ],
+)
+def test_the_two_releases_are_known_and_others_are_named(
+    tmp_path: Path, lines: str, result: Result, told: str | None
+) -> None:
+    (tmp_path / "os-release").write_text(lines)
+    found = check("system", machine_with(os_release=tmp_path / "os-release"))
+    assert found.result is result
+    if result is Result.WARN:
+        assert found.why is not None
+        assert found.fix is not None
+        assert "GhostBox is tested on Debian 12 (bookworm), 13 (trixie)" in found.why
+        assert str(told) in found.fix
+    if lines:
+        assert found.found in lines
+
+
+def test_a_system_without_os_release_is_not_known(tmp_path: Path) -> None:
+    found = check("system", machine_with(os_release=tmp_path / "nothing"))
+    assert (found.result, found.found) == (Result.WARN, f"no distribution is named in {tmp_path}/nothing")

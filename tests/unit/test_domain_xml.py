@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox import config, domain_xml, plan
-from ghostbox.config import PortForward
+from ghostbox.config import ExtraDisk, NetworkChoice, PortForward
 from ghostbox.errors import Refused
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
@@ -56,7 +56,42 @@ def firmware_plan() -> VmPlan:
     return dataclasses.replace(make_plan(), image=image, security_models=(), libvirt_uri="qemu:///session")
 
 
-PLANS = {"kvm": make_plan, "tcg": tcg_plan, "firmware": firmware_plan}
+def bridge_plan() -> VmPlan:
+    """A machine of its own on a bridge of the host, with three disks."""
+    network = NetworkPlan("52:54:00:01:02:03", 2222, choice=NetworkChoice("bridge", "br0"))
+    return dataclasses.replace(make_plan(), network=network, disks=(ExtraDisk(50 * GIB), ExtraDisk(GIB)))
+
+
+def libvirt_network_plan() -> VmPlan:
+    """On a network of libvirt."""
+    network = NetworkPlan("52:54:00:01:02:03", 2222, choice=NetworkChoice("libvirt", "default"), filter="ghostbox-box")
+    return dataclasses.replace(make_plan(), network=network)
+
+
+PLANS = {
+    "kvm": make_plan,
+    "tcg": tcg_plan,
+    "firmware": firmware_plan,
+    "bridge": bridge_plan,
+    "libvirt-network": libvirt_network_plan,
+}
+
+
+def test_filter_is_the_golden_one() -> None:
+    rules = [(None, 10809), ("192.0.2.7", 7000), ("2001:db8::1", 7000)]
+    xml = domain_xml.build_filter("ghostbox-box", FACTS.uuid, rules)
+    golden = GOLDEN / "filter.xml"
+    if os.environ.get("GHOSTBOX_TEST_REWRITE"):
+        golden.write_text(xml)
+    assert xml == golden.read_text()
+
+
+def test_only_a_guarded_network_has_rules() -> None:
+    guarded = make_plan()
+    opened = dataclasses.replace(guarded, network=dataclasses.replace(guarded.network, host_access=True))
+    assert domain_xml.RULES_VARIABLE in domain_xml.build(guarded)
+    for each in (opened, bridge_plan(), libvirt_network_plan()):
+        assert domain_xml.RULES_VARIABLE not in domain_xml.build(each)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -104,6 +139,8 @@ def test_our_own_domains_are_safe(name: str) -> None:
         ("<disk type='vhostuser'><target dev='vdd'/></disk>", "disk vdd is vhost-user"),
         ("<filesystem><driver type='virtiofs'/></filesystem>", "a virtiofs file system"),
         ("<interface type='vhostuser'/>", "a vhost-user network interface"),
+        ("<interface type='bridge'/>", "a network interface that may take vhost-net"),
+        ("<interface type='network'><driver name='vhost'/></interface>", "a network interface that may take vhost-net"),
         ("<video><driver name='vhostuser'/></video>", "a vhost-user video device"),
         ("<hostdev mode='subsystem' type='pci'/>", "a passed-through host device: VFIO pins all"),
         ("<interface type='hostdev'/>", "a passed-through host device: VFIO pins all"),

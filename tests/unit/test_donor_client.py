@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import socket
 import subprocess
 import threading
@@ -76,6 +77,18 @@ def _listener(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         thread.join(10)
 
 
+def _answering(body: bytes) -> Callable[[socket.socket], None]:
+    """Answer each request with ``body``."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        connection.sendall(head % len(body) + body)
+        connection.close()
+
+    return answer
+
+
 def test_a_closed_port_is_said_to_be_closed() -> None:
     address = f"127.0.0.1:{_unused_port()}"
     with DonorClient(address) as client, pytest.raises(NoAnswer) as caught:
@@ -131,6 +144,13 @@ def test_a_server_that_does_not_speak_http_is_no_donor() -> None:
         assert caught.value.why == "it does not speak HTTP"
 
 
+def test_what_a_donor_calls_itself_is_no_command_to_the_terminal() -> None:
+    status = {"name": "\x1b[2Jt\u00f6wer\n", "version": "1", "incarnation": "i", "nbd_port": 1, "size_bytes": 1}
+    status |= {"exported_bytes": 0, "free_bytes": 1, "resident_bytes": 0, "leases": 0, "draining": False}
+    with _listener(_answering(json.dumps(status).encode())) as address, DonorClient(address) as client:
+        assert client.status().name == "?[2Jt\u00f6wer?"
+
+
 def test_another_web_server_is_no_donor() -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -147,13 +167,7 @@ def test_another_web_server_is_no_donor() -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"name": "x"}', b"null"])
 def test_json_of_another_kind_is_no_donor(body: bytes) -> None:
-    def answer(connection: socket.socket) -> None:
-        connection.recv(65536)
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        connection.sendall(head % len(body) + body)
-        connection.close()
-
-    with _listener(answer) as address, DonorClient(address) as client, pytest.raises(NoAnswer) as caught:
+    with _listener(_answering(body)) as address, DonorClient(address) as client, pytest.raises(NoAnswer) as caught:
         client.status()
     assert caught.value.why is not None
     assert caught.value.why.startswith("it does not speak the donors' API")

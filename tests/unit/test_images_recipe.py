@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,25 @@ def test_archives_are_found_by_their_release_files_or_by_their_paths() -> None:
     assert mirrors.known_archives(by_path) == ("http://a.test/debian/", "http://a.test/debian-security/")
     others_too = "http://c.test/apt/|stable|Vendor|Vendor\n" + by_path
     assert mirrors.known_archives(others_too)[0] == "http://a.test/debian/"
+
+
+def test_security_archive_is_found_though_its_lists_were_never_fetched() -> None:
+    """``apt-get indextargets`` has only what was fetched, ``apt-get update --print-uris`` what is configured."""
+    planned = (
+        "'http://a.test/debian/dists/bookworm/InRelease' a.test_debian_dists_bookworm_InRelease 0 \n"
+        "'http://a.test/debian/dists/bookworm/main/binary-amd64/Packages.xz' a.test_Packages 0 \n"
+        "'http://b.test/debian-sec/dists/bookworm-security/InRelease' b.test_InRelease 0 \n"
+    )
+    fetched = "http://a.test/debian/|bookworm|Debian|Debian"
+    for known in ("", fetched):
+        both = f"{known}\n{mirrors.configured(planned)}"
+        assert mirrors.known_archives(both) == ("http://a.test/debian/", "http://b.test/debian-sec/")
+
+
+def test_what_this_machines_apt_would_fetch_is_among_the_guests_sources() -> None:
+    suites = [line.split(" main")[0].rpartition(" ")[2] for line in mirrors.sources_list("trixie", ("main",))]
+    planned = subprocess.run(["apt-get", "update", "--print-uris"], capture_output=True, text=True, check=True).stdout
+    assert ("trixie-security" in suites) == ("-security/InRelease" in planned)
 
 
 def test_machine_without_a_debian_archive_is_told_to_name_one() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError
-from ghostbox.images import ImageStore, backing_file
+from ghostbox.images import ImageStore, backing_file, qemu_img
 
 MIB = 1024 * 1024
 
@@ -269,3 +269,25 @@ def test_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GhostboxError, match="cannot make the directory .*/file/images"):
         ImageStore(tmp_path / "file/images").import_file(raw_disk(tmp_path / "disk.raw"))
+
+
+@pytest.mark.parametrize(("file", "name"), [("a:b.qcow2", "a-b"), ("-x.img", "x"), ("json:{}.img", "json")])
+def test_relative_file_names_that_qemu_img_would_misread_can_be_imported(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, name: str
+) -> None:
+    """It takes what is before a colon for a protocol, and what begins with a dash for an option."""
+    monkeypatch.chdir(tmp_path)
+    raw = raw_disk(tmp_path / "disk.raw")
+    if file.endswith(".qcow2"):
+        qemu_img.convert(raw, Path(file))
+    else:
+        raw.rename(file)
+    assert store.import_file(Path(file)).name == name
+    assert store.get(name).disk.is_file()
+
+
+@pytest.mark.parametrize("file", ["ubuntu-24.04.img", "./ubuntu-24.04.img"])
+def test_file_given_in_place_of_an_images_name_is_recognised(store: ImageStore, file: str) -> None:
+    with pytest.raises(GhostboxError) as caught:
+        store.get(file)
+    assert caught.value.hint == f"ghostbox image import {file} --name ubuntu-24.04, then --image ubuntu-24.04"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ghostbox.errors import GhostboxError
-from ghostbox.memserver.identity import donor_id
+from ghostbox.memserver.identity import donor_id, machine_digest
 
 
 @pytest.fixture
@@ -45,3 +45,23 @@ def test_damaged_file_is_said_and_replaced(tmp_path: Path, machine: Path, caplog
 def test_id_that_cannot_be_kept_is_an_error(tmp_path: Path, machine: Path) -> None:
     with pytest.raises(GhostboxError, match=r"cannot write .*/identity\.json: No such file or directory"):
         donor_id(tmp_path / "none", machine_id=machine)
+
+
+def test_a_machine_is_told_by_its_kernel_and_keeps_its_ids_to_itself(tmp_path: Path) -> None:
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("a-b-c\n")
+    digest = machine_digest(boot_id=boot_id)
+    assert len(digest) == 16
+    assert digest == machine_digest(boot_id=boot_id)
+    assert "a-b-c" not in digest
+    assert machine_digest() == machine_digest() != digest
+    boot_id.write_text("d-e-f\n")
+    assert machine_digest(boot_id=boot_id) != digest
+
+
+def test_two_virtual_machines_can_be_told_to_be_one_machine(tmp_path: Path) -> None:
+    boot_ids = [tmp_path / name for name in "ab"]
+    for path in boot_ids:
+        path.write_text(path.name)
+    assert machine_digest("rack-1", boot_id=boot_ids[0]) == machine_digest("rack-1", boot_id=boot_ids[1])
+    assert machine_digest("rack-2") != machine_digest("rack-1")

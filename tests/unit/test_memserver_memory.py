@@ -64,6 +64,22 @@ def test_less_than_a_megabyte_is_a_usage_error() -> None:
         memory.size_to_lend("64K", 0, FACTS)
 
 
+@pytest.mark.parametrize(("most", "high", "total"), [("max", 2 * GIB, 2), (3 * GIB, 2 * GIB, 2), (2 * GIB, "max", 2)])
+def test_the_lower_of_both_limits_of_a_control_group_counts(
+    tmp_path: Path, most: object, high: object, total: int
+) -> None:
+    group = tmp_path / "groups" / "slice"
+    group.mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/slice\n")
+    files = {"memory.max": most, "memory.high": high, "memory.current": GIB, "memory.stat": "inactive_file 4096"}
+    for name, value in files.items():
+        (group / name).write_text(f"{value}\n")
+    facts = memory.read_facts(tmp_path, tmp_path / "groups")
+    assert (facts.total_bytes, facts.limited_by) == (total * GIB, str(group))
+    assert facts.available_bytes == GIB + 4096
+
+
 def test_facts_are_the_kernels_where_no_group_limits(tmp_path: Path) -> None:
     facts = memory.read_facts(tmp_path, tmp_path)
     assert facts.total_bytes == psutil.virtual_memory().total

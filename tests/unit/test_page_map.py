@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ghostbox import page_map
-from ghostbox.cli.top import heat_map
+from ghostbox.cli.top import Glyphs, heat_map, map_legend
 from ghostbox.page_map import Cell, Look, PageMap
 
 PAGE = 4096
@@ -69,8 +69,10 @@ def test_a_cell_looks_like_what_it_is(counts: dict[str, list[int]], look: Look, 
 
 def test_heat_map_is_drawn_with_its_legend() -> None:
     found = page_map.join([region(50, resident=[10, 2, 0, 0, 0], remote=[0, 0, 10, 0, 0], poisoned=[0, 0, 0, 1, 0])], 5)
-    out = io.StringIO()
-    Console(file=out, width=200).print(heat_map(found, columns=80))
+    glyphs, out = Glyphs(colored=True, density="░▒▓█"), io.StringIO()
+    console = Console(file=out, width=200)
+    console.print(map_legend(found, glyphs, n_cells=80))
+    console.print(heat_map(found, glyphs, columns=80, rows=1))
     legend, cells = out.getvalue().splitlines()
     assert cells.startswith("█░·! ")
     assert legend.startswith("node 1, a character for 40 KiB: █ resident")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostbox.errors import DonorTooSmall, Refused
-from ghostbox.placement import Offer, Share, split
+from ghostbox.placement import Held, Offer, Share, distinct, missing, split
 from ghostbox.units import GIB, MIB
 
 EXTENT = 16 * MIB
@@ -76,7 +76,7 @@ def test_two_donors_of_one_machine_count_as_one_unless_that_is_allowed() -> None
     offers = [Offer("tower:1", 4 * GIB), Offer("tower:2", 4 * GIB)]
     with pytest.raises(Refused, match="2 copies need donors on 2 machines, and these are on 1") as caught:
         split(GIB, offers, extent_bytes=EXTENT, replicas=2)
-    assert caught.value.why == "tower"
+    assert caught.value.why == "tower:1 and tower:2 are on one machine"
     assert "--allow-same-host" in str(caught.value.hint) and "--backup PATH" in str(caught.value.hint)
     allowed = split(GIB, offers, extent_bytes=EXTENT, replicas=2, same_host=True)
     assert allowed == (Share("tower:1", GIB), Share("tower:2", GIB))
@@ -89,7 +89,7 @@ def test_memory_that_only_one_machine_has_is_too_little_for_two_copies() -> None
 
 
 def test_what_is_held_already_is_not_taken_again() -> None:
-    held = {"a": GIB, "b": GIB}
+    held = [Held("a", GIB), Held("b", GIB)]
     assert split(2 * GIB, [Offer("a", GIB), Offer("c", 8 * GIB)], extent_bytes=EXTENT, held=held) == ()
     shares = split(2 * GIB, [Offer("a", GIB), Offer("c", GIB)], extent_bytes=EXTENT, replicas=2, held=held)
     assert shares == (Share("a", GIB), Share("c", GIB))
@@ -108,14 +108,15 @@ def test_copies_fit_whenever_they_can(
 ) -> None:
     """The rule at the top of the module, and that what was taken and held can be laid out by it."""
     offers = [Offer(f"h{host}:{number + 1}", n_bytes) for number, (host, n_bytes, _) in enumerate(free)]
-    held = {offer.address: there for offer, (_, _, there) in zip(offers, free, strict=True) if there}
+    held = [Held(offer.address, there) for offer, (_, _, there) in zip(offers, free, strict=True) if there]
+    there = {each.address: each.size_bytes for each in held}
     n_extents = -(-needed // EXTENT)
 
     def usable(more: dict[str, int]) -> int:
         per_host: dict[str, int] = {}
         for offer in offers:
             host = offer.address if same_host else offer.address.partition(":")[0]
-            own = held.get(offer.address, 0) // EXTENT + more.get(offer.address, 0) // EXTENT
+            own = there.get(offer.address, 0) // EXTENT + more.get(offer.address, 0) // EXTENT
             per_host[host] = per_host.get(host, 0) + own
         return sum(min(count, n_extents) for count in per_host.values())
 
@@ -127,3 +128,40 @@ def test_copies_fit_whenever_they_can(
     assert usable({share.address: share.size_bytes for share in shares}) >= replicas * n_extents
     free_of = {offer.address: offer.free_bytes for offer in offers}
     assert all(0 < share.size_bytes <= free_of[share.address] for share in shares)
+
+
+def test_one_donor_under_two_addresses_is_one_donor() -> None:
+    offers = [Offer("127.0.0.1:1", GIB, "m", "d"), Offer("localhost:1", GIB, "m", "d")]
+    assert distinct(offers) == offers[:1]
+    assert split(GIB, offers, extent_bytes=EXTENT) == (Share("127.0.0.1:1", GIB),)
+    with pytest.raises(DonorTooSmall, match=re.escape("donor 127.0.0.1:1: offers 1 GiB, the VM needs 2 GiB")):
+        split(2 * GIB, offers, extent_bytes=EXTENT)
+    for same_host in (False, True):
+        with pytest.raises(Refused, match="2 copies need donors on 2 machines, and these are on 1") as caught:
+            split(GIB, offers, extent_bytes=EXTENT, replicas=2, same_host=same_host)
+        assert caught.value.why == "127.0.0.1:1 and localhost:1 are one donor"
+
+
+def test_two_donors_of_one_machine_on_two_networks_are_on_one_machine() -> None:
+    offers = [Offer("10.0.0.2", GIB, "m", "d1"), Offer("192.168.7.2", GIB, "m", "d2"), Offer("attic", GIB, "n", "d3")]
+    assert split(GIB, offers, extent_bytes=EXTENT, replicas=2) == (
+        Share("10.0.0.2", GIB // 2),
+        Share("192.168.7.2", GIB // 2),
+        Share("attic", GIB),
+    )
+    with pytest.raises(Refused) as caught:
+        split(GIB, offers[:2], extent_bytes=EXTENT, replicas=2)
+    assert caught.value.why == "10.0.0.2 and 192.168.7.2 are on one machine"
+
+
+def test_what_a_donor_lends_already_counts_for_it_under_any_address() -> None:
+    held = [Held("10.0.0.2", GIB, "m", "d1")]
+    offers = [Offer("192.168.7.2", 4 * GIB, "m", "d1"), Offer("attic", 4 * GIB, "n", "d3")]
+    assert split(GIB, offers, extent_bytes=EXTENT, replicas=2, held=held) == (Share("attic", GIB),)
+    assert split(GIB, offers, extent_bytes=EXTENT, replicas=2, held=held, same_host=True) == (Share("attic", GIB),)
+    assert missing(GIB, held, extent_bytes=EXTENT, replicas=2) == GIB
+
+
+def test_donors_that_were_cloned_are_two() -> None:
+    offers = [Offer("a", GIB, "m", "id/1"), Offer("b", GIB, "n", "id/2")]
+    assert len(split(GIB, offers, extent_bytes=EXTENT, replicas=2)) == 2

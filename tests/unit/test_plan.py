@@ -30,6 +30,21 @@ def test_plan_follows_the_configuration() -> None:
     assert made.files.disk == Path("/s/vms/box/disk.qcow2")
 
 
+@pytest.mark.parametrize(
+    ("network", "filters", "host_access", "name"),
+    [
+        ("user", True, False, None), ("bridge:br0", True, False, "ghostbox-box"), ("bridge:br0", False, False, None),
+        ("libvirt:default", True, True, None),
+    ],
+)  # fmt: skip
+def test_filter_keeps_a_guest_from_donors_where_it_has_an_address_of_its_own_and_libvirt_can_filter(
+    network: str, filters: bool, host_access: bool, name: str | None
+) -> None:
+    facts = dataclasses.replace(FACTS, filters=filters)
+    config = loaded(vm__name="box", vm__network=network, vm__host_access=host_access)
+    assert plan.make(config, PATHS, facts).network.filter == name
+
+
 def test_donors_too_small_for_the_plan() -> None:
     with pytest.raises(DonorTooSmall, match="donor a: offers 16 GiB, the VM needs 32 GiB"):
         plan.make(loaded(vm__remote_memory="32G"), PATHS, FACTS)
@@ -92,12 +107,20 @@ def test_local_memory_that_is_just_enough_is_taken(memory: str, remote: str) -> 
 
 
 @pytest.mark.parametrize("memory", [384 * MIB, 4 * GIB, 64 * GIB])
-def test_node_1_has_next_to_nothing_at_boot_and_begins_where_linux_can(memory: int) -> None:
-    """At a multiple of a memory block; memory at boot then ends at no multiple of any block."""
+def test_node_1_has_nothing_at_boot_that_the_guests_kernel_may_use(memory: int) -> None:
+    """And memory at boot ends at no multiple of a memory block, so that Linux takes the DIMM in the smallest ones."""
     dealt = plan.local_memory(memory, 8 * GIB)
-    assert (dealt.node0_bytes, dealt.node1_bytes) == (memory, 8 * MIB)
-    assert dealt.node0_bytes % plan.MEMORY_BLOCK_BYTES == 0
+    assert dealt == plan.LocalMemory(memory + 4 * MIB, 4 * MIB, node1_hidden=True)
+    assert dealt.node0_bytes % plan.MEMORY_BLOCK_BYTES
     assert plan.local_memory(memory, 0) == plan.LocalMemory(memory, 0)
+
+
+@pytest.mark.parametrize("remote", [128 * MIB, 4 * GIB, 32 * GIB, 60 * GIB, 64 * GIB])
+def test_node_1_of_an_image_with_a_boot_loader_has_room_for_all_its_page_tables(remote: int) -> None:
+    dealt = plan.local_memory(4 * GIB, remote, direct_boot=False)
+    assert (dealt.node0_bytes, dealt.node1_hidden) == (4 * GIB, False)
+    assert 8 * MIB <= dealt.node1_bytes - remote // 512 <= 16 * MIB
+    assert (dealt.node0_bytes + dealt.node1_bytes) % plan.MEMORY_BLOCK_BYTES
 
 
 @pytest.mark.parametrize("cache", ["8G", "9G"])

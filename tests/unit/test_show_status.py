@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""`ghostbox status` says which of the kernel's features the pager uses."""
+"""`ghostbox status`: what matters first, each donor once, and all of it on a terminal of 80 × 24."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from ghostbox.cli import show
 from ghostbox.session.record import VmState
 from ghostbox.session.view import VmStatus
+from ghostbox.terminal import PlainConsole
 
 ZEROES: dict[str, Any] = {
-    "pages": dict.fromkeys(("resident", "inactive", "on_donor", "dirty"), 0),
+    "pages": dict.fromkeys(("total", "resident", "inactive", "on_donor", "dirty"), 0),
     "faults": dict.fromkeys(("missing_fetch", "missing_zero", "minor"), 0),
     "evictions": dict.fromkeys(("clean", "dirty", "zero"), 0),
     "latency": {"fetch": {}},
@@ -22,11 +23,13 @@ ZEROES: dict[str, Any] = {
 }
 
 
-def status_of(pager: dict[str, Any]) -> str:
-    console = Console(width=200)
+def status_of(pager: dict[str, Any], width: int = 200, **more: Any) -> str:
+    console = PlainConsole(width=width)
     fields = dict.fromkeys(VmStatus.__dataclass_fields__)
     with console.capture() as captured:
-        console.print(show.status(VmStatus(**{**fields, "name": "lab", "state": VmState.RUNNING, "pager": pager})))
+        console.print(
+            show.status(VmStatus(**{**fields, "name": "lab", "state": VmState.RUNNING, "pager": pager, **more}))
+        )
     return captured.get()
 
 
@@ -51,6 +54,43 @@ def test_status_says_why_a_donor_is_away() -> None:
     well = {**sizes, "uri": "nbd://b/x", "state": "up", "down_s": None, "why": None}
     text = status_of({**ZEROES, "dirty_tracking": "wp-async", "features": {}, "donors": [away, well]})
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
-    assert " ".join(lines["attic:10810"]).endswith("0 away 12.0 s: no route")
+    assert lines["attic:10810"][0] == "down"
+    assert "\n  attic:10810: away 12.0 s: no route" in text
     assert lines["nbd://b/x"][0] == "up"
     assert lines["nbd://b/x"][-1] == "0"
+
+
+def donor(name: str, state: str = "up", **more: Any) -> dict[str, Any]:
+    sizes = dict.fromkeys(("export_bytes", "read_bytes", "written_bytes"), 123 << 30)
+    return {"uri": f"nbd://{name}/x", "name": name, "state": state, "errors": 0, **sizes, **more}
+
+
+def test_status_says_how_much_memory_there_is_and_how_much_is_used() -> None:
+    pages = {**ZEROES["pages"], "total": 8 << 20}
+    text = status_of({**ZEROES, "dirty_tracking": "wp-async", "features": {}, "pages": pages}, in_use_bytes=13 << 28)
+    assert re.search("^remote +32 GiB, 3.2 GiB in use", text, re.MULTILINE)
+    assert [line.split()[0] for line in text.splitlines()[:6]] == ["VM", "state", "health", "remote", "cache", "on"]
+
+
+def test_donors_that_were_removed_are_not_shown_unless_memory_was_lost_with_them() -> None:
+    gone = [donor("attic", "removed"), donor("cellar", "removed", lost_pages=7), donor("tower"), donor("tower")]
+    lines = status_of({**ZEROES, "dirty_tracking": "wp-async", "features": {}, "donors": gone}).splitlines()
+    assert not [line for line in lines if line.startswith("attic")]
+    assert [line.split()[:2] for line in lines if line.startswith(("cellar", "tower"))] == [
+        ["cellar", "removed"],
+        ["tower", "up"],
+    ]
+    assert "246 GiB" in next(line for line in lines if line.startswith("tower"))
+
+
+def test_status_fits_on_80_columns_and_24_lines() -> None:
+    donors = [donor("[fd00:1234:5678:9abc::7]:10810", "draining"), donor("198.51.100.234:10810", "down", down_s=99.0)]
+    away = {**donors[1], "why": "connection refused: " + "nobody listens there " * 4}
+    features = {"wp_async": False, "poison": False}
+    text = status_of({**ZEROES, "dirty_tracking": "wp-fault", "features": features, "donors": [donors[0], away]}, 80)
+    lines = text.rstrip().splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80, text
+    assert "…" not in text
+    for word in ("[fd00:1234:5678:9abc::7]:10810", "draining", "198.51.100.234:10810", "123 GiB", "ERRORS"):
+        assert word in text, text
+    assert "connection refused" in text

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import io
+import itertools
+import re
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from ghostbox import top
-from ghostbox.cli.top import line, view
+from ghostbox.cli.top import line, screen, view
+from ghostbox.page_map import PageMap
+from ghostbox.terminal import PlainConsole
 
 
 def histogram(*buckets: tuple[float, int]) -> dict[str, Any]:
@@ -125,10 +130,45 @@ def test_donors_have_the_names_that_people_know_and_uris_only_where_there_is_non
     text = line(found)
     assert "NOT UP attic:10810 (away 12.0 s: connection refused)" in text
     assert "slowest nbd://b/x" in text
-    with (console := Console(width=200)).capture() as captured:
+    with (console := PlainConsole(width=200)).capture() as captured:
         console.print(view(found))
     assert "away 12.0 s: connection refused" in captured.get()
     assert "nbd://a/x" not in captured.get()
+
+
+def page_map() -> PageMap:
+    """A map of 32 GiB in which every look is to be seen."""
+    n, pages = 1024, 8192
+    nothing = (0,) * n
+    by_place = {place: list(nothing) for place in ("absent", "remote", "resident", "inactive", "poisoned", "dirty")}
+    for cell, place in enumerate(itertools.islice(itertools.cycle(by_place), n)):
+        by_place["resident" if place == "dirty" else place][cell] = pages
+        by_place["dirty"][cell] = pages if place == "dirty" else 0
+    return PageMap(32 << 30, moving=nothing, **{place: tuple(cells) for place, cells in by_place.items()})
+
+
+@pytest.mark.parametrize(
+    ("no_color", "encoding", "signs"),
+    [(True, "utf-8", " ·RI!W"), (True, "ascii", " ·RI!W"), (False, "utf-8", " ·█!"), (False, "koi8-r", " ·#!")],
+)
+def test_the_screen_fits_on_80_by_24_and_looks_differ_without_colours(
+    no_color: bool, encoding: str, signs: str
+) -> None:
+    names = {"nbd://a/x": "198.51.100.123:10810", "nbd://b/x": "198.51.100.124:10810"}
+    busy = {"read_bytes": 1000 << 20, "written_bytes": 999 << 20, "reads": 123456, "errors": 12}
+    after = [donor(uri, **busy, latency=histogram((900.0 + len(uri), 9))) for uri in names]
+    sample = top.rates("work", status(), {**copy.deepcopy(status()), "donors": after}, 1.0, names)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = PlainConsole(
+        file=stream, width=80, height=24, no_color=no_color, force_terminal=True, color_system="standard"
+    )
+    with console.capture() as captured:
+        console.print(screen(dataclasses.replace(sample, map=page_map()), console))
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in captured.get().splitlines()]
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80, "\n".join(lines)
+    for name in names.values():
+        assert any(line.startswith(f"{name} up ") for line in lines), "\n".join(lines)
+    assert set(signs) <= set(lines[-1]), lines[-1]
 
 
 def test_line_shows_a_donor_that_is_down() -> None:

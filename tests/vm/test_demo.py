@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ghostbox import processes
 from ghostbox.session import Book
 from ghostbox.session.record import LeaseRecord
 from ghostbox.units import MIB
@@ -84,6 +87,51 @@ def test_second_run_uses_what_runs_and_shows_a_summary(host: Host, result: dict[
         f"demo --down --name {NAME}",
     ):
         assert text in done.stdout
+
+
+# So many MiB of anonymous memory, in single pages, and then so many pages that have a page table each.
+BOUND = """
+import mmap, sys
+dense, sparse = int(sys.argv[1]) << 20, int(sys.argv[2]) << 21
+memory = mmap.mmap(-1, dense)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, dense, 1 << 20):
+    memory[at : at + (1 << 20)] = bytes(1 << 20)
+memory.close()
+memory = mmap.mmap(-1, sparse, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, sparse, 2 << 20):
+    memory[at] = 1
+tables = next(line for line in open("/proc/self/status") if line.startswith("VmPTE"))
+print(int(tables.split()[1]) // 1024)
+"""
+
+
+def test_program_bound_to_node_1_may_use_nearly_all_of_it(host: Host, result: dict[str, Any]) -> None:
+    """Its page tables obey such a policy as well, if the node has any memory that may hold them: this one has none."""
+    host.cli("shell", NAME, "--", "cat > bound.py", stdin=BOUND, check=True)
+    done = host.cli("shell", NAME, "--", "numactl --membind=1 python3 bound.py 1984 12000", check=True)
+    assert int(done.stdout) >= 12000 * 4 // 1024
+    zones = host.cli("shell", NAME, "--", "cat /proc/zoneinfo", check=True).stdout
+    others = re.findall(r"^Node 1, zone +(?!Movable)\w+\n(?: .*\n)*? +present +(\d+)", zones, re.MULTILINE)
+    assert {int(present) for present in others} <= {0}
+
+
+def test_clock_is_right_again_after_the_vm_was_paused(host: Host, result: dict[str, Any]) -> None:
+    """By whom ever: a donor that is silent, the user, the host's sleep."""
+
+    def late_s() -> float:
+        """How far the guest's clock is behind ours, at least (the command itself takes a while)."""
+        return time.time() - float(host.cli("shell", NAME, "--", "date +%s.%N", check=True).stdout)
+
+    before_s = late_s()
+    subprocess.run(["virsh", "-q", "suspend", f"ghostbox-{NAME}"], check=True)
+    stopped_s = 15.0
+    time.sleep(stopped_s)
+    subprocess.run(["virsh", "-q", "resume", f"ghostbox-{NAME}"], check=True)
+    processes.wait_until(lambda: late_s() < before_s + stopped_s / 2, timeout_s=90, what="the right time", interval_s=1)
+    log = host.cli("shell", NAME, "--", "journalctl -q -u ghostbox-clock -o cat", check=True).stdout
+    assert re.search(r"this machine stood still for 1[4-7] s: its clock is set forward", log), log
 
 
 def test_ssh_command_of_the_result_works(result: dict[str, Any]) -> None:

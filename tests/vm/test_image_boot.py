@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ghostbox import cloudinit, processes, ssh
-from ghostbox.errors import DeadlineExceeded, GuestError
+from ghostbox.errors import DeadlineExceeded, GuestError, UsageError
+from ghostbox.session import first_boot
 from helpers import guest as guests
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-USER_DATA = """#cloud-config
+USER_DATA = """## template: jinja
+#cloud-config
 bootcmd:
   - [sh, -c, "echo theirs > /run/their-bootcmd"]
 write_files:
-  - {path: /etc/their-file, content: "hello\\n"}
+  - {path: /etc/their-file, content: "hello {{ v1.local_hostname }}\\n"}
 runcmd:
   - [sh, -c, "echo ran > /run/their-runcmd"]
 """
@@ -29,7 +33,7 @@ runcmd:
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guests.Guest]:
     directory = tmp_path_factory.mktemp("guest")
     with guests.booted(directory, guests.shared_image(), user_data=USER_DATA) as booted:
-        booted.ssh.wait_cloud_init(guests.BOOT_TIMEOUT_S)
+        first_boot.wait_cloud_init(booted.ssh, guests.BOOT_TIMEOUT_S)
         yield booted
 
 
@@ -48,8 +52,8 @@ def test_cloud_init_finished_without_any_complaint(guest: guests.Guest) -> None:
     assert "WARNING" not in status
 
 
-def test_users_own_cloud_init_is_merged_with_ours(guest: guests.Guest) -> None:
-    assert guest.run("cat /etc/their-file").strip() == "hello"
+def test_users_own_cloud_init_is_merged_with_ours_though_it_is_a_template(guest: guests.Guest) -> None:
+    assert guest.run("cat /etc/their-file").strip() == "hello testbox"
     assert guest.run("cat /run/their-bootcmd").strip() == "theirs"
     assert guest.run("cat /run/their-runcmd").strip() == "ran"
 
@@ -85,6 +89,51 @@ def test_root_file_system_has_grown_to_the_disk(guest: guests.Guest) -> None:
 
 def test_no_unit_has_failed(guest: guests.Guest) -> None:
     assert guest.run("systemctl list-units --failed --no-legend --plain").strip() == ""
+
+
+def test_user_of_a_groups_name_has_it_as_the_primary_group(guest: guests.Guest) -> None:
+    assert guest.run("id -gn").strip() == guests.USER == "users"
+
+
+def test_accounts_of_the_system_are_known_to_the_check_of_the_users_name(guest: guests.Guest) -> None:
+    for line in guest.run("getent passwd").splitlines():
+        name = line.split(":")[0]
+        if name != guests.USER:
+            with pytest.raises(UsageError, match=f"vm.user cannot be '{name}'"):
+                cloudinit.check_user(name)
+
+
+def test_terminals_of_today_are_known(guest: guests.Guest) -> None:
+    names = (
+        "alacritty foot ghostty kitty screen-256color tmux-256color wezterm xterm-256color xterm-ghostty xterm-kitty"
+    )
+    unknown = guest.run(f"for name in {names}; do infocmp $name > /dev/null 2>&1 || echo $name; done")
+    assert unknown == ""
+
+
+def test_user_can_ping(guest: guests.Guest) -> None:
+    assert " 0% packet loss" in guest.run("ping -c 1 -w 20 127.0.0.1 && ping -c 1 -w 20 10.0.2.2")
+
+
+def test_language_that_the_users_own_ssh_brings_along_makes_no_program_complain(guest: guests.Guest) -> None:
+    options = ["-p", str(guest.port), "-i", str(guest.directory / "id_ed25519"), "-o", "SendEnv=LANG LC_ALL"]
+    pinned = ["-o", f"UserKnownHostsFile={guest.directory / 'known_hosts'}", "-o", "BatchMode=yes", "-F", "none"]
+    done = subprocess.run(
+        ["ssh", *options, *pinned, f"{guests.USER}@127.0.0.1", "bash -lc locale; perl -e 'print qq(ok\\n)'"],
+        env={**os.environ, "LANG": "xx_YY.UTF-8", "LC_ALL": "xx_YY.UTF-8"},
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert "LANG=C.UTF-8" in done.stdout
+
+
+def test_security_updates_are_among_the_sources_if_this_machines_apt_has_them(guest: guests.Guest) -> None:
+    planned = subprocess.run(["apt-get", "update", "--print-uris"], capture_output=True, text=True, check=True).stdout
+    assert ("-security main" in guest.run("cat /etc/apt/sources.list")) == ("-security/InRelease" in planned)
+
+
+def test_user_is_logged_in_on_the_console(guest: guests.Guest) -> None:
+    assert f"testbox login: {guests.USER} (automatic login)" in guest.console()
 
 
 def test_a_file_can_be_put_into_the_guest(guest: guests.Guest) -> None:

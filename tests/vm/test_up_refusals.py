@@ -50,7 +50,11 @@ def nothing_is_left_behind(host: Host, donor: RunningDonor) -> Iterator[None]:
 
 
 def test_no_donor(host: Host) -> None:
-    says(up(host), "error: no donor is named fix: run `ghostbox memserver` on another machine", code=2)
+    says(
+        up(host),
+        "error: no donor is named, and none is known fix: run `ghostbox memserver` on another machine, then:",
+        code=2,
+    )
 
 
 def test_donor_that_is_not_there(host: Host) -> None:
@@ -78,11 +82,12 @@ def test_donor_too_small(host: Host, donor: RunningDonor) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--allow-same-host",)])
 def test_two_copies_on_one_machine(host: Host, donor: RunningDonor, more: tuple[str, ...]) -> None:
-    done = up(host, "--donor", donor.address, "--donor", donor.address, "--replicas", "2", *more)
+    other = donor.address.replace("127.0.0.1", "localhost")
+    done = up(host, "--donor", donor.address, "--donor", other, "--replicas", "2", *more)
     says(
         done,
-        "error: 2 copies need donors on 2 machines, and these are on 1 why: 127.0.0.1.* fix: add a donor on another"
-        " machine; or --allow-same-host; or --replicas 1 with --backup PATH",
+        "error: 2 copies need donors on 2 machines, and these are on 1 why: 127.0.0.1.* are one donor fix: add a donor"
+        " on another machine; or --allow-same-host; or --replicas 1 with --backup PATH",
         code=5,
     )
 

@@ -6,177 +6,21 @@ What needs a VM (its domain, its pauses, the supervisor as a process) is in test
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ghostbox import health, hypervisor, pager, paths, processes
+from ghostbox import processes
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import Refused
-from ghostbox.hypervisor import QemuProcess
-from ghostbox.plan import PagerPlan
-from ghostbox.session import backup, cleanup, events, pool, view
-from ghostbox.session.care import Care, look_after
-from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, make_directory
+from ghostbox.session import backup, pool
 from ghostbox.units import MIB
-from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
-from helpers.pager import MemoryClient, memory_client, short_dir
+from helpers.care_lab import POOL, kill, laboratory, leases_of, supervised
+from helpers.donor import running_donor
 
 pytestmark = pytest.mark.timeout(180)
-
-POOL = 64 * MIB
-PLAN = PagerPlan(
-    cache_bytes=8 * MIB,
-    extent_bytes=4 * MIB,
-    readahead_bytes=256 * 1024,
-    poll_us=50,
-    log_level="info",
-    pool_bytes=POOL,
-    rebuild_after_s=1.0,
-    rebuild_rate_bytes=0,
-)
-
-
-@dataclass
-class Lab:
-    """Donors, a pager, its client, and who cares for them."""
-
-    donors: list[RunningDonor]
-    book: Book
-    client: MemoryClient
-    care: Care
-    paths: paths.Paths
-
-    def until_mended(self, *, timeout_s: float = 60.0) -> None:
-        """Do rounds until the pager says that all is well again."""
-
-        def mended() -> bool:
-            assert self.care.round()
-            found = pager.status(self.book.files.pager_control)
-            return found is not None and found["health"] == "ok"
-
-        processes.wait_until(mended, timeout_s=timeout_s, what="the memory being well again", interval_s=0.2)
-
-    def said(self) -> str:
-        """Return the events."""
-        return "\n".join(f"{each.event}: {each.text}" for each in events.read(self.book.files))
-
-    def wait_for(self, event: str) -> None:
-        """Wait until a supervisor has said it."""
-        processes.wait_until(lambda: event in self.said(), timeout_s=40, what=f"the event '{event}'")
-
-    def shown(self) -> str:
-        """Return what `status` says is wrong."""
-        record = self.book.load()
-        assert record is not None
-        found = view.with_names(record, pager.status(self.book.files.pager_control))
-        assert found is not None
-        return "\n".join(problem.text for problem in health.assess("lab", found, record.donor_names()).problems)
-
-    def lent(self, number: int) -> int:
-        """Return what the pager can use of a donor."""
-        record = self.book.load()
-        assert record is not None
-        found = pool.held(record, pool.status(self.book))
-        return found.get(self.donors[number].address, 0)
-
-
-@contextmanager
-def laboratory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[str], *, with_backup: bool = False, **changed: int
-) -> Iterator[Lab]:
-    plan = dataclasses.replace(PLAN, **changed)
-    with ExitStack() as stack:
-        donors = [
-            stack.enter_context(
-                running_donor(
-                    tmp_path, size=size, name=f"d{number}", bind=f"127.0.0.{number + 2}", port=str(free_port()),
-                    control_port=str(free_port()),
-                )
-            )
-            for number, size in enumerate(sizes)
-        ]  # fmt: skip
-        root = stack.enter_context(short_dir())
-        own = paths.Paths(root / "s", root / "r", root / "c", root / "e", paths.find().native)
-        book = Book(own.vm("lab"))
-        make_directory(book.files.state)
-        make_directory(book.files.runtime)
-        copy = tmp_path / "copy" if with_backup else None
-        book.save(record_of(plan, tuple(donor.address for donor in donors), copy))
-        stack.callback(end, book)
-        start_pager(book, plan, own)
-        client = stack.enter_context(memory_client(f"{POOL // MIB}M", book.files.pager_socket))
-        monkeypatch.setattr(hypervisor, "find_qemu", lambda uuid: QemuProcess(client.pid))
-        care = Care("lab", own)
-        stack.callback(care.close)
-        yield Lab(donors, book, client, care, own)
-
-
-@contextmanager
-def supervised(lab: Lab) -> Iterator[None]:
-    """Let a supervisor in a process of its own do its rounds; in the end it is killed."""
-    pid = os.fork()
-    if pid == 0:
-        with suppress(BaseException):
-            look_after("lab", lab.paths, interval_s=0.2)
-        os._exit(1)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def end(book: Book) -> None:
-    book.load()
-    cleanup.unmake(book)
-
-
-def record_of(plan: PagerPlan, addresses: tuple[str, ...], copy: Path | None) -> Record:
-    return Record(
-        name="lab", state=VmState.RUNNING, uuid="u", mac="m", ssh_port=1, created_at="2026-01-01T00:00:00+00:00",
-        domain="ghostbox-gbt-lab", libvirt_uri="test:///default", image="none", user="ghost", virt="tcg", cpus=1,
-        memory_bytes=1, remote_memory_bytes=plan.pool_bytes, cache_bytes=plan.cache_bytes, disk_bytes=1, new=False,
-        pager=plan, donors=addresses, backup=None if copy is None else str(copy),
-    )  # fmt: skip
-
-
-def start_pager(book: Book, plan: PagerPlan, own: paths.Paths) -> None:
-    assert book.record is not None
-    record = book.record
-    sizes = [(share.address, share.size_bytes) for share in pool.shares_of(plan, pool.offers(record))]
-    leases = []
-    for number, (address, size_bytes) in enumerate(sizes):
-        lease = LeaseRecord(address, f"lab-{number}", size_bytes)
-        record = book.save(dataclasses.replace(record, leases=(*record.leases, lease)))
-        leases.append(pool.borrow(book, lease))
-    record = book.save(dataclasses.replace(record, leases=tuple(leases), made=frozenset({Made.PAGER, Made.BACKUP})))
-    uri = None
-    if record.backup is not None:
-        backup.create(Path(record.backup), plan.pool_bytes)
-        backup.ensure(book.files, Path(record.backup))
-        uri = backup.uri(book.files)
-    files = cleanup.pager_files(book.files)
-    uris = [str(lease.nbd_uri) for lease in leases]
-    pager.start(own.pager_program, plan, files, uris, peer_uid=None, backup=uri)
-
-
-def kill(donor: RunningDonor) -> None:
-    pid = donor.data_plane_pid
-    donor.kill_control_plane()
-    os.kill(pid, signal.SIGKILL)
-
-
-def leases_of(donor: RunningDonor) -> int:
-    with DonorClient(donor.address) as client:
-        return len(client.leases())
 
 
 def test_copies_of_a_dead_donor_find_room_on_the_others_and_it_can_lend_again(

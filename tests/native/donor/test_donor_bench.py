@@ -88,7 +88,7 @@ def test_without_any_donor_it_says_what_to_do(donor: RunningDonor) -> None:
     code, _, err = bench(donor)
     assert code == 2
     assert "no donor is given" in err
-    assert "name donors, or set pool.donors in the configuration" in err
+    assert "name donors, note them (ghostbox donor add), or set pool.donors" in err
 
 
 def test_a_donor_that_is_not_there(donor: RunningDonor) -> None:
@@ -114,6 +114,8 @@ def test_a_donor_without_room(tmp_path: Path) -> None:
         code, _, err = bench(full, full.address)
         assert code == 5
         assert f"donor {full.address}: has 0 B free, a measurement needs 1 MiB" in err
+        assert "why: it lends 8 MiB of 8 MiB in 1 leases" in err
+        assert "fix: measure before `ghostbox up`; who holds its memory: ghostbox donor leases" in err
         assert leases(full) == ["all"]
 
 

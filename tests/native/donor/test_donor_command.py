@@ -7,11 +7,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
 from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.session import unreleased
+from ghostbox.session.record import LeaseRecord
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import held_connection
@@ -59,7 +62,47 @@ def test_list_takes_the_donors_of_the_configuration(donor: RunningDonor) -> None
 def test_list_without_any_donor_says_what_to_do(donor: RunningDonor) -> None:
     code, _, err = _donor(donor, "list")
     assert code == 2
-    assert err == "error: no donor is given fix: name donors, or set pool.donors in the configuration"
+    fix = "note one: ghostbox donor add ADDRESS; or name donors, or set pool.donors in the configuration"
+    assert err == f"error: no donor is known fix: {fix}"
+
+
+def test_a_donor_is_noted_named_and_forgotten(donor: RunningDonor) -> None:
+    code, out, _ = _donor(donor, "add", donor.address)
+    assert code == 0
+    assert out.startswith(f"noted: donor 'donor' at {donor.address}, ")
+    assert out.endswith(" of 64 MiB are free; `ghostbox up` uses it\n")
+    assert _donor(donor, "add", "donor")[1].startswith("known already: donor 'donor' at ")
+    code, out, _ = _donor(donor, "list", "--json")
+    assert (code, [(row["address"], row["known"]) for row in json.loads(out)]) == (0, [(donor.address, True)])
+    assert json.loads(_donor(donor, "info", "donor", "--json")[1])["nbd_port"] == donor.nbd_port
+    code, _, err = _donor(donor, "add", donor.address, "--size", "1M")
+    assert code == 3
+    assert f"error: no VM 'ghostbox' runs that could borrow from donor {donor.address}" in err
+    assert _donor(donor, "add", donor.address, "--more")[0] == 3
+    assert _donor(donor, "forget", "donor", "--write-off") == (
+        0,
+        "",
+        f"donor {donor.address} is forgotten 0 leases there are written off",
+    )
+    code, _, err = _donor(donor, "forget", "donor")
+    assert (code, err) == (4, "error: no donor 'donor' is known fix: ghostbox donor list")
+
+
+def test_what_a_donor_of_before_may_still_hold_is_shown_until_it_is_written_off(
+    donor: RunningDonor, tmp_path: Path
+) -> None:
+    state = tmp_path / "host"
+    lease = LeaseRecord("127.0.0.1:1", "w-1", 8 * MIB, donor_name="attic")
+    unreleased.note(state, "work", lease, "cannot reach it")
+    env = {"GHOSTBOX_STATE_DIR": str(state)}
+    code, out, err = _donor(donor, "list", **env)
+    assert (code, "of before" in out) == (0, True)
+    assert "donor 127.0.0.1:1 may still hold 8 MiB of VM 'work' (lease w-1), not released since " in err
+    assert "if it is gone for good: ghostbox donor forget 127.0.0.1:1 --write-off" in err
+    code, _, err = _donor(donor, "forget", "attic", "--write-off", **env)
+    assert (code, "Give up 1 leases (8 MiB) that donor attic may still hold?" in err) == (2, True)
+    assert _donor(donor, "forget", "attic", "--write-off", "--yes", **env)[0] == 0
+    assert unreleased.load(state) == ()
 
 
 def test_list_shows_the_others_when_one_does_not_answer(donor: RunningDonor) -> None:

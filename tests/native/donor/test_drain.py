@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from ghostbox.memserver.leases import DrainCause
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, donor_environment, running_donor
 from helpers.nbd import held_connection
+
+WAITS = "leases are held, new ones are not given: it ends when the last one is released"
 
 
 def _lease(donor: RunningDonor, name: str = "one") -> None:
@@ -50,8 +53,12 @@ def test_with_leases_it_names_the_holders_refuses_new_ones_and_ends_with_the_las
         with held_connection(donor.uri("one")):
             donor.interrupt()
             donor.wait_for_log("two: 4 MiB, held by tower/ana, 0 connections")
-            assert "one: 4 MiB, held by tower/ana, 1 connections" in donor.stderr()
-            assert "waiting 5 min 0 s for their release (a second signal ends at once)" in donor.stderr()
+            assert "one: 4 MiB, held by tower/ana, 1 connections, 0 B in use" in donor.stderr()
+            assert WAITS in donor.stderr()
+            what = (
+                f"there, on tower: ghostbox donor drain {donor.address} --vm ana (or --to-host), or ghostbox down ana"
+            )
+            assert what in donor.stderr()
             with pytest.raises(DonorError, match="is being shut down and gives no new leases"):
                 _lease(donor, "three")
             assert client.status().draining is True
@@ -63,16 +70,50 @@ def test_with_leases_it_names_the_holders_refuses_new_ones_and_ends_with_the_las
         _assert_nothing_is_left(donor)
 
 
-def test_a_second_signal_ends_it_with_leases_held(tmp_path: Path) -> None:
+def test_a_second_signal_asks_and_another_one_ends_it_with_leases_held(tmp_path: Path) -> None:
+    question = "ends 1 leases, their memory is lost: once more within 10 s"
     with running_donor(tmp_path) as donor:
         _lease(donor)
         donor.interrupt()
-        donor.wait_for_log("waiting 5 min")
+        donor.wait_for_log(WAITS)
         donor.interrupt(signal.SIGINT)
+        donor.wait_for_log(question)
+        with DonorClient(donor.address) as client:
+            assert client.lease("one").size_bytes == 4 * MIB
+
+        for _ in range(10):  # one in the first second answers nothing
+            donor.interrupt(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                donor.process.wait(1.5)
+                break
         assert donor.wait() == 130
+        assert donor.stderr().count(question) == 1
         assert "memserver 'donor' ended with 1 leases held: their memory is lost" in donor.stderr()
-        assert "a second signal came" in donor.stderr()
+        assert "signals came again after it had asked" in donor.stderr()
         _assert_nothing_is_left(donor)
+
+
+def test_a_terminal_that_closes_ends_it_only_when_nothing_is_held(tmp_path: Path) -> None:
+    with running_donor(tmp_path, remind_every="100ms") as donor, DonorClient(donor.address) as client:
+        _lease(donor)
+        donor.interrupt(signal.SIGHUP)
+        donor.wait_for_log(WAITS)
+        donor.interrupt(signal.SIGHUP)
+        donor.wait_for_log(WAITS, times=3)  # it reminds, and asks nobody
+        assert "once more" not in donor.stderr()
+        assert client.status().drain_causes == ("ending",)
+        client.release_lease("one")
+        assert donor.wait() == 0
+        _assert_nothing_is_left(donor)
+
+
+def test_a_memserver_that_was_started_by_nohup_goes_on_when_its_terminal_closes(tmp_path: Path) -> None:
+    with running_donor(tmp_path, prefix=["nohup"]) as donor, DonorClient(donor.address) as client:
+        donor.interrupt(signal.SIGHUP)
+        donor.interrupt(signal.SIGHUP)
+        assert client.status().draining is False
+        donor.interrupt(signal.SIGTERM)
+        assert donor.wait() == 0
 
 
 def test_the_drain_timeout_ends_it_with_leases_held(tmp_path: Path) -> None:
@@ -81,7 +122,8 @@ def test_the_drain_timeout_ends_it_with_leases_held(tmp_path: Path) -> None:
         donor.interrupt()
         assert donor.wait() == 124
         assert "ended with 1 leases held: their memory is lost" in donor.stderr()
-        assert "they were not released within 0.3 s" in donor.stderr()
+        assert "after 0.3 s at the latest (a second signal asks whether to end at once)" in donor.stderr()
+        assert "they were not released within 0.3 s (--drain-timeout)" in donor.stderr()
         _assert_nothing_is_left(donor)
         donor.process.stdout.close() if donor.process.stdout else None
         donor.restart()
@@ -93,7 +135,7 @@ def test_a_data_plane_that_dies_while_draining_does_not_end_the_wait(tmp_path: P
     with running_donor(tmp_path) as donor, DonorClient(donor.address) as client:
         _lease(donor)
         donor.interrupt()
-        donor.wait_for_log("waiting 5 min")
+        donor.wait_for_log(WAITS)
         processes.terminate(donor.data_plane_pid)
         donor.wait_for_log("restarted with empty memory")
         client.release_lease("one")

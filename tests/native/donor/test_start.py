@@ -16,9 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ghostbox import config, donors
 from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.donors import Assignment
+from ghostbox.memserver.identity import machine_digest
+from ghostbox.processes import wait_until
 from ghostbox.units import GIB, MIB
 from helpers.donor import donor_environment, memserver_argv, running_donor
+from helpers.netns import machines
+from helpers.pager import running_pager
 
 
 @pytest.fixture
@@ -28,13 +34,15 @@ def runtime() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def _fails(tmp_path: Path, runtime: Path, options: dict[str, str], **env: str) -> tuple[int, str]:
+def _fails(
+    tmp_path: Path, runtime: Path, options: dict[str, str], *, prefix: tuple[str, ...] = (), **env: str
+) -> tuple[int, str]:
     """Run a memserver that does not start; return its exit code and stderr on one line."""
     base = {"name": "donor", "size": "32M", "reserve": "0", "port": "0", "control-port": "0"}
     argv = memserver_argv({**base, **options})
     argv.remove("--json")
     full_env = donor_environment(tmp_path, runtime, env)
-    done = subprocess.run(argv, env=full_env, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*prefix, *argv], env=full_env, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == ""
     assert not list(runtime.rglob("control.sock"))  # no data plane was left
     return done.returncode, " ".join(done.stderr.split())
@@ -63,12 +71,80 @@ def test_an_address_that_others_reach_needs_insecure(tmp_path: Path, runtime: Pa
     assert "add --insecure" in text
 
 
+def test_its_owner_can_tell_on_which_machine_it_runs(tmp_path: Path) -> None:
+    with running_donor(tmp_path, machine=None) as donor:
+        with DonorClient(donor.address) as client:
+            assert client.status().machine == machine_digest()
+        donor.kill_control_plane()
+        donor.argv += ["--machine", "rack-1", "--remind-every", "1s"]
+        donor.restart()
+        with DonorClient(donor.address) as client:
+            assert client.status().machine == machine_digest("rack-1")
+
+
 def test_insecure_lets_it_listen_everywhere(tmp_path: Path) -> None:
     with running_donor(tmp_path, bind="0.0.0.0", insecure="") as donor:
         port = donor.address.rpartition(":")[2]
         with DonorClient(f"127.0.0.1:{port}") as client:
             assert client.status().name == "donor"
         assert "listening on 0.0.0.0 without encryption or authentication: anyone who reaches" in donor.stderr()
+
+
+@pytest.mark.parametrize("option", ["port", "control-port"])
+def test_ports_that_are_roots_are_said_to_be(tmp_path: Path, runtime: Path, option: str) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("cannot run here: it takes setpriv to do without the right to low ports")
+    prefix = ("setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service")
+    code, text = _fails(tmp_path, runtime, {option: "809"}, prefix=prefix)
+    assert code == 1
+    assert "ermission denied" in text
+    assert f"fix: ports below 1024 are root's: choose another --{option}, or run as root" in text
+
+
+def test_a_link_local_address_is_listened_on_and_reached_by_its_interface(tmp_path: Path) -> None:
+    with machines(1) as (machine,):
+        shown = ["ip", "-n", machine.namespace, "-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"]
+
+        def address() -> str | None:
+            text = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+            return text.split()[3].partition("/")[0] if text and "tentative" not in text else None
+
+        wait_until(lambda: address() is not None, timeout_s=20, what="a link-local address")
+        bind = f"{address()}%eth0"
+        with running_donor(tmp_path, prefix=machine.prefix, bind=bind, insecure="") as donor:
+            assert donor.address.startswith(f"[{bind}]:")
+            reached = f"[{address()}%{machine.cable}]:{donor.address.rpartition(':')[2]}"
+            [lease] = donors.acquire([Assignment(reached, "one", MIB, Holder("tower", "ana"))])
+            uri = donors.nbd_uri(reached, lease)
+            assert uri == f"nbd://[{address()}%25{machine.cable}]:{donor.nbd_port}/one"
+            assert config.load({"pool.donors": [reached]}).pool.donors == (reached,)
+            with running_pager([uri], cache="1M", extent="64K") as pager:
+                assert pager.status()["donors"][0]["state"] == "up"
+
+
+def test_an_interface_that_is_not_there_is_said_so(tmp_path: Path, runtime: Path) -> None:
+    code, text = _fails(tmp_path, runtime, {"bind": "fe80::1%nosuch0", "insecure": ""})
+    assert code == 1
+    assert "error: cannot listen on fe80::1%nosuch0 port 0 (control API): it has no interface nosuch0" in text
+
+
+def test_a_machine_whose_name_is_no_text_has_a_name_all_the_same(tmp_path: Path) -> None:
+    shown = "from ghostbox import donor_client; from ghostbox.memserver import opening;"
+    shown += " print(ascii([donor_client.host_name(), opening.default_name()]))"
+    names = {
+        b"\xff\xfe": ["\ufffd\ufffd", "donor"],
+        b"": ["unnamed", "donor"],
+        b"caf\xe9-1": ["caf\ufffd-1", "caf--1"],
+    }
+    for name, expected in names.items():
+        code = f"import socket, os, sys; socket.sethostname({name!r});"
+        code += f" os.execv(sys.executable, ['python', '-c', {shown!r}])"
+        argv = ["unshare", "-u", sys.executable, "-c", code]
+        env = donor_environment(tmp_path, tmp_path)
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+        if "unshare failed" in done.stderr:
+            pytest.skip("cannot run here: a host name of one's own needs root")
+        assert done.stdout.strip() == ascii(expected), done.stderr
 
 
 def test_an_interface_is_no_address(tmp_path: Path, runtime: Path) -> None:

@@ -40,6 +40,7 @@ from helpers.nbd_raw import connect
         (["--size", "1G", "--max-connections", "0"], "--max-connections: '0' is not a whole number from 1 to 65536"),
         (["--size", "1G", "--handshake-timeout", "x"], "--handshake-timeout: 'x' is not a whole number from 1 to 3600"),
         (["--size", "1G", "--donor-id", "a b"], "--donor-id: 'a b' is not 1 to 64 letters, digits or '-'"),
+        (["--size", "1G", "--machine", "a,b"], "--machine: 'a,b' is not 1 to 64 letters, digits or '-'"),
         (["--size", "1G", "--log-level", "loud"], "--log-level: 'loud' is not error, warning, info or debug"),
     ],
 )
@@ -55,7 +56,7 @@ def test_help_names_every_option() -> None:
     assert done.returncode == 0
     options = (
         "size export bind port control threads keep-awake poll-us gather max-connections handshake-timeout donor-id"
-        " log-file log-level version"
+        " machine log-file log-level version"
     )
     assert all(f"--{option}" in done.stdout for option in options.split())
 

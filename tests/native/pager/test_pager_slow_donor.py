@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -125,9 +126,11 @@ def test_why_a_donor_is_away_is_said_once_a_cause_and_shown_until_it_is_back() -
         return pager.status()["donors"][0]["why"]
 
     def said(cause: str) -> int:
-        return pager.log().count(
-            f"warning ghostbox-pager: donor {donor.uri('a')}: no connection: {cause}; trying again"
-        )
+        begin = re.escape(f"warning ghostbox-pager: donor {donor.uri('a')}: no connection: ")
+        return len(re.findall(f"{begin}{cause}; trying again", pager.log()))
+
+    # libnbd 1.14's words, and 1.22's, which go on with the server's own.
+    no_export = r"(?:the )?server has no export named 'a'(?:: no export of this name)?"
 
     with running_memserver(a="16M") as donor, running_pager([donor.uri("a")], log_level="debug") as pager:
         assert why() is None
@@ -137,10 +140,10 @@ def test_why_a_donor_is_away_is_said_once_a_cause_and_shown_until_it_is_back() -
         tried = pager.log().count("no connection")
         wait_until(lambda: pager.log().count("no connection") > tried + 6, timeout_s=20, what="more attempts")
         with running_memserver(b="16M", options=["--port", donor.address.rpartition(":")[2]]):
-            wait_until(lambda: why() == "server has no export named 'a'", timeout_s=20, what="the second cause")
+            wait_until(lambda: re.fullmatch(no_export, why() or ""), timeout_s=20, what="the second cause")
         wait_until(lambda: said("connection refused") == 2, timeout_s=20, what="the first one again")
         assert pager.status()["donors"][0]["down_s"] > 0
-        assert (said("connection refused"), said("server has no export named 'a'")) == (2, 1)
+        assert (said("connection refused"), said(no_export)) == (2, 1)
 
 
 def test_a_pager_does_not_start_with_a_donor_that_never_negotiates(place: Path) -> None:

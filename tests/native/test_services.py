@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Services under a real systemd: a donor starts, is started again and goes on, and is gone when it was uninstalled."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.processes import wait_until
+from helpers.guest import free_port
+from helpers.systemd import Systemd, user_systemd
+
+UNIT = "ghostbox-donor.service"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """GhostBox beside a systemd, with directories of its own."""
+
+    systemd: Systemd
+    port: int
+
+    @property
+    def unit_file(self) -> Path:
+        """Where the donor's unit is."""
+        return self.systemd.home / ".config/systemd/user" / UNIT
+
+    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the command."""
+        env = {
+            f"GHOSTBOX_{kind}_DIR": str(self.systemd.home / "a b%c" / kind) for kind in ("STATE", "RUNTIME", "CACHE")
+        }
+        return self.systemd.run(sys.executable, "-m", "ghostbox", "service", *words, env=env)
+
+    def install(self, size: str) -> dict[str, Any]:
+        """Install a donor; return what the command says."""
+        options = ("--size", size, "--reserve", "0", "--port", "0", "--control-port", str(self.port))
+        done = self.cli("install", "donor", "--user", *options, "--json")
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def donor(self) -> DonorClient:
+        """Return a client of the donor, which may take a moment to listen."""
+
+        def answers() -> bool:
+            try:
+                with DonorClient(f"127.0.0.1:{self.port}") as client:
+                    return client.status().state != ""
+            except Exception:
+                return False
+
+        wait_until(answers, timeout_s=60, what="the donor", interval_s=0.1)
+        return DonorClient(f"127.0.0.1:{self.port}")
+
+
+@pytest.fixture(scope="module")
+def installation() -> Iterator[Installation]:
+    with user_systemd() as systemd:
+        yield Installation(systemd, free_port())
+
+
+def test_a_donor_is_started_and_its_service_shown(installation: Installation) -> None:
+    found = installation.install("64M")
+    assert (found["kind"], found["unit"], found["scope"], found["at_boot"]) == ("donor", UNIT, "user", True)
+    assert found["state"] == "active (running)"
+    assert found["notes"] == ["it starts when root logs in; with the machine after: sudo loginctl enable-linger root"]
+    with installation.donor() as client:
+        assert client.status().size_bytes == 64 << 20
+    donor, host = json.loads(installation.cli("status", "--user", "--json").stdout)
+    assert donor == found
+    assert (host["kind"], host["unit_file"], host["at_boot"]) == ("host", None, False)
+    shown = installation.cli("status", "--user").stdout
+    assert "ghostbox-donor.service (user)" in shown
+    assert "not installed" in shown
+
+
+def test_installed_again_it_has_the_new_options(installation: Installation) -> None:
+    installation.install("32M")
+    with installation.donor() as client:
+        assert client.status().size_bytes == 32 << 20
+
+
+def test_a_donor_that_is_killed_is_started_again_and_still_holds_its_leases(installation: Installation) -> None:
+    installation.install("48M")
+    with installation.donor() as client:
+        client.create_lease("a", 8 << 20, Holder("here", "vm"))
+        before = client.status()
+    pid = installation.systemd.show(UNIT, "MainPID")
+    assert installation.systemd.run("kill", "-KILL", pid).returncode == 0
+    wait_until(lambda: installation.systemd.show(UNIT, "NRestarts") == "1", timeout_s=60, what="another start")
+    with installation.donor() as client:
+        assert [lease.name for lease in client.leases()] == ["a"]
+        assert client.status().id == before.id
+        client.release_lease("a")
+
+
+def test_uninstalled_nothing_is_left(installation: Installation) -> None:
+    installation.install("16M")
+    done = installation.cli("uninstall", "donor", "--user", "--json")
+    assert json.loads(done.stdout) == {"unit": UNIT, "removed": True}
+    assert not installation.unit_file.exists()
+    assert installation.systemd.show(UNIT, "ActiveState") == "inactive"
+    assert installation.cli("uninstall", "donor", "--user").stdout == f"{UNIT} was not installed\n"
+
+
+def test_a_unit_that_is_not_ours_is_left_alone(installation: Installation) -> None:
+    installation.unit_file.parent.mkdir(parents=True, exist_ok=True)
+    installation.unit_file.write_text("[Service]\nExecStart=/bin/true\n")
+    try:
+        for words in (("install", "donor", "--user"), ("uninstall", "donor", "--user")):
+            done = installation.cli(*words)
+            assert done.returncode == 5
+            assert f"error: {installation.unit_file} was not written by ghostbox" in " ".join(done.stderr.split())
+        assert installation.unit_file.read_text() == "[Service]\nExecStart=/bin/true\n"
+    finally:
+        installation.unit_file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("donor", "--sise", "1G"), "No such option"),
+        (("donor", "--size", "much"), "'much' is not a size"),
+        (("host", "--size", "1G"), "'host' takes no options: --size 1G"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_installed(
+    installation: Installation, words: tuple[str, ...], text: str
+) -> None:
+    done = installation.cli("install", "--user", *words)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert not installation.unit_file.exists()
