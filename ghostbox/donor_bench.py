@@ -22,7 +22,7 @@ from ghostbox import donors, processes
 from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, host_name, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, ProgramError
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.prediction import HostCosts, Link
 from ghostbox.units import KIB, MIB, PAGE_BYTES, format_bytes
 
@@ -224,7 +224,7 @@ def _link_file(address: str) -> str:
 def _keep(paths: Paths, name: str, found: Link | HostCosts) -> None:
     directory = _directory(paths)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         draft = directory / f"{name}.{os.getpid()}"
         draft.write_text(json.dumps(asdict(found), indent=2))
         draft.replace(directory / name)

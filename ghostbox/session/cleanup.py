@@ -33,9 +33,14 @@ def pager_files(files: VmPaths) -> pager.PagerFiles:
     return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log, files.pager_state)
 
 
+def libvirt_log(domain: str) -> Path:
+    """Return where libvirt writes what QEMU says."""
+    return _LIBVIRT_LOGS / f"{domain}.log"
+
+
 def qemu_log(record: Record, files: VmPaths) -> Path:
     """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards."""
-    live = _LIBVIRT_LOGS / f"{record.domain}.log"
+    live = libvirt_log(record.domain)
     return live if live.exists() else files.state / "qemu.log"
 
 
@@ -161,12 +166,22 @@ def release_all(book: Book) -> list[GhostboxError]:
     assert record is not None
     with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
         failures = dict(zip(record.leases, pool.map(lambda lease: _end_lease(book, lease), record.leases), strict=True))
-    for lease, failure in failures.items():
-        if isinstance(failure, NoAnswer):
-            unreleased.note(book.files.state.parents[1], record.name, lease, failure.message)
-    kept = tuple(lease for lease, failure in failures.items() if failure and not isinstance(failure, NoAnswer))
+    kept = tuple(lease for lease, failure in failures.items() if failure and not _is_noted(book, lease, failure))
     book.save(replace(record, leases=kept))
     return [failure for failure in failures.values() if failure is not None]
+
+
+def _is_noted(book: Book, lease: LeaseRecord, failure: GhostboxError) -> bool:
+    """Note a lease whose donor does not answer; False if it stays in the record."""
+    if not isinstance(failure, NoAnswer):
+        return False
+    assert book.record is not None
+    try:
+        unreleased.note(book.files.state.parents[1], book.record.name, lease, failure.message)
+    except GhostboxError as err:
+        _log.warning("%s", err)
+        return False
+    return True
 
 
 def _end_lease(book: Book, lease: LeaseRecord) -> GhostboxError | None:
