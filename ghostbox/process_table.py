@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def machine_id() -> str:
     try:
         machine = Path("/etc/machine-id").read_bytes()
     except OSError:
-        machine = socket.gethostname().encode()
+        machine = os.uname().nodename.encode(errors="surrogateescape")
     return hashlib.sha256(machine).hexdigest()[:8]
 
 
@@ -90,12 +89,23 @@ def blind_spot(namespace: int | None = None) -> str | None:
 
 
 def takes_signal(pid: int, number: signal.Signals) -> bool:
-    """Tell whether a process expects a signal: it blocks or catches it, so that the signal does not end it."""
+    """Tell whether a process expects a signal: it blocks or catches it, so that the signal does not end it.
+
+    A main thread that waits for the signal by sigtimedwait(2) does not show it as blocked meanwhile; then its other
+    threads count, which have their masks from it.
+    """
     try:
-        status = (_PROC / str(pid) / "status").read_text()
+        tasks = [int(entry.name) for entry in (_PROC / str(pid) / "task").iterdir()]
+        expects = {task: _expects(_PROC / str(pid) / "task" / str(task) / "status", number) for task in tasks}
     except OSError:
         return False
-    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigBlk:", "SigCgt:"))]
+    main = expects.pop(pid, False)
+    return main or (bool(expects) and all(expects.values()))
+
+
+def _expects(status: Path, number: signal.Signals) -> bool:
+    lines = status.read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk:", "SigCgt:"))]
     return any(mask >> (number - 1) & 1 for mask in masks)
 
 

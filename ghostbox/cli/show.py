@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ghostbox import health
@@ -18,6 +17,7 @@ from ghostbox.health import Level
 from ghostbox.plan import ImagePlan, NetworkPlan, VmPlan
 from ghostbox.prediction import Everyday, Forecast, Link
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
+from ghostbox.terminal import Table
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
 _COLORS = {VmState.RUNNING: "green", VmState.BROKEN: "red", VmState.PAUSED: "yellow", VmState.STOPPING: "yellow"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ghostbox import processes
 from ghostbox.errors import ProgramError
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.units import format_bytes
 
 _READY_TIMEOUT_S = 30.0
@@ -74,7 +74,7 @@ def stop(lenders: list[Lender], paths: Paths) -> None:
 
 def _start_one(name: str, size_bytes: int, paths: Paths) -> Lender:
     log = paths.memserver_state(name) / "control.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(log.parent, 0o700)
     log.unlink(missing_ok=True)
     options = {"name": name, "size": str(size_bytes), "reserve": "0", "port": "0", "control-port": "0"}
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
@@ -137,7 +137,7 @@ def _write_record(lenders: Collection[Lender], paths: Paths) -> None:
     if not lenders:
         file.unlink(missing_ok=True)
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(file.parent)
     draft = file.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps([asdict(lender) for lender in lenders]))
     draft.replace(file)

@@ -11,6 +11,7 @@ from ghostbox import hypervisor, processes
 from ghostbox.doctor.model import Check, Machine, fail, ok, warn
 from ghostbox.errors import GhostboxError
 from ghostbox.hypervisor import accounts, kvm
+from ghostbox.session import shim_copy
 
 _QEMU = "qemu-system-x86_64"
 _OLDEST_QEMU = (7, 2)
@@ -83,9 +84,10 @@ def storage(name: str, machine: Machine) -> Check:
         blocked = accounts.unreachable_part(place / "file", account)
         if blocked is not None:
             why = f"QEMU runs as user {account.name}, which may not pass {blocked}"
-            fix = f"setfacl -m u:{account.name}:x {blocked} (package acl); or, for a VM of your own user, "
-            fix += "libvirt.uri: qemu:///session"
+            fix = f"chmod o+x {blocked}, or set libvirt.uri to qemu:///session"
             return fail(name, f"QEMU cannot reach {place}", why=why, fix=fix)
+    if (refusal := shim_copy.refusal(machine.paths, "any")) is not None:
+        return fail(name, refusal.message, why=refusal.why or "", fix=refusal.hint)
     return ok(name, f"user {account.name} can reach {machine.paths.state}")
 
 

@@ -11,6 +11,7 @@ from ghostbox.errors import HypervisorError, ProgramError
 
 _log = logging.getLogger(__name__)
 _SYSTEMD = Path("/run/systemd/system")
+_LOCKS = Path("/run/lock")
 _UNITS = ("libvirtd.socket", "libvirtd.service", "virtqemud.socket")
 
 
@@ -48,6 +49,7 @@ def _start_directly() -> None:
             "cannot start libvirt: libvirtd is not installed",
             hint="install libvirt-daemon-system (Debian) or libvirt (others)",
         )
+    make_lock_directory(_LOCKS)
     for daemon in ("virtlogd", "libvirtd"):
         try:
             processes.run([daemon, "-d"], timeout_s=60, env={"PATH": processes.search_path()}, inherit_env=False)
@@ -57,6 +59,17 @@ def _start_directly() -> None:
                     f"cannot start {daemon}", why=err.why, hint=f"run `{daemon} -d` as root and read what it says"
                 ) from err
         _log.info("started %s", daemon)
+
+
+def make_lock_directory(path: Path) -> None:
+    """Make what systemd makes (tmpfiles.d/debian.conf): /var/lock leads there, and libvirt locks a console in it."""
+    try:
+        path.mkdir()
+        path.chmod(0o1777)
+    except FileExistsError:
+        return
+    except OSError as err:
+        _log.debug("cannot make %s: %s", path, err.strerror)
 
 
 def _already_running(err: ProgramError) -> bool:

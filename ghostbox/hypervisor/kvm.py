@@ -229,7 +229,7 @@ def _remove_cache(cache: Path) -> None:
 def _write_cache(cache: Path, verdict: _Kept) -> None:
     """Keep the verdict; a directory that is not ours to write to costs a probe each time and nothing else."""
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        paths.make_directory(cache.parent)
         cache.write_text(json.dumps(asdict(verdict)))
     except OSError:
         return

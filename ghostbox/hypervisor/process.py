@@ -29,10 +29,16 @@ class QemuProcess:
 
     pid: int
 
-    def maps(self, library: Path) -> bool:
-        """Tell whether ``library`` is mapped: the preload took effect (AppArmor, SELinux or setuid may drop it)."""
+    def maps(self, library: Path) -> bool | None:
+        """Tell whether ``library`` is mapped: the preload took effect (AppArmor, SELinux or setuid may drop it).
+
+        None: another user's process, into which we may not look. Its directory may be a symbolic link, so the name
+        alone counts: nobody else has one like it.
+        """
         try:
-            return str(library) in Path(f"/proc/{self.pid}/maps").read_text()
+            return b"/" + os.fsencode(library.name) in Path(f"/proc/{self.pid}/maps").read_bytes()
+        except PermissionError:
+            return None
         except OSError:
             return False
 

@@ -72,8 +72,10 @@ def flatten(source: Path, target: Path) -> None:
     )  # fmt: skip
 
 
-def create_overlay(backing: Path, target: Path, size_bytes: int) -> None:
+def create_overlay(backing: Path | str, target: Path, size_bytes: int) -> None:
     """Make a qcow2 that holds only what differs from ``backing``, which is never written.
+
+    Text names the backing file as seen from the directory of ``target``, and goes on doing so if that is renamed.
 
     Raises:
         ImageError: qemu-img failed.

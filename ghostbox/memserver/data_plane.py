@@ -20,6 +20,7 @@ from typing import Any
 from ghostbox import process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError, ProgramError, Refused, hint_for
 from ghostbox.memserver.records import PlaneRecord
+from ghostbox.paths import make_directory
 from ghostbox.processes import ControlError
 from ghostbox.units import format_bytes
 
@@ -274,7 +275,7 @@ def _lives(known: PlaneRecord) -> bool:
 
 def _make_directory(control_socket: Path) -> None:
     try:
-        control_socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(control_socket.parent, 0o700)
     except OSError as err:
         raise GhostboxError(
             f"cannot make {control_socket.parent}: {err.strerror}", hint=hint_for(err, "set GHOSTBOX_RUNTIME_DIR")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghostbox.errors import GhostboxError, Refused, hint_for
+from ghostbox.paths import make_directory
 
 
 class HeldLock:
@@ -63,7 +64,7 @@ def name_lock(name: str, directory: Path, former: Path) -> Iterator[HeldLock]:
     """
     path = directory / "lock"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(directory, 0o700)
         if _is_held(former / "lock"):
             raise _already_runs(name, former / "lock")
         descriptor = _lock_file(path)

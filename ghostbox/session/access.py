@@ -11,7 +11,7 @@ from typing import NoReturn
 from ghostbox import processes
 from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
 from ghostbox.paths import Paths
-from ghostbox.session import disk, liveness, observe, readiness, supervisor
+from ghostbox.session import disk, liveness, login, observe, readiness, supervisor
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import format_duration
@@ -46,16 +46,15 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     raise NotRunning(f"VM '{name}' is {state}", why=why, hint=hint)
 
 
-def shell(name: str, paths: Paths, command: Sequence[str]) -> NoReturn:
-    """Become the system's ssh: a login, or one command whose exit code is ours.
+def shell(name: str, paths: Paths, command: Sequence[str]) -> int:
+    """Log in by the system's ssh, or run one command; return its exit status.
 
     Raises:
         NotRunning, NotFound: see `need_running`.
-        ProgramError: there is no ssh.
+        GuestError, ProgramError: see `login.shell`.
     """
-    book, record = need_running(name, paths)
-    readiness.locate(book)
-    _become(["ssh", "-F", str(book.files.ssh_config), record.name, *command], "openssh-client")
+    book, _ = need_running(name, paths)
+    return login.shell(book, command)
 
 
 def console(name: str, paths: Paths) -> NoReturn:

@@ -7,9 +7,11 @@ connects anew and fills in what it missed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from pathlib import Path
+from urllib.parse import quote
 
 from ghostbox import processes
 from ghostbox.errors import GhostboxError, ProgramError, Refused
@@ -25,7 +27,7 @@ _LOG_LINES = 3
 
 def uri(files: VmPaths) -> str:
     """Return the NBD URI of the copy."""
-    return f"nbd+unix:///{_EXPORT}?socket={files.backup_socket}"
+    return f"nbd+unix:///{_EXPORT}?socket={quote(os.fsencode(files.backup_socket))}"
 
 
 def check(file: Path) -> None:

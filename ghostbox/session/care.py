@@ -77,6 +77,7 @@ class Care:
         self._book = Book(paths.vm(name))
         self._before: Status | None = None
         self._qemu: process_table.Identity | None = None
+        self._page_map = runtime_dir.PageMap()
         self._said: dict[str, tuple[str, float]] = {}
         self._clients: dict[str, DonorClient] = {}
         self._asked_at = 0.0
@@ -88,7 +89,8 @@ class Care:
         self._disk_trouble: DiskTrouble | None = None
 
     def close(self) -> None:
-        """Close the connections to the donors."""
+        """Close the connections to the donors, and let go of the page map."""
+        self._page_map.close()
         for client in self._clients.values():
             client.close()
         self._clients.clear()
@@ -103,6 +105,7 @@ class Care:
         record = self._book.load()
         if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING) or not self._lives(record):
             return False
+        self._page_map.watch(self._book.files)
         if runtime_dir.lost(record, self._book.files):
             self._tried("runtime", self.restore_files)
         found = pager.status(self._book.files.pager_control)
@@ -133,10 +136,11 @@ class Care:
     def recover(self) -> None:
         """Give the VM another pager if it has none."""
         before = self._before
+        self._page_map.put_back(self._book.need_record(), self._book.files)
         state = takeover.heal_pager(self._book, self._paths)
         if state is VmState.BROKEN:
             raise GhostboxError("the pager died, and no other one could be started", hint="ghostbox recover")
-        if state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING):
+        if state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.UNMANAGED):
             pid = "" if before is None else f" (pid {before['pid']})"
             events.append(self._book.files, "pager-recovered", f"the pager{pid} had died: another one goes on")
 

@@ -33,9 +33,14 @@ def pager_files(files: VmPaths) -> pager.PagerFiles:
     return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log, files.pager_state)
 
 
+def libvirt_log(domain: str) -> Path:
+    """Return where libvirt writes what QEMU says."""
+    return _LIBVIRT_LOGS / f"{domain}.log"
+
+
 def qemu_log(record: Record, files: VmPaths) -> Path:
     """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards."""
-    live = _LIBVIRT_LOGS / f"{record.domain}.log"
+    live = libvirt_log(record.domain)
     return live if live.exists() else files.state / "qemu.log"
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostbox.config import Config, PortForward, definition, from_settings
+from ghostbox.config import Config, ExtraDisk, PortForward, definition, from_settings
+from ghostbox.config.kinds import Network, Share
 from ghostbox.config.rewrite import rewritten
 from ghostbox.errors import GhostboxError, Refused, exhausted
-from ghostbox.paths import Paths, VmPaths
-from ghostbox.session.record import Book, Record, make_directory
+from ghostbox.paths import Paths, VmPaths, make_directory
+from ghostbox.session.record import Book, Record
 from ghostbox.units import exact_bytes, format_bytes
 
 
@@ -220,6 +221,9 @@ def _recorded(record: Record) -> dict[str, Any]:
         "vm.disk": record.disk_bytes,
         "vm.image": record.image,
         "vm.user": record.user,
+        "vm.disks": tuple(map(ExtraDisk, record.disks)),
+        "vm.shares": tuple(map(Share().parse, record.shares)),
+        "vm.network": Network().parse(record.network),
         "vm.ports": tuple(PortForward(host, guest) for host, guest in record.forwards),
         "pool.cache": record.cache_bytes,
         "pool.donors": record.donors,

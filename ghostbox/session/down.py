@@ -137,5 +137,6 @@ def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
                 raise DeadlineExceeded(
                     f"VM '{record.name}' did not shut down within {format_duration(timeout_s)}; it still runs",
                     why=None if problem is None else problem.text,
-                    hint=f"ghostbox down --force {record.name}",
+                    hint=f"ghostbox down {record.name} --timeout 10m waits longer; ghostbox down --force {record.name}"
+                    " pulls the plug: what the guest has not written is lost",
                 )

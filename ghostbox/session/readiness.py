@@ -6,7 +6,8 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
 from ghostbox.paths import VmPaths
@@ -45,6 +46,14 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
         with _explained(record, "cloud-init"), progress.stage("cloud-init") as stage:
             first_boot.wait_cloud_init(ssh, timeout_s, stage.say, alive=alive)
             stage.say("done")
+    note_answer(book)
+
+
+def note_answer(book: Book) -> None:
+    """Remember that the guest let us in, as long as the VM runs."""
+    assert book.record is not None
+    with suppress(OSError):  # it is only a short cut
+        book.files.answered.write_text(book.record.started_at or "")
 
 
 @contextmanager
@@ -79,7 +88,8 @@ def locate(book: Book) -> tuple[str, int] | None:
     before = network.endpoint(record)
     found = network.refresh(book)
     if found is not None and (found != before or not book.files.ssh_config.exists()):
-        guest_files.write_ssh_files(record.name, record.user, found, book.files)
+        key = None if record.ssh_key is None else Path(record.ssh_key)
+        guest_files.write_ssh_files(record.name, record.user, found, book.files, ssh_key=key)
     return found
 
 
@@ -116,7 +126,7 @@ def _wait_banner(
     assert record is not None
     deadline = time.monotonic() + timeout_s
     may_reset = record.virt == Virt.TCG
-    while not _has_banner(locate(book)):
+    while not has_banner(locate(book)):
         last = logs.tail(files.console_log, 1)
         if last:
             say(last[0][:100])
@@ -152,7 +162,8 @@ def _no_answer(book: Book) -> GhostboxError:
     return DeadlineExceeded("the guest's SSH server does not answer", why=_console(book.files))
 
 
-def _has_banner(endpoint: tuple[str, int] | None) -> bool:
+def has_banner(endpoint: tuple[str, int] | None) -> bool:
+    """Tell whether an SSH server says hello there."""
     if endpoint is None:
         return False
     try:
@@ -161,6 +172,12 @@ def _has_banner(endpoint: tuple[str, int] | None) -> bool:
             return sock.recv(4) == b"SSH-"
     except OSError:
         return False
+
+
+def last_console_line(files: VmPaths) -> str:
+    """Return how far a guest's console is."""
+    last = logs.tail(files.console_log, 1)
+    return f"the guest's console ends with: {last[0]}" if last else "the guest's console is empty"
 
 
 def _console(files: VmPaths) -> str:

@@ -19,6 +19,7 @@ struck out after it is gone, so nothing is ever forgotten.
 from __future__ import annotations
 
 import datetime
+import difflib
 import enum
 import fcntl
 import json
@@ -34,7 +35,7 @@ from typing import Any, Self
 from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
-from ghostbox.paths import Paths, VmPaths, login_environment
+from ghostbox.paths import Paths, VmPaths, login_environment, make_directory
 from ghostbox.plan import PagerPlan, VmPlan, domain_name
 from ghostbox.process_table import Identity, machine_id
 from ghostbox.tiering import Tiering
@@ -119,7 +120,8 @@ class Record:
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
     it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
-    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``cloned``: its disk
+    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``ssh_key``: what
+    the user's ssh offers besides our own key. ``cloned``: its disk
     is a copy of another VM's, so the guest is told who it is. ``network`` is the choice as people write it; on one that
     is not ``user``, ``address`` is the guest's own and ``filter`` libvirt's filter, if there is one. ``disks`` are the
     sizes of the further ones, ``shares`` are as people write them.
@@ -163,6 +165,7 @@ class Record:
     pager_process: Identity | None = None
     drained: tuple[KnownDonor, ...] = ()
     cloned: bool = False
+    ssh_key: str | None = None
     network: str = "user"
     address: str | None = None
     filter: str | None = None
@@ -253,6 +256,7 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         machine=machine_id(),
         drained=before.drained if before else (),
         cloned=before.cloned if before else False,
+        ssh_key=None if plan.guest.ssh_key is None else str(plan.guest.ssh_key.absolute()),
         network=str(plan.network.choice),
         address=before.address if before else None,
         filter=plan.network.filter,
@@ -324,8 +328,11 @@ class Book:
         """
         record = self.load()
         if record is None:
-            have = ", ".join(names(paths))
-            raise NotFound(f"no VM named '{name}'", hint=f"there are: {have}" if have else "ghostbox up")
+            there = names(paths)
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint += f"there are: {', '.join(there)}" if there else "ghostbox up"
+            raise NotFound(f"no VM named '{name}'", hint=hint)
         return record
 
 
@@ -337,14 +344,6 @@ def lease_name(vm: str) -> str:
 def names(paths: Paths) -> list[str]:
     """Return the names of all VMs that have a record, sorted."""
     return sorted(file.parent.name for file in (paths.state / "vms").glob("*/vm.json"))
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory and its parents so that QEMU's user may pass through them (not list them)."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        path.chmod(0o711)
 
 
 @contextmanager

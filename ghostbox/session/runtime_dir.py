@@ -8,14 +8,15 @@ then found by the record, and told to make all anew.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 from ghostbox import pager, process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError
-from ghostbox.paths import VmPaths
+from ghostbox.paths import VmPaths, make_directory
 from ghostbox.session import events
-from ghostbox.session.record import Book, Record, make_directory
+from ghostbox.session.record import Book, Record
 
 RESTORE = signal.SIGUSR1
 """What a pager takes as the wish to make its sockets and its page map anew; earlier versions ignore it."""
@@ -66,6 +67,46 @@ def restore(book: Book) -> bool:
     text = f"files in {files.runtime} were gone ({', '.join(file.name for file in missing)}): made anew"
     events.append(files, "runtime-restored", f"{text}; the pager (pid {pid}) served on")
     return True
+
+
+class PageMap:
+    """A second hold on the page map: if its file is removed and then the pager dies, what it held is still here."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    def watch(self, files: VmPaths) -> None:
+        """Take hold of the file that is there now."""
+        try:
+            found = files.pager_state.stat()
+            held = None if self._descriptor is None else os.fstat(self._descriptor)
+            if held is None or (held.st_dev, held.st_ino) != (found.st_dev, found.st_ino):
+                self.close()
+                self._descriptor = os.open(files.pager_state, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return  # it is gone: what we hold is the last of it
+
+    def put_back(self, record: Record, files: VmPaths) -> None:
+        """For a pager that died without the file: make the file anew, so that another pager can go on with it.
+
+        Raises:
+            GhostboxError: the directory cannot be made.
+        """
+        if files.pager_state.exists() or self._descriptor is None:
+            return
+        _make(record, files)
+        draft = files.pager_state.with_suffix(".kept")
+        with open(self._descriptor, "rb", closefd=False) as kept, draft.open("wb") as copy:
+            kept.seek(0)
+            shutil.copyfileobj(kept, copy, 1 << 20)
+        draft.chmod(0o600)
+        draft.replace(files.pager_state)
 
 
 def _make(record: Record, files: VmPaths) -> None:

@@ -100,7 +100,8 @@ def take_over(book: Book, paths: Paths) -> int:
         raise GhostboxError(
             f"VM '{record.name}' cannot be recovered: its pager left no page map",
             why=f"{files.state} is not there",
-            hint=f"ghostbox down --force {record.name}, then ghostbox up {record.name}",
+            hint=f"ghostbox down --force {record.name}, then ghostbox up {record.name}; what the guest had not written"
+            " to its disk is lost",
         )
     peer = hypervisor.qemu_user(record.libvirt_uri).uid
     pid = pager.resume(paths.pager_program, record.pager, files, peer_uid=peer)

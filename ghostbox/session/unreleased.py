@@ -26,7 +26,7 @@ from pathlib import Path
 from ghostbox import known_donors, processes
 from ghostbox.donor_client import DonorClient, NoAnswer
 from ghostbox.errors import GhostboxError, NotFound, hint_for
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.session.record import LeaseRecord, now_utc
 
 _log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def _only_one(root: Path) -> Iterator[bool]:
 def _change(root: Path, changed: Callable[[Sequence[Unreleased]], Sequence[Unreleased]]) -> None:
     file = _file(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_directory(root)
         descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -23,11 +23,13 @@ from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
     backup,
     cleanup,
+    confinement,
     definition,
     guest_files,
     images,
     live,
     local_memory,
+    login,
     network,
     observe,
     planning,
@@ -184,7 +186,7 @@ def _result(book: Book, *, already_running: bool, changes: tuple[Applied, ...] =
         state=record.state,
         already_running=already_running,
         virt=record.virt,
-        ssh_command=f"ssh -F {book.files.ssh_config} {record.name}",
+        ssh_command=login.command(book),
         ssh_port=record.ssh_port,
         user=record.user,
         changes=changes,
@@ -203,6 +205,7 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
         *images.notes(plan.image),
         *backup.notes(plan.backup, plan.pager.pool_bytes),
         *network.notes(plan.network),
+        *guest_files.notes(plan),
     ):
         progress.note(line)
 
@@ -351,12 +354,9 @@ def _check_memory_is_served(plan: VmPlan) -> int:
         raise HypervisorError(
             "QEMU ended right after its start", hint=f"its log: /var/log/libvirt/qemu/{plan.domain}.log"
         )
-    if not qemu.maps(plan.shim):
-        raise HypervisorError(
-            f"QEMU (pid {qemu.pid}) runs without {plan.shim.name}",
-            why="LD_PRELOAD was dropped: AppArmor, SELinux or libvirt's settings keep the shim out",
-            hint='set security_driver = "none" in /etc/libvirt/qemu.conf, then restart libvirtd',
-        )
+    if qemu.maps(plan.shim) is False:  # None: another user's process; what counts is asked of the pager below
+        account, log = hypervisor.qemu_user(plan.libvirt_uri), cleanup.libvirt_log(plan.domain)
+        raise confinement.explain(confinement.look(qemu, plan.shim, account, log), qemu.pid, plan.shim)
     if not pager.serves(plan.files.pager_control, qemu.pid):
         raise HypervisorError(
             f"the pager does not serve the memory of QEMU (pid {qemu.pid})",

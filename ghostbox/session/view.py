@@ -14,7 +14,7 @@ from ghostbox.errors import GhostboxError
 from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
-from ghostbox.session import disk, leaving, observe, supervisor, takeover, unreleased
+from ghostbox.session import disk, leaving, login, observe, supervisor, takeover, unreleased
 from ghostbox.session.observe import Seen
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 from ghostbox.tiering import Tiering
@@ -161,7 +161,7 @@ def info(name: str, paths: Paths) -> VmInfo:
         disk_bytes=record.disk_bytes,
         image=record.image,
         user=record.user,
-        ssh_command=_ssh_command(book),
+        ssh_command=login.command(book),
         ssh_config=str(files.ssh_config),
         ssh_port=record.ssh_port,
         forwards=tuple(f"127.0.0.1:{host} -> {guest}" for host, guest in record.forwards),
@@ -213,7 +213,7 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         virt=record.virt,
         uptime_s=_seconds_since(record.started_at) if running else None,
         qemu_pid=None if qemu is None else qemu.pid,
-        ssh_command=_ssh_command(book),
+        ssh_command=login.command(book),
         pager=found,
         health=_health(record, found),
         paused_for_donor=record.paused and state is VmState.PAUSED,
@@ -280,11 +280,6 @@ def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
         image=record.image,
         health=level,
     )
-
-
-def _ssh_command(book: Book) -> str:
-    assert book.record is not None
-    return f"ssh -F {book.files.ssh_config} {book.record.name}"
 
 
 def _seconds_since(started_at: str | None) -> float | None:

@@ -48,15 +48,31 @@ def test_signal_goes_to_the_process_that_was_meant(sleeper: subprocess.Popen[byt
     assert process_table.end(sleeper.pid, lambda: True), "one that is gone is no error"
 
 
-def test_process_that_would_die_of_a_signal_is_told_from_one_that_expects_it(sleeper: subprocess.Popen[bytes]) -> None:
-    assert not process_table.takes_signal(sleeper.pid, signal.SIGUSR1)
-    program = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); print(); signal.pause()"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        assert process_table.takes_signal(other.pid, signal.SIGUSR1)
-        assert not process_table.takes_signal(other.pid, signal.SIGUSR2)
-        other.kill()
+BLOCKS = "import signal, threading, time; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); "
+THREAD = "threading.Thread(target=time.sleep, args=(600,), daemon=True).start(); print(flush=True); "
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (BLOCKS + "print(flush=True); signal.pause()", True),
+        (BLOCKS + THREAD + "signal.sigtimedwait([signal.SIGUSR1], 600)", True),
+        ("import signal, threading, time; " + THREAD + "signal.pause()", False),
+    ],
+)
+def test_process_that_would_die_of_a_signal_is_told_from_one_that_expects_it(program: str, expected: bool) -> None:
+    """A main thread that waits for a signal does not block it meanwhile."""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        if "sigtimedwait" in program:
+            status = Path(f"/proc/{process.pid}/status")
+            processes.wait_until(
+                lambda: "SigBlk:\t0000000000000000" in status.read_text(), timeout_s=10, what="it to wait"
+            )
+        assert process_table.takes_signal(process.pid, signal.SIGUSR1) is expected
+        assert not process_table.takes_signal(process.pid, signal.SIGUSR2)
+        process.kill()
 
 
 HIDDEN = "/proc hides the processes of other users (hidepid)"

@@ -11,7 +11,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from ghostbox import config
-from ghostbox.config import PortForward
+from ghostbox.config import ExtraDisk, PortForward
+from ghostbox.errors import Refused
 from ghostbox.paths import VmPaths
 from ghostbox.session import definition
 from ghostbox.session.record import Book
@@ -41,6 +42,17 @@ def test_a_vm_of_an_earlier_version_is_defined_by_its_record(box: VmPaths) -> No
     assert (found.pool.donors, found.pool.replicas) == (("tower", "attic"), 2)
     assert found.vm.ports == (PortForward(8080, 80),)
     assert not box.definition.exists(), "who only looks writes nothing"
+
+
+def test_disks_folders_and_network_of_a_record_are_defined_too_and_no_disk_shrinks(ghostbox_dirs: Path) -> None:
+    files = stopped_vm("box", disks=(50 * GIB, GIB), shares=("/a:ro", "/b:rw"), network="libvirt:default")
+    found = settled(files).config.vm
+    assert [str(disk) for disk in found.disks] == ["50GiB", "1GiB"]
+    assert [str(each) for each in found.shares] == ["/a:ro", "/b:rw"]
+    assert str(found.network) == "libvirt:default"
+    assert settled(files, {"vm.disks": ["60G"]}).config.vm.disks == (ExtraDisk(60 * GIB),)
+    with pytest.raises(Refused, match="disk3 of VM 'box' has 1 GiB and cannot shrink to 512 MiB"):
+        settled(files, {"vm.disks": ["50G", "512M"]})
 
 
 def test_what_a_record_does_not_say_comes_from_the_configuration_of_that_day(box: VmPaths, ghostbox_dirs: Path) -> None:
@@ -93,6 +105,20 @@ def test_the_file_of_c_counts_like_flags_that_are_weaker(box: VmPaths, ghostbox_
     found = settled(box, {"vm.cpus": 4}, lab)
     assert (found.config.vm.memory_bytes, found.config.vm.cpus) == (6 * GIB, 4)
     assert found.ignored == ()
+
+
+def test_donor_that_was_added_by_hand_is_used_at_the_next_start_too(box: VmPaths) -> None:
+    book = Book(box)
+    book.load()
+    definition.add_donor(book, "shed")
+    assert not box.definition.exists(), "its record says it"
+    definition.keep(box, "pool:\n  donors: [tower]  # mine\n")
+    definition.add_donor(book, "shed")
+    definition.add_donor(book, "shed")
+    assert box.definition.read_text() == "pool:\n  donors: [tower, shed]  # mine\n"
+    definition.keep(box, "vm: {cpus: 2}\n")
+    definition.add_donor(book, "shed")
+    assert "shed" not in box.definition.read_text(), "all that are known are used"
 
 
 def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPaths, quick_cli: Cli) -> None:

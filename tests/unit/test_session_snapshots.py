@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from ghostbox import config, plan
 from ghostbox.errors import ImageError, NotFound, Refused, UsageError
 from ghostbox.images import qemu_img
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session import snapshots
+from ghostbox.session import guest_files, snapshots
 from ghostbox.session.record import Book, VmState
 from ghostbox.units import MIB
-from helpers.facts import RECORD
+from helpers.facts import FACTS, RECORD
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -190,3 +191,12 @@ def test_commands_show_what_they_did(ghostbox_cli: Cli, paths: Paths, files: VmP
     assert "VM 'box' is as it was at 20" in snapshot("restore", "box", "one", "--yes", "-o", "table")
     assert "snapshot 'one' of VM 'box' is deleted" in snapshot("delete", "box", "one", "-y")
     assert "error: VM 'box' has no snapshot 'one'" in snapshot("restore", "box", "one", "-y", code=4)
+
+
+def test_disk_that_is_not_named_any_more_is_kept_and_said_to_be(paths: Paths, files: VmPaths) -> None:
+    two = plan.make(config.load({"vm.name": "box", "vm.disks": ["4M"]}), paths, FACTS)
+    assert guest_files.notes(two) == ()
+    one = plan.make(config.load({"vm.name": "box"}), paths, FACTS)
+    assert guest_files.notes(one) == (
+        f"note: {files.more_disk(2)} is kept and not attached: vm.disks does not name it any more",
+    )

@@ -90,7 +90,8 @@ def record_of(donor: RunningDonor) -> Record:
     return Record(
         name=VM, state=VmState.RUNNING, uuid=str(uuid.uuid4()), mac="m", ssh_port=1,
         created_at="2026-01-01T00:00:00+00:00", domain=f"ghostbox-{VM}", libvirt_uri="test:///default", image="none",
-        user="ghost", virt="tcg", cpus=1, memory_bytes=1, remote_memory_bytes=4 * MIB, cache_bytes=1, disk_bytes=1,
+        user="ghost", virt="tcg", cpus=1,
+        memory_bytes=256 * MIB, remote_memory_bytes=128 * MIB, cache_bytes=16 * MIB, disk_bytes=20 << 30,
         new=False, made=frozenset({Made.DOMAIN}), leases=(LeaseRecord(donor.address, "kept", 4 * MIB),),
     )  # fmt: skip
 

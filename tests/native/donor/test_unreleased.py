@@ -19,9 +19,9 @@ from ghostbox.cli.output import Stages
 from ghostbox.donor_client import DonorClient, Holder, NoAnswer
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, NotFound, Refused
-from ghostbox.paths import Paths, find
+from ghostbox.paths import Paths, find, make_directory
 from ghostbox.session import cleanup, donor_commands, pool, unreleased
-from ghostbox.session.record import Book, LeaseRecord, Record, VmState, make_directory
+from ghostbox.session.record import Book, LeaseRecord, Record, VmState
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
