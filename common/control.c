@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One thread polls: the listening socket, an eventfd that ends it, and its clients. A client has either input that is
- * being collected or output that is being sent: no command of a client is read while an answer to it is unsent, so a
- * client's memory is bounded by one line and one answer.
+ * One thread polls: the listening socket, an eventfd by which others wake it, and its clients. A client has either
+ * input that is being collected or output that is being sent: no command of a client is read while an answer to it is
+ * unsent, so a client's memory is bounded by one line and one answer.
  */
 #include "control.h"
 
@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -42,7 +43,9 @@ struct client {
 
 struct control {
     int listen_fd;
-    int stop_fd;
+    int wake_fd; /* eventfd: stopping or restoring was set */
+    ino_t inode; /* of the socket's file */
+    atomic_bool stopping, restoring;
     bool accept_paused;
     pthread_t thread;
     struct sockaddr_un address;
@@ -274,7 +277,7 @@ static nfds_t waits_collect(struct control *control, struct pollfd *fds, int *ti
 {
     nfds_t n = 0;
     *timeout_ms = control->accept_paused ? ACCEPT_PAUSE_MS : -1;
-    fds[n++] = (struct pollfd){.fd = control->stop_fd, .events = POLLIN};
+    fds[n++] = (struct pollfd){.fd = control->wake_fd, .events = POLLIN};
     /* poll() ignores negative descriptors. */
     fds[n++] = (struct pollfd){.fd = control->accept_paused ? -1 : control->listen_fd, .events = POLLIN};
     control->accept_paused = false;
@@ -306,6 +309,32 @@ static void events_handle(struct control *control, const struct pollfd *fds)
     }
 }
 
+static int control_listen(struct control *control, const char *socket_path);
+
+/* The descriptor of the socket that nobody can find any more is kept until there is another. */
+static void listen_anew(struct control *control)
+{
+    eventfd_t n;
+    struct stat st;
+    const char *path = control->address.sun_path;
+    int before = control->listen_fd;
+
+    eventfd_read(control->wake_fd, &n);
+    if (!atomic_exchange(&control->restoring, false) || (lstat(path, &st) == 0 && st.st_ino == control->inode)) {
+        return;
+    }
+    char copy[sizeof(control->address.sun_path)];
+    memcpy(copy, path, sizeof(copy));
+    int rc = control_listen(control, copy);
+    if (rc < 0) {
+        control->listen_fd = before;
+        log_error("cannot make the control socket %s anew: %s", copy, strerror(-rc));
+        return;
+    }
+    close(before);
+    log_warning("the control socket %s was gone: made anew", copy);
+}
+
 static void *control_thread(void *arg)
 {
     struct control *control = arg;
@@ -316,10 +345,13 @@ static void *control_thread(void *arg)
         if (poll(fds, n, timeout_ms) < 0) {
             continue;
         }
-        if (fds[0].revents != 0) {
+        if (atomic_load(&control->stopping)) {
             return NULL;
         }
         events_handle(control, fds);
+        if (fds[0].revents != 0) {
+            listen_anew(control);
+        }
     }
 }
 
@@ -374,6 +406,8 @@ static int control_listen(struct control *control, const char *socket_path)
         close(control->listen_fd);
         return rc;
     }
+    struct stat st;
+    control->inode = lstat(socket_path, &st) == 0 ? st.st_ino : 0;
     return 0;
 }
 
@@ -403,8 +437,8 @@ int control_start(struct control **out, const char *socket_path, const struct co
     if (rc < 0) {
         goto free_control;
     }
-    control->stop_fd = eventfd(0, EFD_CLOEXEC);
-    if (control->stop_fd < 0) {
+    control->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (control->wake_fd < 0) {
         rc = -errno;
         goto close_socket;
     }
@@ -416,7 +450,7 @@ int control_start(struct control **out, const char *socket_path, const struct co
     return 0;
 
 close_eventfd:
-    close(control->stop_fd);
+    close(control->wake_fd);
 close_socket:
     unlink(control->address.sun_path);
     close(control->listen_fd);
@@ -425,12 +459,24 @@ free_control:
     return rc;
 }
 
+void control_restore(struct control *control)
+{
+    if (control == NULL) {
+        return;
+    }
+    atomic_store(&control->restoring, true);
+    if (eventfd_write(control->wake_fd, 1) < 0) {
+        log_error("control: cannot wake the thread: %s", strerror(errno));
+    }
+}
+
 void control_stop(struct control *control)
 {
     if (control == NULL) {
         return;
     }
-    if (eventfd_write(control->stop_fd, 1) < 0) {
+    atomic_store(&control->stopping, true);
+    if (eventfd_write(control->wake_fd, 1) < 0) {
         log_error("control: cannot stop: %s", strerror(errno));
         return;
     }
@@ -442,6 +488,6 @@ void control_stop(struct control *control)
     }
     unlink(control->address.sun_path);
     close(control->listen_fd);
-    close(control->stop_fd);
+    close(control->wake_fd);
     free(control);
 }

@@ -8,7 +8,8 @@
  *
  * One thread serves all clients (at most CONTROL_MAX_CLIENTS; a line at most CONTROL_MAX_LINE bytes; a client that
  * does not read its answers is dropped). Commands run on that thread, one after the other; never on the page path.
- * The socket file is made with mode 0600, a stale one (nobody listens) is replaced, a live one is an error.
+ * The socket file is made with mode 0600, a stale one (nobody listens) is replaced, a live one is an error. One that
+ * somebody has removed is made anew by control_restore().
  */
 #ifndef GHOSTBOX_CONTROL_H
 #define GHOSTBOX_CONTROL_H
@@ -40,6 +41,8 @@ struct control;
 
 /* commands: terminated by {NULL, NULL}, must outlive the server. Starts the thread. Returns 0 or -errno. */
 int control_start(struct control **out, const char *socket_path, const struct control_command *commands, void *ctx);
+/* Makes the socket file anew if it was removed; returns at once, who is connected stays so. NULL is allowed. */
+void control_restore(struct control *control);
 /* Stops the thread, removes the socket file. NULL is allowed. */
 void control_stop(struct control *control);
 

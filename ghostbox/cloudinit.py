@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import io
 import re
-import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
@@ -241,21 +241,34 @@ def render_known_hosts(host: str, port: int, host_key_public: str) -> str:
     return f"[{host}]:{port} {kind} {key}\n"
 
 
-def render_ssh_config(vm: str, host: str, port: int, user: str, known_hosts: Path, identity: Path) -> str:
-    """Return an OpenSSH client configuration for ``ssh VM``; the user's own keys are offered as well."""
-    return textwrap.dedent(
-        f"""\
-        Host {vm} ghostbox-{vm}
-            HostName {host}
-            Port {port}
-            User {user}
-            UserKnownHostsFile "{known_hosts}"
-            StrictHostKeyChecking yes
-            HostKeyAlgorithms ssh-ed25519
-            IdentityFile "{identity}"
-            LogLevel ERROR
-        """
+def render_ssh_config(vm: str, host: str, port: int, user: str, known_hosts: Path, identities: Sequence[Path]) -> str:
+    """Return an OpenSSH client configuration for ``ssh VM``.
+
+    Only ``identities`` are offered, the first one first: sshd hangs up after six keys (MaxAuthTries), and an agent may
+    hold more that the guest does not know.
+    """
+    keys = "".join(f"    IdentityFile {ssh_quoted(path)}\n" for path in identities)
+    return (
+        f"Host {vm} ghostbox-{vm}\n"
+        f"    HostName {host}\n"
+        f"    Port {port}\n"
+        f"    User {user}\n"
+        f"    UserKnownHostsFile {ssh_quoted(known_hosts)}\n"
+        "    StrictHostKeyChecking yes\n"
+        "    HostKeyAlgorithms ssh-ed25519\n"
+        f"{keys}"
+        "    IdentitiesOnly yes\n"
+        "    LogLevel ERROR\n"
     )
+
+
+def ssh_quoted(path: Path) -> str:
+    """Return a path as a word of an OpenSSH client configuration that takes tokens (ssh_config(5), TOKENS).
+
+    What begins with ``${`` would be a variable there, for which no way out exists: `paths.find` refuses it.
+    """
+    text = str(path).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def _with_newline(text: str) -> str:

@@ -22,7 +22,7 @@ from ghostbox import donors, processes
 from ghostbox.donor_client import DonorClient, DonorStatus, Holder, Lease, host_name, parse_address
 from ghostbox.donors import Assignment
 from ghostbox.errors import DonorError, DonorTooSmall, GhostboxError, ProgramError
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.prediction import HostCosts, Link
 from ghostbox.units import KIB, MIB, PAGE_BYTES, format_bytes
 
@@ -202,11 +202,12 @@ def _measure_lease(address: str, lease: Lease, paths: Paths, poll_us: int, say: 
 
 
 def _unserved(address: str, lease: Lease, err: ProgramError) -> DonorError:
-    return DonorError(
-        f"donor {address} granted a lease, but its memory cannot be used",
-        why=err.why or err.message,
-        hint=f"see that this host reaches its NBD port {lease.nbd_port}: a firewall may let only the control port in",
-    )
+    why = err.why or err.message
+    hint = f"see that this host reaches its NBD port {lease.nbd_port}: a firewall may let only the control port in"
+    if "MTU" in why:
+        host = parse_address(address).host
+        hint = f"give both ends, and all between, the same MTU; what passes: ping -M do -s 8972 {host}"
+    return DonorError(f"donor {address} granted a lease, but its memory cannot be used", why=why, hint=hint)
 
 
 def _now() -> str:
@@ -224,7 +225,7 @@ def _link_file(address: str) -> str:
 def _keep(paths: Paths, name: str, found: Link | HostCosts) -> None:
     directory = _directory(paths)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         draft = directory / f"{name}.{os.getpid()}"
         draft.write_text(json.dumps(asdict(found), indent=2))
         draft.replace(directory / name)

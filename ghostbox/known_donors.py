@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ghostbox.donor_client import DonorStatus, parse_address
 from ghostbox.errors import GhostboxError, NotFound, UsageError, hint_for
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _change(paths: Paths, changed: Callable[[Sequence[KnownDonor]], Sequence[Kno
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Let one command at a time change the file: what another one notes meanwhile is not lost."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(file.parent)
     descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -2,18 +2,28 @@
 """Where GhostBox keeps things: state, sockets, images, and its own C programs.
 
 As root: ``/var/lib/ghostbox``, ``/run/ghostbox``, ``/var/cache/ghostbox``. As a user: the XDG directories.
-``GHOSTBOX_STATE_DIR``, ``GHOSTBOX_RUNTIME_DIR``, ``GHOSTBOX_CACHE_DIR`` and ``GHOSTBOX_NATIVE_DIR`` override each.
+``GHOSTBOX_STATE_DIR``, ``GHOSTBOX_RUNTIME_DIR``, ``GHOSTBOX_CACHE_DIR`` and ``GHOSTBOX_NATIVE_DIR`` override each, if
+they are not empty.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from ghostbox.errors import ProgramError
+from ghostbox.errors import ConfigError, ProgramError
+
+_ROOTS = {
+    "STATE": Path("/var/lib/ghostbox"),
+    "RUNTIME": Path("/run/ghostbox"),
+    "CACHE": Path("/var/cache/ghostbox"),
+}
+_BREAKS = frozenset({"Cc", "Zl", "Zp"})  # Unicode's control characters, line and paragraph separators
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,11 @@ class VmPaths:
     @property
     def supervisor_lock(self) -> Path:
         """Held (flock) by the VM's supervisor; its path is on the supervisor's command line."""
+        return self.state / "supervisor.lock"
+
+    @property
+    def former_supervisor_lock(self) -> Path:
+        """What versions before 2026-11-29 held in its place. It went with the runtime directory."""
         return self.runtime / "supervisor.lock"
 
     @property
@@ -116,6 +131,11 @@ class VmPaths:
     def ssh_config(self) -> Path:
         """An OpenSSH configuration to ``Include``."""
         return self.state / "ssh_config"
+
+    @property
+    def answered(self) -> Path:
+        """Made when the guest's SSH server let us in; it holds the start of the VM for which that is so."""
+        return self.runtime / "answered"
 
     @property
     def pager_socket(self) -> Path:
@@ -188,24 +208,145 @@ class Paths:
 
 
 def find() -> Paths:
-    """Return the directories for the calling user and environment."""
+    """Return the directories for the calling user and environment.
+
+    Raises:
+        ConfigError: one of them cannot be used: a relative path, a name that ssh or QEMU cannot take, somebody else's.
+    """
     package = Path(__file__).resolve().parent
-    if os.geteuid() == 0:
-        defaults = [Path("/var/lib/ghostbox"), Path("/run/ghostbox"), Path("/var/cache/ghostbox")]
-        config = Path("/etc/ghostbox/config.yaml")
+    native = _chosen("NATIVE") or package / "native"
+    places = {kind: _chosen(kind) for kind in ("STATE", "RUNTIME", "CACHE")}
+    is_root = os.geteuid() == 0
+    if None in places.values():
+        defaults = _ROOTS if is_root else _users_own()
+        places = {kind: place or defaults[kind] for kind, place in places.items()}
+    state, runtime, cache = (place for place in places.values() if place is not None)
+    config = None if is_root else user_config()
+    found = Paths(state, runtime, cache, config or Path("/etc/ghostbox/config.yaml"), native)
+    for what in ("state", "runtime", "cache", "native"):
+        _check_name(getattr(found, what), what)
+    return found
+
+
+def _chosen(kind: str) -> Path | None:
+    """Return what ``GHOSTBOX_<kind>_DIR`` says; empty is as if it were not set."""
+    variable = f"GHOSTBOX_{kind}_DIR"
+    text = os.environ.get(variable, "")
+    if text and not text.startswith("/"):
+        raise ConfigError(
+            f"{variable} is '{text}', which does not begin at the root (/)",
+            why="a command that is run in another directory would look elsewhere for the VMs",
+            hint=f"{variable}={os.path.abspath(text)}",  # noqa: PTH100 - it may be a place that does not exist
+        )
+    return Path(text) if text else None
+
+
+def _users_own() -> dict[str, Path]:
+    """Return the XDG directories of a user who is not root."""
+    if home_directory() is None:
+        raise ConfigError(
+            "there is no home directory to keep VMs in",
+            why=f"HOME is not set, and the system knows no user {os.geteuid()}",
+            hint="set HOME, or GHOSTBOX_STATE_DIR, GHOSTBOX_RUNTIME_DIR and GHOSTBOX_CACHE_DIR",
+        )
+    dirs = platformdirs.PlatformDirs("ghostbox")
+    state = Path(dirs.user_state_dir)
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    if session.startswith("/"):
+        _check_session(Path(session))
+        runtime = Path(session) / "ghostbox"
     else:
-        dirs = platformdirs.PlatformDirs("ghostbox")
-        state_dir = Path(dirs.user_state_dir)
         # Without a login session there is no runtime directory; platformdirs would take one in /tmp.
-        runtime_dir = Path(dirs.user_runtime_dir) if "XDG_RUNTIME_DIR" in os.environ else state_dir / "run"
-        defaults = [state_dir, runtime_dir, Path(dirs.user_cache_dir)]
-        config = Path(dirs.user_config_dir) / "config.yaml"
-    state, runtime, cache = (
-        Path(os.environ.get(f"GHOSTBOX_{kind}_DIR", default))
-        for kind, default in zip(("STATE", "RUNTIME", "CACHE"), defaults, strict=True)
-    )
-    native = Path(os.environ.get("GHOSTBOX_NATIVE_DIR", package / "native"))
-    return Paths(state, runtime, cache, config, native)
+        runtime = state / "run"
+    return {"STATE": state, "RUNTIME": runtime, "CACHE": Path(dirs.user_cache_dir)}
+
+
+def user_config() -> Path | None:
+    """Return where the calling user's configuration is looked for; None for a user without a home directory."""
+    try:
+        place = platformdirs.user_config_dir("ghostbox")
+    except RuntimeError:
+        return None
+    return Path(place) / "config.yaml" if place.startswith("/") else None
+
+
+def _check_session(directory: Path) -> None:
+    """Refuse the runtime directory of another user's session, which ``su`` and ``sudo -E`` hand on."""
+    try:
+        owner = directory.stat().st_uid
+    except OSError:
+        return
+    if owner != os.geteuid():
+        raise ConfigError(
+            f"XDG_RUNTIME_DIR is {directory}, which belongs to another user ({_user(owner)})",
+            why=f"this command runs as {_user(os.geteuid())}, for whom sockets cannot be made there",
+            hint="log in as that user (sudo -i -u USER, machinectl shell USER@), or: unset XDG_RUNTIME_DIR",
+        )
+
+
+def home_directory() -> Path | None:
+    """Return the home directory; None where there is none: a service without HOME, whose user the system does not know.
+
+    An empty HOME is as none (`ghostbox.cli.main` takes it away), else ``~`` would be the root directory.
+    """
+    home = os.environ.get("HOME")
+    if not home:
+        try:
+            home = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            return None
+    return Path(home) if home.startswith("/") else None
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _check_name(directory: Path, what: str) -> None:
+    """Refuse a directory whose name some program on the way cannot be told, with the reason; most can."""
+    text = str(directory)
+    why = None
+    if any(unicodedata.category(char) in _BREAKS for char in text):
+        why = "it has a control character in its name, which libvirt and ssh cannot be told"
+    elif "${" in text:
+        why = "it has '${' in its name, which ssh takes for a variable wherever it stands"
+    elif os.fsencode(text) != text.encode(errors="replace"):
+        why = "its name is not UTF-8, or this command does not run in a UTF-8 locale; libvirt takes names as UTF-8"
+    if why is not None:
+        variable = f"GHOSTBOX_{what.upper()}_DIR"
+        hint = f"set {variable} to another directory" if what != "native" else "install GhostBox elsewhere"
+        raise ConfigError(f"the {what} directory cannot be used: {directory}", why=why, hint=hint)
+
+
+def make_directory(directory: Path, mode: int = 0o711) -> None:
+    """Make a directory, and those above it that are missing, with modes that no umask takes anything from.
+
+    QEMU's user must be able to pass through those above (not list them), whoever made them first: a donor as well.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        path.chmod(mode if path == directory else 0o711)
+
+
+_LOGIN_VARIABLES = (
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+)
+
+
+def login_environment() -> dict[str, str]:
+    """Return the variables by which a session libvirt, and we, find what belongs to this login."""
+    return {
+        name: value for name, value in os.environ.items() if name in _LOGIN_VARIABLES or name.startswith("LIBVIRT_")
+    }
 
 
 def data_file(name: str) -> Path:

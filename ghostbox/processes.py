@@ -3,20 +3,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ghostbox.errors import DeadlineExceeded, ProgramError, exhausted
 
 _log = logging.getLogger(__name__)
+
+
+# Daemons and mke2fs lie there, and the PATH of a user who is not root may end before it.
+_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def search_path() -> str:
+    """Return where programs are looked for: PATH, and where the system's own lie."""
+    return os.pathsep.join([os.environ.get("PATH") or os.defpath, *_SYSTEM_DIRECTORIES])
+
+
+def which(program: str) -> str | None:
+    """Return the path of a program; None if it is not installed. One with a directory is taken as it is."""
+    return shutil.which(program, path=search_path())
 
 
 def run(
@@ -41,6 +59,7 @@ def run(
     try:
         done = subprocess.run(
             words,
+            executable=which(words[0]),
             check=False,
             capture_output=True,
             text=True,
@@ -59,18 +78,52 @@ def run(
     return done.stdout
 
 
-def attend(argv: Sequence[str | Path]) -> int:
-    """Run a program that has our terminal until it ends; return its status. For what the user works with: an editor.
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def attach(argv: Sequence[str | Path], *, stderr: Path | None = None) -> int:
+    """Run a program on our own terminal and streams; return its exit status, 128 and more for a signal, as shells do.
+
+    Signals that we get are passed on, and if we are killed, so is it. ``stderr``: a file for what it complains of.
 
     Raises:
         ProgramError: it cannot be run.
     """
     words = [str(word) for word in argv]
-    _log.debug("attend: %s", " ".join(words))
+    _log.debug("run: %s", " ".join(words))
+    parent = os.getpid()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def end_with_us() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with contextlib.ExitStack() as stack:
+        errors = None if stderr is None else stack.enter_context(stderr.open("wb"))
+        try:
+            child = subprocess.Popen(words, stderr=errors, preexec_fn=end_with_us)  # noqa: PLW1509 - no threads here
+        except OSError as err:
+            raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
+        with _passing_on(child):
+            status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Send the signals that we get to a child (a terminal's Ctrl-C reaches both anyway)."""
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
-        return subprocess.run(words, check=False).returncode
-    except OSError as err:
-        raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def start_detached(
@@ -83,6 +136,7 @@ def start_detached(
         try:
             return subprocess.Popen(
                 words,
+                executable=which(words[0]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

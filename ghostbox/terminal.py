@@ -17,7 +17,8 @@ import sys
 from collections.abc import Iterable
 from typing import IO, Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+import rich.table
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
@@ -60,6 +61,16 @@ class PlainConsole(Console):
         """Yield the segments of ``renderable``; rich's own control sequences pass."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+class Table(rich.table.Table):
+    """A table in which what has no room is folded; rich's own cuts it off, and an address without its end is none."""
+
+    def add_column(
+        self, header: RenderableType = "", *args: Any, overflow: OverflowMethod = "fold", **more: Any
+    ) -> None:
+        """Add a column, as rich does."""
+        super().add_column(header, *args, overflow=overflow, **more)
 
 
 def writes_unicode(stream: IO[str]) -> bool:

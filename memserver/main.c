@@ -26,6 +26,8 @@
  * Locks. exports.lock guards the list of exports and who is attached; worker.lock guards the worker's list of
  * connections. Neither is held while taking the other, nor on the path of a request.
  *
+ * A control socket that somebody has removed is made anew on SIGUSR1.
+ *
  * What dies when. A malformed handshake or request ends its connection. Removing an export by force shuts down its
  * connections, which the workers then close. SIGTERM, SIGINT and the command `shutdown` end the process, and with it
  * all memory lent: who holds leases is for the control plane to care about. Running out of memory is prevented by
@@ -39,6 +41,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,17 +50,18 @@
 
 #define PROGRAM "ghostbox-memserver"
 
-/* SIGTERM and SIGINT become readable instead of interrupting. Returns a descriptor or -errno. */
+/* SIGTERM, SIGINT and SIGUSR1 become readable instead of interrupting. Returns a descriptor or -errno. */
 static int signals_open(void)
 {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGUSR1);
     if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
         return -errno;
     }
-    int fd = signalfd(-1, &set, SFD_CLOEXEC);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return fd < 0 ? -errno : fd;
 }
 
@@ -81,6 +85,17 @@ static int control_open(struct control **control, const char *path, struct serve
     return rc;
 }
 
+/* SIGUSR1 asks for the control socket that somebody has removed. Tells whether it was that which ended the wait. */
+static bool restore_asked(int signal_fd, struct control *control)
+{
+    struct signalfd_siginfo info;
+    if (read(signal_fd, &info, sizeof(info)) != sizeof(info) || info.ssi_signo != SIGUSR1) {
+        return false;
+    }
+    control_restore(control);
+    return true;
+}
+
 static int serve(const struct options *options, int signal_fd)
 {
     struct server server;
@@ -96,7 +111,9 @@ static int serve(const struct options *options, int signal_fd)
         address_print(at);
         log_info("serving on %s port %u, %llu bytes, %u threads", at[0].host, at[0].port,
                  (unsigned long long)options->size_bytes, options->n_threads);
-        server_run(&server, signal_fd);
+        do {
+            server_run(&server, signal_fd);
+        } while (restore_asked(signal_fd, control));
         log_info("ending");
     }
     control_stop(control);

@@ -22,7 +22,7 @@ import ghostbox
 # The ghostbox that the tests import (installed, or the working tree) is the one whose command they run.
 PACKAGE_PARENT = str(Path(ghostbox.__file__).resolve().parent.parent)
 ALLOWED_SKIP = "cannot run here:"
-GUEST_MODULES = {"test_bench_vm.py", "test_donor_loss.py", "test_up.py"}
+GUEST_MODULES = {"test_bench_vm.py", "test_donor_loss.py", "test_shell_and_files.py", "test_up.py"}
 CliRun = subprocess.CompletedProcess[str]
 
 

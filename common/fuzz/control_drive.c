@@ -311,7 +311,7 @@ void drive_input(const uint8_t *data, size_t size)
     assert(control != NULL);
     struct sockaddr address = {.sa_family = AF_UNIX};
     control->commands = commands;
-    control->stop_fd = -1;
+    control->wake_fd = -1;
     control->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     /* A name of the kernel's choice, in no file system (unix(7), autobind). */
     int rc = bind(control->listen_fd, &address, sizeof(address.sa_family));

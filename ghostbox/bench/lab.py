@@ -59,7 +59,7 @@ PACKAGES = {
 def missing_tool(*names: str) -> str | None:
     """Say which program is not installed and what to install; None if all are there."""
     for name in names:
-        if shutil.which(name) is None:
+        if processes.which(name) is None:
             return f"{name} is not installed: install {PACKAGES[name]}"
         if name == "nbdfuse" and not os.access("/dev/fuse", os.R_OK | os.W_OK):
             return "nbdfuse needs /dev/fuse, which cannot be opened"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ghostbox import bench as benchmark
@@ -16,6 +15,7 @@ from ghostbox.bench import Report, plot
 from ghostbox.bench.model import Predicted, Row, Spread
 from ghostbox.cli.context import Context
 from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.terminal import Table
 from ghostbox.units import GIB, KIB, MIB
 
 _ROUNDS, _SHORT_ROUNDS = 5, 1

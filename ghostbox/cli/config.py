@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
-from rich.table import Table
 
 from ghostbox.cli.context import Context
 from ghostbox.cli.output import echo, emit, output_options, plain
 from ghostbox.config import Config, definition, file_candidates, keys, load, validate_file
 from ghostbox.errors import NotFound
+from ghostbox.terminal import Table
 
 _CONFIG_EXAMPLES = """\b
 Examples:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import click
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ghostbox import donor_bench, donors, known_donors, prediction
@@ -23,6 +22,7 @@ from ghostbox.session import donor_commands, unreleased
 from ghostbox.session.donor_commands import Added, Drained, Listed
 from ghostbox.session.signals import Interrupts
 from ghostbox.session.unreleased import Unreleased
+from ghostbox.terminal import Table
 from ghostbox.units import MIB, format_bytes, format_duration
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.images import Image, ImageStore, backing_file, customized, load_recipe
+from ghostbox.terminal import Table
 from ghostbox.units import format_bytes
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -187,7 +188,14 @@ def restart(
 def _start(context: Context, vm: str, timeout: str | None, output: str, *, no_wait: bool, overcommit: bool) -> None:
     timeout_s = None if timeout is None else parse_duration(timeout)
     config = context.config({"vm.name": vm})
-    result = session.up(config, context.paths, Stages(), wait=not no_wait, timeout_s=timeout_s, overcommit=overcommit)
+    try:
+        result = session.up(
+            config, context.paths, Stages(), wait=not no_wait, timeout_s=timeout_s, overcommit=overcommit
+        )
+    except GhostboxError as err:
+        if err.hint is not None and set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", err.hint)) - {"--overcommit"}:
+            err.hint += f" (an option of `ghostbox set {vm}`)"
+        raise
     emit(result, output, lambda: show.up_result(result))
 
 

@@ -49,6 +49,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "clone": Command("ghostbox.cli.lifecycle", "Copy a VM."),
         "autostart": Command("ghostbox.cli.lifecycle", "Start VMs when this machine starts."),
         "shell": Command("ghostbox.cli.vm", "Log in by SSH, or run one command."),
+        "cp": Command("ghostbox.cli.files", "Copy files to a VM or from it."),
+        "ssh-config": Command("ghostbox.cli.files", "Let ssh, scp and editors find VMs by name."),
         "list": Command("ghostbox.cli.vm", "List the VMs."),
         "info": Command("ghostbox.cli.vm", "Show what a VM is made of."),
         "status": Command("ghostbox.cli.vm", "Show whether a VM runs and how its memory does."),
@@ -223,6 +225,8 @@ def run(argv: Sequence[str]) -> int:
 def main() -> NoReturn:
     """Entry point of the console script."""
     set_up_streams()
+    if os.environ.get("HOME") == "":
+        del os.environ["HOME"]
     sys.exit(run(sys.argv[1:]))
 
 

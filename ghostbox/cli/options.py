@@ -66,6 +66,35 @@ SECONDS = Seconds()
 VM_NAME = VmName()
 
 
+class WordsCommand(click.Command):
+    """A command whose ``words`` are a name and another command's words, which are left as they are.
+
+    Options of ours stand before the first word. A ``--`` before it, which click swallows, is put back
+    (`split_words`).
+    """
+
+    allow_interspersed_args = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse options, and keep the rest."""
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        words = tuple(ctx.params.get("words") or ())
+        before = given[: len(given) - len(words)]
+        if before and before[-1] == "--":
+            ctx.params["words"] = ("--", *words)
+        return rest
+
+
+def split_words(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """Tell the name from the command: the first word is the name, unless it is ``--``; so may be the second."""
+    if not words:
+        return None, ()
+    if words[0] == "--":
+        return None, words[1:]
+    return words[0], words[2:] if words[1:2] == ("--",) else words[1:]
+
+
 def name_argument(function: F) -> F:
     """Give a command the argument ``[NAME]``; it receives ``name: str | None`` (None: see `chosen`)."""
     return click.argument("name", required=False, type=VM_NAME)(function)

@@ -15,6 +15,7 @@ from ghostbox.session import Recovered
 _SAID = {
     "recovered": "VM '{name}' goes on: its pager had died, another one took over (pid {pid})",
     "restarted": "VM '{name}' goes on with a new pager (pid {pid})",
+    "restored": "VM '{name}' goes on: its pager's files were gone, the pager (pid {pid}) has made them anew",
     "none": "the pager of VM '{name}' is well (pid {pid}); nothing was done",
 }
 

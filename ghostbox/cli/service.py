@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import click
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ghostbox import services
@@ -13,6 +12,7 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.memserver import memserver
 from ghostbox.cli.output import emit, output_options
 from ghostbox.services import Kind, ServiceStatus
+from ghostbox.terminal import Table
 
 _KIND = click.argument("kind", type=click.Choice([kind.value for kind in Kind]))
 _USER = click.option(

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ghostbox import health
@@ -18,9 +17,11 @@ from ghostbox.health import Level
 from ghostbox.plan import ImagePlan, NetworkPlan, VmPlan
 from ghostbox.prediction import Everyday, Forecast, Link
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
+from ghostbox.terminal import Table
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
 _COLORS = {VmState.RUNNING: "green", VmState.BROKEN: "red", VmState.PAUSED: "yellow", VmState.STOPPING: "yellow"}
+_COLORS[VmState.UNMANAGED] = "red"
 
 
 DONOR_COLORS = {"up": "green", "slow": "yellow", "draining": "yellow", "drained": "dim", "removed": "dim"}
@@ -214,7 +215,7 @@ def _state(found: VmStatus) -> Text:
 
 def health_notes(found: VmStatus | VmInfo) -> list[str]:
     """Return what is wrong with a VM's memory and its disk, and what to do about it."""
-    problems = [] if found.disk_problem is None else [found.disk_problem]
+    problems = [each for each in (found.problem, found.disk_problem) if each is not None]
     problems += () if found.health is None else found.health.problems
     lines = []
     for problem in problems:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
@@ -14,6 +13,7 @@ from ghostbox.cli.options import VM_NAME, confirm, yes_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.session import archive, snapshots
 from ghostbox.session.snapshots import Snapshot
+from ghostbox.terminal import Table
 from ghostbox.units import format_bytes
 
 _vm = click.argument("vm", required=False)

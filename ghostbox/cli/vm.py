@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 from collections.abc import Mapping
 
 import click
@@ -13,13 +13,13 @@ from ghostbox import domain_xml, session
 from ghostbox.cli import show
 from ghostbox.cli.chosen import chosen, chosen_for_up
 from ghostbox.cli.context import Context
-from ghostbox.cli.options import confirm, yes_option
+from ghostbox.cli.options import WordsCommand, confirm, split_words, yes_option
 from ghostbox.cli.output import Stages, echo, emit, output_options, plain
 from ghostbox.cli.vm_options import by_key, vm_options
 from ghostbox.config import Config
-from ghostbox.errors import NotRunning, PoolDegraded, UsageError
+from ghostbox.errors import NotFound, NotRunning, PoolDegraded
 from ghostbox.health import Level
-from ghostbox.session import VmState, definition, events, guest_files, logs
+from ghostbox.session import VmState, definition, events, guest_files, logs, record
 from ghostbox.units import parse_duration
 
 _name = click.argument("name", required=False)
@@ -126,33 +126,42 @@ def _done(result: Mapping[str, object], output: str) -> None:
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": True},
+    cls=WordsCommand,
     epilog="""\b
 Examples:
-  ghostbox shell                       log in
-  ghostbox shell work -- free -m       run one command; its exit code is ours
-  ghostbox shell -- numactl --hardware
+  ghostbox shell                        log in
+  ghostbox shell work free -h           run one command; its exit code is ours
+  ghostbox shell -- numactl --hardware  in the VM whose name may be left out
+  ghostbox shell work 'ls | wc -l'      one word is a line for the guest's shell
+  ghostbox shell --wait work            as soon as it has booted
+
+The first word is the VM's name, unless it stands behind --; all that follows is the command. Of several words each is
+one argument of it. Exit codes: the command's; 1 if ssh itself fails, 3 if the VM does not run.
 """,
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] [-- COMMAND…]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] [--] [COMMAND…]")
+@click.option("--wait", "wait_first", is_flag=True, help="Wait until the guest has booted.")
 @click.pass_obj
-def shell(context: Context, /, words: tuple[str, ...]) -> None:
+def shell(context: Context, /, words: tuple[str, ...], wait_first: bool) -> int:
     """Log in by SSH, or run one command."""
-    name, command = _split_command(words, sys.argv)
-    session.shell(chosen(context, name), context.paths, command)
+    given, command = split_words(words)
+    _check_is_name(context, given, command)
+    name = chosen(context, given)
+    if wait_first:
+        timeout_s = context.config({"vm.name": name}).vm.boot_timeout_s
+        session.wait_ready(name, context.paths, Stages(), timeout_s=timeout_s)
+    return session.shell(name, context.paths, command)
 
 
-def _split_command(words: tuple[str, ...], argv: list[str]) -> tuple[str | None, tuple[str, ...]]:
-    """Tell the name from the command; click swallows the ``--`` between them, so it is looked up in ``argv``."""
-    if "--" not in argv:
-        if len(words) > 1:
-            raise UsageError("a command goes behind --", hint=f"ghostbox shell {words[0]} -- {' '.join(words[1:])}")
-        return (words[0] if words else None), ()
-    n_command = len(argv) - argv.index("--") - 1
-    names, command = words[: len(words) - n_command], words[len(words) - n_command :]
-    if len(names) > 1:
-        raise UsageError(f"one VM at a time, not {' '.join(names)}")
-    return (names[0] if names else None), command
+def _check_is_name(context: Context, given: str | None, command: tuple[str, ...]) -> None:
+    """Refuse a command in the place of the name, and say where it goes."""
+    have = record.names(context.paths)
+    if given is None or given in have or not have:
+        return
+    words = shlex.join((given, *command))
+    hint = f"to run a command in a VM: ghostbox shell {have[0]} {words}"
+    hint += "" if len(have) > 1 else f", or: ghostbox shell -- {words}"
+    raise NotFound(f"no VM named '{given}'", why=f"there are: {', '.join(have)}", hint=hint)
 
 
 @click.command(
@@ -172,6 +181,8 @@ def list_(context: Context, /, output: str) -> None:
     for each in found:
         if each.state is VmState.BROKEN:
             Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+        if each.problem is not None:
+            Stages().note(f"VM '{each.name}': {each.problem.text}: ghostbox status {each.name}")
         if each.disk_problem is not None:
             Stages().note(f"VM '{each.name}' is paused, its disk cannot be written: ghostbox status {each.name}")
         if each.health not in (None, Level.OK):
@@ -219,7 +230,7 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
         stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
     for line in show.health_notes(found):
         stages.note(line)
-    if found.disk_problem is not None:
+    if found.disk_problem is not None or found.problem is not None:
         return PoolDegraded.exit_code
     ill = found.health is not None and found.health.level is not Level.OK
     if ill and (found.state in (VmState.RUNNING, VmState.STOPPING) or found.paused_for_donor):
@@ -262,6 +273,8 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
             echo(f"==> {file} <==")
         for line in logs.lines(file, lines):
             echo(shown(line))
+    if source == logs.Source.EVENTS and not any(file.exists() for file in files):
+        Stages().note(f"nothing has befallen the memory of VM '{name}'")
     if follow:
         for text in logs.follow(files, logs.ended(name, context.paths)):
             echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)

@@ -30,6 +30,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--on-donor-loss", type=click.Choice(["wait", "pause", "poison"]), help="When no copy of a page can be read."
     ),
+    click.option("--user", metavar="NAME", help="Login name in the guest."),
     click.option("--cloud-init", metavar="FILE", help="cloud-init user-data to merge with ours."),
     click.option("-p", "--port", "ports", multiple=True, metavar="HOST:GUEST", help="Forward a port of 127.0.0.1."),
     click.option("--network", metavar="NETWORK", help="user (default), bridge:NAME or libvirt:NAME."),

@@ -216,7 +216,10 @@ class File:
             return None
         if not isinstance(raw, (str, Path)) or not str(raw):
             raise _not_a("a path", raw)
-        return Path(raw).expanduser()
+        try:
+            return Path(raw).expanduser()
+        except RuntimeError as err:  # no such user, or no home directory
+            raise UsageError(f"'{raw}': there is no such home directory", hint="write the whole path") from err
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,7 @@ class Many:
 
 
 VM_NAME = Text("a name (letters, digits, '-', at most 40)", r"[a-zA-Z0-9][a-zA-Z0-9-]{0,39}")
-HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.]+(%[\w.-]+)?\]|[A-Za-z0-9._-]+)(:[1-9]\d{0,4})?")
+HOST_PORT = Text("HOST or HOST:PORT", r"(\[[0-9a-fA-F:.]+(%[\w.-]+)?\]|[A-Za-z0-9_][A-Za-z0-9._-]*)(:[1-9][0-9]{0,4})?")
 ADDRESS = Text("an address to listen on", r"[0-9A-Za-z:.%_-]+")
 AMOUNT = Text("a size, a percentage or auto", r"auto|\d{1,2}(\.\d+)?%|100%|\d+(\.\d+)?\s*[KMGTkmgt]?([Ii]?[Bb])?")
 USER = Text("a user name", r"[a-z_][a-z0-9_-]{0,31}")

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from ghostbox.config import document
 from ghostbox.config.kinds import SharedFolder
 from ghostbox.config.schema import SECTIONS, Config, Key, keys
 from ghostbox.errors import ConfigError, NotFound, UsageError
+from ghostbox.paths import user_config
 
 NOT_OFFERED: Mapping[str, tuple[str, str]] = {
     "pool.parity": (
@@ -51,10 +50,18 @@ def file_candidates(file: Path | None = None) -> list[Candidate]:
 
     ``GHOSTBOX_SYSTEM_CONFIG`` moves the system file.
     """
-    user = Path(platformdirs.user_config_dir("ghostbox")) / "config.yaml"
+    user = user_config()
     system = Path(os.environ.get("GHOSTBOX_SYSTEM_CONFIG", "/etc/ghostbox/config.yaml"))
-    first = Candidate("given", file) if file is not None else Candidate("project", Path.cwd() / "ghostbox.yaml")
-    return [first, Candidate("user", user), Candidate("system", system)]
+    first = Candidate("given", file) if file is not None else Candidate("project", _here() / "ghostbox.yaml")
+    users_own = [] if user is None else [Candidate("user", user)]
+    return [first, *users_own, Candidate("system", system)]
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as err:
+        raise UsageError("the current directory is not there any more", hint="go to another one: cd") from err
 
 
 def load(
@@ -138,7 +145,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
     for name, key in keys().items():
         if key.env in environ:
             raw = environ[key.env] or None
-            found[name] = _Setting(raw, f"environment {key.env}", Path.cwd(), key.env)
+            found[name] = _Setting(raw, f"environment {key.env}", _here(), key.env)
     return found
 
 
@@ -149,7 +156,7 @@ def _from_flags(cli: Mapping[str, object], labels: Mapping[str, str]) -> dict[st
             raise unknown_key(name, "flag")
         if raw not in (None, (), []):
             flag = labels.get(name, "--" + name.partition(".")[2].replace("_", "-"))
-            found[name] = _Setting(raw, "flag", Path.cwd(), flag)
+            found[name] = _Setting(raw, "flag", _here(), flag)
     return found
 
 
@@ -158,7 +165,7 @@ def _from_words(words: Mapping[str, object]) -> dict[str, _Setting]:
     for name, raw in words.items():
         if name not in keys():
             raise unknown_key(name, "command line")
-        found[name] = _Setting(raw, "command line", Path.cwd(), name)
+        found[name] = _Setting(raw, "command line", _here(), name)
     return found
 
 

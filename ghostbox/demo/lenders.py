@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ghostbox import processes
 from ghostbox.errors import ProgramError
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.units import format_bytes
 
 _READY_TIMEOUT_S = 30.0
@@ -50,11 +50,16 @@ def start(names: tuple[str, ...], size_bytes: int, paths: Paths) -> list[Lender]
 
 def running(paths: Paths) -> list[Lender]:
     """Return the demo's memservers that are alive."""
-    try:
-        entries = json.loads(_record_file(paths).read_text())
-    except (OSError, ValueError):
-        return []
-    return [lender for lender in (Lender(**entry) for entry in entries) if _is_ours(lender)]
+    found: dict[str, Lender] = {}
+    for file in (_record_file(paths), paths.runtime / "demo.json"):  # the second is of versions before 2026-11-29
+        try:
+            entries = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        for lender in (Lender(**entry) for entry in entries):
+            if _is_ours(lender):
+                found.setdefault(lender.name, lender)
+    return list(found.values())
 
 
 def stop(lenders: list[Lender], paths: Paths) -> None:
@@ -69,7 +74,7 @@ def stop(lenders: list[Lender], paths: Paths) -> None:
 
 def _start_one(name: str, size_bytes: int, paths: Paths) -> Lender:
     log = paths.memserver_state(name) / "control.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(log.parent, 0o700)
     log.unlink(missing_ok=True)
     options = {"name": name, "size": str(size_bytes), "reserve": "0", "port": "0", "control-port": "0"}
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
@@ -124,7 +129,7 @@ def _is_ours(lender: Lender) -> bool:
 
 
 def _record_file(paths: Paths) -> Path:
-    return paths.runtime / "demo.json"
+    return paths.state / "demo.json"
 
 
 def _write_record(lenders: Collection[Lender], paths: Paths) -> None:
@@ -132,7 +137,7 @@ def _write_record(lenders: Collection[Lender], paths: Paths) -> None:
     if not lenders:
         file.unlink(missing_ok=True)
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(file.parent)
     draft = file.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps([asdict(lender) for lender in lenders]))
     draft.replace(file)

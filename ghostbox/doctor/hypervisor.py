@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 from ghostbox import hypervisor, processes
 from ghostbox.doctor.model import Check, Machine, fail, ok, warn
 from ghostbox.errors import GhostboxError
 from ghostbox.hypervisor import accounts, kvm
+from ghostbox.session import shim_copy
 
 _QEMU = "qemu-system-x86_64"
 _OLDEST_QEMU = (7, 2)
@@ -20,7 +20,7 @@ _SYSTEMD = Path("/run/systemd/system")
 
 def qemu(name: str, machine: Machine) -> Check:
     """QEMU is there and not older than what was tried."""
-    if shutil.which(_QEMU) is None:
+    if processes.which(_QEMU) is None:
         return fail(name, f"{_QEMU} is not installed", why="it runs the VM", fix="sudo apt install qemu-system-x86")
     text = processes.run([_QEMU, "--version"], timeout_s=20)
     match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", text)
@@ -45,7 +45,7 @@ def _no_libvirt(name: str, uri: str, err: GhostboxError) -> Check:
     why = err.why or err.message
     if not uri.endswith(":///system"):
         return fail(name, f"no answer at {uri}", why=why, fix=err.hint)
-    if shutil.which("libvirtd") is None and shutil.which("virtqemud") is None:
+    if processes.which("libvirtd") is None and processes.which("virtqemud") is None:
         return fail(name, "libvirt is not installed", why=why, fix="sudo apt install libvirt-daemon-system")
     if os.geteuid() == 0:
         return ok(name, f"installed, does not run; `ghostbox up` starts it ({uri})")
@@ -70,7 +70,7 @@ def kvm_access(name: str, machine: Machine) -> Check:
 
 def kvm_guest(name: str, machine: Machine) -> Check:
     """A probe guest really runs under KVM."""
-    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri)
+    usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri, anew=True)
     if usable:
         return ok(name, reason)
     why = "the VM is emulated (TCG): everything works, about ten times slower"
@@ -84,9 +84,10 @@ def storage(name: str, machine: Machine) -> Check:
         blocked = accounts.unreachable_part(place / "file", account)
         if blocked is not None:
             why = f"QEMU runs as user {account.name}, which may not pass {blocked}"
-            fix = f"setfacl -m u:{account.name}:x {blocked} (package acl); or, for a VM of your own user, "
-            fix += "libvirt.uri: qemu:///session"
+            fix = f"chmod o+x {blocked}, or set libvirt.uri to qemu:///session"
             return fail(name, f"QEMU cannot reach {place}", why=why, fix=fix)
+    if (refusal := shim_copy.refusal(machine.paths, "any")) is not None:
+        return fail(name, refusal.message, why=refusal.why or "", fix=refusal.hint)
     return ok(name, f"user {account.name} can reach {machine.paths.state}")
 
 

@@ -2,9 +2,9 @@
 """Domains by libvirt, the daemon behind it, and whether KVM really runs a guest. ``libvirt`` is imported only here."""
 
 from ghostbox.hypervisor.accounts import qemu_user
-from ghostbox.hypervisor.connection import DiskTrouble, DomainInfo, DomainState, Hypervisor, connect
+from ghostbox.hypervisor.connection import DiskTrouble, DomainInfo, DomainState, Hypervisor, Taken, connect
 from ghostbox.hypervisor.kvm import kvm_usable, problem_hint
-from ghostbox.hypervisor.process import QemuProcess, find_qemu
+from ghostbox.hypervisor.process import QemuProcess, disk_is_written, end_qemu, find_qemu
 
 __all__ = [
     "DiskTrouble",
@@ -12,7 +12,10 @@ __all__ = [
     "DomainState",
     "Hypervisor",
     "QemuProcess",
+    "Taken",
     "connect",
+    "disk_is_written",
+    "end_qemu",
     "find_qemu",
     "kvm_usable",
     "problem_hint",

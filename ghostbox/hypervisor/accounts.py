@@ -7,10 +7,13 @@ import os
 import pwd
 import re
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
+# linux/posix_acl.h
+_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
 _PACKAGED_USERS = ("libvirt-qemu", "qemu")
 
 
@@ -42,20 +45,49 @@ def qemu_user(uri: str, conf: Path = QEMU_CONF) -> Account:
 
 def unreachable_part(path: Path, account: Account) -> Path | None:
     """Return the first directory above ``path`` that ``account`` may not pass, or None."""
-    for parent in reversed(path.absolute().parents):
-        if parent.exists() and not _may_pass(parent.stat(), account):
+    ways = (path.absolute(), path.resolve())  # through symbolic links, and where they lead
+    for parent in (parent for way in ways for parent in reversed(way.parents)):
+        if parent.exists() and not _may_pass(parent, account):
             return parent
     return None
 
 
-def _may_pass(status: os.stat_result, account: Account) -> bool:
+def _may_pass(directory: Path, account: Account) -> bool:
     if account.uid == 0:
         return True
+    status, acl = directory.stat(), _access_list(directory)
+    if acl and status.st_uid != account.uid:
+        return _list_lets_pass(acl, status.st_gid, account)
     if status.st_uid == account.uid:
         return bool(status.st_mode & stat.S_IXUSR)
     if status.st_gid in account.groups:
         return bool(status.st_mode & stat.S_IXGRP)
     return bool(status.st_mode & stat.S_IXOTH)
+
+
+def _access_list(directory: Path) -> list[tuple[int, int, int]]:
+    """Return the entries (tag, permissions, id) of a POSIX access control list (``setfacl``); empty: none."""
+    try:
+        raw = os.getxattr(directory, "system.posix_acl_access")
+    except OSError:
+        return []
+    return list(struct.iter_unpack("<HHI", raw[4:]))  # linux/posix_acl_xattr.h: a version, then the entries
+
+
+def _list_lets_pass(acl: list[tuple[int, int, int]], owning_group: int, account: Account) -> bool:
+    """Acl(5), "access check algorithm", for who is not the owner and wants to pass (execute)."""
+    mask = next((permissions for tag, permissions, _ in acl if tag == _MASK), 7)
+    for tag, permissions, who in acl:
+        if tag == _USER and who == account.uid:
+            return bool(permissions & mask & 1)
+    groups = [
+        permissions
+        for tag, permissions, who in acl
+        if (tag == _GROUP and who in account.groups) or (tag == _GROUP_OBJ and owning_group in account.groups)
+    ]
+    if groups:
+        return any(permissions & mask & 1 for permissions in groups)
+    return any(tag == _OTHER and permissions & 1 for tag, permissions, _ in acl)
 
 
 def _configured_user(conf: Path) -> str | None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +18,7 @@ import libvirt
 
 from ghostbox.domain_xml import METADATA_NAMESPACE
 from ghostbox.errors import DeadlineExceeded, HypervisorError
-from ghostbox.hypervisor import daemon
+from ghostbox.hypervisor import daemon, session_daemon
 
 _CONNECT_TIMEOUT_S = 100.0
 _NO_ANSWER = (
@@ -70,6 +70,15 @@ class DomainInfo:
     state: DomainState
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A domain that has the name of ours: whether it runs, is defined, and what it says if GhostBox made it."""
+
+    runs: bool
+    defined: bool
+    info: DomainInfo | None
+
+
 class Hypervisor:
     """An open connection; a context manager. Every method raises HypervisorError when libvirt refuses."""
 
@@ -104,39 +113,39 @@ class Hypervisor:
         with _wrapped("start the domain"):
             self._connection.createXML(xml, flags)
 
-    def suspend(self, domain: str) -> None:
+    def suspend(self, domain: str, *, uuid: str | None = None) -> None:
         """Stop the CPUs; all else stays."""
         with _wrapped(f"pause domain {domain}"):
-            self._connection.lookupByName(domain).suspend()
+            self._need(domain, uuid).suspend()
 
-    def resume(self, domain: str) -> None:
+    def resume(self, domain: str, *, uuid: str | None = None) -> None:
         """Let the CPUs run."""
         with _wrapped(f"resume domain {domain}"):
-            self._connection.lookupByName(domain).resume()
+            self._need(domain, uuid).resume()
 
-    def shutdown(self, domain: str) -> None:
+    def shutdown(self, domain: str, *, uuid: str | None = None) -> None:
         """Press the power button (ACPI). Returns at once."""
         with _wrapped(f"shut down domain {domain}"):
-            found = self._find(domain)
+            found = self._find(domain, uuid)
             if found is not None:
                 found.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
-    def reset(self, domain: str) -> None:
+    def reset(self, domain: str, *, uuid: str | None = None) -> None:
         """Press the reset button: the guest boots anew, memory and disks stay. Returns at once."""
         with _wrapped(f"reset domain {domain}"):
-            self._connection.lookupByName(domain).reset()
+            self._need(domain, uuid).reset()
 
-    def destroy(self, domain: str) -> None:
+    def destroy(self, domain: str, *, uuid: str | None = None) -> None:
         """End the domain now. One that is gone is no error."""
         with _wrapped(f"end domain {domain}"):
-            found = self._find(domain)
+            found = self._find(domain, uuid)
             if found is not None:
                 _ignore_gone(found.destroy)
 
-    def state(self, domain: str) -> DomainState:
+    def state(self, domain: str, *, uuid: str | None = None) -> DomainState:
         """Return the state of a domain, ABSENT if libvirt does not know it."""
         with _wrapped(f"ask for the state of domain {domain}"):
-            found = self._find(domain)
+            found = self._find(domain, uuid)
             if found is None:
                 return DomainState.ABSENT
             try:
@@ -146,10 +155,10 @@ class Hypervisor:
                     return DomainState.ABSENT
                 raise
 
-    def disk_trouble(self, domain: str) -> DiskTrouble | None:
+    def disk_trouble(self, domain: str, *, uuid: str | None = None) -> DiskTrouble | None:
         """Tell for which failed write QEMU stopped the domain's CPUs; None if it did not."""
         with _wrapped(f"ask for the disk errors of domain {domain}"):
-            found = self._find(domain)
+            found = self._find(domain, uuid)
             if found is None:
                 return None
             state, reason = found.state()
@@ -160,20 +169,26 @@ class Hypervisor:
                 return None
             return DiskTrouble.FULL if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors else DiskTrouble.FAILED
 
-    def wait_absent(self, domain: str, *, timeout_s: float) -> bool:
+    def wait_absent(self, domain: str, *, timeout_s: float, uuid: str | None = None) -> bool:
         """Wait until the domain is gone; tell whether it is."""
         deadline = time.monotonic() + timeout_s
-        while self.state(domain) is not DomainState.ABSENT:
+        while self.state(domain, uuid=uuid) is not DomainState.ABSENT:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
 
-    def info(self, domain: str) -> DomainInfo | None:
+    def info(self, domain: str, *, uuid: str | None = None) -> DomainInfo | None:
         """Return what our metadata in the domain says, or None if there is no such domain or it is not ours."""
         with _wrapped(f"read domain {domain}"):
-            found = self._find(domain)
+            found = self._find(domain, uuid)
             return None if found is None else _info(found)
+
+    def name_taken_by(self, domain: str) -> Taken | None:
+        """Return what has a domain's name already; None if nothing has."""
+        with _wrapped(f"look for domain {domain}"):
+            found = self._find(domain)
+            return None if found is None else Taken(bool(found.isActive()), bool(found.isPersistent()), _info(found))
 
     def list_ours(self) -> list[DomainInfo]:
         """Return all domains that carry our metadata."""
@@ -220,22 +235,32 @@ class Hypervisor:
                 if err.get_error_code() not in {libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_SUPPORT}:
                     raise
 
-    def _find(self, domain: str) -> Any | None:
+    def _need(self, domain: str, uuid: str | None) -> Any:
+        """Return a domain; libvirt's own error if there is none of this name and UUID."""
+        found = self._connection.lookupByName(domain)
+        return found if uuid is None or found.UUIDString() == uuid else self._connection.lookupByUUIDString(uuid)
+
+    def _find(self, domain: str, uuid: str | None = None) -> Any | None:
+        """Return a domain. With ``uuid``, one of the same name that is somebody else's is none."""
         try:
-            return self._connection.lookupByName(domain)
+            return self._need(domain, uuid)
         except libvirt.libvirtError as err:
             if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise
 
 
-def connect(uri: str, *, start_daemon: bool = True) -> Hypervisor:
+def connect(uri: str, *, start_daemon: bool = True, environment: Mapping[str, str] | None = None) -> Hypervisor:
     """Connect to libvirt, starting its daemon if none answers.
+
+    ``environment``: of the login whose session libvirt is meant, where that may be another one than ours.
 
     Raises:
         HypervisorError: a wrong URI, no permission, or a daemon that does not start.
     """
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    if environment is not None and uri.endswith(":///session") and session_daemon.is_another(environment):
+        return _connect_elsewhere(uri, environment, start_daemon=start_daemon)
     try:
         return Hypervisor(libvirt.open(uri), uri)
     except libvirt.libvirtError as err:
@@ -243,6 +268,25 @@ def connect(uri: str, *, start_daemon: bool = True) -> Hypervisor:
             raise _connect_error(uri, err) from err
     daemon.start()
     return Hypervisor(_open_patiently(uri), uri)
+
+
+def _connect_elsewhere(uri: str, environment: Mapping[str, str], *, start_daemon: bool) -> Hypervisor:
+    """Connect to the session libvirt of another login environment of the same user, by its socket.
+
+    libvirt's library finds the socket by variables that it reads once, so that setting them here would be too late.
+    """
+    error: libvirt.libvirtError | None = None
+    for started in (False, True):
+        if started and not (start_daemon and session_daemon.start(uri, environment)):
+            break
+        for path in session_daemon.sockets(environment):
+            try:
+                return Hypervisor(libvirt.open(session_daemon.uri_of(uri, path)), uri)
+            except libvirt.libvirtError as err:
+                error = err
+    where = session_daemon.directory(environment)
+    why = "there is no socket of it" if error is None else error.get_error_message() or str(error)
+    raise HypervisorError(f"the session libvirt in {where} does not answer", why=why) from error
 
 
 def _open_patiently(uri: str) -> Any:

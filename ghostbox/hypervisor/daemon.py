@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from pathlib import Path
 
 from ghostbox import processes
@@ -13,6 +11,7 @@ from ghostbox.errors import HypervisorError, ProgramError
 
 _log = logging.getLogger(__name__)
 _SYSTEMD = Path("/run/systemd/system")
+_LOCKS = Path("/run/lock")
 _UNITS = ("libvirtd.socket", "libvirtd.service", "virtqemud.socket")
 
 
@@ -45,22 +44,32 @@ def _start_directly() -> None:
 
     They serve the whole machine and outlive us, so our caller's environment is none of theirs.
     """
-    if shutil.which("libvirtd") is None:
+    if processes.which("libvirtd") is None:
         raise HypervisorError(
             "cannot start libvirt: libvirtd is not installed",
             hint="install libvirt-daemon-system (Debian) or libvirt (others)",
         )
+    make_lock_directory(_LOCKS)
     for daemon in ("virtlogd", "libvirtd"):
         try:
-            processes.run(
-                [daemon, "-d"], timeout_s=60, env={"PATH": os.environ.get("PATH", os.defpath)}, inherit_env=False
-            )
+            processes.run([daemon, "-d"], timeout_s=60, env={"PATH": processes.search_path()}, inherit_env=False)
         except ProgramError as err:
             if not _already_running(err):
                 raise HypervisorError(
                     f"cannot start {daemon}", why=err.why, hint=f"run `{daemon} -d` as root and read what it says"
                 ) from err
         _log.info("started %s", daemon)
+
+
+def make_lock_directory(path: Path) -> None:
+    """Make what systemd makes (tmpfiles.d/debian.conf): /var/lock leads there, and libvirt locks a console in it."""
+    try:
+        path.mkdir()
+        path.chmod(0o1777)
+    except FileExistsError:
+        return
+    except OSError as err:
+        _log.debug("cannot make %s: %s", path, err.strerror)
 
 
 def _already_running(err: ProgramError) -> bool:

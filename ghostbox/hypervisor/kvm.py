@@ -8,20 +8,24 @@ first: real mode, page tables, long mode, one 64-bit store and load, then it end
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ghostbox import paths, processes
+from ghostbox import paths, process_table, processes
 from ghostbox.errors import DeadlineExceeded, ProgramError
 from ghostbox.hypervisor.accounts import Account, qemu_user
 
 KVM_DEVICE = Path("/dev/kvm")
 QEMU = "qemu-system-x86_64"
-_PROBE_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 30.0
+_PROBE_CPU_S = 4
 _ROM_BYTES = 64 * 1024
 _RESET_OFFSET = 0xFFF0
 # The ROM writes 0x2a to isa-debug-exit, which makes QEMU exit with (0x2a << 1) | 1.
@@ -67,27 +71,59 @@ _RESET_VECTOR = bytes.fromhex("ea000000f0")  # jmp 0xf000:0
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    boot_id: str
+class Verdict:
+    """What a probe found. ``lasting``: it would be the same for the same KVM and QEMU, however busy the machine is."""
+
+    usable: bool
+    reason: str
+    lasting: bool
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A lasting verdict, and what it was made with: another boot, kvm module or QEMU may do otherwise."""
+
+    made_with: list[int | str]
     usable: bool
     reason: str
 
 
-def kvm_usable(uri: str = "qemu:///system") -> tuple[bool, str]:
-    """Tell whether a KVM guest runs here, and why (not). A probe's result is kept until the next boot.
+def kvm_usable(uri: str = "qemu:///system", *, anew: bool = False) -> tuple[bool, str]:
+    """Tell whether a KVM guest runs here, and why (not).
 
-    Takes up to five seconds the first time. Permissions are looked at each time.
+    A verdict that lasts is kept as long as boot, device and QEMU are the same; all else is probed each time, which
+    takes a moment, and permissions are looked at each time. ``anew``: what is kept does not count.
     """
     obstacle = access_problem(qemu_user(uri))
     if obstacle is not None:
         return False, obstacle
     cache = paths.find().runtime / "kvm.json"
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    known = _read_cache(cache)
-    if known is None or known.boot_id != boot_id:
-        known = _Verdict(boot_id, *probe("kvm"))
-        _write_cache(cache, known)
-    return known.usable, known.reason
+    made_with = _circumstances()
+    known = None if anew else _read_cache(cache)
+    if known is not None and made_with is not None and known.made_with == made_with:
+        return known.usable, known.reason
+    found = probe("kvm")
+    if found.lasting and made_with is not None:
+        _write_cache(cache, _Kept(made_with, found.usable, found.reason))
+    else:
+        _remove_cache(cache)
+    return found.usable, found.reason
+
+
+def _circumstances() -> list[int | str] | None:
+    """Return what a lasting verdict depends on; None if that cannot be told.
+
+    The device's node is made anew whenever the kvm module is loaded.
+    """
+    program = processes.which(QEMU)
+    try:
+        device = KVM_DEVICE.stat()
+        qemu = None if program is None else Path(program).stat()
+    except OSError:
+        return None
+    if qemu is None:
+        return None
+    return [process_table.boot_id(), device.st_ino, device.st_ctime_ns, qemu.st_ino, qemu.st_size, qemu.st_mtime_ns]
 
 
 def access_problem(account: Account, device: Path = KVM_DEVICE) -> str | None:
@@ -111,25 +147,54 @@ def access_problem(account: Account, device: Path = KVM_DEVICE) -> str | None:
     return None
 
 
-def probe(accelerator: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> tuple[bool, str]:
-    """Run the probe guest under ``accelerator`` (``kvm`` or ``tcg``); return whether it ran, and what happened."""
+def probe(accelerator: str, *, timeout_s: float = _PROBE_TIMEOUT_S, cpu_s: int = _PROBE_CPU_S) -> Verdict:
+    """Run the probe guest under ``accelerator`` (``kvm`` or ``tcg``).
+
+    A guest that hangs is known by the processor time that it takes (``cpu_s``), not by the clock: one that a busy
+    machine does not let run (``timeout_s``) has shown nothing.
+    """
     with tempfile.TemporaryDirectory(prefix="ghostbox-kvm-") as directory:
         rom = Path(directory) / "rom"
         rom.write_bytes(_rom())
         try:
-            processes.run(_argv(accelerator, rom), timeout_s=timeout_s)
+            processes.run(_argv(accelerator, rom, cpu_s), timeout_s=timeout_s)
         except DeadlineExceeded:
-            return False, f"a 64-bit guest does not run: it hung in the switch to 64-bit mode ({accelerator})"
+            text = (
+                f"a probe guest came to no end within {timeout_s:.0f} s: this machine is too busy, or KVM stands still"
+            )
+            return Verdict(False, text, lasting=False)
         except ProgramError as err:
-            if err.message.endswith(f"status {_EXIT_STATUS}"):
-                return True, "a 64-bit probe guest ran"
-            return False, f"a probe guest failed: {(err.why or err.message).splitlines()[0]}"
-    return False, f"a 64-bit guest does not run: it crashed before it could report ({accelerator})"
+            return _verdict(err, accelerator)
+    text = f"a 64-bit guest does not run: it crashed before it could report ({accelerator})"
+    return Verdict(False, text, lasting=False)
 
 
-def _argv(accelerator: str, rom: Path) -> Sequence[str | Path]:
+def _verdict(err: ProgramError, accelerator: str) -> Verdict:
+    if err.message.endswith(f"status {_EXIT_STATUS}"):
+        return Verdict(True, "a 64-bit probe guest ran", lasting=True)
+    if err.message.endswith(f"status {-signal.SIGXCPU}"):
+        text = f"a 64-bit guest does not run: it hung in the switch to 64-bit mode ({accelerator})"
+        return Verdict(False, text, lasting=True)
+    why = (err.why or err.message).splitlines()[0]
+    if os.strerror(errno.EBUSY) in why:
+        why += " (another hypervisor has the processor's virtualisation: VirtualBox, VMware?)"
+    return Verdict(False, f"a probe guest failed: {why}", lasting=False)
+
+
+def _argv(accelerator: str, rom: Path, cpu_s: int) -> Sequence[str | Path]:
     machine = ["-accel", accelerator, "-cpu", "max", "-machine", "q35", "-m", "16", "-nodefaults", "-no-reboot"]
-    return [QEMU, *machine, "-display", "none", "-bios", rom, "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    words: list[str | Path] = [
+        *machine,
+        "-display",
+        "none",
+        "-bios",
+        rom,
+        "-device",
+        "isa-debug-exit,iobase=0xf4,iosize=1",
+    ]
+    # A soft limit of processor time: SIGXCPU ends it (setrlimit(2)).
+    limited = 'ulimit -S -c 0; ulimit -S -t "$1"; shift; exec "$@"'
+    return ["sh", "-c", limited, "sh", str(cpu_s), processes.which(QEMU) or QEMU, *words]
 
 
 def _rom() -> bytes:
@@ -149,17 +214,22 @@ def _line_bytes(line: str) -> bytes:
     return bytes(int(word, 16) for word in words)
 
 
-def _read_cache(cache: Path) -> _Verdict | None:
+def _read_cache(cache: Path) -> _Kept | None:
     try:
-        return _Verdict(**json.loads(cache.read_text()))
+        return _Kept(**json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write_cache(cache: Path, verdict: _Verdict) -> None:
+def _remove_cache(cache: Path) -> None:
+    with contextlib.suppress(OSError):
+        cache.unlink(missing_ok=True)
+
+
+def _write_cache(cache: Path, verdict: _Kept) -> None:
     """Keep the verdict; a directory that is not ours to write to costs a probe each time and nothing else."""
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        paths.make_directory(cache.parent)
         cache.write_text(json.dumps(asdict(verdict)))
     except OSError:
         return

@@ -105,7 +105,7 @@ def _disk_full(directory: Path, needed_bytes: int, free_bytes: int) -> ImageErro
 
 def _check_tools() -> None:
     tools = TOOLS if os.geteuid() == 0 else {**TOOLS, "newuidmap": "uidmap"}
-    missing = {tool: package for tool, package in tools.items() if shutil.which(tool, path=_search_path()) is None}
+    missing = {tool: package for tool, package in tools.items() if processes.which(tool) is None}
     if missing:
         raise ImageError(
             f"cannot build an image without {', '.join(sorted(missing))}",
@@ -137,11 +137,6 @@ def _subordinate_ids() -> str:
         return Path("/etc/subuid").read_text()
     except OSError:
         return ""
-
-
-def _search_path() -> str:
-    """mke2fs lies in /usr/sbin, which a user's PATH may not have."""
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 @contextmanager
@@ -210,7 +205,7 @@ def _mmdebstrap_argv(recipe: Recipe, scratch: Path, sources: Sequence[str]) -> l
 def _run_logged(argv: Sequence[str], scratch: Path, needed_bytes: int, progress: Progress) -> None:
     """Run mmdebstrap in a process group of its own, report its steps, end it if we are interrupted."""
     log = scratch / "log"
-    env = {"TMPDIR": str(scratch), "PATH": _search_path(), "LC_ALL": "C.UTF-8"}
+    env = {"TMPDIR": str(scratch), "PATH": processes.search_path(), "LC_ALL": "C.UTF-8"}
     child = processes.start_detached(argv, log_path=log, env=env)
     try:
         said: list[str] = []

@@ -76,7 +76,7 @@ class ImageStore:
         raise ImageError(
             f"{overlay} stands on no image that is known",
             why=f"its base is {base or 'not named in its header'}",
-            hint="delete the VM (ghostbox delete) and make it anew",
+            hint=f"put its base back where it was; {overlay} has what the VM wrote",
         )
 
     def list(self) -> list[Image]:
@@ -199,7 +199,10 @@ class ImageStore:
         with self._locked(name, _say_nothing):
             directories = self._directories(name)
             if any(_is_used(directory, in_use) for directory in directories):
-                raise Refused(f"image '{name}' is the base of a VM's disk", hint="delete the VM first: ghostbox list")
+                raise Refused(
+                    f"image '{name}' is the base of a VM's disk",
+                    hint="it stays until no VM has it as its base; ghostbox list shows them",
+                )
             self._record(name).unlink(missing_ok=True)
             for directory in directories:
                 shutil.rmtree(directory, ignore_errors=True)

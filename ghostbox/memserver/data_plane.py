@@ -9,15 +9,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ghostbox import processes
-from ghostbox.errors import GhostboxError, ProgramError, Refused, hint_for
+from ghostbox import process_table, processes
+from ghostbox.errors import DeadlineExceeded, GhostboxError, ProgramError, Refused, hint_for
 from ghostbox.memserver.records import PlaneRecord
+from ghostbox.paths import make_directory
 from ghostbox.processes import ControlError
 from ghostbox.units import format_bytes
 
@@ -30,10 +33,14 @@ the owner's own programs are not ours to sacrifice. Not 1000: a program of the o
 lent memory by four fifths of all RAM is the culprit, and an almost empty memserver would die in vain. The control
 plane keeps the score that it was started with, survives, and reports the loss."""
 
+RESTORE = signal.SIGUSR1
+"""What the C program takes as the wish to make its control socket anew; versions before 2026-11-29 would end."""
+
 PRIVILEGED_PORTS = 1024
 """Ports below are for root, or for whom net.ipv4.ip_unprivileged_port_start lets in (ip(7))."""
 
 _START_TIMEOUT_S = 20.0
+_RESTORE_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 30.0
 _ADOPT_TIMEOUT_S = 5.0
 _REQUEST_TIMEOUT_S = 30.0  # a forced removal waits for the clients to be gone, and for their requests before that
@@ -103,6 +110,7 @@ class DataPlane:
             ProgramError: it cannot be run or ended at once; ``why`` holds the end of its log.
         """
         _check_socket_path(settings.control_socket)
+        _make_directory(settings.control_socket)
         log_start = settings.log_path.stat().st_size if settings.log_path.exists() else 0
         argv: list[str | Path] = [settings.program, "--bind", settings.bind, "--port", str(settings.port)]
         argv += ["--size", str(settings.size_bytes), "--control", settings.control_socket]
@@ -122,38 +130,37 @@ class DataPlane:
         if child.returncode is not None:
             raise _start_failure(settings, child.returncode, log_start)
         _log.info("data plane started: pid %d, %s", child.pid, format_bytes(settings.size_bytes))
-        record = PlaneRecord(child.pid, _start_ticks(child.pid), _boot_id(), str(uuid.uuid4()))
-        return cls(settings, record, child.poll)
+        return cls(settings, _record_of(child.pid, settings.control_socket), child.poll)
 
     @classmethod
     def adopt(cls, settings: PlaneSettings, known: PlaneRecord | None) -> DataPlane | None:
         """Take over a data plane that an earlier control plane left running; None if there is none.
 
+        It is known by its record, wherever its control socket is, and makes that anew if it was removed.
+
         Raises:
             ProgramError: one is there and does not answer.
         """
+        if known is not None and _lives(known):
+            control_socket = Path(known.control_socket or settings.control_socket)
+            _make_socket_anew(known.pid, control_socket)
+            settings = replace(settings, control_socket=control_socket)
         control_socket = settings.control_socket
         _check_socket_path(control_socket)
         try:
             pid = int(processes.control_request(control_socket, "status", timeout_s=_ADOPT_TIMEOUT_S)["pid"])
         except ControlError as err:
-            if isinstance(err.__cause__, (FileNotFoundError, ConnectionRefusedError)):
+            nobody = isinstance(err.__cause__, (FileNotFoundError, ConnectionRefusedError))
+            if nobody and (known is None or not _lives(known)):
                 return None
-            raise ProgramError(
-                f"a ghostbox-memserver is running but does not answer on {control_socket}",
-                why=err.message,
-                hint=f"see what it does (kill -CONT {known.pid} if it is stopped), or end it: kill {known.pid}"
-                if known is not None
-                else "end that process",
-            ) from err
-        incarnation = str(uuid.uuid4())
-        found = PlaneRecord(pid, _start_ticks(pid), _boot_id(), incarnation)
+            raise _no_answer(control_socket, known, err) from err
+        found = _record_of(pid, control_socket)
         if known is not None and (known.pid, known.start_ticks, known.boot_id) == (
             found.pid,
             found.start_ticks,
             found.boot_id,
         ):
-            found = known
+            found = replace(known, control_socket=found.control_socket)
         plane = cls(settings, found, lambda: None)
         _prefer_as_victim(pid)
         _log.info("data plane adopted: pid %d", pid)
@@ -224,7 +231,23 @@ class DataPlane:
         self._control_socket.unlink(missing_ok=True)  # left behind if it was killed
 
     def _request(self, cmd: str, **args: Any) -> Any:
+        """Send a command. A socket that was removed (a cleaner, the end of a login) is made anew, once."""
+        try:
+            return processes.control_request(self._control_socket, cmd, timeout_s=_REQUEST_TIMEOUT_S, **args)
+        except ControlError as err:
+            if not isinstance(err.__cause__, FileNotFoundError) or not self._made_anew():
+                raise
         return processes.control_request(self._control_socket, cmd, timeout_s=_REQUEST_TIMEOUT_S, **args)
+
+    def _made_anew(self) -> bool:
+        if not self.alive():
+            return False
+        try:
+            _make_socket_anew(self.record.pid, self._control_socket)
+        except GhostboxError as err:
+            _log.error("%s%s", err.message, f": {err.why}" if err.why else "")
+            return False
+        return True
 
 
 def _export(reply: dict[str, Any]) -> Export:
@@ -237,6 +260,61 @@ def _answers(control_socket: Path, pid: int) -> bool:
     except ControlError:
         return False
     return bool(reply["pid"] == pid)
+
+
+def _record_of(pid: int, control_socket: Path) -> PlaneRecord:
+    return PlaneRecord(
+        pid, process_table.start_ticks(pid), process_table.boot_id(), str(uuid.uuid4()), str(control_socket)
+    )
+
+
+def _lives(known: PlaneRecord) -> bool:
+    same = known.boot_id == process_table.boot_id() and known.start_ticks == process_table.start_ticks(known.pid)
+    return same and processes.pid_alive(known.pid)
+
+
+def _make_directory(control_socket: Path) -> None:
+    try:
+        make_directory(control_socket.parent, 0o700)
+    except OSError as err:
+        raise GhostboxError(
+            f"cannot make {control_socket.parent}: {err.strerror}", hint=hint_for(err, "set GHOSTBOX_RUNTIME_DIR")
+        ) from err
+
+
+def _make_socket_anew(pid: int, control_socket: Path) -> None:
+    """Have a data plane that lives make its control socket anew, if that is gone.
+
+    Raises:
+        GhostboxError: the directory cannot be made, or the data plane is of a version that cannot do it.
+    """
+    if control_socket.exists():
+        return
+    _make_directory(control_socket)
+    if process_table.takes_signal(pid, RESTORE):
+        process_table.send(pid, RESTORE, lambda: True)
+        with suppress(DeadlineExceeded):
+            processes.wait_until(
+                lambda: _answers(control_socket, pid), timeout_s=_RESTORE_TIMEOUT_S, what="the control socket"
+            )
+            _log.warning(
+                "the control socket %s was gone: the data plane (pid %d) has made it anew", control_socket, pid
+            )
+            return
+    raise ProgramError(
+        f"the control socket {control_socket} is gone, and the data plane (pid {pid}) does not make it anew",
+        why="it is of an earlier version; the hosts are served as before, but no lease can be made or ended",
+        hint="move its leases away on the hosts (ghostbox donor drain), then start it again",
+    )
+
+
+def _no_answer(control_socket: Path, known: PlaneRecord | None, err: ControlError) -> ProgramError:
+    hint = "see what it does: ps -C ghostbox-memserver"
+    if known is not None:
+        hint = f"see what it does: kill -CONT {known.pid} if it is stopped; the memory that it lent lives in it"
+    return ProgramError(
+        f"a ghostbox-memserver is running but does not answer on {control_socket}", why=err.message, hint=hint
+    )
 
 
 def _check_socket_path(path: Path) -> None:
@@ -269,15 +347,3 @@ def _prefer_as_victim(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     except OSError as err:
         _log.warning("cannot set oom_score_adj of the data plane: %s", err)
-
-
-def _start_ticks(pid: int) -> int:
-    """Return when a process was started, in clock ticks since boot (field 22 of /proc/PID/stat, proc(5))."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return 0
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

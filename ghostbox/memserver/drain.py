@@ -23,15 +23,20 @@ def find(name: str, paths: Paths) -> Running:
     Raises:
         NotRunning: there is none; the hint names those that run.
     """
-    found = lock.running(paths.memserver_runtime(name))
+    found = _running(name, paths)
     if found is not None:
         return found
-    siblings = sorted(paths.memserver_runtime(name).parent.glob("*/lock"))
-    others = [each.parent.name for each in siblings if lock.running(each.parent) is not None]
+    siblings = (*paths.memserver_state("*").parent.glob("*/lock"), *paths.memserver_runtime("*").parent.glob("*/lock"))
+    others = sorted({each.parent.name for each in siblings if lock.running(each.parent) is not None})
     raise NotRunning(
         f"no memserver '{name}' runs on this machine",
         hint=f"--name {' or --name '.join(others)}" if others else "start one: ghostbox memserver",
     )
+
+
+def _running(name: str, paths: Paths) -> Running | None:
+    """Look where the lock is, and where versions before 2026-11-29 had it."""
+    return lock.running(paths.memserver_state(name)) or lock.running(paths.memserver_runtime(name))
 
 
 def start(running: Running) -> DonorStatus:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.errors import GhostboxError, Refused, hint_for
+from ghostbox.paths import make_directory
 
 
 class HeldLock:
@@ -43,17 +43,20 @@ class Running:
 
 
 def running(directory: Path) -> Running | None:
-    """Return what the lock file in ``directory`` says, if its process lives and serves."""
+    """Return what the lock file in ``directory`` says, if it is held and its holder serves."""
     try:
         pid, control_address = (directory / "lock").read_text().split()
     except (OSError, ValueError):
         return None
-    return Running(int(pid), control_address) if processes.pid_alive(int(pid)) else None
+    return Running(int(pid), control_address) if _is_held(directory / "lock") else None
 
 
 @contextmanager
-def name_lock(name: str, directory: Path) -> Iterator[HeldLock]:
+def name_lock(name: str, directory: Path, former: Path) -> Iterator[HeldLock]:
     """Hold the lock of the memserver called ``name``; its file names our pid, for the one who finds it locked.
+
+    It lies in the state directory, which no cleaner and no logout removes. ``former`` is the runtime directory, where
+    versions before 2026-11-29 had it.
 
     Raises:
         Refused: another process holds it.
@@ -61,18 +64,16 @@ def name_lock(name: str, directory: Path) -> Iterator[HeldLock]:
     """
     path = directory / "lock"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(directory, 0o700)
+        if _is_held(former / "lock"):
+            raise _already_runs(name, former / "lock")
         descriptor = _lock_file(path)
     except BlockingIOError as err:
-        holder = next(iter(path.read_text().split()), "unknown")
-        raise Refused(
-            f"memserver '{name}' is already running (pid {holder})",
-            hint=f"choose another --name, or end that one: kill {holder}",
-        ) from err
+        raise _already_runs(name, path) from err
     except OSError as err:
         raise GhostboxError(
             f"cannot use {directory}: {err.strerror}",
-            hint=hint_for(err, "run as a user who may write there, or set GHOSTBOX_RUNTIME_DIR"),
+            hint=hint_for(err, "run as a user who may write there, or set GHOSTBOX_STATE_DIR"),
         ) from err
     try:
         held = HeldLock(descriptor, path)
@@ -82,7 +83,30 @@ def name_lock(name: str, directory: Path) -> Iterator[HeldLock]:
         path.unlink(missing_ok=True)  # still locked, so it is ours
         os.close(descriptor)
         with contextlib.suppress(OSError):  # a data plane that lives on has its socket there
-            directory.rmdir()
+            former.rmdir()
+
+
+def _already_runs(name: str, path: Path) -> Refused:
+    holder = next(iter(path.read_text().split()), "unknown")
+    return Refused(
+        f"memserver '{name}' is already running (pid {holder})",
+        hint=f"choose another --name, or end that one: kill {holder} (it waits until nobody holds a lease)",
+    )
+
+
+def _is_held(path: Path) -> bool:
+    """Tell whether a process holds the lock of a file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _lock_file(path: Path) -> int:

@@ -48,12 +48,17 @@ class LeaseRecord:
 
 @dataclass(frozen=True)
 class PlaneRecord:
-    """The data plane process that holds the memory; the start time tells it from a later process of the same id."""
+    """The data plane process that holds the memory; the start time tells it from a later process of the same id.
+
+    ``control_socket`` is where it listens, in the runtime directory of the login that started it: that of a later one
+    may be another. None if an earlier version started it.
+    """
 
     pid: int
     start_ticks: int
     boot_id: str
     incarnation: str
+    control_socket: str | None = None
 
 
 @dataclass(frozen=True)

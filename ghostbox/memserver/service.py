@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ghostbox.errors import GhostboxError, ProgramError, Refused, hint_for
+from ghostbox.errors import ProgramError, Refused
 from ghostbox.memserver import records
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
@@ -73,27 +73,22 @@ def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]
     """
     options = check_options(options)
     runtime, state = paths.memserver_runtime(options.name), paths.memserver_state(options.name)
-    with name_lock(options.name, runtime) as held:
-        try:
-            state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as err:
-            raise GhostboxError(
-                f"cannot use {state}: {err.strerror}",
-                hint=hint_for(err, "run as a user who may write there, or set GHOSTBOX_STATE_DIR"),
-            ) from err
-        with contextlib.closing(listen(options.bind, options.control_port)) as listener:
-            settings = PlaneSettings(
-                program=paths.memserver_program,
-                control_socket=runtime / "control.sock",
-                log_path=state / "memserver.log",
-                bind=options.bind,
-                port=options.nbd_port,
-                size_bytes=0,
-                donor_id=donor_id(state),
-                machine=machine_digest(options.machine),
-            )
-            service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
-            asyncio.run(service.run(state / "leases.json"))
+    with (
+        name_lock(options.name, state, runtime) as held,
+        contextlib.closing(listen(options.bind, options.control_port)) as listener,
+    ):
+        settings = PlaneSettings(
+            program=paths.memserver_program,
+            control_socket=runtime / "control.sock",
+            log_path=state / "memserver.log",
+            bind=options.bind,
+            port=options.nbd_port,
+            size_bytes=0,
+            donor_id=donor_id(state),
+            machine=machine_digest(options.machine),
+        )
+        service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
+        asyncio.run(service.run(state / "leases.json"))
 
 
 def _say_ready(held: HeldLock, on_ready: Callable[[Ready], None], ready: Ready) -> None:

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ghostbox import hypervisor
+from ghostbox import processes
 from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
-from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths
-from ghostbox.session import disk, observe, readiness, supervisor
+from ghostbox.session import disk, liveness, login, observe, readiness, supervisor
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import format_duration
@@ -29,10 +26,11 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     """
     book = Book(paths.vm(name))
     book.need(name, paths)
-    state = observe.heal_if_idle(book.files)
+    seen = observe.heal_if_idle(book)
+    state = seen.state
     record = book.need(name, paths)
     supervisor.ensure(book, paths)
-    if state in (VmState.RUNNING, VmState.STOPPING) or (paused and state is VmState.PAUSED):
+    if state in (VmState.RUNNING, VmState.STOPPING, VmState.UNMANAGED) or (paused and state is VmState.PAUSED):
         return book, record
     hint = f"ghostbox up {name}"
     why = None
@@ -48,16 +46,15 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     raise NotRunning(f"VM '{name}' is {state}", why=why, hint=hint)
 
 
-def shell(name: str, paths: Paths, command: Sequence[str]) -> NoReturn:
-    """Become the system's ssh: a login, or one command whose exit code is ours.
+def shell(name: str, paths: Paths, command: Sequence[str]) -> int:
+    """Log in by the system's ssh, or run one command; return its exit status.
 
     Raises:
         NotRunning, NotFound: see `need_running`.
-        ProgramError: there is no ssh.
+        GuestError, ProgramError: see `login.shell`.
     """
-    book, record = need_running(name, paths)
-    readiness.locate(book)
-    _become(["ssh", "-F", str(book.files.ssh_config), record.name, *command], "openssh-client")
+    book, _ = need_running(name, paths)
+    return login.shell(book, command)
 
 
 def console(name: str, paths: Paths) -> NoReturn:
@@ -68,7 +65,9 @@ def console(name: str, paths: Paths) -> NoReturn:
         ProgramError: there is no virsh.
     """
     _, record = need_running(name, paths)
-    _become(["virsh", "-c", record.libvirt_uri, "console", record.domain, "--force"], "libvirt-clients")
+    _become(
+        ["virsh", "-c", record.libvirt_uri, "console", record.domain, "--force"], "libvirt-clients", record.environment
+    )
 
 
 def wait_ready(name: str, paths: Paths, progress: Progress, *, timeout_s: float) -> None:
@@ -92,16 +91,17 @@ def wait_stopped(name: str, paths: Paths, *, timeout_s: float) -> None:
     book = Book(paths.vm(name))
     record = book.need(name, paths)
     deadline = time.monotonic() + timeout_s
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        while connection.state(record.domain) is not DomainState.ABSENT:
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"VM '{name}' still runs after {format_duration(timeout_s)}")
-            time.sleep(0.2)
-    observe.heal_if_idle(book.files)
+    while not liveness.is_over(record, book.files):
+        if time.monotonic() > deadline:
+            why = liveness.look(record, book.files).text
+            raise DeadlineExceeded(f"VM '{name}' still runs after {format_duration(timeout_s)}", why=why)
+        time.sleep(0.2)
+    observe.heal_if_idle(book)
 
 
-def _become(argv: Sequence[str], package: str) -> NoReturn:
-    program = shutil.which(argv[0])
+def _become(argv: Sequence[str], package: str, environment: Mapping[str, str] | None = None) -> NoReturn:
+    """``environment``: of the login that the program must find itself in, if that may be another one than ours."""
+    program = processes.which(argv[0])
     if program is None:
         raise ProgramError(f"{argv[0]} is not installed", hint=f"install {package}")
-    os.execv(Path(program), list(argv))
+    os.execve(program, list(argv), {**os.environ, **(environment or {})})

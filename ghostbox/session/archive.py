@@ -36,12 +36,12 @@ from ghostbox.config.rewrite import rewritten
 from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError, exhausted
 from ghostbox.images import Image, ImageStore, imports, qemu_img
 from ghostbox.images.model import image_from_json
-from ghostbox.paths import Paths, VmPaths
+from ghostbox.paths import Paths, VmPaths, make_directory
 from ghostbox.plan import domain_name
 from ghostbox.session import definition as definitions
 from ghostbox.session import lifecycle, planning, snapshots
 from ghostbox.session.progress import Progress, Stage
-from ghostbox.session.record import Book, Record, VmState, locked, make_directory, now_utc
+from ghostbox.session.record import Book, Record, VmState, locked, now_utc
 from ghostbox.units import format_bytes
 
 _MANIFEST = "ghostbox-vm.json"

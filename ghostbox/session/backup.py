@@ -7,9 +7,11 @@ connects anew and fills in what it missed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from pathlib import Path
+from urllib.parse import quote
 
 from ghostbox import processes
 from ghostbox.errors import GhostboxError, ProgramError, Refused
@@ -25,7 +27,7 @@ _LOG_LINES = 3
 
 def uri(files: VmPaths) -> str:
     """Return the NBD URI of the copy."""
-    return f"nbd+unix:///{_EXPORT}?socket={files.backup_socket}"
+    return f"nbd+unix:///{_EXPORT}?socket={quote(os.fsencode(files.backup_socket))}"
 
 
 def check(file: Path) -> None:
@@ -43,7 +45,7 @@ def check(file: Path) -> None:
         )
     if not file.parent.is_dir():
         raise Refused(f"pool.backup: there is no directory {file.parent}", hint=f"mkdir -p {file.parent}")
-    if shutil.which("qemu-nbd") is None:
+    if processes.which("qemu-nbd") is None:
         raise ProgramError("pool.backup needs qemu-nbd, which is not installed", hint="sudo apt install qemu-utils")
 
 
@@ -80,8 +82,10 @@ def ensure(files: VmPaths, file: Path) -> bool:
     Raises:
         ProgramError: it does not start; the ``why`` is what it said.
     """
-    if find(files):
+    if find(files) and files.backup_socket.exists():
         return False
+    for pid in find(files):  # its socket was removed, and nobody can connect to it any more
+        processes.terminate(pid)
     argv: list[str | Path] = ["qemu-nbd", "--format=raw", "--cache=writeback", "--discard=unmap", "--shared=0"]
     argv += ["--persistent", f"--export-name={_EXPORT}", f"--socket={files.backup_socket}", _identity(file), file]
     child = processes.start_detached(argv, log_path=files.backup_log)

@@ -2,6 +2,7 @@
 """What the supervisor does for a VM, once a second. Each step is small, can be repeated, and holds the VM's lock.
 
     the pager is gone                  another one takes over
+    its sockets are gone               the pager makes them anew
     its disk could not be written      the VM, which QEMU has paused, goes on when there is room
     on_donor_loss is pause             the VM is paused while what only a silent donor has is out of reach
     a donor says that it is draining   its extents move to the others, which lend more if need be
@@ -29,13 +30,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ghostbox import health, hypervisor, pager, processes
+from ghostbox import health, pager, process_table
 from ghostbox.donor_client import DonorClient, DonorStatus
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.hypervisor import DiskTrouble, DomainState
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
-from ghostbox.session import backup, disk, events, host_memory, network, pool, shares, takeover, unreleased
+from ghostbox.session import (
+    backup,
+    disk,
+    events,
+    host_memory,
+    liveness,
+    network,
+    pool,
+    runtime_dir,
+    shares,
+    takeover,
+    unreleased,
+)
+from ghostbox.session.liveness import Life
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState, locked
 from ghostbox.units import PAGE_BYTES, format_bytes
 
@@ -62,7 +76,8 @@ class Care:
         self._paths = paths
         self._book = Book(paths.vm(name))
         self._before: Status | None = None
-        self._pid = 0
+        self._qemu: process_table.Identity | None = None
+        self._page_map = runtime_dir.PageMap()
         self._said: dict[str, tuple[str, float]] = {}
         self._clients: dict[str, DonorClient] = {}
         self._asked_at = 0.0
@@ -74,7 +89,8 @@ class Care:
         self._disk_trouble: DiskTrouble | None = None
 
     def close(self) -> None:
-        """Close the connections to the donors."""
+        """Close the connections to the donors, and let go of the page map."""
+        self._page_map.close()
         for client in self._clients.values():
             client.close()
         self._clients.clear()
@@ -89,10 +105,13 @@ class Care:
         record = self._book.load()
         if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING) or not self._lives(record):
             return False
+        self._page_map.watch(self._book.files)
+        if runtime_dir.lost(record, self._book.files):
+            self._tried("runtime", self.restore_files)
         found = pager.status(self._book.files.pager_control)
         if found is None:
             # It ends with QEMU, too; cleaning up behind a VM that is over is the next command's.
-            if self._lives(record):
+            if self._lives(record) and runtime_dir.find_pager(record, self._book.files) is None:
                 self._tried("pager", self.recover)
             return True
         for event, text, donor in changes(self._before, found, record.donor_names()):
@@ -117,12 +136,17 @@ class Care:
     def recover(self) -> None:
         """Give the VM another pager if it has none."""
         before = self._before
+        self._page_map.put_back(self._book.need_record(), self._book.files)
         state = takeover.heal_pager(self._book, self._paths)
         if state is VmState.BROKEN:
             raise GhostboxError("the pager died, and no other one could be started", hint="ghostbox recover")
-        if state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING):
+        if state in (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.UNMANAGED):
             pid = "" if before is None else f" (pid {before['pid']})"
             events.append(self._book.files, "pager-recovered", f"the pager{pid} had died: another one goes on")
+
+    def restore_files(self) -> None:
+        """Have the pager make the files anew that were lost with the runtime directory."""
+        runtime_dir.restore(self._book)
 
     def restart_backup(self) -> None:
         """Start the server of the copy on disk again."""
@@ -138,17 +162,18 @@ class Care:
         record, found = self._book.record, self._before
         assert record is not None and found is not None
         away = health.sole_copies_away(found)
-        with hypervisor.connect(record.libvirt_uri) as connection:
-            if away and not record.paused and connection.state(record.domain) is DomainState.RUNNING:
+        with liveness.connect(record) as connection:
+            state = connection.state(record.domain, uuid=record.uuid)
+            if away and not record.paused and state is DomainState.RUNNING:
                 self._book.save(replace(record, paused=True))
-                connection.suspend(record.domain)
+                connection.suspend(record.domain, uuid=record.uuid)
                 names = record.donor_names()
                 missing = ", ".join(names.get(str(donor["uri"]), str(donor["uri"])) for donor in away)
                 text = f"the VM is paused until {missing} is back"
                 events.append(self._book.files, "paused", text, donor=str(away[0]["uri"]))
             elif record.paused and not away:
-                if connection.state(record.domain) is DomainState.PAUSED:
-                    connection.resume(record.domain)
+                if state is DomainState.PAUSED:
+                    connection.resume(record.domain, uuid=record.uuid)
                 self._book.save(replace(record, paused=False))
                 events.append(self._book.files, "resumed", "the VM goes on")
 
@@ -226,12 +251,12 @@ class Care:
         self._said[what] = (text, time.monotonic() + _RETRY_S)
 
     def _lives(self, record: Record) -> bool:
-        """Tell whether the VM's QEMU runs; libvirt is asked only when it seems gone."""
-        if self._pid and processes.pid_alive(self._pid):
-            return True
-        qemu = hypervisor.find_qemu(record.uuid)
-        self._pid = 0 if qemu is None else qemu.pid
-        return qemu is not None
+        """Tell whether the VM's QEMU runs, or may run."""
+        if self._qemu is None or not process_table.is_alive(self._qemu):
+            sight = liveness.look(record, self._book.files)
+            self._qemu = None if sight.pid is None else process_table.identify(sight.pid)
+            return sight.life is not Life.GONE
+        return True
 
     def _shares_are_due(self, record: Record) -> bool:
         now = time.monotonic()
@@ -248,7 +273,8 @@ class Care:
         return True
 
     def _backup_is_gone(self, record: Record) -> bool:
-        return record.backup is not None and Made.BACKUP in record.made and not backup.find(self._book.files)
+        wanted = record.backup is not None and Made.BACKUP in record.made
+        return wanted and not (backup.find(self._book.files) and self._book.files.backup_socket.exists())
 
     def _pause_is_due(self, record: Record, found: Status) -> bool:
         if record.pager is None or record.pager.on_donor_loss != "pause":
@@ -398,8 +424,7 @@ def look_after(name: str, paths: Paths, *, interval_s: float = 1.0) -> None:
     care = Care(name, paths)
     try:
         while _went_on(care):
-            with suppress(GhostboxError, OSError):
-                unreleased.try_in_background(paths)
+            unreleased.try_in_background(paths)
             time.sleep(interval_s)
     finally:
         care.close()

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ghostbox import hypervisor, pager
+from ghostbox import pager
 from ghostbox.donor_client import NoAnswer
 from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, shares, supervisor, unreleased
+from ghostbox.session import backup, host_memory, liveness, shares, supervisor, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
 
 _log = logging.getLogger(__name__)
@@ -33,23 +33,38 @@ def pager_files(files: VmPaths) -> pager.PagerFiles:
     return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log, files.pager_state)
 
 
+def libvirt_log(domain: str) -> Path:
+    """Return where libvirt writes what QEMU says."""
+    return _LIBVIRT_LOGS / f"{domain}.log"
+
+
 def qemu_log(record: Record, files: VmPaths) -> Path:
     """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards."""
-    live = _LIBVIRT_LOGS / f"{record.domain}.log"
+    live = libvirt_log(record.domain)
     return live if live.exists() else files.state / "qemu.log"
 
 
-def unmake(book: Book) -> list[GhostboxError]:
+def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
     """Unmake domain, pager, leases, backup and files, in this order; return what could not be unmade.
 
     The supervisor goes before all: it would mend what we undo. The domain goes next: nothing may run without its
     pager. The leases go after the pager, which has the connections to them.
+
+    ``end``: a QEMU that lives is ended.
+
+    Raises:
+        HypervisorError: QEMU lives, or may live; nothing was unmade.
     """
     assert book.record is not None
     errors: list[GhostboxError] = []
+    if not end and not liveness.is_over(book.record, book.files):
+        raise liveness.still_lives(book.record, liveness.look(book.record, book.files), None)
     _attempt(errors, _end_supervisor, book)
+    if Made.DOMAIN in book.record.made or not liveness.is_over(book.record, book.files):
+        liveness.end(book.record, book.files)
     if Made.DOMAIN in book.record.made:
-        _attempt(errors, _end_domain, book)
+        _attempt(errors, _remove_filter, book)
+        _attempt(errors, _forget_domain, book)
     if Made.PAGER in book.record.made and Made.DOMAIN not in book.record.made:
         _attempt(errors, _end_pager, book)
     if Made.PAGER not in book.record.made:
@@ -69,14 +84,27 @@ def settle(book: Book) -> Record | None:
         remove_state(book.files)
         book.record = None
         return None
-    return book.save(record.to(VmState.STOPPED))
+    stopped = record.to(VmState.STOPPED)
+    if not record.made:
+        stopped = replace(stopped, environment=None, runtime=None, machine=None, qemu=None, pager_process=None)
+    return book.save(stopped)
 
 
 def remove_state(files: VmPaths) -> None:
     """Remove all that is left of a VM: disk, keys, logs, record. The lock's file goes with them."""
-    shutil.rmtree(files.state, ignore_errors=True)
+    left: list[str] = []
+
+    def note(_function: object, path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            left.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+
+    shutil.rmtree(files.state, onerror=lambda function, path, info: note(function, path, info[1]))
     if files.state.exists():
-        raise GhostboxError(f"cannot remove {files.state}", hint=f"sudo rm -r {files.state}")
+        raise GhostboxError(
+            f"cannot remove {files.state}",
+            why="\n".join(left[:3]) or None,
+            hint="delete the VM as the user who made it, or as root",
+        )
 
 
 def warn(errors: list[GhostboxError]) -> None:
@@ -92,20 +120,22 @@ def _attempt(errors: list[GhostboxError], step: Callable[[Book], None], book: Bo
         errors.append(err)
 
 
-def _end_domain(book: Book) -> None:
+def _forget_domain(book: Book) -> None:
+    """Keep QEMU's log, which libvirt would write over."""
     record = book.record
     assert record is not None
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        info = connection.info(record.domain)
-        if info is not None and info.state_dir == str(book.files.state):
-            connection.destroy(record.domain)
-        if record.filter is not None and (info is None or info.state_dir == str(book.files.state)):
-            connection.undefine_filter(record.filter)
     log = _LIBVIRT_LOGS / f"{record.domain}.log"
     if log.exists() and os.access(log, os.W_OK):
         shutil.copyfile(log, book.files.state / "qemu.log")
         log.unlink()
     book.save(record.without_made(Made.DOMAIN))
+
+
+def _remove_filter(book: Book) -> None:
+    assert book.record is not None
+    if book.record.filter is not None:
+        with liveness.connect(book.record) as connection:
+            connection.undefine_filter(book.record.filter)
 
 
 def _end_supervisor(book: Book) -> None:
@@ -136,12 +166,22 @@ def release_all(book: Book) -> list[GhostboxError]:
     assert record is not None
     with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
         failures = dict(zip(record.leases, pool.map(lambda lease: _end_lease(book, lease), record.leases), strict=True))
-    for lease, failure in failures.items():
-        if isinstance(failure, NoAnswer):
-            unreleased.note(book.files.state.parents[1], record.name, lease, failure.message)
-    kept = tuple(lease for lease, failure in failures.items() if failure and not isinstance(failure, NoAnswer))
+    kept = tuple(lease for lease, failure in failures.items() if failure and not _is_noted(book, lease, failure))
     book.save(replace(record, leases=kept))
     return [failure for failure in failures.values() if failure is not None]
+
+
+def _is_noted(book: Book, lease: LeaseRecord, failure: GhostboxError) -> bool:
+    """Note a lease whose donor does not answer; False if it stays in the record."""
+    if not isinstance(failure, NoAnswer):
+        return False
+    assert book.record is not None
+    try:
+        unreleased.note(book.files.state.parents[1], book.record.name, lease, failure.message)
+    except GhostboxError as err:
+        _log.warning("%s", err)
+        return False
+    return True
 
 
 def _end_lease(book: Book, lease: LeaseRecord) -> GhostboxError | None:

@@ -86,7 +86,7 @@ def run_editor(file: Path) -> None:
     argv = shlex.split(chosen) if chosen else [each for each in _EDITORS if shutil.which(each)][:1]
     if not argv:
         raise ProgramError("no editor is installed", hint="set VISUAL or EDITOR to one")
-    status = processes.attend([*argv, file])
+    status = processes.attach([*argv, file])
     if status != 0:
         raise ProgramError(f"the editor {argv[0]} failed with status {status}", hint="nothing was changed")
 

@@ -17,8 +17,8 @@ from ghostbox.config import Config, ExtraDisk, PortForward, definition, from_set
 from ghostbox.config.kinds import Network, Share
 from ghostbox.config.rewrite import rewritten
 from ghostbox.errors import GhostboxError, Refused, exhausted
-from ghostbox.paths import Paths, VmPaths
-from ghostbox.session.record import Book, Record, make_directory
+from ghostbox.paths import Paths, VmPaths, make_directory
+from ghostbox.session.record import Book, Record
 from ghostbox.units import exact_bytes, format_bytes
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 
-from ghostbox import health, hypervisor
+from ghostbox import health
 from ghostbox.errors import GhostboxError
 from ghostbox.health import Problem
 from ghostbox.hypervisor import DiskTrouble
 from ghostbox.paths import VmPaths
+from ghostbox.session import liveness
 from ghostbox.session.record import Record
 
 RETRY_S = 30.0
@@ -21,8 +22,8 @@ _ROOM_BYTES = 64 << 20
 def trouble(record: Record) -> DiskTrouble | None:
     """Ask libvirt whether a failed write has paused the VM; None also if libvirt does not answer."""
     try:
-        with hypervisor.connect(record.libvirt_uri, start_daemon=False) as connection:
-            return connection.disk_trouble(record.domain)
+        with liveness.connect(record, start_daemon=False) as connection:
+            return connection.disk_trouble(record.domain, uuid=record.uuid)
     except GhostboxError:
         return None
 
@@ -58,6 +59,6 @@ def try_again(record: Record) -> None:
     Raises:
         HypervisorError: libvirt refuses.
     """
-    with hypervisor.connect(record.libvirt_uri, start_daemon=False) as connection:
-        if connection.disk_trouble(record.domain) is not None:
-            connection.resume(record.domain)
+    with liveness.connect(record, start_daemon=False) as connection:
+        if connection.disk_trouble(record.domain, uuid=record.uuid) is not None:
+            connection.resume(record.domain, uuid=record.uuid)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
-from ghostbox import hypervisor
-from ghostbox.errors import DeadlineExceeded, Refused
+from ghostbox.errors import DeadlineExceeded, Interrupted, Refused
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session import cleanup, disk, observe
+from ghostbox.session import cleanup, disk, liveness, observe
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState, locked
 from ghostbox.session.signals import Interrupts
@@ -32,12 +32,18 @@ def down(name: str, paths: Paths, progress: Progress, *, force: bool = False, ti
     Raises:
         NotFound: no such VM.
         DeadlineExceeded: the guest did not shut down; it still runs.
+        Interrupted: Ctrl-C; it still runs, and may shut down yet.
+        Refused: libvirt does not know it, so the guest cannot be asked, and not ``force``.
+        HypervisorError: its QEMU could not be ended; nothing was released.
     """
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
         book = Book(paths.vm(name))
-        if observe.heal(book) in (VmState.STOPPED, VmState.ABSENT):
+        state = observe.heal(book)
+        if state in (VmState.STOPPED, VmState.ABSENT):
             return False
+        if state is VmState.UNMANAGED and not force:
+            raise _cannot_ask(book)
         _end(book, progress, force=force, timeout_s=timeout_s)
     return True
 
@@ -48,6 +54,7 @@ def delete(name: str, paths: Paths, progress: Progress, *, force: bool = False) 
     Raises:
         NotFound: no such VM.
         Refused: it runs, and not ``force``.
+        HypervisorError: its QEMU could not be ended; nothing was released or removed.
     """
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
@@ -67,35 +74,69 @@ def delete(name: str, paths: Paths, progress: Progress, *, force: bool = False) 
 def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> None:
     record = book.record
     assert record is not None
-    record = book.save(record.to(VmState.STOPPING))
-    if not force:
-        with progress.stage("shutdown") as stage:
-            stage.say("asked the guest")
-            _shut_down(record, book.files, timeout_s)
-            stage.say("the guest has shut down")
+    before = record
+    if record.state in (VmState.RUNNING, VmState.STOPPED):
+        record = book.save(record.to(VmState.STOPPING))
     interrupts = Interrupts()
-    with progress.stage("cleanup") as stage, interrupts.watched(), interrupts.shielded():
-        errors = cleanup.unmake(book)
-        cleanup.settle(book)
-        stage.say("memory given back" if not errors else f"{len(errors)} left for later")
+    try:
+        with interrupts.watched():
+            if not force:
+                _ask(record, book.files, progress, timeout_s)
+            with progress.stage("cleanup") as stage, interrupts.shielded():
+                errors = cleanup.unmake(book, end=True)
+                cleanup.settle(book)
+                stage.say("memory given back" if not errors else f"{len(errors)} left for later")
+    except BaseException as err:
+        _go_back(book, before)
+        if isinstance(err, KeyboardInterrupt):
+            raise Interrupted(
+                f"interrupted: VM '{record.name}' was asked to shut down, and may do so yet",
+                hint=f"ghostbox down {record.name} waits for it again",
+            ) from err
+        raise
     cleanup.warn(errors)
 
 
+def _go_back(book: Book, before: Record) -> None:
+    """The VM runs after all: nothing was unmade, so the record says what it said."""
+    now = book.record
+    if now is not None and now.state is VmState.STOPPING:
+        book.save(replace(now, state=before.state))
+
+
+def _cannot_ask(book: Book) -> Refused:
+    assert book.record is not None
+    problem = observe.observe(book.record, book.files).problem
+    return Refused(
+        f"VM '{book.record.name}' cannot be asked to shut down",
+        why=None if problem is None else problem.text,
+        hint=None if problem is None else problem.advice,
+    )
+
+
+def _ask(record: Record, files: VmPaths, progress: Progress, timeout_s: float) -> None:
+    with progress.stage("shutdown") as stage:
+        stage.say("asked the guest")
+        _shut_down(record, files, timeout_s)
+        stage.say("the guest has shut down")
+
+
 def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
-    """Press the power button until the domain is gone; a paused guest must run to hear it."""
+    """Press the power button until QEMU is gone; a paused guest must run to hear it."""
     deadline = time.monotonic() + timeout_s
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        if connection.state(record.domain) is DomainState.PAUSED:
-            connection.resume(record.domain)
+    with liveness.connect(record) as connection:
+        if connection.state(record.domain, uuid=record.uuid) is DomainState.PAUSED:
+            connection.resume(record.domain, uuid=record.uuid)
         while True:
-            connection.shutdown(record.domain)
-            left_s = max(0.0, deadline - time.monotonic())
-            if connection.wait_absent(record.domain, timeout_s=min(_PRESS_INTERVAL_S, left_s)):
+            connection.shutdown(record.domain, uuid=record.uuid)
+            left_s = min(_PRESS_INTERVAL_S, max(0.0, deadline - time.monotonic()))
+            if connection.wait_absent(record.domain, timeout_s=left_s, uuid=record.uuid):
                 return
             if time.monotonic() >= deadline:
                 problem = disk.problem(record, files)
                 raise DeadlineExceeded(
                     f"VM '{record.name}' did not shut down within {format_duration(timeout_s)}; it still runs",
                     why=None if problem is None else problem.text,
-                    hint=f"ghostbox down --force {record.name}",
+                    hint=f"ghostbox down {record.name} --timeout 10m waits longer; ghostbox down --force {record.name}"
+                    " pulls the plug: what the guest has not written is lost",
                 )

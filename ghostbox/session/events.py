@@ -54,4 +54,4 @@ def sentence(line: str) -> str:
     """Return a line of the file as people read it."""
     event = parse(line)
     end = "\n" if line.endswith("\n") else ""
-    return line if event is None else f"{event.time}  {event.event:<16} {event.text}{end}"
+    return line if event is None else f"{event.time}  {event.event:<16} {event.text.replace(chr(10), ' ')}{end}"

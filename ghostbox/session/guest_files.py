@@ -10,10 +10,9 @@ from pathlib import Path
 from ghostbox import cloudinit, domain_xml, hypervisor, ssh
 from ghostbox.errors import Refused, UsageError
 from ghostbox.images import Image, ImageStore, qemu_img
-from ghostbox.paths import Paths, VmPaths
+from ghostbox.paths import Paths, VmPaths, home_directory, make_directory
 from ghostbox.plan import Virt, VmPlan
 from ghostbox.session import network
-from ghostbox.session.record import make_directory
 from ghostbox.units import exact_bytes, format_bytes
 
 
@@ -29,7 +28,9 @@ def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> Non
     prepare_keys(plan)
     cloudinit.write_seed_iso(cloudinit.render(seed_spec(plan)), files.seed)
     if plan.network.choice.kind == "user":
-        write_ssh_files(plan.name, plan.guest.user, (network.HOST, plan.network.ssh_port), files)
+        write_ssh_files(
+            plan.name, plan.guest.user, (network.HOST, plan.network.ssh_port), files, ssh_key=plan.guest.ssh_key
+        )
     shutil.copyfile(shim_library, plan.shim)
     plan.shim.chmod(0o644)
     for file in (files.disk, files.seed, *(file for file, _ in more)):
@@ -92,7 +93,8 @@ def _extra_user_data(plan: VmPlan) -> str | None:
 def _user_keys(plan: VmPlan) -> list[str]:
     if plan.guest.ssh_key is not None:
         return [ssh.read_public_key(plan.guest.ssh_key)]
-    return list(ssh.user_public_keys(Path.home()))
+    home = home_directory()
+    return [] if home is None else list(ssh.user_public_keys(home))
 
 
 def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
@@ -133,13 +135,16 @@ def _grow(plan: VmPlan, file: Path, wanted_bytes: int, flag: str) -> None:
         qemu_img.grow(file, wanted_bytes)
 
 
-def write_ssh_files(name: str, user: str, endpoint: tuple[str, int], files: VmPaths) -> None:
+def write_ssh_files(name: str, user: str, endpoint: tuple[str, int], files: VmPaths, *, ssh_key: Path | None) -> None:
     """Write what ssh needs to find the guest where it answers, and to know it."""
     host, port = endpoint
     public = _read(files.host_key.with_suffix(".pub"), "the guest's host key")
     files.known_hosts.write_text(cloudinit.render_known_hosts(host, port, public))
-    text = cloudinit.render_ssh_config(name, host, port, user, files.known_hosts, files.client_key)
-    files.ssh_config.write_text(text)
+    keys = [files.client_key] + ([] if ssh_key is None else [ssh_key])
+    text = cloudinit.render_ssh_config(name, host, port, user, files.known_hosts, keys)
+    files.ssh_config.write_bytes(os.fsencode(text))
+    for file in (files.known_hosts, files.ssh_config):
+        file.chmod(0o600)  # ssh refuses a configuration that others may write, which a umask of 002 lets them
 
 
 def _hand_to_qemu(file: Path, uri: str) -> None:

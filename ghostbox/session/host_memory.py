@@ -63,7 +63,11 @@ def start(files: VmPaths, lease: LeaseRecord) -> str:
 
 def lives(files: VmPaths, lease: LeaseRecord) -> bool:
     """Tell whether the server of a lease runs."""
-    return bool(processes.find("ghostbox-memserver", str(_control(files, lease))))
+    return bool(_find(files, lease))
+
+
+def _find(files: VmPaths, lease: LeaseRecord) -> list[int]:
+    return processes.find("ghostbox-memserver", str(_control(files, lease)))
 
 
 def stop(files: VmPaths, lease: LeaseRecord) -> None:
@@ -75,6 +79,8 @@ def stop(files: VmPaths, lease: LeaseRecord) -> None:
     except ControlError as err:
         if err.code != "gone":
             raise
+        for pid in _find(files, lease):  # its socket was removed, or it does not answer
+            processes.terminate(pid)
     else:
         try:
             processes.wait_until(

@@ -103,6 +103,7 @@ def _copied(record: Record, new: str) -> Record:
         paused=False,
         asked_to=(),
         cloned=True,
+        drained=(),
         address=None,
     )
 

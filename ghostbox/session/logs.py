@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ghostbox.errors import NotFound
 from ghostbox.paths import Paths
@@ -19,7 +20,9 @@ from ghostbox.session.record import Book, VmState
 _FOLLOW_INTERVAL_S = 0.5
 _TAIL_BYTES = 1 << 16
 # ECMA-48 control sequences (colours, cursor) and single escapes: a console log is for reading.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_c])|[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_c]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
 class Source(enum.StrEnum):
@@ -53,7 +56,7 @@ def find(name: str, source: Source, paths: Paths) -> list[Path]:
         Source.EVENTS: book.files.events,
         Source.QEMU: cleanup.qemu_log(record, book.files),
     }[source]
-    if not file.exists():
+    if not file.exists() and source is not Source.EVENTS:  # no event is no error: nothing has befallen the VM
         raise NotFound(f"VM '{name}' has no {source} log yet", hint=f"ghostbox up {name}")
     return [file]
 
@@ -76,7 +79,10 @@ def tail(file: Path, n_lines: int) -> list[str]:
 
 def lines(file: Path, n_last: int | None) -> Iterator[str]:
     """Yield the lines of a log (the last ``n_last``, or all), without control sequences."""
-    everything = clean(file.read_text(errors="replace")).splitlines()
+    try:
+        everything = clean(file.read_text(encoding="utf-8", errors="replace")).splitlines()
+    except FileNotFoundError:
+        return
     yield from everything if n_last is None else everything[max(0, len(everything) - n_last) :]
 
 
@@ -110,27 +116,36 @@ def _entry(file: Path, line: str) -> Entry:
 
 def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
     """Yield what is added to the files from now on, until ``ended`` says so (asked while nothing comes)."""
-    streams = [file.open(errors="replace") for file in files]
+    streams = {file: stream for file in files if (stream := _opened(file))}
     try:
-        for stream in streams:
+        for stream in streams.values():
             stream.seek(0, 2)
         while True:
-            new = [text for stream in streams if (text := stream.read())]
+            streams |= {file: stream for file in files if file not in streams and (stream := _opened(file))}
+            new = [text for stream in streams.values() if (text := stream.read())]
             yield from (clean(text) for text in new)
             if not new and ended():
                 return
             time.sleep(_FOLLOW_INTERVAL_S)
     finally:
-        for stream in streams:
+        for stream in streams.values():
             stream.close()
+
+
+def _opened(file: Path) -> TextIO | None:
+    """Open a log that may not have been begun."""
+    try:
+        return file.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def ended(name: str, paths: Paths) -> Callable[[], bool]:
     """Return a function that tells whether the VM has ended; for `follow`."""
-    files = paths.vm(name)
+    book = Book(paths.vm(name))
 
     def gone() -> bool:
-        record = Book(files).load()
-        return record is None or observe.observe(record, files) is VmState.STOPPED
+        record = book.load()
+        return record is None or observe.observe(record, book.files).state is VmState.STOPPED
 
     return gone

@@ -27,6 +27,7 @@ from ghostbox.donor_client import CONTROL_PORT, parse_address
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.paths import VmPaths
 from ghostbox.plan import NetworkPlan
+from ghostbox.session import liveness
 from ghostbox.session.record import THIS_HOST, Book, Record
 
 HOST = "127.0.0.1"
@@ -134,7 +135,7 @@ def write_filter(record: Record, files: VmPaths) -> None:
         return
     lines = [line.split() for line in files.network_rules.read_text().splitlines()]
     rules = [(None if address == "*" else address, int(port)) for address, port in lines]
-    with hypervisor.connect(record.libvirt_uri) as connection:
+    with liveness.connect(record) as connection:
         connection.define_filter(domain_xml.build_filter(record.filter, record.uuid, rules))
 
 
@@ -162,7 +163,7 @@ def _find_address(record: Record, files: VmPaths) -> str | None:
     leased = None
     if kind == "libvirt":
         try:
-            with hypervisor.connect(record.libvirt_uri, start_daemon=False) as connection:
+            with liveness.connect(record, start_daemon=False) as connection:
                 leased = connection.leased_address(name, record.mac)
         except GhostboxError:
             leased = None

@@ -3,31 +3,77 @@
 
 from __future__ import annotations
 
-from ghostbox import hypervisor, pager
+from dataclasses import dataclass
+
+from ghostbox.errors import HypervisorError
+from ghostbox.health import Problem
 from ghostbox.hypervisor import DomainState
 from ghostbox.paths import VmPaths
-from ghostbox.session import cleanup
+from ghostbox.session import cleanup, liveness, runtime_dir
+from ghostbox.session.liveness import Life
 from ghostbox.session.record import Book, Record, VmState, lock_is_free, locked
 
-_GONE = (DomainState.ABSENT, DomainState.CRASHED)
+_UNKNOWN_TO_LIBVIRT = (DomainState.ABSENT, DomainState.CRASHED)
+_UP = (VmState.RUNNING, VmState.STOPPING)
 
 
-def domain_state(record: Record) -> DomainState:
-    """Ask libvirt for the VM's domain."""
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        return connection.state(record.domain)
+@dataclass(frozen=True)
+class Seen:
+    """The state a user should see, and what is wrong with our hold on the VM, if anything is."""
+
+    state: VmState
+    problem: Problem | None = None
 
 
-def observe(record: Record, files: VmPaths) -> VmState:
-    """Return the state a user should see. Changes nothing."""
-    if record.state not in (VmState.RUNNING, VmState.STOPPING):
-        return record.state
-    domain = domain_state(record)
-    if domain in _GONE:
-        return VmState.STOPPED
-    if pager.status(files.pager_control) is None:
-        return VmState.BROKEN
-    return VmState.PAUSED if domain is DomainState.PAUSED else record.state
+def observe(record: Record, files: VmPaths) -> Seen:
+    """Return what a VM is. Changes nothing."""
+    if record.state in (VmState.PREPARING, VmState.STARTING):
+        return Seen(record.state)
+    sight = liveness.look(record, files)
+    if record.state not in _UP:
+        return _stopped(record, sight)
+    if sight.life is Life.GONE:
+        return Seen(VmState.STOPPED)
+    if sight.life is Life.ALIVE and runtime_dir.find_pager(record, files) is None:
+        return Seen(VmState.BROKEN)
+    known = liveness.ask(record)
+    if known.state in _UNKNOWN_TO_LIBVIRT:
+        return Seen(VmState.UNMANAGED, _unmanaged(record, sight.text, known.problem))
+    problem = _lost_files(record, files)
+    if known.state is DomainState.PAUSED:
+        return Seen(VmState.PAUSED, problem)
+    # A `down` that was killed left the word behind; one that is at work holds the lock.
+    return Seen(VmState.RUNNING if lock_is_free(files) else record.state, problem)
+
+
+def _lost_files(record: Record, files: VmPaths) -> Problem | None:
+    missing = runtime_dir.lost(record, files)
+    if not missing:
+        return None
+    names = ", ".join(file.name for file in missing)
+    return Problem(
+        f"the VM runs, but files of its pager in {files.runtime} are gone: {names}",
+        f"ghostbox recover {record.name}",
+    )
+
+
+def _stopped(record: Record, sight: liveness.Sight) -> Seen:
+    """A VM that is recorded as stopped: all is well if there is no QEMU, or nothing that one could use."""
+    if sight.life is Life.GONE or (sight.life is Life.UNSEEN and not (record.made or record.leases)):
+        return Seen(record.state)
+    text = f"it is recorded as stopped, but {sight.text}"
+    if not record.leases:
+        text += "; its remote memory was given back, so what lay there is lost"
+    advice = f"save what matters (ghostbox shell {record.name}), then ghostbox down --force {record.name}"
+    return Seen(VmState.UNMANAGED, Problem(text, None if sight.life is Life.UNSEEN else advice))
+
+
+def _unmanaged(record: Record, found: str, why: str | None) -> Problem:
+    denial = f"libvirt at {record.libvirt_uri} does not know the VM" if why is None else why
+    return Problem(
+        f"{denial}, but {found}: nothing of it is released",
+        f"shut it down from inside (ghostbox shell {record.name} -- sudo poweroff)",
+    )
 
 
 def heal(book: Book) -> VmState:
@@ -38,28 +84,39 @@ def heal(book: Book) -> VmState:
     record = book.load()
     if record is None:
         return VmState.ABSENT
-    if _needs_healing(record):
-        cleanup.warn(cleanup.unmake(book))
-        settled = cleanup.settle(book)
-        return VmState.ABSENT if settled is None else settled.state
-    return observe(record, book.files)
+    if _needs_healing(record, book.files):
+        return _unmade(book, record)
+    if record.state is VmState.STOPPING:
+        record = book.save(record.to(VmState.RUNNING))
+    return observe(record, book.files).state
 
 
-def heal_if_idle(files: VmPaths) -> VmState:
+def _unmade(book: Book, record: Record) -> VmState:
+    try:
+        errors = cleanup.unmake(book, end=record.state in (VmState.PREPARING, VmState.STARTING))
+    except HypervisorError as err:  # its QEMU lives after all: the next command tries again
+        cleanup.warn([err])
+        return record.state
+    cleanup.warn(errors)
+    settled = cleanup.settle(book)
+    return VmState.ABSENT if settled is None else settled.state
+
+
+def heal_if_idle(book: Book) -> Seen:
     """Heal unless another command is at work on the VM; return what the VM is (for commands that only look)."""
-    book = Book(files)
     record = book.load()
     if record is None:
-        return VmState.ABSENT
-    if not lock_is_free(files) or not _needs_healing(record):
-        return observe(record, files)
-    with locked(files):
-        return heal(book)
+        return Seen(VmState.ABSENT)
+    if lock_is_free(book.files) and _needs_healing(record, book.files):
+        with locked(book.files):
+            heal(book)
+        record = book.load()
+    return Seen(VmState.ABSENT) if record is None else observe(record, book.files)
 
 
-def _needs_healing(record: Record) -> bool:
+def _needs_healing(record: Record, files: VmPaths) -> bool:
     if record.state in (VmState.PREPARING, VmState.STARTING):
         return True
-    if record.state is VmState.STOPPED:
-        return bool(record.made or record.leases)
-    return domain_state(record) in _GONE
+    if record.state is VmState.STOPPED and not (record.made or record.leases):
+        return False
+    return liveness.is_over(record, files)

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
+import os
 import secrets
 import socket
 import uuid
 from contextlib import closing
-from pathlib import Path
 
 from ghostbox import cloudinit, donor_bench, donors, hypervisor, known_donors, plan
 from ghostbox.config import Config
@@ -21,7 +20,7 @@ from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
 from ghostbox.placement import Offer
 from ghostbox.plan import HostFacts, Virt, VmPlan
-from ghostbox.session import backup, images, network, pool, shares
+from ghostbox.session import backup, images, network, pool, shares, shim_copy
 from ghostbox.session.record import Record, VmState
 
 _log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         ssh_port=_ssh_port(record),
         offers=offers(addresses, record, named=bool(config.pool.donors)),
         image=image,
-        shim=_shim_copy(paths, config.vm.name),
+        shim=shim_copy.place(paths, config.vm.name),
         machine_id=record.uuid.replace("-", "") if record is not None and record.cloned else None,
         security_models=security_models,
         filters=filters,
@@ -165,8 +164,8 @@ def _libvirt(config: Config, *, start_daemon: bool) -> tuple[tuple[str, ...], bo
 
 def _check_paths(config: Config, paths: Paths) -> None:
     files = paths.vm(config.vm.name)
-    longest = max(files.pager_socket, files.pager_control, key=lambda path: len(str(path)))
-    if len(str(longest)) > SOCKET_PATH_BYTES:
+    longest = max(files.pager_socket, files.pager_control, key=lambda path: len(os.fsencode(path)))
+    if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
         raise Refused(
             f"the path of a socket is too long: {longest}",
             why=f"Linux allows {SOCKET_PATH_BYTES} bytes",
@@ -184,12 +183,6 @@ def _check_paths(config: Config, paths: Paths) -> None:
                 why=f"user {account.name}, which QEMU runs as, may not pass {closed}",
                 hint=f"chmod o+x {closed}, or set libvirt.uri to qemu:///session",
             )
-
-
-def _shim_copy(paths: Paths, name: str) -> Path:
-    """Return where the VM's copy of the shim goes; an upgrade never overwrites one that a QEMU has mapped."""
-    digest = hashlib.sha256(paths.shim_library.read_bytes()).hexdigest()[:12]
-    return paths.vm(name).state / f"libghostbox-shim-{digest}.so"
 
 
 def new_mac() -> str:

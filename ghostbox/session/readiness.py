@@ -6,14 +6,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from ghostbox import hypervisor
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
-from ghostbox.hypervisor import DomainState
 from ghostbox.paths import VmPaths
 from ghostbox.plan import Virt
-from ghostbox.session import events, first_boot, guest_files, logs, network
+from ghostbox.session import events, first_boot, guest_files, liveness, logs, network
 from ghostbox.session.hang import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
@@ -35,7 +34,7 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     """
     record = book.record
     assert record is not None
-    alive = _Alive(record)
+    alive = _Alive(record, book.files)
     with _explained(record, "boot"), progress.stage("boot") as stage:
         deadline = _wait_banner(book, stage.say, progress.note, alive, timeout_s=timeout_s)
     record = book.record  # with its address
@@ -47,6 +46,14 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
         with _explained(record, "cloud-init"), progress.stage("cloud-init") as stage:
             first_boot.wait_cloud_init(ssh, timeout_s, stage.say, alive=alive)
             stage.say("done")
+    note_answer(book)
+
+
+def note_answer(book: Book) -> None:
+    """Remember that the guest let us in, as long as the VM runs."""
+    assert book.record is not None
+    with suppress(OSError):  # it is only a short cut
+        book.files.answered.write_text(book.record.started_at or "")
 
 
 @contextmanager
@@ -81,22 +88,23 @@ def locate(book: Book) -> tuple[str, int] | None:
     before = network.endpoint(record)
     found = network.refresh(book)
     if found is not None and (found != before or not book.files.ssh_config.exists()):
-        guest_files.write_ssh_files(record.name, record.user, found, book.files)
+        key = None if record.ssh_key is None else Path(record.ssh_key)
+        guest_files.write_ssh_files(record.name, record.user, found, book.files, ssh_key=key)
     return found
 
 
 class _Alive:
-    """Tells whether the VM's domain still exists, asking libvirt at most once a second."""
+    """Tells whether the VM's QEMU still lives, looking at most once a second."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, files: VmPaths) -> None:
         self._record = record
+        self._files = files
         self._asked_at = 0.0
         self._alive = True
 
     def __call__(self) -> bool:
         if time.monotonic() - self._asked_at > _STATE_INTERVAL_S:
-            with hypervisor.connect(self._record.libvirt_uri) as connection:
-                self._alive = connection.state(self._record.domain) is not DomainState.ABSENT
+            self._alive = not liveness.is_over(self._record, self._files)
             self._asked_at = time.monotonic()
         return self._alive
 
@@ -118,7 +126,7 @@ def _wait_banner(
     assert record is not None
     deadline = time.monotonic() + timeout_s
     may_reset = record.virt == Virt.TCG
-    while not _has_banner(locate(book)):
+    while not has_banner(locate(book)):
         last = logs.tail(files.console_log, 1)
         if last:
             say(last[0][:100])
@@ -139,8 +147,8 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
     text = "the guest's kernel hangs, as it does now and then without KVM: reset"
     note(text)
     events.append(files, "guest-reset", text)
-    with hypervisor.connect(record.libvirt_uri) as connection:
-        connection.reset(record.domain)
+    with liveness.connect(record) as connection:
+        connection.reset(record.domain, uuid=record.uuid)
 
 
 def _no_answer(book: Book) -> GhostboxError:
@@ -154,7 +162,8 @@ def _no_answer(book: Book) -> GhostboxError:
     return DeadlineExceeded("the guest's SSH server does not answer", why=_console(book.files))
 
 
-def _has_banner(endpoint: tuple[str, int] | None) -> bool:
+def has_banner(endpoint: tuple[str, int] | None) -> bool:
+    """Tell whether an SSH server says hello there."""
     if endpoint is None:
         return False
     try:
@@ -163,6 +172,12 @@ def _has_banner(endpoint: tuple[str, int] | None) -> bool:
             return sock.recv(4) == b"SSH-"
     except OSError:
         return False
+
+
+def last_console_line(files: VmPaths) -> str:
+    """Return how far a guest's console is."""
+    last = logs.tail(files.console_log, 1)
+    return f"the guest's console ends with: {last[0]}" if last else "the guest's console is empty"
 
 
 def _console(files: VmPaths) -> str:

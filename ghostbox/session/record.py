@@ -8,6 +8,9 @@
        └─────────────────────────┴─────────────┘           │ the host rebooted              ▼
                                                            └──────────► stopped         preparing
 
+A ``down`` that gives up goes back to ``running``; so does one that was killed, once nobody holds the lock. A QEMU that
+lives although its VM is recorded as ``stopped`` can be ended by ``down --force``.
+
 ``preparing`` and ``starting`` found with nobody holding the lock mean that an ``up`` was killed: the next command
 undoes what its record names. ``made`` and ``leases`` name what may exist; they are written before it is made and
 struck out after it is gone, so nothing is ever forgotten.
@@ -16,13 +19,12 @@ struck out after it is gone, so nothing is ever forgotten.
 from __future__ import annotations
 
 import datetime
+import difflib
 import enum
 import fcntl
-import hashlib
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +35,9 @@ from typing import Any, Self
 from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
-from ghostbox.paths import Paths, VmPaths
+from ghostbox.paths import Paths, VmPaths, login_environment, make_directory
 from ghostbox.plan import PagerPlan, VmPlan, domain_name
+from ghostbox.process_table import Identity, machine_id
 from ghostbox.tiering import Tiering
 
 _FORMAT = 1
@@ -46,7 +49,11 @@ _PATIENCE_S = 30.0
 
 
 class VmState(enum.StrEnum):
-    """What is recorded of a VM; ``BROKEN`` and ``PAUSED`` are seen, never recorded."""
+    """What is recorded of a VM; three are seen and never recorded.
+
+    ``PAUSED``; ``BROKEN``: its pager is dead; ``UNMANAGED``: its QEMU lives, or may live, and libvirt, or the record,
+    does not know it.
+    """
 
     ABSENT = "absent"
     PREPARING = "preparing"
@@ -56,6 +63,7 @@ class VmState(enum.StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     BROKEN = "broken"
+    UNMANAGED = "unmanaged"
 
 
 TRANSITIONS: dict[VmState, frozenset[VmState]] = {
@@ -63,8 +71,8 @@ TRANSITIONS: dict[VmState, frozenset[VmState]] = {
     VmState.PREPARING: frozenset({VmState.PREPARING, VmState.STARTING, VmState.STOPPED, VmState.ABSENT}),
     VmState.STARTING: frozenset({VmState.RUNNING, VmState.STOPPED, VmState.ABSENT}),
     VmState.RUNNING: frozenset({VmState.STOPPING, VmState.STOPPED}),
-    VmState.STOPPING: frozenset({VmState.STOPPING, VmState.STOPPED}),
-    VmState.STOPPED: frozenset({VmState.PREPARING, VmState.STOPPED, VmState.ABSENT}),
+    VmState.STOPPING: frozenset({VmState.STOPPING, VmState.RUNNING, VmState.STOPPED}),
+    VmState.STOPPED: frozenset({VmState.PREPARING, VmState.STOPPING, VmState.STOPPED, VmState.ABSENT}),
 }
 
 
@@ -112,10 +120,15 @@ class Record:
     ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
     it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
     it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
-    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``cloned``: its disk
+    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``ssh_key``: what
+    the user's ssh offers besides our own key. ``cloned``: its disk
     is a copy of another VM's, so the guest is told who it is. ``network`` is the choice as people write it; on one that
     is not ``user``, ``address`` is the guest's own and ``filter`` libvirt's filter, if there is one. ``disks`` are the
     sizes of the further ones, ``shares`` are as people write them.
+
+    ``environment`` is the login that it was started in (`paths.login_environment`), ``runtime`` its runtime directory:
+    later commands may run in another login. ``machine``, ``qemu`` and ``pager_process`` say where and as what it runs.
+    All are None of a VM that an earlier version started.
     """
 
     name: str
@@ -145,8 +158,14 @@ class Record:
     paused: bool = False
     asked_to: tuple[str, ...] = ()
     tiering: Tiering | None = None
+    environment: dict[str, str] | None = None
+    runtime: str | None = None
+    machine: str | None = None
+    qemu: Identity | None = None
+    pager_process: Identity | None = None
     drained: tuple[KnownDonor, ...] = ()
     cloned: bool = False
+    ssh_key: str | None = None
     network: str = "user"
     address: str | None = None
     filter: str | None = None
@@ -189,6 +208,8 @@ class Record:
         fields["disks"] = tuple(fields.get("disks", ()))
         fields["shares"] = tuple(fields.get("shares", ()))
         fields["asked_to"] = tuple(fields.get("asked_to", ()))
+        for key in ("qemu", "pager_process"):
+            fields[key] = None if fields.get(key) is None else Identity(**fields[key])
         fields["drained"] = tuple(KnownDonor(**each) for each in fields.get("drained", ()))
         fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
         return cls(**fields)
@@ -230,8 +251,12 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
         donors=plan.donors,
         backup=None if plan.backup is None else str(plan.backup),
         tiering=plan.guest.tiering,
+        environment=login_environment(),
+        runtime=str(plan.files.runtime),
+        machine=machine_id(),
         drained=before.drained if before else (),
         cloned=before.cloned if before else False,
+        ssh_key=None if plan.guest.ssh_key is None else str(plan.guest.ssh_key.absolute()),
         network=str(plan.network.choice),
         address=before.address if before else None,
         filter=plan.network.filter,
@@ -242,10 +267,19 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
 
 @dataclass
 class Book:
-    """The record of one VM on disk: every change is written before it is acted on."""
+    """The record of one VM on disk: every change is written before it is acted on.
+
+    ``files`` has the runtime directory that the record names, once it was read or written.
+    """
 
     files: VmPaths
     record: Record | None = field(default=None)
+
+    def _keep(self, record: Record | None) -> Record | None:
+        self.record = record
+        if record is not None and record.runtime is not None:
+            self.files = replace(self.files, runtime=Path(record.runtime))
+        return record
 
     def save(self, record: Record) -> Record:
         """Write ``record``, in one step, durably."""
@@ -256,7 +290,7 @@ class Book:
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(self.files.record)
-        self.record = record
+        self._keep(record)
         return record
 
     def load(self) -> Record | None:
@@ -266,18 +300,24 @@ class Book:
             GhostboxError: the file cannot be read or makes no sense.
         """
         try:
-            self.record = Record.from_json(json.loads(self.files.record.read_text()))
+            self._keep(Record.from_json(json.loads(self.files.record.read_text())))
         except FileNotFoundError:
             self.record = None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise GhostboxError(
                 f"cannot read {self.files.record}: {err}",
-                hint=f"its disk is {self.files.disk}; mend the file, or move it away",
+                why=f"the VM may run nevertheless; {self.files.disk} is its disk",
+                hint="run this as the user who made the VM, or mend the file: it is JSON",
             ) from err
         if self.record is not None and self.record.name != self.files.state.name:
             # A rename was interrupted between the directory and the record: the directory counts.
             name = self.files.state.name
             self.record = replace(self.record, name=name, domain=domain_name(name))
+        return self.record
+
+    def need_record(self) -> Record:
+        """Return the record that was read or written last; that there is none is our own mistake."""
+        assert self.record is not None
         return self.record
 
     def need(self, name: str, paths: Paths) -> Record:
@@ -288,31 +328,22 @@ class Book:
         """
         record = self.load()
         if record is None:
-            have = ", ".join(names(paths))
-            raise NotFound(f"no VM named '{name}'", hint=f"there are: {have}" if have else "ghostbox up")
+            there = names(paths)
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint += f"there are: {', '.join(there)}" if there else "ghostbox up"
+            raise NotFound(f"no VM named '{name}'", hint=hint)
         return record
 
 
 def lease_name(vm: str) -> str:
     """Return a name that no other VM, of this host or another one, can have."""
-    try:
-        machine = Path("/etc/machine-id").read_bytes()
-    except OSError:
-        machine = socket.gethostname().encode()
-    return f"{hashlib.sha256(machine).hexdigest()[:8]}-{vm}-{secrets.token_hex(4)}"
+    return f"{machine_id()}-{vm}-{secrets.token_hex(4)}"
 
 
 def names(paths: Paths) -> list[str]:
     """Return the names of all VMs that have a record, sorted."""
     return sorted(file.parent.name for file in (paths.state / "vms").glob("*/vm.json"))
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory and its parents so that QEMU's user may pass through them (not list them)."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        path.chmod(0o711)
 
 
 @contextmanager

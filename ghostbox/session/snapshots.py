@@ -18,7 +18,7 @@ from pathlib import Path
 from ghostbox.config.kinds import Text
 from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError, exhausted
 from ghostbox.images import qemu_img
-from ghostbox.paths import Paths, VmPaths
+from ghostbox.paths import Paths, VmPaths, make_directory
 from ghostbox.session import definition, observe
 from ghostbox.session.record import Book, Record, VmState, locked, now_utc
 
@@ -182,7 +182,7 @@ def _describe(files: VmPaths, made: Snapshot, record: Record) -> None:
     draft = _root(files) / ".new"
     try:
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        make_directory(draft)
         if files.definition.exists():
             shutil.copyfile(files.definition, draft / _DEFINITION)
         text = json.dumps({**asdict(made), "vm": record.to_json()}, indent=2)

@@ -23,12 +23,14 @@ def ensure(book: Book, paths: Paths) -> bool:
     """Start a supervisor for a VM that runs, unless it has one; tell whether one was started."""
     record, files = book.record, book.files
     wanted = record is not None and record.state in (VmState.RUNNING, VmState.STOPPING) and Made.DOMAIN in record.made
-    if record is None or not wanted or not files.runtime.is_dir() or not is_unlocked(files.supervisor_lock):
+    if record is None or not wanted or not is_unlocked(files.supervisor_lock):
         return False
+    _end_former(files)
     processes.start_detached(
         [sys.executable, "-P", "-m", "ghostbox", COMMAND, record.name, "--lock", files.supervisor_lock],
         log_path=files.supervisor_log,
         env={
+            **(record.environment or {}),
             "GHOSTBOX_STATE_DIR": str(paths.state),
             "GHOSTBOX_RUNTIME_DIR": str(paths.runtime),
             "GHOSTBOX_CACHE_DIR": str(paths.cache),
@@ -43,12 +45,20 @@ def find(files: VmPaths) -> list[int]:
     return processes.find("", COMMAND, str(files.supervisor_lock))
 
 
+def _end_former(files: VmPaths) -> None:
+    """End a supervisor of an earlier version: it believes libvirt when that does not know the VM."""
+    for pid in processes.find("", COMMAND, str(files.former_supervisor_lock)):
+        if pid != os.getpid():
+            processes.terminate(pid)
+
+
 def stop(files: VmPaths) -> None:
     """End the supervisor, unless we are it.
 
     Raises:
         ProgramError: it does not end.
     """
+    _end_former(files)
     for pid in find(files):
         if pid != os.getpid():
             processes.terminate(pid)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ghostbox import hypervisor, pager, processes
+from ghostbox import hypervisor, pager, process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError, NotRunning, Refused
 from ghostbox.paths import Paths
-from ghostbox.session import cleanup, observe
+from ghostbox.session import cleanup, observe, runtime_dir
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState, locked
 
@@ -21,7 +21,10 @@ _DONORS_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class Recovered:
-    """What ``recover`` did: ``action`` is ``recovered``, ``restarted`` or ``none`` (the pager is well)."""
+    """What ``recover`` did.
+
+    ``action`` is ``recovered``, ``restarted``, ``restored`` (the pager was well, its files were gone) or ``none``.
+    """
 
     name: str
     action: str
@@ -41,9 +44,11 @@ def recover(name: str, paths: Paths, progress: Progress, *, restart: bool = Fals
     with locked(paths.vm(name)):
         book = Book(paths.vm(name))
         state = observe.heal(book)
-        if state in (VmState.ABSENT, VmState.STOPPED):
+        if state in (VmState.ABSENT, VmState.STOPPED, VmState.STARTING, VmState.PREPARING):
             raise NotRunning(f"VM '{name}' is {state}: it needs no pager", hint=f"ghostbox up {name}")
         broken = state is VmState.BROKEN
+        if not broken and runtime_dir.restore(book) and not restart:
+            return Recovered(name, "restored", runtime_dir.find_pager(book.need_record(), book.files) or 0)
         if not broken and not restart:
             found = pager.status(book.files.pager_control)
             return Recovered(name, "none", 0 if found is None else int(found["pid"]))
@@ -95,10 +100,12 @@ def take_over(book: Book, paths: Paths) -> int:
         raise GhostboxError(
             f"VM '{record.name}' cannot be recovered: its pager left no page map",
             why=f"{files.state} is not there",
-            hint=f"ghostbox down --force {record.name}, then ghostbox up {record.name}",
+            hint=f"ghostbox down --force {record.name}, then ghostbox up {record.name}; what the guest had not written"
+            " to its disk is lost",
         )
     peer = hypervisor.qemu_user(record.libvirt_uri).uid
     pid = pager.resume(paths.pager_program, record.pager, files, peer_uid=peer)
+    record = book.save(replace(record, pager_process=process_table.identify(pid)))
     _wait_for_qemu(record, files)
     _wait_for_donors(files)
     return pid
@@ -133,9 +140,11 @@ def _wait_for_donors(files: pager.PagerFiles) -> None:
 def recover_if_broken(book: Book, paths: Paths, state: VmState) -> VmState:
     """For commands that come by: recover a VM whose pager died, if nobody else is at work on it.
 
-    Returns what the VM is then; why it could not be recovered is logged.
+    The same for one whose pager lost its files. Returns what the VM is then; why it could not be recovered is logged.
     """
-    if state is not VmState.BROKEN:
+    record = book.record
+    lives = state in (VmState.RUNNING, VmState.PAUSED, VmState.UNMANAGED)
+    if state is not VmState.BROKEN and not (lives and record is not None and runtime_dir.lost(record, book.files)):
         return state
     try:
         with locked(book.files):
@@ -148,11 +157,14 @@ def recover_if_broken(book: Book, paths: Paths, state: VmState) -> VmState:
 def heal_pager(book: Book, paths: Paths) -> VmState:
     """With the lock held: the same for a VM that is broken, or was a moment ago."""
     state = observe.heal(book)
-    if state is not VmState.BROKEN:
+    if state in (VmState.ABSENT, VmState.STOPPED):
         return state
-    assert book.record is not None
-    name = book.record.name
+    name = book.need_record().name
     try:
+        if state is not VmState.BROKEN:
+            if runtime_dir.restore(book):
+                _log.warning("files in the runtime directory of VM '%s' were gone: its pager has made them anew", name)
+            return state
         pid = take_over(book, paths)
     except GhostboxError as err:
         _log.warning("%s%s", err.message, f": {err.why}" if err.why else "")

@@ -26,7 +26,7 @@ from pathlib import Path
 from ghostbox import known_donors, processes
 from ghostbox.donor_client import DonorClient, NoAnswer
 from ghostbox.errors import GhostboxError, NotFound, hint_for
-from ghostbox.paths import Paths
+from ghostbox.paths import Paths, make_directory
 from ghostbox.session.record import LeaseRecord, now_utc
 
 _log = logging.getLogger(__name__)
@@ -134,9 +134,18 @@ def settle(paths: Paths) -> int:
 
 
 def try_in_background(paths: Paths) -> bool:
-    """Have another process try, unless nothing is noted or somebody tried a moment ago; tell whether it was started."""
-    if not _file(paths.state).exists() or not load(paths.state):
+    """Have another process try, unless nothing is noted or somebody tried a moment ago; tell whether it was started.
+
+    That it cannot be is no reason for a command to fail.
+    """
+    try:
+        return _file(paths.state).exists() and bool(load(paths.state)) and _start(paths)
+    except (GhostboxError, OSError) as err:
+        _log.debug("leases that are not released cannot be tried again: %s", err)
         return False
+
+
+def _start(paths: Paths) -> bool:
     stamp = _stamp(paths.state)
     try:
         if time.time() - stamp.stat().st_mtime < RETRY_S:
@@ -191,7 +200,7 @@ def _only_one(root: Path) -> Iterator[bool]:
 def _change(root: Path, changed: Callable[[Sequence[Unreleased]], Sequence[Unreleased]]) -> None:
     file = _file(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_directory(root)
         descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -13,21 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ghostbox import domain_xml, donors, hypervisor, pager
+from ghostbox import domain_xml, donors, hypervisor, pager, process_table
 from ghostbox.config import Config
 from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
-from ghostbox.errors import GhostboxError, HypervisorError, Interrupted
+from ghostbox.errors import GhostboxError, HypervisorError, Interrupted, Refused
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
     backup,
     cleanup,
+    confinement,
     definition,
     guest_files,
     images,
     live,
     local_memory,
+    login,
     network,
     observe,
     planning,
@@ -163,6 +165,13 @@ def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, p
             why=f"the pager's log is {book.files.pager_log}",
             hint=f"ghostbox recover {name}",
         )
+    if book.record.state not in (VmState.RUNNING, VmState.STOPPING):
+        problem = observe.observe(book.record, book.files).problem
+        raise Refused(
+            f"VM '{name}' cannot be started: it is recorded as {book.record.state}, and its QEMU lives, or may live",
+            why=None if problem is None else problem.text,
+            hint=None if problem is None else problem.advice,
+        )
     applied = live.apply(book, paths, state, defined, progress) if defined.changes else ()
     for each in applied:
         progress.note(f"{each.key}: {each.applies}")
@@ -177,7 +186,7 @@ def _result(book: Book, *, already_running: bool, changes: tuple[Applied, ...] =
         state=record.state,
         already_running=already_running,
         virt=record.virt,
-        ssh_command=f"ssh -F {book.files.ssh_config} {record.name}",
+        ssh_command=login.command(book),
         ssh_port=record.ssh_port,
         user=record.user,
         changes=changes,
@@ -222,8 +231,13 @@ def _start(
 
 
 def _undo(book: Book) -> None:
-    if book.record is not None:
-        cleanup.warn(cleanup.unmake(book))
+    if book.record is None:
+        return
+    try:
+        cleanup.warn(cleanup.unmake(book, end=True))
+    except HypervisorError as err:  # the record stays as it is: the next command tries again
+        cleanup.warn([err])
+    else:
         cleanup.settle(book)
 
 
@@ -282,6 +296,7 @@ def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uri
         files = cleanup.pager_files(plan.files)
         copy = _start_backup(plan, book)
         pid = pager.start(paths.pager_program, plan.pager, files, uris, peer_uid=peer, backup=copy)
+        book.save(dataclasses.replace(book.record, pager_process=process_table.identify(pid)))
         stage.say(f"pid {pid}, cache {format_bytes(plan.pager.cache_bytes)}")
 
 
@@ -307,6 +322,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         network.write_filter(record, book.files)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
+        record = book.save(dataclasses.replace(record, qemu=process_table.identify(pid)))
         definition.keep(book.files, defined.text)
         connection.resume(plan.domain)
         book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
@@ -315,11 +331,20 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
 
 
 def _check_name_is_free(connection: hypervisor.Hypervisor, plan: VmPlan) -> None:
-    if connection.state(plan.domain) is not hypervisor.DomainState.ABSENT:
-        raise HypervisorError(
-            f"libvirt has a domain named {plan.domain} already, and it is not this VM's",
-            hint=f"choose another name, or: virsh -c {plan.libvirt_uri} destroy {plan.domain}",
+    taken = connection.name_taken_by(plan.domain)
+    if taken is None:
+        return
+    kind = "it runs" if taken.runs else "it is shut off, but defined there"
+    if taken.info is not None and taken.info.state_dir != str(plan.files.state):
+        kind += (
+            f"; it belongs to VM '{taken.info.vm}' of another installation, whose state is in {taken.info.state_dir}"
         )
+    hint = "choose another name for the VM"
+    if taken.defined and not taken.runs:
+        hint += f", or give the other one another: virsh -c {plan.libvirt_uri} domrename {plan.domain} NEW-NAME"
+    raise HypervisorError(
+        f"libvirt has a domain named {plan.domain} already, and it is not this VM's", why=kind, hint=hint
+    )
 
 
 def _check_memory_is_served(plan: VmPlan) -> int:
@@ -329,12 +354,9 @@ def _check_memory_is_served(plan: VmPlan) -> int:
         raise HypervisorError(
             "QEMU ended right after its start", hint=f"its log: /var/log/libvirt/qemu/{plan.domain}.log"
         )
-    if not qemu.maps(plan.shim):
-        raise HypervisorError(
-            f"QEMU (pid {qemu.pid}) runs without {plan.shim.name}",
-            why="LD_PRELOAD was dropped: AppArmor, SELinux or libvirt's settings keep the shim out",
-            hint='set security_driver = "none" in /etc/libvirt/qemu.conf, then restart libvirtd',
-        )
+    if qemu.maps(plan.shim) is False:  # None: another user's process; what counts is asked of the pager below
+        account, log = hypervisor.qemu_user(plan.libvirt_uri), cleanup.libvirt_log(plan.domain)
+        raise confinement.explain(confinement.look(qemu, plan.shim, account, log), qemu.pid, plan.shim)
     if not pager.serves(plan.files.pager_control, qemu.pid):
         raise HypervisorError(
             f"the pager does not serve the memory of QEMU (pid {qemu.pid})",

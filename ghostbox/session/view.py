@@ -4,25 +4,33 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ghostbox import health, hypervisor, page_map, pager
+from ghostbox.errors import GhostboxError
 from ghostbox.health import Health, Level, Problem
 from ghostbox.paths import Paths
 from ghostbox.processes import ControlError
-from ghostbox.session import disk, leaving, observe, supervisor, takeover, unreleased
+from ghostbox.session import disk, leaving, login, observe, supervisor, takeover, unreleased
+from ghostbox.session.observe import Seen
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
 from ghostbox.tiering import Tiering
 from ghostbox.units import PAGE_BYTES
 
-_ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING)
+_log = logging.getLogger(__name__)
+_ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING, VmState.UNMANAGED)
 
 
 @dataclass(frozen=True)
 class VmSummary:
-    """One line of ``list``; ``health`` is None if no pager answers, ``disk_problem`` says why the VM is paused."""
+    """One line of ``list``.
+
+    ``health`` is None if no pager answers, ``disk_problem`` says why the VM is paused, ``problem`` what is wrong with
+    our hold on it.
+    """
 
     name: str
     state: VmState
@@ -34,6 +42,7 @@ class VmSummary:
     image: str
     health: Level | None
     disk_problem: Problem | None = None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class VmInfo:
     health: Health | None
     tiering: Tiering | None
     disk_problem: Problem | None = None
+    problem: Problem | None = None
     network: str = "user"
     address: str | None = None
     disks: tuple[int, ...] = ()
@@ -82,7 +92,8 @@ class VmStatus:
     the remote memory the guest has written to and not given back, None if the pager does not say.
 
     ``paused_for_donor``: the supervisor paused it, and will let it go on. ``disk_problem``: QEMU has paused it as a
-    write to its disk failed; the supervisor lets it go on when there is room.
+    write to its disk failed; the supervisor lets it go on when there is room. ``problem``: what is wrong with our hold
+    on the VM, such as that libvirt does not know it.
     """
 
     name: str
@@ -95,6 +106,7 @@ class VmStatus:
     health: Health | None = None
     paused_for_donor: bool = False
     disk_problem: Problem | None = None
+    problem: Problem | None = None
     in_use_bytes: int | None = None
 
 
@@ -104,14 +116,24 @@ def summaries(paths: Paths) -> list[VmSummary]:
     found = []
     for name in names(paths):
         book = Book(paths.vm(name))
-        state = observe.heal_if_idle(book.files)
-        record = book.load()
-        if record is not None:
-            supervisor.ensure(book, paths)
-            answer = leaving.noted(record, pager.status(book.files.pager_control)) if state in _ALIVE else None
-            summary = _summary(record, state, None if answer is None else health.level(answer))
-            found.append(replace(summary, disk_problem=_disk_problem(record, book, state)))
+        try:
+            summary = _summarize(book, paths)
+        except GhostboxError as err:  # one that cannot be read hides none of the others
+            _log.warning("VM '%s': %s%s", name, err.message, f" ({err.hint})" if err.hint else "")
+        else:
+            found += [summary] if summary is not None else []
     return found
+
+
+def _summarize(book: Book, paths: Paths) -> VmSummary | None:
+    seen = observe.heal_if_idle(book)
+    record = book.load()
+    if record is None:
+        return None
+    supervisor.ensure(book, paths)
+    answer = leaving.noted(record, pager.status(book.files.pager_control)) if seen.state in _ALIVE else None
+    summary = _summary(record, seen.state, None if answer is None else health.level(answer))
+    return replace(summary, disk_problem=_disk_problem(record, book, seen.state), problem=seen.problem)
 
 
 def info(name: str, paths: Paths) -> VmInfo:
@@ -120,7 +142,8 @@ def info(name: str, paths: Paths) -> VmInfo:
     Raises:
         NotFound: no such VM.
     """
-    book, record, state = _look(name, paths)
+    book, record, seen = _look(name, paths)
+    state = seen.state
     supervisor.ensure(book, paths)
     files = book.files
     found = with_names(record, leaving.noted(record, pager.status(files.pager_control)) if state in _ALIVE else None)
@@ -138,7 +161,7 @@ def info(name: str, paths: Paths) -> VmInfo:
         disk_bytes=record.disk_bytes,
         image=record.image,
         user=record.user,
-        ssh_command=_ssh_command(book),
+        ssh_command=login.command(book),
         ssh_config=str(files.ssh_config),
         ssh_port=record.ssh_port,
         forwards=tuple(f"127.0.0.1:{host} -> {guest}" for host, guest in record.forwards),
@@ -160,6 +183,7 @@ def info(name: str, paths: Paths) -> VmInfo:
         health=_health(record, found),
         tiering=record.tiering,
         disk_problem=_disk_problem(record, book, state),
+        problem=seen.problem,
         network=record.network,
         address=record.address,
         disks=record.disks,
@@ -173,11 +197,13 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
     Raises:
         NotFound: no such VM.
     """
-    book, record, state = _look(name, paths)
+    book, record, seen = _look(name, paths)
     if heal_pager:
-        state = takeover.recover_if_broken(book, paths, state)
+        takeover.recover_if_broken(book, paths, seen.state)
         record = book.need(name, paths)
+        seen = observe.observe(record, book.files)
         supervisor.ensure(book, paths)
+    state = seen.state
     running = state in _ALIVE
     found = with_names(record, leaving.noted(record, pager.status(book.files.pager_control)) if running else None)
     qemu = hypervisor.find_qemu(record.uuid) if running else None
@@ -187,11 +213,12 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
         virt=record.virt,
         uptime_s=_seconds_since(record.started_at) if running else None,
         qemu_pid=None if qemu is None else qemu.pid,
-        ssh_command=_ssh_command(book),
+        ssh_command=login.command(book),
         pager=found,
         health=_health(record, found),
         paused_for_donor=record.paused and state is VmState.PAUSED,
         disk_problem=_disk_problem(record, book, state),
+        problem=seen.problem,
         in_use_bytes=None if found is None else _in_use_bytes(book),
     )
 
@@ -233,12 +260,12 @@ def _with_name(donor: dict[str, Any], lease: LeaseRecord | None, names: Mapping[
     return {**donor, "name": names.get(donor["uri"], lease.donor), **why}
 
 
-def _look(name: str, paths: Paths) -> tuple[Book, Record, VmState]:
+def _look(name: str, paths: Paths) -> tuple[Book, Record, Seen]:
     unreleased.try_in_background(paths)
     book = Book(paths.vm(name))
     book.need(name, paths)
-    state = observe.heal_if_idle(book.files)
-    return book, book.need(name, paths), state
+    seen = observe.heal_if_idle(book)
+    return book, book.need(name, paths), seen
 
 
 def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
@@ -253,11 +280,6 @@ def _summary(record: Record, state: VmState, level: Level | None) -> VmSummary:
         image=record.image,
         health=level,
     )
-
-
-def _ssh_command(book: Book) -> str:
-    assert book.record is not None
-    return f"ssh -F {book.files.ssh_config} {book.record.name}"
 
 
 def _seconds_since(started_at: str | None) -> float | None:

@@ -63,6 +63,9 @@ int link_listen(struct pager *pager)
     /* Who may use it is decided by SO_PEERCRED, so that QEMU needs no group of ours. */
     if (chmod(path, 0666) < 0 || listen(pager->listen_fd, BACKLOG) < 0)
         return -errno;
+    struct stat st;
+
+    pager->listen_inode = lstat(path, &st) == 0 ? st.st_ino : 0;
     return 0;
 }
 

@@ -11,9 +11,9 @@
  *   MINOR     the memfd has the page, no page table maps it: UFFDIO_CONTINUE
  *   WP        only on kernels without WP_ASYNC: the first write to a clean page
  *
- * At most --cache bytes are in the memfds. What is over goes to the donors, oldest first, in an order that loses
- * nothing: zap (the shim unmaps it in QEMU) → read → send → the donor's ack → punch the hole. pages.h has the states
- * of a page and who may change them.
+ * At most --cache bytes are in the memfds (an eighth more while nothing can leave: takes.c). What is over goes to the
+ * donors, oldest first, in an order that loses nothing: zap (the shim unmaps it in QEMU) → read → send → the donor's
+ * ack → punch the hole. pages.h has the states of a page and who may change them.
  *
  * Threads
  *   main      signals; starts and ends the others
@@ -21,7 +21,9 @@
  *   evict     shims, zaps, write-back connections, punching holes, discards, copies     (evict.c, zap.c, writeback.c,
  *                                                                                        discard.c, link.c,
  *                                                                                        regions.c, recover.c,
- *                                                                                        rebuild*.c, lost.c, slots.c)
+ *                                                                                        rebuild*.c, lost.c, slots.c,
+ *                                                                                        takes.c)
+ *   lookup    asks the resolver for donors' names, which may take it seconds            (names.c)
  *   control   the control socket                                                        (status.c)
  * They share the page table under one lock, which is never held while a page moves.
  *
@@ -235,8 +237,16 @@ static bool in_use(struct pager *pager)
     return used;
 }
 
-/* Until something tells us to end. SIGUSR1 is our own wake-up. */
-static void wait_for_end(struct pager *pager, const sigset_t *signals)
+/* Sockets and state file were removed under us: runtime_dir.h. */
+static void files_restore(struct pager *pager, struct control *control)
+{
+    control_restore(control);
+    atomic_store(&pager->files_asked, true);
+    pager_wake_evict(pager);
+}
+
+/* Until something tells us to end. SIGUSR1 is our own wake-up, and from others the wish for what was removed. */
+static void wait_for_end(struct pager *pager, struct control *control, const sigset_t *signals)
 {
     bool asked = false;
 
@@ -245,6 +255,8 @@ static void wait_for_end(struct pager *pager, const sigset_t *signals)
         int signal = sigtimedwait(signals, NULL, &pause);
         bool now = signal == SIGTERM || signal == SIGINT;
 
+        if (signal == SIGUSR1 && !atomic_load(&pager->stopping))
+            files_restore(pager, control);
         asked = asked || now;
         if (asked && !in_use(pager))
             break;
@@ -290,6 +302,11 @@ static int threads_make(struct pager *pager, struct threads *threads)
         rc = thread_make(&threads->evict, &threads->evict_made, evict_thread, threads->evict_loop, "evict");
     if (rc < 0)
         return rc;
+    rc = names_start();
+    if (rc < 0) {
+        log_error("cannot start the lookup thread: %s", strerror(-rc));
+        return rc;
+    }
     rc = control_start(&threads->control, pager->options->control, pager_commands, pager);
     if (rc < 0)
         log_error("cannot open the control socket %s: %s", pager->options->control, strerror(-rc));
@@ -325,7 +342,7 @@ static int run_threads(struct pager *pager, const sigset_t *signals)
     if (rc == 0) {
         puts("ready");
         fflush(stdout);
-        wait_for_end(pager, signals);
+        wait_for_end(pager, threads.control, signals);
     }
     threads_end(pager, &threads);
     return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

@@ -19,6 +19,7 @@
 #include "pool.h"
 #include "region.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -76,6 +77,7 @@ struct state_header {
 struct state {
     const char *path; /* NULL: no state is kept */
     int fd;
+    pthread_mutex_t donors_lock; /* writing donors, for which the pager's lock is not held */
     struct state_header *header;
 };
 
@@ -96,6 +98,13 @@ int state_check(const char *path, const struct features *features, char *text, s
 int state_restrict_features(const struct state *state, struct features *features, char *text, size_t text_bytes);
 /* The file goes too, unless another pager is to go on with it. NULL path: nothing. */
 void state_close(struct state *state, bool keep_file);
+
+/*
+ * Makes the file anew if its path leads elsewhere, and goes on in it; *made says whether it did. With the pager's
+ * lock, in the thread that changes extents and regions: all else that lies in the file stands still. Returns 0, or
+ * -errno with a text: then all goes on in the file that nobody can find any more.
+ */
+int state_restore(struct state *state, struct pool *pool, bool *made, char *text, size_t text_bytes);
 
 struct page *state_pages(const struct state *state);
 /* The pool as the earlier pager knew it, its extents in the file. Returns 0 or -errno. */

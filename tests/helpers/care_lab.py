@@ -22,7 +22,7 @@ from ghostbox.hypervisor import QemuProcess
 from ghostbox.plan import PagerPlan
 from ghostbox.session import backup, cleanup, events, leaving, pool, view
 from ghostbox.session.care import Care, look_after
-from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, make_directory
+from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
@@ -122,8 +122,8 @@ def laboratory(
         root = stack.enter_context(short_dir())
         own = paths.Paths(root / "s", root / "r", root / "c", root / "e", paths.find().native)
         book = Book(own.vm("lab"))
-        make_directory(book.files.state)
-        make_directory(book.files.runtime)
+        paths.make_directory(book.files.state)
+        paths.make_directory(book.files.runtime)
         copy = tmp_path / "copy" if with_backup else None
         book.save(record_of(plan, tuple(donor.address for donor in donors), copy))
         stack.callback(end, book)
@@ -153,7 +153,7 @@ def supervised(lab: Lab) -> Iterator[None]:
 def end(book: Book) -> None:
     """Undo all."""
     book.load()
-    cleanup.unmake(book)
+    cleanup.unmake(book, end=True)
 
 
 def record_of(plan: PagerPlan, addresses: tuple[str, ...], copy: Path | None) -> Record:

@@ -45,12 +45,14 @@ class Host:
 
     root: Path
     env: Mapping[str, str]
+    state: str = "s"
+    umask: int = -1
 
     @property
     def paths(self) -> paths.Paths:
         """Where this installation keeps things."""
         return paths.Paths(
-            self.root / "s", self.root / "r", self.root / "c", self.root / "config.yaml", paths.find().native
+            self.root / self.state, self.root / "r", self.root / "c", self.root / "config.yaml", paths.find().native
         )
 
     def argv(self, *words: str | Path) -> list[str]:
@@ -61,7 +63,7 @@ class Host:
         """Run a command to its end; with ``check`` a failure fails the test."""
         done = subprocess.run(
             self.argv(*words), env=dict(self.env), capture_output=True, text=True, timeout=timeout_s, input=stdin,
-            check=False, cwd=self.root,
+            check=False, cwd=self.root, umask=self.umask,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -70,16 +72,16 @@ class Host:
         """Start a command."""
         return subprocess.Popen(
             self.argv(*words), env=dict(self.env), cwd=self.root, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, umask=self.umask,
         )  # fmt: skip
 
     def belongings(self, donors: Sequence[RunningDonor] = ()) -> Belongings:
         """Return what exists now; compare it with an earlier one."""
-        vms = self.root / "s" / "vms"
+        vms = self.root / self.state / "vms"
         return Belongings(
             processes=frozenset(self._processes()),
             domains=frozenset(self._domains()),
-            # kvm.json is no VM's: it keeps the verdict on KVM until the next boot.
+            # kvm.json is no VM's: it keeps the verdict on KVM.
             files=frozenset(str(f) for f in (self.root / "r").rglob("*") if not f.is_dir() and f.name != "kvm.json"),
             vms=frozenset(str(file.relative_to(vms)) for file in vms.rglob("*")),
             leases=frozenset(lease for donor in donors for lease in _leases(donor)),
@@ -107,11 +109,14 @@ def _leases(donor: RunningDonor) -> list[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def lab(**env: str) -> Iterator[Host]:
-    """Make a host; at the end its VMs are deleted, whatever state the test left them in."""
+def lab(*, state: str = "s", umask: int = -1, **env: str) -> Iterator[Host]:
+    """Make a host; at the end its VMs are deleted, whatever state the test left them in.
+
+    ``state`` names its state directory, ``umask`` is that of its commands (-1: ours), ``env`` is added to theirs.
+    """
     root = Path(tempfile.mkdtemp(prefix="gbt-", dir="/tmp"))
     root.chmod(0o711)
-    directories = {"STATE": root / "s", "RUNTIME": root / "r", "CACHE": root / "c"}
+    directories = {"STATE": root / state, "RUNTIME": root / "r", "CACHE": root / "c"}
     for directory in directories.values():
         directory.mkdir()
     share_images(root / "c")
@@ -124,10 +129,10 @@ def lab(**env: str) -> Iterator[Host]:
         "XDG_CONFIG_HOME": str(root / "none"),
         "NO_COLOR": "1",
     }
-    host = Host(root, {**clean, **ours, **more, **env})
+    host = Host(root, {**clean, **ours, **more, **env}, state, umask)
     try:
         yield host
     finally:
-        for record in (root / "s" / "vms").glob("*/vm.json"):
+        for record in (root / state / "vms").glob("*/vm.json"):
             host.cli("delete", record.parent.name, "-y", "--force")
         shutil.rmtree(root, ignore_errors=True)

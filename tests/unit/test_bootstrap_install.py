@@ -56,7 +56,9 @@ def copy(tmp_path: Path) -> Copy:
     shutil.copy(project.ROOT / "bootstrap", made.root)
     made.command.write_text("#!/bin/sh\necho ran\n")
     made.command.chmod(0o755)
-    made.tool("id", 'case $1 in -u) echo 1000 ;; -un) echo ana ;; *) exec /usr/bin/id "$@" ;; esac')
+    made.tool(
+        "id", 'case $1 in -u) echo 1000 ;; -un) echo ana ;; -Gn) echo ana kvm ;; *) exec /usr/bin/id "$@" ;; esac'
+    )
     return made
 
 

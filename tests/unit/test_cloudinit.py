@@ -241,7 +241,7 @@ def test_seed_iso_has_the_label_and_files_that_cloud_init_looks_for(tmp_path: Pa
 def test_ssh_reads_the_written_configuration(tmp_path: Path) -> None:
     known_hosts = tmp_path / "with space" / "known_hosts"
     config = tmp_path / "config"
-    config.write_text(cloudinit.render_ssh_config("box", "127.0.0.1", 2222, "ana", known_hosts, tmp_path / "key"))
+    config.write_text(cloudinit.render_ssh_config("box", "127.0.0.1", 2222, "ana", known_hosts, [tmp_path / "key"]))
     told = subprocess.check_output(["ssh", "-F", config, "-G", "box"], text=True)
     options = dict(line.split(" ", 1) for line in told.splitlines())
     assert (options["hostname"], options["port"], options["user"]) == ("127.0.0.1", "2222", "ana")

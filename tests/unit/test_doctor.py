@@ -258,7 +258,18 @@ def test_storage_that_qemu_cannot_reach(open_dir: Path, monkeypatch: pytest.Monk
     found = check("storage", machine_with())
     assert (found.result, found.found) == (Result.FAIL, f"QEMU cannot reach {private}/state")
     assert found.why == f"QEMU runs as user {account.name}, which may not pass {private}"
-    assert (found.fix or "").startswith(f"setfacl -m u:{account.name}:x {private}")
+    assert found.fix == f"chmod o+x {private}, or set libvirt.uri to qemu:///session"
+
+
+def test_storage_from_which_no_shim_can_be_loaded(open_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("STATE", "RUNTIME"):
+        (open_dir / f"{kind} x").mkdir(mode=0o711)
+        monkeypatch.setenv(f"GHOSTBOX_{kind}_DIR", str(open_dir / f"{kind} x"))
+    monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(open_dir))
+    monkeypatch.setenv("GHOSTBOX_CACHE_DIR", str(open_dir))
+    found = check("storage", machine_with())
+    assert (found.result, found.found) == (Result.FAIL, "there is no directory from which QEMU could load the shim")
+    assert "its name has a space, and LD_PRELOAD cannot be told of such a file" in (found.why or "")
 
 
 @needs_root

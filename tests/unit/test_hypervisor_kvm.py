@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,33 +17,96 @@ from ghostbox.hypervisor.accounts import Account, unreachable_part
 
 def test_probe_guest_reaches_64_bit_mode_and_says_so() -> None:
     """Under emulation it must, everywhere: so a failure under KVM is KVM's."""
-    assert kvm.probe("tcg", timeout_s=30) == (True, "a 64-bit probe guest ran")
-
-
-def test_probe_that_hangs_is_ended_and_called_so() -> None:
-    usable, reason = kvm.probe("tcg", timeout_s=0.001)
-    assert not usable
-    assert reason.startswith("a 64-bit guest does not run: it hung")
+    found = kvm.probe("tcg", timeout_s=60, cpu_s=60)
+    assert (found.usable, found.reason, found.lasting) == (True, "a 64-bit probe guest ran", True)
 
 
 def test_probe_with_an_accelerator_that_qemu_lacks() -> None:
-    usable, reason = kvm.probe("nosuch")
-    assert not usable
-    assert "a probe guest failed: " in reason
-    assert "nosuch" in reason
+    found = kvm.probe("nosuch")
+    assert not found.usable and not found.lasting
+    assert "a probe guest failed: " in found.reason
+    assert "nosuch" in found.reason
 
 
-def test_verdict_is_kept_until_the_next_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kvm.access_problem(accounts.qemu_user("qemu:///session")) is not None:
-        pytest.skip("cannot run here: /dev/kvm cannot be opened")
+@pytest.fixture
+def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a script of a shell in QEMU's place; it notes that it was run, and does what the function is given."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     monkeypatch.setenv("GHOSTBOX_RUNTIME_DIR", str(tmp_path))
-    first = hypervisor.kvm_usable("qemu:///session")
-    assert "\n" not in first[1]
-    kept = {**json.loads((tmp_path / "kvm.json").read_text()), "reason": "kept"}
-    (tmp_path / "kvm.json").write_text(json.dumps(kept))
-    assert hypervisor.kvm_usable("qemu:///session") == (first[0], "kept")
-    (tmp_path / "kvm.json").write_text('{"boot_id": "another boot", "usable": true, "reason": "old"}')
-    assert hypervisor.kvm_usable("qemu:///session") == first
+    script = place / kvm.QEMU
+
+    def does(what: str) -> None:
+        script.write_text(f"#!/bin/sh\necho >> {tmp_path}/runs\n{what}\n")
+        script.chmod(0o755)
+
+    return does
+
+
+def runs(tmp_path: Path) -> int:
+    return len((tmp_path / "runs").read_text().splitlines())
+
+
+def test_probe_that_hangs_is_known_by_its_processor_time(qemu: Callable[[str], None]) -> None:
+    qemu("while :; do :; done")
+    found = kvm.probe("kvm", timeout_s=60, cpu_s=1)
+    assert (found.usable, found.lasting) == (False, True)
+    assert found.reason == "a 64-bit guest does not run: it hung in the switch to 64-bit mode (kvm)"
+
+
+def test_probe_that_does_not_come_to_run_has_shown_nothing(qemu: Callable[[str], None]) -> None:
+    qemu("exec sleep 60")
+    found = kvm.probe("kvm", timeout_s=0.5)
+    assert (found.usable, found.lasting) == (False, False)
+    assert found.reason.startswith("a probe guest came to no end within 0 s: this machine is too busy, or ")
+
+
+needs_kvm = pytest.mark.skipif(
+    kvm.access_problem(accounts.qemu_user("qemu:///session")) is not None,
+    reason="cannot run here: /dev/kvm cannot be opened",
+)
+RUNS = "exit 85"
+BUSY = "echo 'ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy' >&2; exit 1"
+
+
+@needs_kvm
+def test_failure_is_forgotten_with_its_cause_and_success_is_kept(tmp_path: Path, qemu: Callable[[str], None]) -> None:
+    qemu(BUSY)
+    usable, reason = hypervisor.kvm_usable("qemu:///session")
+    assert not usable
+    assert reason.endswith("Device or resource busy (another hypervisor has the processor's virtualisation: VirtualBox,"
+                           " VMware?)")  # fmt: skip
+    qemu(RUNS)
+    assert hypervisor.kvm_usable("qemu:///session") == (True, "a 64-bit probe guest ran")
+    n_before = runs(tmp_path)
+    assert hypervisor.kvm_usable("qemu:///session")[0]
+    assert runs(tmp_path) == n_before, "what lasts is kept"
+    assert hypervisor.kvm_usable("qemu:///session", anew=True)[0]
+    assert runs(tmp_path) == n_before + 1, "who asks for a probe gets one"
+
+
+@needs_kvm
+def test_verdict_does_not_outlast_what_it_was_made_with(tmp_path: Path, qemu: Callable[[str], None]) -> None:
+    qemu(RUNS)
+    assert hypervisor.kvm_usable("qemu:///session")[0]
+    kept = json.loads((tmp_path / "kvm.json").read_text())
+    (tmp_path / "kvm.json").write_text(json.dumps({**kept, "usable": False, "reason": "kept"}))
+    assert hypervisor.kvm_usable("qemu:///session") == (False, "kept")
+    qemu(RUNS + "  # another QEMU")
+    assert hypervisor.kvm_usable("qemu:///session")[0]
+    (tmp_path / "kvm.json").write_text(
+        '{"boot_id": "another boot", "usable": false, "reason": "of an earlier version"}'
+    )
+    assert hypervisor.kvm_usable("qemu:///session")[0]
+
+
+@needs_kvm
+def test_missing_qemu_is_not_held_against_kvm(tmp_path: Path, qemu: Callable[[str], None]) -> None:
+    qemu("exit 127")
+    assert not hypervisor.kvm_usable("qemu:///session")[0]
+    qemu(RUNS)
+    assert hypervisor.kvm_usable("qemu:///session")[0]
 
 
 def test_missing_device(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_disk_without_an_image_is_explained(store: ImageStore, tmp_path: Path) -
     with pytest.raises(ImageError, match=r"disk\.qcow2 stands on no image that is known") as caught:
         store.under(qcow2_disk(tmp_path / "disk.qcow2"))
     assert caught.value.why == "its base is not named in its header"
-    assert caught.value.hint == "delete the VM (ghostbox delete) and make it anew"
+    assert caught.value.hint == f"put its base back where it was; {tmp_path}/disk.qcow2 has what the VM wrote"
 
 
 def test_image_in_use_is_not_deleted(store: ImageStore, tmp_path: Path) -> None:

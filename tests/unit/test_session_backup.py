@@ -22,7 +22,9 @@ from ghostbox.units import MIB
 @pytest.fixture
 def files() -> Iterator[VmPaths]:
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as short:
-        found = VmPaths(Path(short), Path(short))
+        place = Path(short) / "a %h:'c&d#e?f=g"  # all that a URI would take for its syntax
+        place.mkdir()
+        found = VmPaths(place, place)
         yield found
         for pid in backup.find(found):
             processes.terminate(pid)
@@ -42,6 +44,8 @@ def test_server_that_is_gone_is_started_again_and_has_what_was_written(files: Vm
     assert file.stat().st_mode & 0o777 == 0o600
     assert "wrote 4096/4096 bytes at offset 1048576" in on_export(files, "write -P 7 1M 4k")
     assert on_export(files, "length").strip() == "64 MiB"
+    seen = subprocess.run(["nbdinfo", "--size", backup.uri(files)], capture_output=True, text=True, check=True)
+    assert int(seen.stdout) == 64 * MIB, "libnbd, the pager's client, reads the URI as QEMU does"
     assert 4096 <= file.stat().st_blocks * 512 < MIB, "it takes room as it is written"
     [pid] = backup.find(files)
     os.kill(pid, signal.SIGKILL)

@@ -107,6 +107,20 @@ def test_the_file_of_c_counts_like_flags_that_are_weaker(box: VmPaths, ghostbox_
     assert found.ignored == ()
 
 
+def test_donor_that_was_added_by_hand_is_used_at_the_next_start_too(box: VmPaths) -> None:
+    book = Book(box)
+    book.load()
+    definition.add_donor(book, "shed")
+    assert not box.definition.exists(), "its record says it"
+    definition.keep(box, "pool:\n  donors: [tower]  # mine\n")
+    definition.add_donor(book, "shed")
+    definition.add_donor(book, "shed")
+    assert box.definition.read_text() == "pool:\n  donors: [tower, shed]  # mine\n"
+    definition.keep(box, "vm: {cpus: 2}\n")
+    definition.add_donor(book, "shed")
+    assert "shed" not in box.definition.read_text(), "all that are known are used"
+
+
 def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPaths, quick_cli: Cli) -> None:
     done = quick_cli("set", "box", "--memory", "8G", "pool.slow=20ms", "cpus=3", "--autostart", "--json")
     assert done.returncode == 0, done.stderr

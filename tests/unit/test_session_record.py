@@ -75,6 +75,9 @@ def test_missing_vm_is_named_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no VM named 'other'") as caught:
         Book(paths.vm("other")).need("other", paths)
     assert caught.value.hint == "there are: box"
+    with pytest.raises(NotFound) as caught:
+        Book(paths.vm("bxo")).need("bxo", paths)
+    assert caught.value.hint == "did you mean 'box'? there are: box"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "state": "nonsense"}', "[1]"])

@@ -48,6 +48,17 @@ def test_text_from_outside_is_neither_markup_nor_a_control_sequence(wrap: Callab
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
+def test_a_table_cuts_nothing_off_on_80_columns() -> None:
+    table = terminal.Table("address", "state", "size", box=None)
+    name = "fd00:1234:5678:9abc:def0:1234:5678:9abc" * 3
+    table.add_row(name, "up", "123 GiB")
+    out = io.StringIO()
+    PlainConsole(file=out, width=80).print(table)
+    first, *rows = out.getvalue().splitlines()
+    assert "state" in first and "123 GiB" in rows[0]
+    assert "".join(row[: first.index("state")].strip() for row in rows) == name
+
+
 def test_our_own_colours_reach_a_terminal() -> None:
     assert "\x1b[32mok" in shown(Text("ok", "green"), force_terminal=True, color_system="standard")
 
@@ -121,6 +132,7 @@ def test_no_command_writes_markup_or_passes_text_by_the_one_way_out() -> None:
     for path in (project.ROOT / "ghostbox" / "cli").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         wrong += [f"{path.name}: markup {found}" for found in re.findall(r"\[/[a-z ]*\]", text)]
+        wrong += [f"{path.name}: rich's Table"] if "rich.table" in text else []
         if "click.echo(" in text and path.name not in ("output.py", "main.py"):
             wrong.append(f"{path.name}: click.echo; use ghostbox.cli.output.echo")
     assert not wrong, "\n".join(wrong)

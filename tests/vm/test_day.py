@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 VM = "gbt-day"
 LOCAL_GIB = 5
 NOTE = "written in the morning"
-BOOT = "6m"
+BOOT = "8m"
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -135,7 +136,9 @@ def test_clock_is_right_again_after_the_vm_was_paused(host: Host, result: dict[s
 
 
 def test_ssh_command_of_the_result_works(result: dict[str, Any]) -> None:
-    done = subprocess.run([*result["ssh_command"].split(), "hostname"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*shlex.split(result["ssh_command"]), "hostname"], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == NAME, done.stderr
 
 

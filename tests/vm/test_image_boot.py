@@ -193,7 +193,7 @@ def test_the_users_own_ssh_logs_in_with_the_written_config(guest: guests.Guest, 
             guest.port,
             guests.USER,
             guest.directory / "known_hosts",
-            guest.directory / "id_ed25519",
+            [guest.directory / "id_ed25519"],
         )
     )
     assert (

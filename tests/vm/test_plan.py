@@ -71,3 +71,11 @@ def test_a_plan_that_cannot_work_is_refused(host: Host, donor: RunningDonor) -> 
     done = host.cli("plan", "box", *SIZES[:2], "--remote-memory", "512M", "--cache", "16M", "--donor", donor.address)
     assert done.returncode == 5
     assert "offers 256 MiB, the VM needs 512 MiB" in done.stderr
+
+
+def test_a_login_name_that_the_guests_system_has_given_away_is_refused(host: Host, donor: RunningDonor) -> None:
+    for words in (("plan", "box"), ("up", "box")):
+        done = host.cli(*words, *SIZES, "--user", "games", "--donor", donor.address)
+        assert done.returncode == 2
+        assert "error: vm.user cannot be 'games': the guest's system has an account of that name" in done.stderr
+    assert "box" not in host.cli("list").stdout

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The main job, for real: one Debian guest on the memory of two donors, each a machine (namespace) of its own.
 
-One boot serves all tests of this file; the last ones take the VM down, start it again, and break it on purpose.
+One boot (tests/vm/conftest.py) serves all tests of this file and of test_shell_and_files.py; the last ones here take
+the VM down, start it again, and break it on purpose.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,8 @@ import pytest
 from ghostbox import demo, processes
 from ghostbox.session import supervisor
 from ghostbox.units import MIB
-from helpers import netns, scatter
-from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
+from helpers import scatter
+from helpers.donor import running_donor
 from helpers.lab import lab
 from helpers.machine import (
     Machine,
@@ -38,51 +38,12 @@ from helpers.machine import (
     wait_for_paging,
     watched_pid,
 )
+from helpers.main_vm import CACHE_MIB, CLOUD_INIT_CHANGED, VM, WORKLOAD_MIB
 from helpers.takeover import other_format
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
-VM = "gbt-main"
-CACHE_MIB = 96
-WORKLOAD_MIB = 288
 GROWN_DISK = "7G"
-# On a machine as busy as with these tests, two answers in a row may well take 50 ms.
-NEVER_SLOW = "pool: {slow: 1m}\n"
-CLOUD_INIT = """#cloud-config
-write_files:
-  - {path: /etc/theirs, content: "merged\\n"}
-"""
-CLOUD_INIT_CHANGED = CLOUD_INIT.replace("/etc/theirs", "/etc/theirs-changed")
-
-
-@pytest.fixture(scope="module")
-def donors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningDonor]]:
-    with netns.machines(2) as machines, contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                running_donor(
-                    tmp_path_factory.mktemp("donor"), size="448M", name=f"gbt-{number}", bind=machine.address,
-                    insecure="", prefix=machine.prefix,
-                )
-            )
-            for number, machine in enumerate(machines)
-        ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
-    with lab() as host:
-        extra = host.root / "extra.yaml"
-        extra.write_text(CLOUD_INIT)
-        (host.root / "ghostbox.yaml").write_text(f"guest: {{tiering: true}}\n{NEVER_SLOW}")
-        port = free_port()
-        options: list[str | Path] = ["--memory", "768M", "--remote-memory", "512M", "--cache", f"{CACHE_MIB}M"]
-        options += ["--cpus", "2", "--disk", "6G", "--image", "debian", "--cloud-init", extra, "-p", f"{port}:8000"]
-        for donor in donors:
-            options += ["--donor", donor.address]
-        before = host.belongings(donors)
-        done = host.cli("up", VM, *options, "--timeout", "4m", "--json", check=True)
-        yield Machine(VM, host, donors, before, port, done, options)
 
 
 def test_up_names_its_stages_with_the_time_each_took(machine: Machine) -> None:
@@ -265,14 +226,17 @@ def test_shell_returns_the_exit_code_of_the_guests_command(machine: Machine) -> 
     assert (done.returncode, done.stdout, done.stderr) == (42, "out\n", "err\n")
 
 
-def test_shell_without_dashes_explains_itself(machine: Machine) -> None:
-    done = machine.cli("shell", "uname", check=False)
-    assert done.returncode == 2
-    assert f"error: a command goes behind --\nfix: ghostbox shell {VM} -- uname" in done.stderr
+def test_shell_runs_all_that_follows_the_name_and_each_word_is_one_argument(machine: Machine) -> None:
+    """Also where no name is given: then behind --, in the VM that the configuration names."""
+    assert "Mem:" in machine.cli("shell", "free", "-h").stdout
+    assert machine.cli("shell", "printf", "[%s]", "a  b", "-h", "--").stdout == "[a  b][-h][--]"
+    done = machine.host.cli("shell", "free", "-h")
+    assert (done.returncode, "error: no VM named 'free'\nwhy: there are: " in done.stderr) == (4, True)
+    assert f"fix: to run a command in a VM: ghostbox shell {VM} free -h" in done.stderr
 
 
 def test_ssh_config_lets_the_systems_ssh_in_without_a_question(machine: Machine) -> None:
-    command = json.loads(machine.up.stdout)["ssh_command"].split()
+    command = shlex.split(json.loads(machine.up.stdout)["ssh_command"])
     done = subprocess.run([*command, "-o", "BatchMode=yes", "hostname"], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == VM, done.stderr
 
@@ -294,7 +258,8 @@ def test_forwarded_port_leads_into_the_guest_from_loopback_only(machine: Machine
 def test_status_shows_the_vm_and_its_memory(machine: Machine) -> None:
     done = machine.cli("status")
     for pattern in (
-        r"state +running",
+        r"state +running, up for \d",
+        r"remote +512 MiB, [\d.]+ [KM]iB in use",
         r"cache +[\d.]+ [KM]iB resident",
         r"fetch time +p50 \d+ µs",
         r"198\.51\.100\.\d+:\d+ +up +\d",
@@ -474,6 +439,9 @@ def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Ma
 
 
 def test_wait_that_takes_too_long_says_why(machine: Machine) -> None:
+    shell = machine.cli("shell", "true", check=False)
+    assert (shell.returncode, f"error: VM '{VM}' still boots: its SSH server does not" in shell.stderr) == (1, True)
+    assert f"fix: ghostbox wait {VM}, or: ghostbox shell --wait {VM}" in shell.stderr
     done = machine.cli("wait", "--timeout", "1s", check=False)
     assert done.returncode == 124
     assert re.search(rf"error: VM '{VM}', stage boot: the guest's SSH server does not answer", done.stderr)
@@ -538,7 +506,7 @@ def test_down_of_a_guest_that_does_not_listen_gives_up_and_keeps_it(machine: Mac
     done = machine.cli("down", "--timeout", "1s", check=False)
     assert done.returncode == 124
     assert (
-        f"error: VM '{VM}' did not shut down within 1.0 s; it still runs\nfix: ghostbox down --force {VM}"
+        f"error: VM '{VM}' did not shut down within 1.0 s; it still runs\nfix: ghostbox down {VM} --timeout 10m"
         in done.stderr
     )
 

@@ -57,6 +57,21 @@ def test_no_donor(host: Host) -> None:
     )
 
 
+def test_donors_that_this_host_knows_are_used_if_none_is_named(host: Host, donor: RunningDonor) -> None:
+    host.cli("donor", "add", donor.address, check=True)
+    try:
+        plan = json.loads(up(host, "--dry-run", "--json").stdout)
+        assert plan["donors"] == [donor.address]
+    finally:
+        host.cli("donor", "forget", donor.address, check=True)
+    assert "no donor is named" in up(host, "--dry-run").stderr
+
+
+def test_vm_for_which_this_machine_has_too_little_memory(host: Host, donor: RunningDonor) -> None:
+    done = up(host, "--donor", donor.address, memory="4096G")
+    says(done, r"error: VM 'gbt-refused' needs 4 TiB of this machine's memory, and .* fix: .*--overcommit", code=5)
+
+
 def test_donor_that_is_not_there(host: Host) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

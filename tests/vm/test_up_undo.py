@@ -185,3 +185,31 @@ def test_domain_that_libvirt_refuses_is_explained_and_undone(host: Host, donors:
     assert "error: cannot start the domain\nwhy: " in done.stderr
     assert str(host.paths.vm(VM).disk) in done.stderr
     assert host.belongings(donors) == before
+
+
+DEFINED = f"""<domain type="qemu"><name>ghostbox-{VM}</name><memory unit="MiB">64</memory>
+<os><type arch="x86_64">hvm</type></os></domain>"""
+
+
+def test_domain_of_the_same_name_that_is_defined_is_named_and_left_alone(
+    host: Host, donors: list[RunningDonor], tmp_path: Path
+) -> None:
+    """Shut off or running: what is advised destroys neither."""
+    before = host.belongings(donors)
+    file = tmp_path / "domain.xml"
+    file.write_text(DEFINED)
+    virsh = ["virsh", "-q", "-c", "qemu:///system"]
+    subprocess.run([*virsh, "define", file], check=True, capture_output=True)
+    try:
+        done = host.cli(*up_words(donors))
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 1
+        assert f"error: libvirt has a domain named ghostbox-{VM} already, and it is not this VM's" in said
+        assert "why: it is shut off, but defined there fix: choose another name for the VM, or give the other" in said
+        assert f"virsh -c qemu:///system domrename ghostbox-{VM} NEW-NAME" in said
+        assert "destroy" not in said
+        listed = subprocess.run([*virsh, "list", "--all", "--name"], check=True, capture_output=True, text=True)
+        assert f"ghostbox-{VM}" in listed.stdout.split()
+        assert host.belongings(donors) == before
+    finally:
+        subprocess.run([*virsh, "undefine", f"ghostbox-{VM}"], check=True, capture_output=True)

@@ -7,12 +7,13 @@ What needs a VM (its domain, its pauses, the supervisor as a process) is in test
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from ghostbox import processes
+from ghostbox import pager, processes
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import Refused
 from ghostbox.session import backup, pool
@@ -154,3 +155,27 @@ def test_drain_that_does_not_fit_is_refused_with_figures_and_said_once_if_the_do
         lab.care.forget()
         assert lab.care.round()
         assert lab.said().count("drain-failed") == 1
+
+
+@pytest.mark.parametrize("pager_dies", [False, True])
+def test_runtime_directory_that_was_removed_is_made_anew_under_a_vm_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pager_dies: bool
+) -> None:
+    """If the pager dies before its page map has a name again, the supervisor has the last hold on it."""
+    with laboratory(tmp_path, monkeypatch, ["96M"]) as lab:
+        lab.client.command("fill", seed=9)
+        lab.until_mended()
+        runtime = lab.book.files.runtime
+        pid = pager.find(lab.book.files.pager_control)
+        shutil.rmtree(runtime)
+        if pager_dies:
+            os.kill(pid[0], signal.SIGKILL)
+            processes.wait_until(lambda: not processes.pid_alive(pid[0]), timeout_s=10, what="its end")
+        lab.until_mended()
+        lab.client.command("verify", seed=9)
+        found = pager.status(lab.book.files.pager_control)
+        assert found is not None
+        assert (found["pid"] == pid[0]) is not pager_dies
+        assert ("pager-recovered" if pager_dies else "runtime-restored") in lab.said()
+        assert lab.book.files.pager_state.exists()
+        assert leases_of(lab.donors[0]) == 1

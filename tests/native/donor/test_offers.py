@@ -12,10 +12,10 @@ import pytest
 from ghostbox.donor_client import DonorClient, NoAnswer
 from ghostbox.errors import Refused
 from ghostbox.known_donors import KnownDonor
-from ghostbox.paths import Paths, find
+from ghostbox.paths import Paths, find, make_directory
 from ghostbox.placement import Offer
 from ghostbox.session import planning, pool
-from ghostbox.session.record import Book, LeaseRecord, Record, VmState, make_directory
+from ghostbox.session.record import Book, LeaseRecord, Record, VmState
 from ghostbox.units import MIB
 from helpers.care_lab import PLAN, record_of
 from helpers.donor import RunningDonor, running_donor

@@ -11,8 +11,8 @@ import pytest
 from ghostbox import donors
 from ghostbox.donor_client import DonorClient
 from ghostbox.errors import Refused
-from ghostbox.session import pool
-from ghostbox.session.record import THIS_HOST, LeaseRecord
+from ghostbox.session import observe, pool, supervisor, view
+from ghostbox.session.record import THIS_HOST, LeaseRecord, VmState
 from ghostbox.units import MIB
 from helpers.care_lab import Lab, laboratory, leases_of
 from helpers.donor import RunningDonor, running_donor
@@ -152,3 +152,6 @@ def test_a_donor_that_ends_is_shown_as_leaving_from_the_first_second(
         other = lab.donors[1].address
         assert f"which have no room elsewhere: donor {other}: offers 16 MiB, the VM needs 64 MiB and has 32 MiB" in said
         assert f"ghostbox donor drain {first.address} --vm lab --to-host" in lab.advice()
+        monkeypatch.setattr(observe, "heal_if_idle", lambda book: observe.Seen(VmState.RUNNING))
+        monkeypatch.setattr(supervisor, "ensure", lambda book, paths: False)
+        assert [each.health for each in view.summaries(lab.paths)] == ["degraded"]

@@ -19,9 +19,9 @@ from ghostbox.cli.output import Stages
 from ghostbox.donor_client import DonorClient, Holder, NoAnswer
 from ghostbox.donors import Assignment
 from ghostbox.errors import GhostboxError, NotFound, Refused
-from ghostbox.paths import Paths, find
+from ghostbox.paths import Paths, find, make_directory
 from ghostbox.session import cleanup, donor_commands, pool, unreleased
-from ghostbox.session.record import Book, LeaseRecord, Record, VmState, make_directory
+from ghostbox.session.record import Book, LeaseRecord, Record, VmState
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
@@ -186,3 +186,8 @@ def test_a_damaged_note_is_named(own: Paths) -> None:
     (own.state / "unreleased-leases.json").write_text("{}")
     with pytest.raises(GhostboxError, match=r"cannot read .*unreleased-leases\.json"):
         unreleased.load(own.state)
+    assert not unreleased.try_in_background(own)  # and no command fails for it
+    book = _stopped(own, LeaseRecord("localhost:1", "w-1", MIB))
+    assert len(cleanup.release_all(book)) == 1
+    assert book.record is not None
+    assert len(book.record.leases) == 1  # nothing is forgotten

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,17 @@ def test_copies_are_made_anew(build: Build, place: Path) -> None:
         assert pager.process.returncode == 0, pager.log()
         said = pager.log() + (place / "client").read_text()
     assert not [word for word in COMPLAINTS if word in said], said
+
+
+@pytest.mark.slow
+def test_files_that_are_removed_are_made_anew_under_stress(build: Build, place: Path) -> None:
+    with watched(build, place, state=str(place / "state")) as (pager, client):
+        client.start("stress", threads=4, seconds=600, discards=50, fresh=0)
+        files = (place / "state", pager.listen, pager.control)
+        for _ in range(5):
+            for file in files:
+                file.unlink()
+            pager.process.send_signal(signal.SIGUSR1)
+            wait_until(lambda: all(file.exists() for file in files), timeout_s=60, what="the pager's files")
+        client.command("stress-stop", timeout_s=120)
+        assert client.result("stress", timeout_s=120)["ok"]

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""Whether a VM's QEMU lives: the question before anything that it uses is unmade.
+
+libvirt is no witness of a death. One that is asked from another login environment is another daemon, and one whose
+runtime directory was lost knows nothing of what it started; both say that there is no such domain while QEMU runs. So
+the process table is asked, and the lock on the VM's disk; where neither can be seen, nothing is released.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from dataclasses import dataclass
+
+from ghostbox import hypervisor, process_table, processes
+from ghostbox.errors import DeadlineExceeded, GhostboxError, HypervisorError, ProgramError
+from ghostbox.hypervisor import DomainState, Hypervisor
+from ghostbox.paths import VmPaths
+from ghostbox.session.record import Record
+
+_END_TIMEOUT_S = 15.0
+
+
+class Life(enum.StrEnum):
+    """What is known of a VM's QEMU."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNSEEN = "unseen"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What was seen of a VM's QEMU: its process id where that was found, and a sentence about it."""
+
+    life: Life
+    text: str
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What libvirt says of a VM; ``problem`` is set if it has no answer that can be believed."""
+
+    state: DomainState
+    problem: str | None = None
+
+
+def connect(record: Record, *, start_daemon: bool = True) -> Hypervisor:
+    """Connect to the libvirt that started the VM, whatever environment we were started in."""
+    return hypervisor.connect(record.libvirt_uri, start_daemon=start_daemon, environment=record.environment)
+
+
+def ask(record: Record) -> Known:
+    """Ask libvirt for the VM's domain."""
+    try:
+        with connect(record) as connection:
+            return Known(connection.state(record.domain, uuid=record.uuid))
+    except GhostboxError as err:
+        return Known(DomainState.ABSENT, f"{err.message}: {err.why}" if err.why else err.message)
+
+
+def look(record: Record, files: VmPaths) -> Sight:
+    """Look for the VM's QEMU itself."""
+    qemu = hypervisor.find_qemu(record.uuid)
+    if qemu is not None and processes.pid_alive(qemu.pid):
+        return Sight(Life.ALIVE, f"its QEMU (pid {qemu.pid}) runs", qemu.pid)
+    known = record.qemu
+    if known is not None and process_table.is_alive(known):
+        return Sight(Life.ALIVE, f"its QEMU (pid {known.pid}) runs", known.pid)
+    written = hypervisor.disk_is_written(files.disk)
+    if written:
+        return Sight(Life.ALIVE, f"a process that cannot be seen from here has its disk {files.disk} open")
+    return _not_found(record, written=written)
+
+
+def _not_found(record: Record, *, written: bool | None) -> Sight:
+    """No QEMU was found: say whether one that lives would have been."""
+    known = record.qemu
+    gone = Sight(Life.GONE, "its QEMU is gone")
+    if known is not None and known.boot_id != process_table.boot_id():
+        if record.machine in (None, process_table.machine_id()):
+            return gone
+        return Sight(Life.UNSEEN, "it was started on another machine, where it may run")
+    hidden = process_table.blind_spot(None if known is None else known.namespace)
+    if hidden is None or written is False:
+        return gone
+    return Sight(Life.UNSEEN, f"whether its QEMU runs cannot be seen from here: {hidden}")
+
+
+def is_over(record: Record, files: VmPaths) -> bool:
+    """Tell whether the VM's QEMU is gone for certain."""
+    return look(record, files).life is Life.GONE
+
+
+def end(record: Record, files: VmPaths) -> None:
+    """End the VM's QEMU: by libvirt if it knows the domain, otherwise the process itself.
+
+    Raises:
+        HypervisorError: it lives, or may live; nothing that it uses may be released.
+    """
+    refusal = _end_domain(record, files)
+    if is_over(record, files) or (refusal is None and _wait_until_over(record, files)):
+        return
+    sight = look(record, files)
+    why = refusal
+    if sight.pid is not None:
+        try:
+            if hypervisor.end_qemu(sight.pid, record.uuid) and _wait_until_over(record, files):
+                return
+        except ProgramError as err:
+            why = err.message
+    raise still_lives(record, look(record, files), why)
+
+
+def _end_domain(record: Record, files: VmPaths) -> str | None:
+    """Have libvirt end the domain; return why it could not."""
+    try:
+        with connect(record) as connection:
+            info = connection.info(record.domain, uuid=record.uuid)
+            if info is None or info.state_dir != str(files.state):
+                return f"libvirt at {record.libvirt_uri} does not know it"
+            connection.destroy(record.domain, uuid=record.uuid)
+    except GhostboxError as err:
+        return f"{err.message}: {err.why}" if err.why else err.message
+    return None
+
+
+def _wait_until_over(record: Record, files: VmPaths) -> bool:
+    """Wait for a QEMU that was told to end."""
+    with contextlib.suppress(DeadlineExceeded):
+        processes.wait_until(
+            lambda: is_over(record, files), timeout_s=_END_TIMEOUT_S, what="the end of QEMU", interval_s=0.1
+        )
+        return True
+    return False
+
+
+def still_lives(record: Record, sight: Sight, why: str | None) -> HypervisorError:
+    """Return the error for a VM of which nothing may be unmade."""
+    hint = f"sudo kill {sight.pid} ends it; then run this again" if sight.pid is not None else None
+    if sight.life is Life.UNSEEN:
+        hint = "run this as root, on the machine and in the container where the VM was started"
+    return HypervisorError(
+        f"VM '{record.name}' could not be ended: {sight.text}; its memory stays where it is", why=why, hint=hint
+    )

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""The VM that several modules of tests/vm share (its fixtures are in tests/vm/conftest.py): what it is made of."""
+
+from __future__ import annotations
+
+VM = "gbt-main"
+# What ssh, libvirt, QEMU, the loader and URIs would each take for something else.
+ODD = "s %h:'\"$(x)[ä]"
+CACHE_MIB = 96
+WORKLOAD_MIB = 288
+# On a machine as busy as with these tests, two answers in a row may well take 50 ms.
+NEVER_SLOW = "pool: {slow: 1m}\n"
+CLOUD_INIT = """#cloud-config
+write_files:
+  - {path: /etc/theirs, content: "merged\\n"}
+"""
+CLOUD_INIT_CHANGED = CLOUD_INIT.replace("/etc/theirs", "/etc/theirs-changed")

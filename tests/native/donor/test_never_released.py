@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: MIT
+"""Memory is not released while a QEMU with the VM's UUID lives, whatever libvirt says; a real donor is asked.
+
+A process with the UUID on its command line is in QEMU's place. libvirt's own test driver, which knows no such domain,
+is the libvirt of another login.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from ghostbox import processes, session
+from ghostbox.cli.output import Stages
+from ghostbox.donor_client import DonorClient, Holder
+from ghostbox.errors import DeadlineExceeded, HypervisorError, NotFound, NotRunning, Refused
+from ghostbox.paths import Paths
+from ghostbox.process_table import identify, machine_id
+from ghostbox.session import liveness, logs, observe, runtime_dir
+from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, locked, make_directory
+from ghostbox.units import MIB
+from helpers.donor import RunningDonor, running_donor
+from helpers.pager import short_dir
+
+VM = "gbt-never"
+CliRun = subprocess.CompletedProcess[str]
+
+
+@dataclass
+class Vm:
+    """A VM that the record says runs, and what stands for it."""
+
+    book: Book
+    paths: Paths
+    donor: RunningDonor
+    qemu: subprocess.Popen[bytes]
+
+    def save(self, **changes: object) -> Record:
+        record = self.book.load()
+        assert record is not None
+        return self.book.save(dataclasses.replace(record, **changes))  # type: ignore[arg-type]
+
+    def leases(self) -> list[str]:
+        with DonorClient(self.donor.address) as client:
+            return [lease.name for lease in client.leases()]
+
+    def seen(self) -> observe.Seen:
+        """What a command that only looks finds, after it has healed what it thinks is to be healed."""
+        return observe.heal_if_idle(Book(self.paths.vm(VM)))
+
+    def end_qemu(self) -> None:
+        self.qemu.kill()
+        self.qemu.wait()
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDonor]:
+    with running_donor(tmp_path_factory.mktemp("donor")) as running:
+        yield running
+
+
+@pytest.fixture
+def vm(donor: RunningDonor) -> Iterator[Vm]:
+    with short_dir() as root, DonorClient(donor.address) as client:
+        own = Paths(root / "s", root / "r", root / "c", root / "e", root / "n")
+        book = Book(own.vm(VM))
+        make_directory(book.files.state)
+        book.save(record_of(donor))
+        client.create_lease("kept", 4 * MIB, Holder("here", VM))
+        assert book.record is not None
+        argv = ["sh", "-c", "while :; do sleep 1; done", "-uuid", book.record.uuid]
+        with subprocess.Popen(argv) as qemu:
+            try:
+                yield Vm(book, own, donor, qemu)
+            finally:
+                qemu.kill()
+                with contextlib.suppress(NotFound):
+                    client.release_lease("kept")
+
+
+def record_of(donor: RunningDonor) -> Record:
+    return Record(
+        name=VM, state=VmState.RUNNING, uuid=str(uuid.uuid4()), mac="m", ssh_port=1,
+        created_at="2026-01-01T00:00:00+00:00", domain=f"ghostbox-{VM}", libvirt_uri="test:///default", image="none",
+        user="ghost", virt="tcg", cpus=1,
+        memory_bytes=256 * MIB, remote_memory_bytes=128 * MIB, cache_bytes=16 * MIB, disk_bytes=20 << 30,
+        new=False, made=frozenset({Made.DOMAIN}), leases=(LeaseRecord(donor.address, "kept", 4 * MIB),),
+    )  # fmt: skip
+
+
+def test_look_from_where_libvirt_does_not_know_the_vm_changes_nothing(vm: Vm) -> None:
+    """Without a pager it is broken; in no case is it stopped."""
+    before = vm.book.files.record.read_text()
+    assert vm.seen().state is VmState.BROKEN
+    assert vm.leases() == ["kept"]
+    assert vm.book.files.record.read_text() == before
+    vm.end_qemu()
+    assert vm.seen().state is VmState.STOPPED
+    assert vm.leases() == []
+
+
+@pytest.mark.parametrize("state", [VmState.RUNNING, VmState.STOPPING, VmState.STOPPED])
+def test_healing_waits_for_the_end_of_qemu_in_every_state(vm: Vm, state: VmState) -> None:
+    vm.save(state=state)
+    for _ in range(2):
+        assert vm.seen().state is not VmState.STOPPED
+        with locked(vm.book.files):
+            observe.heal(vm.book)
+    assert vm.leases() == ["kept"]
+    vm.end_qemu()
+    assert vm.seen().state is VmState.STOPPED
+    assert vm.leases() == []
+
+
+def test_qemu_that_is_known_by_its_record_alone_counts(vm: Vm) -> None:
+    """Its command line may be another one than we think."""
+    known = identify(vm.qemu.pid)
+    vm.save(uuid=str(uuid.uuid4()), qemu=known)
+    assert vm.seen().state is VmState.BROKEN
+    vm.end_qemu()
+    assert vm.seen().state is VmState.STOPPED
+
+
+def test_disk_that_somebody_writes_counts_though_no_process_is_seen(vm: Vm) -> None:
+    vm.end_qemu()
+    disk = vm.book.files.disk
+    processes.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, str(MIB)])
+    argv = ["qemu-nbd", "--persistent", f"--socket={vm.paths.state}/n", disk]
+    with subprocess.Popen(argv) as writer:
+        socket = vm.paths.state / "n"
+        processes.wait_until(socket.exists, timeout_s=20, what="qemu-nbd")
+        seen = vm.seen()
+        assert seen.state in (VmState.BROKEN, VmState.UNMANAGED)
+        assert vm.leases() == ["kept"]
+        with pytest.raises(HypervisorError, match="a process that cannot be seen from here has its disk .* open"):
+            session.down(VM, vm.paths, Stages(), force=True)
+        assert vm.leases() == ["kept"]
+        writer.terminate()
+    assert vm.seen().state is VmState.STOPPED
+
+
+def test_vm_of_another_machine_is_left_alone(vm: Vm) -> None:
+    """The state directory was copied, or lies on a disk that both have."""
+    known = identify(vm.qemu.pid)
+    assert known is not None
+    vm.end_qemu()
+    elsewhere = dataclasses.replace(known, boot_id="of another machine")
+    vm.save(qemu=elsewhere, machine="another")
+    seen = vm.seen()
+    assert seen.state is VmState.UNMANAGED
+    assert seen.problem is not None and "it was started on another machine, where it may run" in seen.problem.text
+    with pytest.raises(HypervisorError, match="could not be ended: it was started on another machine"):
+        session.delete(VM, vm.paths, Stages(), force=True)
+    assert vm.leases() == ["kept"]
+    vm.save(machine=machine_id())
+    assert vm.seen().state is VmState.STOPPED, "this machine was started anew since"
+    assert vm.leases() == []
+
+
+@pytest.mark.parametrize("state", [VmState.RUNNING, VmState.STOPPED])
+def test_force_ends_qemu_itself_and_gives_the_memory_back_after_it(vm: Vm, state: VmState) -> None:
+    vm.save(state=state, qemu=identify(vm.qemu.pid))
+    session.delete(VM, vm.paths, Stages(), force=True)
+    assert vm.qemu.wait(20) < 0
+    assert vm.leases() == []
+    assert not vm.book.files.state.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root")
+@pytest.mark.parametrize("command", ["down", "delete"])
+def test_qemu_that_may_not_be_ended_keeps_its_memory_and_the_user_is_told(vm: Vm, command: str) -> None:
+    """It is root's, and we are nobody."""
+    for path in (vm.paths.state, *vm.paths.state.rglob("*")):
+        os.chown(path, 65534, 65534)
+    vm.paths.state.parent.chmod(0o755)
+    receiver, sender = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            what = session.down if command == "down" else session.delete
+            what(VM, vm.paths, Stages(), force=True)
+        except BaseException as err:
+            os.write(sender, f"{err}|{getattr(err, 'why', '')}|{getattr(err, 'hint', '')}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    said, why, hint = os.read(receiver, 4096).decode().split("|")
+    assert said == f"VM '{VM}' could not be ended: its QEMU (pid {vm.qemu.pid}) runs; its memory stays where it is"
+    assert why == f"process {vm.qemu.pid} cannot be signalled: operation not permitted"
+    assert hint.startswith(f"sudo kill {vm.qemu.pid}")
+    assert vm.qemu.poll() is None
+    assert vm.leases() == ["kept"]
+    record = vm.book.load()
+    assert record is not None and record.state is VmState.RUNNING
+
+
+def test_down_of_a_vm_that_libvirt_does_not_know_says_how_to_shut_it_down(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_dir, "find_pager", lambda record, files: vm.qemu.pid)
+    with pytest.raises(Refused, match=f"VM '{VM}' cannot be asked to shut down") as caught:
+        session.down(VM, vm.paths, Stages())
+    assert "libvirt at test:///default does not know the VM, but its QEMU" in str(caught.value.why)
+    assert caught.value.hint == f"shut it down from inside (ghostbox shell {VM} -- sudo poweroff)"
+    assert vm.leases() == ["kept"]
+
+
+def test_waiting_for_the_end_and_following_logs_wait_for_qemu(vm: Vm) -> None:
+    with pytest.raises(DeadlineExceeded, match=f"VM '{VM}' still runs after") as caught:
+        session.wait_stopped(VM, vm.paths, timeout_s=0.1)
+    assert caught.value.why == f"its QEMU (pid {vm.qemu.pid}) runs"
+    ended = logs.ended(VM, vm.paths)
+    assert not ended()
+    vm.end_qemu()
+    assert ended()
+    session.wait_stopped(VM, vm.paths, timeout_s=5)
+    with pytest.raises(NotRunning, match="is stopped: it needs no pager"):
+        session.recover(VM, vm.paths, Stages())
+
+
+def test_down_that_was_killed_leaves_a_vm_that_is_shown_as_running(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_dir, "find_pager", lambda record, files: vm.qemu.pid)
+    monkeypatch.setattr(liveness, "ask", lambda record: liveness.Known(liveness.DomainState.RUNNING))
+    record = vm.save(state=VmState.STOPPING)
+    assert observe.observe(record, vm.book.files).state is VmState.RUNNING
+    with locked(vm.book.files):
+        assert observe.observe(record, vm.book.files).state is VmState.STOPPING, "a down is at work"
+        assert observe.heal(vm.book) is VmState.RUNNING
+    kept = vm.book.load()
+    assert kept is not None and kept.state is VmState.RUNNING
+
+
+def test_up_of_a_vm_that_is_recorded_as_stopped_and_lives_is_refused(
+    vm: Vm, ghostbox_cli: Callable[..., CliRun]
+) -> None:
+    vm.save(state=VmState.STOPPED, made=frozenset(), leases=())
+    env = {"GHOSTBOX_STATE_DIR": str(vm.paths.state), "GHOSTBOX_RUNTIME_DIR": str(vm.paths.runtime)}
+    done = ghostbox_cli("up", VM, "--donor", vm.donor.address, env=env)
+    assert done.returncode == 5, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"VM '{VM}' cannot be started: it is recorded as stopped, and its QEMU lives" in said
+    assert f"its QEMU (pid {vm.qemu.pid}) runs; its remote memory was given back" in said
+    assert vm.qemu.poll() is None
+
+
+def test_record_that_cannot_be_read_hides_no_other_vm_and_nothing_is_advised_away(
+    vm: Vm, ghostbox_cli: Callable[..., CliRun]
+) -> None:
+    damaged = vm.paths.vm("gbt-damaged")
+    make_directory(damaged.state)
+    damaged.record.write_text("{")
+    env = {"GHOSTBOX_STATE_DIR": str(vm.paths.state), "GHOSTBOX_RUNTIME_DIR": str(vm.paths.runtime)}
+    done = ghostbox_cli("list", "--json", env=env)
+    assert [each["name"] for each in json.loads(done.stdout)] == [VM]
+    assert f"VM 'gbt-damaged': cannot read {damaged.record}" in " ".join(done.stderr.split())
+    for command in ("status", "down", "delete"):
+        refused = ghostbox_cli(command, "gbt-damaged", env=env)
+        assert refused.returncode == 1
+        assert "rm " not in refused.stderr
+        assert "disk.qcow2 is its disk" in " ".join(refused.stderr.split()), refused.stderr
+    assert damaged.record.exists()
+
+
+def test_record_of_an_earlier_version_is_read(vm: Vm) -> None:
+    record = vm.book.load()
+    assert record is not None
+    text = {key: value for key, value in record.to_json().items() if key not in ("environment", "runtime", "machine",
+            "qemu", "pager_process")}  # fmt: skip
+    assert Record.from_json(text) == record

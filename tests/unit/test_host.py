@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""The machine's name, whatever the kernel was given for it; in a namespace of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers import project
+
+SCRIPT = """
+import socket, sys
+socket.sethostname(bytes.fromhex(sys.argv[1]))
+from ghostbox.donor_client import host_name
+from ghostbox.memserver.opening import default_name
+from ghostbox.session.record import lease_name
+print(host_name(), default_name(), lease_name("work").split("-")[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (b"tower", "tower tower work"),
+        (b"", "unnamed donor work"),
+        (b"\xff\xfe", "\ufffd\ufffd donor work"),
+        (b"my \xc3\xbc host", "my ü host my---host work"),
+        (b"a\x1b[2Jb", "a?[2Jb a--2Jb work"),
+    ],
+)
+def test_any_bytes_or_none_make_a_name_that_everybody_can_take(name: bytes, expected: str) -> None:
+    argv = ["unshare", "--uts", sys.executable, "-c", SCRIPT, name.hex()]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env={"PYTHONPATH": str(project.ROOT), "LC_ALL": "C.UTF-8"}, check=False
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"cannot run here: {done.stderr.strip()}")
+    assert done.stdout.strip() == expected, done.stderr

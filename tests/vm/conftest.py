@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""One Debian guest on the memory of two donors, each a machine (namespace) of its own, for several modules.
+
+``test_up.py`` is the last of them (they run in the order of their names): it takes the VM down and breaks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import netns
+from helpers.donor import RunningDonor, running_donor
+from helpers.guest import free_port
+from helpers.lab import lab
+from helpers.machine import Machine
+from helpers.main_vm import CACHE_MIB, CLOUD_INIT, NEVER_SLOW, ODD, VM
+
+
+@pytest.fixture(scope="session")
+def donors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningDonor]]:
+    with netns.machines(2) as machines, contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                running_donor(
+                    tmp_path_factory.mktemp("donor"), size="448M", name=f"gbt-{number}", bind=machine.address,
+                    insecure="", prefix=machine.prefix,
+                )
+            )
+            for number, machine in enumerate(machines)
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
+    with lab(state=ODD, umask=0o077) as host:
+        extra = host.root / "extra.yaml"
+        extra.write_text(CLOUD_INIT)
+        (host.root / "ghostbox.yaml").write_text(f"guest: {{tiering: true}}\n{NEVER_SLOW}")
+        port = free_port()
+        options: list[str | Path] = ["--memory", "768M", "--remote-memory", "512M", "--cache", f"{CACHE_MIB}M"]
+        options += ["--cpus", "2", "--disk", "6G", "--image", "debian", "--cloud-init", extra, "-p", f"{port}:8000"]
+        for donor in donors:
+            options += ["--donor", donor.address]
+        before = host.belongings(donors)
+        done = host.cli("up", VM, *options, "--timeout", "4m", "--json", check=True)
+        yield Machine(VM, host, donors, before, port, done, options)
