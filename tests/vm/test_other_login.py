@@ -30,7 +30,7 @@ from helpers.guest import share_images
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root, so no other user can be put to use"),
 ]
 
