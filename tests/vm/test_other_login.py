@@ -208,13 +208,18 @@ def test_runtime_directory_that_a_cleaner_removed_is_made_anew_and_status_says_s
 @contextlib.contextmanager
 def supervised_no_more(user: User) -> Iterator[None]:
     """Keep the supervisor from doing what a command is to be seen doing."""
-    supervisor.stop(user.files)
-    held = supervisor.lock(user.files)
-    assert held is not None
+    held: list[int] = []
+
+    def alone() -> bool:
+        supervisor.stop(user.files)  # each command that found none has started one, and they are slow to begin
+        held.extend(found for found in [supervisor.lock(user.files)] if found is not None)
+        return bool(held)
+
+    processes.wait_until(alone, timeout_s=60, what="the end of the supervisors", interval_s=0.2)
     try:
         yield
     finally:
-        os.close(held)
+        os.close(held[0])
 
 
 def test_end_of_the_login_releases_nothing_whoever_asks(user: User) -> None:
