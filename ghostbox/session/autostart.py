@@ -18,6 +18,22 @@ from ghostbox.session.up import up
 _RETRY_S = 3.0
 
 
+class _Once:
+    """Tells what happens as `Progress` does, and each remark once, however often a start is tried."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._said: set[str] = set()
+        self.stage = progress.stage
+        self.seconds = progress.seconds
+
+    def note(self, text: str) -> None:
+        """Pass a line on, if it is new."""
+        if text not in self._said:
+            self._said.add(text)
+            self._progress.note(text)
+
+
 @dataclass(frozen=True)
 class Started:
     """What became of one VM: ``state`` is None and ``error`` says why if it does not run."""
@@ -41,6 +57,7 @@ def run(
     done: dict[str, Started] = {}
     waiting: dict[str, str] = {}
     deadline = time.monotonic() + timeout_s
+    progress = _Once(progress)
     for name in names(paths):
         try:
             if definition.defined(name, paths, load_config(name)).vm.autostart:

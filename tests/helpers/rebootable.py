@@ -73,7 +73,7 @@ def rebootable() -> Iterator[Rebootable]:
         holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
         assert holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
-        host = Rebootable(plain.root, plain.env, holder.pid)
+        host = Rebootable(plain.root, plain.env, holder=holder.pid)
         try:
             yield host
         finally:
