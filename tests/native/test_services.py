@@ -48,7 +48,7 @@ class Installation:
         """Install a donor; return what the command says."""
         options = ("--size", size, "--reserve", "0", "--port", "0", "--control-port", str(self.port))
         done = self.cli("install", "donor", "--user", *options, "--json")
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr + self.systemd.run("systemctl", "--user", "status", UNIT).stdout
         return dict(json.loads(done.stdout))
 
     def donor(self) -> DonorClient:
@@ -121,18 +121,23 @@ def test_a_donor_of_the_system_needs_no_privilege_and_writes_its_own_directories
     kept = [line for line in text.splitlines() if not line.startswith(NOT_HERE)]
     installation.cli("uninstall", "donor", "--user")
     installation.unit_file.write_text("\n".join(kept) + "\n")
-    for words in (("daemon-reload",), ("start", UNIT)):
-        done = installation.systemd.run("systemctl", "--user", *words)
-        assert done.returncode == 0, done.stderr
-    with installation.donor() as client:
-        client.create_lease("a", 8 << 20, Holder("here", "vm"))
-        client.release_lease("a")
-    pid = installation.systemd.show(UNIT, "MainPID")
-    found = installation.systemd.run("cat", f"/proc/{pid}/status").stdout
-    assert re.search(r"^CapEff:\s+0+$", found, re.MULTILINE)
-    assert re.search(r"^Seccomp:\s+2$", found, re.MULTILINE)
-    refused = installation.systemd.run("nsenter", "-t", pid, "-m", "touch", "/etc/ghostbox-test")
-    assert "Read-only file system" in refused.stderr
+    try:
+        for words in (("daemon-reload",), ("start", UNIT)):
+            done = installation.systemd.run("systemctl", "--user", *words)
+            assert done.returncode == 0, done.stderr
+        with installation.donor() as client:
+            client.create_lease("a", 8 << 20, Holder("here", "vm"))
+            client.release_lease("a")
+        pid = installation.systemd.show(UNIT, "MainPID")
+        found = installation.systemd.run("cat", f"/proc/{pid}/status").stdout
+        assert re.search(r"^CapEff:\s+0+$", found, re.MULTILINE)
+        assert re.search(r"^Seccomp:\s+2$", found, re.MULTILINE)
+        refused = installation.systemd.run("nsenter", "-t", pid, "-m", "touch", "/etc/ghostbox-test")
+        assert "Read-only file system" in refused.stderr
+    finally:
+        installation.systemd.run("systemctl", "--user", "stop", UNIT)
+        installation.unit_file.unlink()
+        installation.systemd.run("systemctl", "--user", "daemon-reload")
 
 
 def test_uninstalled_nothing_is_left(installation: Installation) -> None:
