@@ -202,11 +202,12 @@ def _measure_lease(address: str, lease: Lease, paths: Paths, poll_us: int, say: 
 
 
 def _unserved(address: str, lease: Lease, err: ProgramError) -> DonorError:
-    return DonorError(
-        f"donor {address} granted a lease, but its memory cannot be used",
-        why=err.why or err.message,
-        hint=f"see that this host reaches its NBD port {lease.nbd_port}: a firewall may let only the control port in",
-    )
+    why = err.why or err.message
+    hint = f"see that this host reaches its NBD port {lease.nbd_port}: a firewall may let only the control port in"
+    if "MTU" in why:
+        host = parse_address(address).host
+        hint = f"give both ends, and all between, the same MTU; what passes: ping -M do -s 8972 {host}"
+    return DonorError(f"donor {address} granted a lease, but its memory cannot be used", why=why, hint=hint)
 
 
 def _now() -> str:

@@ -18,6 +18,7 @@ from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
 
 Status = Mapping[str, Any]
 _GONE = ("down", "lost")
+_SAME_MTU = "give both ends, and all that is between them, the same MTU; ping -M do -s 8972 shows what passes"
 _ON_DISK = "the copy on disk"
 _WISHES = {
     "asked": "its owner asks for it",
@@ -166,8 +167,11 @@ def _donor(name: str, state: str, donors: Sequence[Status], holds: int, drain: s
         down_s = max(float(donor.get("down_s") or 0.0) for donor in donors)
         since = f" for {format_duration(down_s)}" if down_s else ""
         what = f"; it holds {format_bytes(holds)}" if holds else "; all that it held is elsewhere"
-        advice = "start it again, or look at its cable" + (f"; or, if it will not be back: {drain}" if drain else "")
-        yield Problem(f"{name} has not answered{since}{_cause(donors)}{what}", advice)
+        no_pages = any("MTU" in str(donor.get("why")) for donor in donors)
+        does = "lets no page pass" if no_pages else "has not answered"
+        advice = _SAME_MTU if no_pages else "start it again, or look at its cable"
+        advice += f"; or, if it will not be back: {drain}" if drain else ""
+        yield Problem(f"{name} {does}{since}{_cause(donors)}{what}", advice)
     elif state == "lost":
         n_bytes = _lost_bytes(donors)
         lost = f": {format_bytes(n_bytes)} had no other copy" if n_bytes else "; all of it has another copy"

@@ -30,7 +30,12 @@ _READ, _WRITE, _APPEND, _CREATE, _TRUNCATE, _EXCLUSIVE = 1, 2, 4, 8, 16, 32
 _HAS_SIZE, _HAS_OWNER, _HAS_MODE, _HAS_TIMES = 1, 2, 4, 8
 _CODES = {errno.ENOENT: _NO_SUCH_FILE, errno.EACCES: _PERMISSION_DENIED, errno.EPERM: _PERMISSION_DENIED,
           errno.EROFS: _PERMISSION_DENIED}  # fmt: skip
-_EXTENSIONS = ("posix-rename@openssh.com", "statvfs@openssh.com", "hardlink@openssh.com", "fsync@openssh.com")
+_EXTENSIONS = (
+    (b"posix-rename@openssh.com", b"1"),
+    (b"statvfs@openssh.com", b"2"),
+    (b"hardlink@openssh.com", b"1"),
+    (b"fsync@openssh.com", b"1"),
+)  # OpenSSH's PROTOCOL, section 4
 
 
 class Stream(Protocol):
@@ -147,7 +152,7 @@ class Server:
         fields = _Reader(packet)
         kind = fields.take(1)[0]
         if kind == _INIT:
-            names = b"".join(_packed(name.encode()) + _packed(b"1") for name in _EXTENSIONS)
+            names = b"".join(_packed(name) + _packed(version) for name, version in _EXTENSIONS)
             return struct.pack(">BI", _VERSION_REPLY, _VERSION) + names
         number = fields.take(4)
         try:

@@ -118,6 +118,7 @@ class Ending:
 
     def _given_up(self, report: Callable[[str], GhostboxError]) -> GhostboxError:
         n_leases = self._book.count()
+        _log.warning("ends now: %d leases are given up", n_leases)
         self._book.give_up()
         return report(f"memserver '{self._name}' ended with {n_leases} leases held: their memory is lost")
 

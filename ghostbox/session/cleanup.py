@@ -47,8 +47,9 @@ def qemu_log(record: Record, files: VmPaths) -> Path:
 def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
     """Unmake domain, pager, leases, backup and files, in this order; return what could not be unmade.
 
-    The supervisor goes before all: it would mend what we undo. The domain goes next: nothing may run without its
-    pager. The leases go after the pager, which has the connections to them.
+    The domain goes before all: nothing may run without its pager, and if it cannot be ended all else stays. The
+    supervisor goes next; what it would mend takes the lock that we hold. The leases go after the pager, which has the
+    connections to them.
 
     ``end``: a QEMU that lives is ended.
 
@@ -59,9 +60,9 @@ def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
     errors: list[GhostboxError] = []
     if not end and not liveness.is_over(book.record, book.files):
         raise liveness.still_lives(book.record, liveness.look(book.record, book.files), None)
-    _attempt(errors, _end_supervisor, book)
     if Made.DOMAIN in book.record.made or not liveness.is_over(book.record, book.files):
         liveness.end(book.record, book.files)
+    _attempt(errors, _end_supervisor, book)
     if Made.DOMAIN in book.record.made:
         _attempt(errors, _remove_filter, book)
         _attempt(errors, _forget_domain, book)

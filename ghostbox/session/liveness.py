@@ -16,7 +16,7 @@ from ghostbox import hypervisor, process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError, HypervisorError, ProgramError
 from ghostbox.hypervisor import DomainState, Hypervisor
 from ghostbox.paths import VmPaths
-from ghostbox.session.record import Record
+from ghostbox.session.record import Made, Record
 
 _END_TIMEOUT_S = 15.0
 
@@ -78,6 +78,8 @@ def _not_found(record: Record, *, written: bool | None) -> Sight:
     """No QEMU was found: say whether one that lives would have been."""
     known = record.qemu
     gone = Sight(Life.GONE, "its QEMU is gone")
+    if known is None and Made.DOMAIN not in record.made:
+        return gone  # none was started: that is recorded before it is done
     if known is not None and known.boot_id != process_table.boot_id():
         if record.machine in (None, process_table.machine_id()):
             return gone

@@ -17,7 +17,7 @@ from ghostbox import domain_xml, donors, hypervisor, pager, process_table
 from ghostbox.config import Config
 from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
-from ghostbox.errors import GhostboxError, HypervisorError, Interrupted, Refused
+from ghostbox.errors import DonorTooSmall, GhostboxError, HypervisorError, Interrupted, Refused
 from ghostbox.paths import Paths
 from ghostbox.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
@@ -38,6 +38,7 @@ from ghostbox.session import (
     shares,
     supervisor,
     takeover,
+    unreleased,
 )
 from ghostbox.session.definition import Defined
 from ghostbox.session.live import Applied, When
@@ -107,7 +108,7 @@ def up(
                 return _already_there(book, paths, state, defined, progress)
             if config.origin("pool.donors") == "flag":
                 pool.use_again(book, config.pool.donors)
-            plan = planning.make_plan(defined.config, paths, book.record)
+            plan = _planned(defined.config, paths, book)
             if not overcommit:
                 local_memory.check(plan, paths)
             _warn(plan, progress)
@@ -116,6 +117,17 @@ def up(
             _wait(book, progress, plan.boot_timeout_s if timeout_s is None else timeout_s)
     changes = tuple(Applied(each.key, each.before, each.after, When.NOW) for each in defined.changes)
     return _result(book, already_running=False, changes=changes)
+
+
+def _planned(config: Config, paths: Paths, book: Book) -> VmPlan:
+    """Plan; if the donors have too little, they may still hold what could not be released when one did not answer."""
+    try:
+        return planning.make_plan(config, paths, book.record)
+    except DonorTooSmall:
+        owed = len(unreleased.load(paths.state))
+        if owed == 0 or unreleased.settle(paths) >= owed:
+            raise
+    return planning.make_plan(config, paths, book.record)
 
 
 def _tell(defined: Defined, progress: Progress) -> None:

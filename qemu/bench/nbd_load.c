@@ -24,10 +24,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define DEPTH_MAX       256u
-#define BYTES_MAX       (32u << 20)
-#define CONNECTIONS_MAX 64u
-#define IN_BYTES        (256u << 10)
+#define DEPTH_MAX        256u
+#define BYTES_MAX        (32u << 20)
+#define CONNECTIONS_MAX  64u
+#define SHORT_BYTES      512u
+#define SILENCE_MAX_S    5
+#define SILENCE_MAX_TEXT "5 s"
+#define IN_BYTES         (256u << 10)
 
 struct plan {
     const char *host, *port, *export;
@@ -92,23 +95,38 @@ int nbd_send(int fd, struct iovec *iov, int n)
     return 0;
 }
 
+/* Bounded: one address of several may be dead. The timeouts hold for what is sent and received later, too. */
+static int connect_one(const struct addrinfo *address)
+{
+    const struct timeval limit = {.tv_sec = SILENCE_MAX_S};
+    const int on = 1;
+    int fd = socket(address->ai_family, SOCK_STREAM, 0);
+    if (fd < 0) {
+        return -1;
+    }
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connect(), too: socket(7) */
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    if (connect(fd, address->ai_addr, address->ai_addrlen) == 0) {
+        return fd;
+    }
+    close(fd);
+    return -1;
+}
+
 const char *nbd_connect(const char *host, const char *port, int *fd)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-    struct addrinfo *address;
+    struct addrinfo *addresses;
     *fd = -1;
-    if (getaddrinfo(host, port, &hints, &address) != 0) {
+    if (getaddrinfo(host, port, &hints, &addresses) != 0) {
         return "no such address";
     }
-    *fd = socket(address->ai_family, SOCK_STREAM, 0);
-    int rc = *fd < 0 ? -1 : connect(*fd, address->ai_addr, address->ai_addrlen);
-    freeaddrinfo(address);
-    if (rc < 0) {
-        return "cannot connect";
+    for (const struct addrinfo *address = addresses; address != NULL && *fd < 0; address = address->ai_next) {
+        *fd = connect_one(address);
     }
-    const int on = 1;
-    setsockopt(*fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    return NULL;
+    freeaddrinfo(addresses);
+    return *fd < 0 ? "cannot connect" : NULL;
 }
 
 const char *nbd_negotiate(int fd, const char *export, uint64_t *export_bytes)
@@ -144,6 +162,36 @@ static int load_open(struct load *load)
         load->failure = "the export is smaller than a request";
     }
     return load->failure == NULL ? 0 : -1;
+}
+
+/* Whether the server answers a request whose answer fits into any packet, on a connection of its own. */
+static bool short_is_answered(const struct plan *plan)
+{
+    const struct nbd_request request = {
+        .magic = htobe32(NBD_REQUEST_MAGIC), .command = htobe16(NBD_CMD_READ), .length = htobe32(SHORT_BYTES)};
+    uint8_t reply[sizeof(struct nbd_simple_reply) + SHORT_BYTES];
+    struct iovec iov = {(void *)(uintptr_t)&request, sizeof(request)};
+    uint64_t export_bytes;
+    int fd;
+    bool answered = nbd_connect(plan->host, plan->port, &fd) == NULL &&
+                    nbd_negotiate(fd, plan->export, &export_bytes) == NULL && nbd_send(fd, &iov, 1) == 0 &&
+                    all_receive(fd, reply, sizeof(reply)) == 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return answered;
+}
+
+/* Sending or receiving failed. */
+static int load_broke(struct load *load, const char *what)
+{
+    if (errno != EAGAIN && errno != ETIMEDOUT) {
+        return load_fail(load, what);
+    }
+    if (load->n_done == 0 && short_is_answered(load->plan)) {
+        return load_fail(load, "short requests are answered, pages are not: is the MTU the same on the whole way?");
+    }
+    return load_fail(load, "no answer for " SILENCE_MAX_TEXT);
 }
 
 static uint64_t offset_next(struct load *load)
@@ -183,7 +231,7 @@ static int requests_send(struct load *load)
     }
     load->n_queued = 0;
     load->n_sends++;
-    return nbd_send(load->fd, iov, n) < 0 ? load_fail(load, "cannot send") : 0;
+    return nbd_send(load->fd, iov, n) < 0 ? load_broke(load, "cannot send") : 0;
 }
 
 static void reply_done(struct load *load, uint64_t slot, uint64_t now_ns)
@@ -247,8 +295,11 @@ static ssize_t bytes_receive(const struct load *load)
 static int replies_receive(struct load *load)
 {
     ssize_t n = bytes_receive(load);
-    if (n <= 0) {
+    if (n == 0) {
         return load_fail(load, "the server closed the connection");
+    }
+    if (n < 0) {
+        return load_broke(load, "cannot receive");
     }
     load->n_receives++;
     load->in_used += (uint32_t)n;

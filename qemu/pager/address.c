@@ -28,28 +28,30 @@ static struct authority find_authority(const char *uri)
     return (struct authority){user_end + 1, length - (size_t)(user_end + 1 - begin)};
 }
 
-static char *to_text(const struct sockaddr *address, socklen_t length)
+static bool to_text(const struct sockaddr *address, socklen_t length, char text[ADDRESS_BYTES])
 {
-    char host[NI_MAXHOST], port[NI_MAXSERV], text[NI_MAXHOST + NI_MAXSERV + 4];
+    char host[NI_MAXHOST], port[NI_MAXSERV];
 
     if (address->sa_family != AF_INET && address->sa_family != AF_INET6)
-        return NULL;
-    /* %: a link-local address, which means nothing without its interface. */
-    if (getnameinfo(address, length, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0 ||
-        strchr(host, '%'))
-        return NULL;
-    snprintf(text, sizeof(text), address->sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
-    return strdup(text);
+        return false;
+    if (getnameinfo(address, length, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        return false;
+    /* A link-local address has its interface behind a %, which a URI has as %25 (RFC 6874). */
+    char *zone = strchr(host, '%');
+    int host_length = (int)(zone ? (size_t)(zone - host) : strlen(host));
+    int written = snprintf(text, ADDRESS_BYTES, address->sa_family == AF_INET6 ? "[%.*s%s%s]:%s" : "%.*s%s%s:%s",
+                           host_length, host, zone ? "%25" : "", zone ? zone + 1 : "", port);
+
+    return written > 0 && written < ADDRESS_BYTES;
 }
 
-char *address_of_peer(int fd)
+bool address_of_peer(int fd, char text[ADDRESS_BYTES])
 {
     struct sockaddr_storage address;
     socklen_t length = sizeof(address);
 
-    if (getpeername(fd, (struct sockaddr *)&address, &length) < 0)
-        return NULL;
-    return to_text((struct sockaddr *)&address, length);
+    return getpeername(fd, (struct sockaddr *)&address, &length) == 0 &&
+           to_text((struct sockaddr *)&address, length, text);
 }
 
 /* "host:port", "host", "[v6]:port", "[v6]" into its parts, in place. */
@@ -68,23 +70,63 @@ static void split(char *text, char **host, const char **port)
         *end = '\0';
 }
 
-char *address_look_up(const char *uri)
+/* Asks the resolver for what an nbd:// URI names. Returns its error, or 0: then *found is to be freed. */
+static int resolve(const char *uri, int flags, struct addrinfo **found)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = flags};
     struct authority authority = find_authority(uri);
-    char *text = strncmp(uri, "nbd://", 6) == 0 ? strndup(authority.begin, authority.length) : NULL;
-    char *host, *address = NULL;
+    char *text = strndup(authority.begin, authority.length);
+    char *host, *zone;
     const char *port;
 
     if (!text)
-        return NULL;
+        return EAI_MEMORY;
     split(text, &host, &port);
-    if (getaddrinfo(host, port, &hints, &found) == 0)
-        address = to_text(found->ai_addr, found->ai_addrlen);
-    if (found)
-        freeaddrinfo(found);
+    zone = strstr(host, "%25");
+    if (zone)
+        memmove(zone + 1, zone + 3, strlen(zone + 3) + 1);
+    int rc = getaddrinfo(host, port, &hints, found);
+
     free(text);
-    return address;
+    return rc;
+}
+
+enum address_kind address_kind_of(const char *uri)
+{
+    struct addrinfo *found;
+
+    if (strncmp(uri, "nbd://", 6) != 0)
+        return ADDRESS_NONE;
+    if (resolve(uri, AI_NUMERICHOST, &found) != 0)
+        return ADDRESS_NAME;
+    freeaddrinfo(found);
+    return ADDRESS_LITERAL;
+}
+
+static bool has(const struct addresses *addresses, const char *text)
+{
+    for (uint32_t i = 0; i < addresses->n; i++)
+        if (strcmp(addresses->text[i], text) == 0)
+            return true;
+    return false;
+}
+
+const char *address_look_up(const char *uri, struct addresses *found)
+{
+    struct addrinfo *first = NULL;
+    int rc = resolve(uri, 0, &first);
+
+    found->n = 0;
+    if (rc != 0)
+        return gai_strerror(rc);
+    for (const struct addrinfo *each = first; each && found->n < ADDRESSES_MAX; each = each->ai_next) {
+        char text[ADDRESS_BYTES] = "";
+
+        if (to_text(each->ai_addr, each->ai_addrlen, text) && !has(found, text))
+            memcpy(found->text[found->n++], text, ADDRESS_BYTES);
+    }
+    freeaddrinfo(first);
+    return found->n > 0 ? NULL : gai_strerror(EAI_NONAME);
 }
 
 void address_put(const char *uri, const char *address, char *buf, size_t buf_bytes)

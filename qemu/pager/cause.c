@@ -38,7 +38,7 @@ static void cut(char *text, const char *part)
         memmove(at, at + strlen(part), strlen(at + strlen(part)) + 1);
 }
 
-static void make_plain(const char *why, char text[CAUSE_BYTES])
+void cause_make_plain(const char *why, char text[CAUSE_BYTES])
 {
     snprintf(text, CAUSE_BYTES, "%s", skip_functions(why));
     cut(text, "?writer"); /* all connections of a donor then fail for the same reason */
@@ -85,7 +85,7 @@ void cause_note(struct channel *channel, const char *why)
 {
     char text[CAUSE_BYTES] = "";
 
-    make_plain(why, text);
+    cause_make_plain(why, text);
     bool news = keep(channel, text);
 
     if (news && !donor_gone(channel->donor))
@@ -98,7 +98,7 @@ void cause_note_said(struct channel *channel, const char *why)
 {
     char text[CAUSE_BYTES] = "";
 
-    make_plain(why, text);
+    cause_make_plain(why, text);
     keep(channel, text);
 }
 

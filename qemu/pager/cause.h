@@ -13,6 +13,8 @@
 struct channel;
 struct donor;
 
+/* What a reader wants to know of a message, which may be one of libnbd's. */
+void cause_make_plain(const char *why, char text[CAUSE_BYTES]);
 /* An attempt to connect failed. On the channel's thread; `why` may be a message of libnbd's. */
 void cause_note(struct channel *channel, const char *why);
 /* The connection of a channel that was up broke: the log says so already. */

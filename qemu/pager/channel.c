@@ -4,6 +4,7 @@
 
 #include "log.h"
 #include "memserver/nbd/protocol.h"
+#include "pages.h"
 #include "wire.h"
 
 #include <assert.h>
@@ -19,11 +20,20 @@
 
 #define DONOR_ID_PREFIX ", donor " /* in an export's description: memserver/negotiate.c */
 
+void channel_publish(struct channel *channel)
+{
+    bool in_doubt = channel->state == CHANNEL_UP && channel->barren;
+
+    atomic_store(&channel->donor->states[channel->class], in_doubt ? CHANNEL_CONNECTING : (int)channel->state);
+    pulse_note_state(channel->donor, clock_ns());
+}
+
 static void set_state(struct channel *channel, enum channel_state state)
 {
     channel->state = state;
-    atomic_store(&channel->donor->states[channel->class], (int)state);
-    pulse_note_state(channel->donor, clock_ns());
+    channel->n_carried = 0;
+    channel->carries = false;
+    channel_publish(channel);
 }
 
 static void append_done(struct channel *channel, struct request *request)
@@ -44,12 +54,14 @@ void request_complete(struct request *request, int error)
     channel->in_flight--;
     channel->n_ended++;
     channel->longest_ns = channel->longest_ns > took_ns ? channel->longest_ns : took_ns;
+    channel->n_carried += request->carries && !error;
     if (request != &channel->beat.request) {
         append_done(channel, request);
         return;
     }
     channel->beat.out = false;
-    channel->beat.took_ns = error ? 0 : took_ns;
+    channel->beat.short_answered = channel->beat.short_answered || (!request->carries && error != ENOTCONN);
+    channel->beat.took_ns = error || request->bytes < PAGE_BYTES ? 0 : took_ns;
 }
 
 /* Runs inside libnbd, with the handle locked: no call into libnbd from here. */
@@ -100,10 +112,12 @@ struct request *channel_done(struct channel *channel)
     return request;
 }
 
-static void begin(struct channel *channel, struct request *request, uint32_t bytes)
+static void begin(struct channel *channel, struct request *request, uint32_t bytes, bool carries)
 {
     request->channel = channel;
     request->bytes = bytes;
+    request->carries = carries;
+    channel->carries = channel->carries || carries;
     request->error = 0;
     request->done_ns = 0;
     request->started_ns = clock_ns();
@@ -153,7 +167,7 @@ int channel_read(struct channel *channel, struct request *request, void *buf, ui
 
     if (rc < 0)
         return rc;
-    begin(channel, request, bytes);
+    begin(channel, request, bytes, request == &channel->beat.request ? channel->beat.carries : true);
     if (channel->wire)
         return queued(channel, wire_read(channel->wire, request, buf, bytes, offset));
     request->next_offset = offset;
@@ -171,7 +185,7 @@ int channel_write(struct channel *channel, struct request *request, const void *
 
     if (rc < 0)
         return rc;
-    begin(channel, request, bytes);
+    begin(channel, request, bytes, true);
     if (channel->wire)
         return queued(channel, wire_write(channel->wire, request, buf, bytes, offset));
     return finish_begin(channel, request, nbd_aio_pwrite(channel->nbd, buf, bytes, offset, callback(request), 0));
@@ -185,7 +199,7 @@ int channel_trim(struct channel *channel, struct request *request, uint32_t byte
         return rc;
     if (!channel->donor->can_trim)
         return -EOPNOTSUPP;
-    begin(channel, request, bytes);
+    begin(channel, request, bytes, false);
     if (channel->wire)
         return queued(channel, wire_trim(channel->wire, request, bytes, offset));
     return finish_begin(channel, request, nbd_aio_trim(channel->nbd, bytes, offset, callback(request), 0));
@@ -229,17 +243,58 @@ void channel_poll(struct channel *channel, int epoll_fd)
     channel->polled = wanted;
 }
 
+/*
+ * An attempt to connect failed: the next one goes to the next address, at once. When each had its turn, the name is
+ * looked up anew, and the log is told.
+ */
+static void attempt_failed(struct channel *channel, const char *why)
+{
+    struct name *name = channel->donor->name;
+    char next[ADDRESS_BYTES], unused[NAME_ERROR_BYTES], plain[CAUSE_BYTES];
+    size_t length = strlen(channel->round);
+
+    channel->retry_ns = clock_ns() + RETRY_NS;
+    if (!name || !name_has_several(name)) {
+        if (name)
+            name_ask(name);
+        channel->attempt = 0;
+        cause_note(channel, why);
+        return;
+    }
+    cause_make_plain(why, plain);
+    snprintf(channel->round + length, sizeof(channel->round) - length, "%s%s: %s", length ? "; " : "",
+             channel->address, plain);
+    if (name_address(name, ++channel->attempt, next, unused)) {
+        channel->retry_ns = 0;
+        return;
+    }
+    channel->attempt = 0;
+    name_ask(name);
+    cause_note(channel, channel->round);
+    channel->round[0] = '\0';
+}
+
 static void go_down(struct channel *channel, int epoll_fd, const char *why)
 {
     struct donor *donor = channel->donor;
 
+    channel->retry_ns = clock_ns() + RETRY_NS;
+
+    bool was_barren = channel->barren, is_barren = channel->carries && channel->n_carried == 0;
+
+    channel->barren = channel->state == CHANNEL_UP ? is_barren : was_barren;
+    channel->beat.short_answered = false;
     if (atomic_load(&donor->removed)) {
         log_info("donor %s: connection closed", donor->uri);
+    } else if (channel->state == CHANNEL_UP && was_barren && is_barren) {
+        cause_note(channel, why);
     } else if (channel->state == CHANNEL_UP) {
         log_warning("donor %s: connection lost: %s; trying again", donor->uri, why);
         cause_note_said(channel, why);
+        channel->attempt = 0;
+        channel->round[0] = '\0';
     } else {
-        cause_note(channel, why);
+        attempt_failed(channel, why);
     }
     unpoll(channel, epoll_fd);
     assert(channel->in_flight == 0 || channel->state == CHANNEL_CONNECTING);
@@ -248,7 +303,6 @@ static void go_down(struct channel *channel, int epoll_fd, const char *why)
     nbd_close(channel->nbd);
     channel->nbd = NULL;
     set_state(channel, CHANNEL_DOWN);
-    channel->retry_ns = clock_ns() + RETRY_NS;
     channel->beat.pending = false;
     channel->beat.silent = channel->beat.stuck = 0;
     channel->beat.heard = 0;
@@ -259,8 +313,11 @@ static void go_down(struct channel *channel, int epoll_fd, const char *why)
 /* The wire is of no use any more: whatever was under way has failed. */
 static void wire_broke(struct channel *channel, int epoll_fd, int rc)
 {
+    /* Before the kernel says "timed out", what it sent was not acknowledged for a while. */
+    const char *why = rc == -ETIMEDOUT && pulse_passes_no_page(channel) ? PULSE_NO_PAGES : strerror(-rc);
+
     wire_abort(channel->wire, ENOTCONN);
-    go_down(channel, epoll_fd, strerror(-rc));
+    go_down(channel, epoll_fd, why);
 }
 
 /*
@@ -327,11 +384,14 @@ static const char *donor_id(const char *identity)
 }
 
 /* Whoever answers is not the one who lent us this memory: that one may still have it. */
-static bool is_stranger(const struct donor *donor, const char *identity)
+static bool is_stranger(const struct channel *channel, const char *identity)
 {
+    const struct donor *donor = channel->donor;
     const char *expected = donor_id(donor->identity), *found = donor_id(identity);
 
-    return expected && (!found || strcmp(expected, found) != 0);
+    if (!expected) /* a server that does not say who it is: known by its address only */
+        return donor->name && name_is_elsewhere(donor->name, channel->address);
+    return !found || strcmp(expected, found) != 0;
 }
 
 enum memory { MEMORY_OURS, MEMORY_GONE, MEMORY_OF_OTHERS };
@@ -349,10 +409,12 @@ static enum memory look_at_memory(struct channel *channel, char why[CAUSE_BYTES]
     if ((*donor->identity || may_be_nameless) && strcmp(identity, donor->identity) == 0 && bytes >= 0 &&
         (uint64_t)bytes == donor->export_bytes) {
         memory = MEMORY_OURS;
-    } else if (is_stranger(donor, identity)) {
+    } else if (is_stranger(channel, identity)) {
+        const char *expected = donor_id(donor->identity);
+
         memory = MEMORY_OF_OTHERS;
-        snprintf(why, CAUSE_BYTES, "another server answers there: %s%s instead of donor %s", id ? "donor " : "",
-                 id ? id : "one without a donor's id", donor_id(donor->identity));
+        snprintf(why, CAUSE_BYTES, "another server answers there: %s%s instead of %s%s", id ? "donor " : "",
+                 id ? id : "one without a donor's id", expected ? "donor " : "", expected ? expected : "ours");
     } else {
         log_error("donor %s: it is back, but cannot show that it still holds our pages (identity '%s', was '%s'): "
                   "what it held is lost",
@@ -377,14 +439,21 @@ static void connected(struct channel *channel, int epoll_fd)
     case MEMORY_OURS:
         break;
     }
+    if (donor->name)
+        name_worked(donor->name, channel->address);
+    channel->attempt = 0;
+    channel->round[0] = '\0';
     channel_go_direct(channel);
-    if (!channel->inherited) {
+    if (!channel->inherited && !channel->barren)
         log_info("donor %s: connected again", donor->uri);
+    if (!channel->inherited)
         atomic_fetch_add(&donor->counters.reconnects, 1);
-    }
     channel->inherited = false;
-    cause_clear(channel);
+    if (!channel->barren)
+        cause_clear(channel);
     set_state(channel, CHANNEL_UP);
+    if (channel->barren)
+        pulse_ask_shortly(channel, epoll_fd);
 }
 
 static void wire_service(struct channel *channel, int epoll_fd, uint32_t events)
@@ -430,48 +499,6 @@ void channel_service(struct channel *channel, int epoll_fd, uint32_t events)
     look_at_state(channel, epoll_fd, rc);
 }
 
-bool channel_create(struct channel *channel)
-{
-    channel->nbd = nbd_create();
-    if (!channel->nbd)
-        return false;
-    nbd_set_full_info(channel->nbd, true);
-    nbd_set_pread_initialize(channel->nbd, false);
-#ifdef LIBNBD_HAVE_NBD_SET_REQUEST_EXTENDED_HEADERS
-    /* libnbd 1.18 asks for 64-bit headers, and qemu-nbd 8.2 has them; wire.c speaks the 32-bit ones. */
-    nbd_set_request_extended_headers(channel->nbd, false);
-#endif
-    if (channel->class == CHANNEL_DEMAND)
-        nbd_add_meta_context(channel->nbd, NBD_DEMAND_CONTEXT);
-    return true;
-}
-
-int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes)
-{
-    struct nbd_handle *nbd = channel->nbd;
-    uint64_t end_ns = clock_ns() + (uint64_t)timeout_ms * 1000000u;
-    char uri[CHANNEL_URI_BYTES];
-    int rc = nbd_aio_connect_uri(nbd, channel_uri(channel, uri));
-
-    while (rc >= 0 && nbd_aio_is_connecting(nbd)) {
-        uint64_t now_ns = clock_ns();
-
-        if (now_ns >= end_ns) {
-            snprintf(text, text_bytes, "it did not finish to connect within %d s", timeout_ms / 1000);
-            return -ETIMEDOUT;
-        }
-        rc = nbd_poll(nbd, (int)((end_ns - now_ns) / 1000000u) + 1);
-    }
-    if (rc >= 0 && nbd_aio_is_ready(nbd)) {
-        channel_go_direct(channel);
-        return 0;
-    }
-    int error = nbd_get_errno();
-
-    snprintf(text, text_bytes, "%s", rc < 0 ? nbd_get_error() : "it closed the connection");
-    return error ? -error : -EIO;
-}
-
 void channel_retire(struct channel *channel, int epoll_fd)
 {
     if (atomic_load(&channel->donor->removed) && channel->state != CHANNEL_DOWN &&
@@ -479,12 +506,31 @@ void channel_retire(struct channel *channel, int epoll_fd)
         channel_break(channel, epoll_fd, "removed");
 }
 
+/* For the next attempt. False: there is none now; it is being looked up, or cannot be. */
+static bool choose_address(struct channel *channel)
+{
+    struct name *name = channel->donor->name;
+    char why[NAME_ERROR_BYTES], text[CAUSE_BYTES];
+
+    if (!name || name_address(name, channel->attempt, channel->address, why))
+        return true;
+    channel->attempt = 0;
+    if (name_address(name, 0, channel->address, why))
+        return true;
+    name_ask(name);
+    if (*why) {
+        snprintf(text, sizeof(text), "its name has no address: %s", why);
+        cause_note(channel, text);
+    }
+    return false;
+}
+
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns)
 {
     if (channel->state != CHANNEL_DOWN || now_ns < channel->retry_ns || donor_gone(channel->donor))
         return;
     channel->retry_ns = now_ns + RETRY_NS;
-    if (!channel_create(channel))
+    if (!choose_address(channel) || !channel_create(channel))
         return;
     set_state(channel, CHANNEL_CONNECTING);
     char uri[CHANNEL_URI_BYTES];

@@ -15,7 +15,8 @@
 
 #define FENCE_NS           1000000000ull
 #define CONNECT_TIMEOUT_MS 5000
-#define CONNECT_TEXT_BYTES 512
+#define SILENT_MS          1500 /* of one address among several */
+#define CONNECT_TEXT_BYTES 1024
 #define OUR_IDENTITY       "GhostBox memory "
 #define WRITER_SUFFIX      "%3Fwriter" /* "?writer", as a URI's path has it */
 
@@ -29,8 +30,8 @@ const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTE
     const struct donor *donor = channel->donor;
     char plain[CHANNEL_URI_BYTES];
 
-    if (donor->address)
-        address_put(donor->uri, donor->address, plain, sizeof(plain));
+    if (*channel->address)
+        address_put(donor->uri, channel->address, plain, sizeof(plain));
     else
         snprintf(plain, sizeof(plain), "%s", donor->uri);
     bool as_writer = channel->class == CHANNEL_WRITEBACK && donor_fences(donor);
@@ -49,20 +50,60 @@ static void channel_init(struct channel *channel, struct donor *donor, enum chan
     atomic_store(&donor->states[class], (int)state);
 }
 
+/* At the address that is set, or, where none is, where the URI says. */
+static int connect_once(struct channel *channel, bool several, char *why, size_t why_bytes)
+{
+    if (!channel_create(channel)) {
+        snprintf(why, why_bytes, "no memory for a connection");
+        return -ENOMEM;
+    }
+    int rc = channel_connect(channel, CONNECT_TIMEOUT_MS, several ? SILENT_MS : CONNECT_TIMEOUT_MS, why, why_bytes);
+
+    if (rc < 0) {
+        nbd_close(channel->nbd);
+        channel->nbd = NULL;
+    }
+    return rc;
+}
+
+/* At one of several addresses. Each has its own time, so that one that is dead costs the others nothing but that. */
+static int connect_somewhere(struct channel *channel, char *text, size_t text_bytes)
+{
+    struct name *name = channel->donor->name;
+    char unused[NAME_ERROR_BYTES];
+    size_t length = 0;
+    int rc = -ENOTCONN;
+
+    for (uint32_t i = 0; name_address(name, i, channel->address, unused); i++) {
+        char why[CONNECT_TEXT_BYTES], plain[CAUSE_BYTES];
+
+        rc = connect_once(channel, true, why, sizeof(why));
+        if (rc == 0)
+            return 0;
+        cause_make_plain(why, plain);
+        if (length < text_bytes)
+            length += (size_t)snprintf(text + length, text_bytes - length, "%s%s: %s", i ? "; " : "",
+                                       channel->address, plain);
+    }
+    return rc;
+}
+
 static int channel_open(struct channel *channel, struct donor *donor, enum channel_class class, char *text,
                         size_t text_bytes)
 {
-    char why[CONNECT_TEXT_BYTES];
+    char why[CONNECT_TEXT_BYTES] = "", unused[NAME_ERROR_BYTES];
 
     channel_init(channel, donor, class, CHANNEL_UP);
-    if (!channel_create(channel)) {
-        snprintf(text, text_bytes, "no memory for a connection to %s", donor->uri);
-        return -ENOMEM;
-    }
-    int rc = channel_connect(channel, CONNECT_TIMEOUT_MS, why, sizeof(why));
+    bool several = donor->name && name_has_several(donor->name);
+
+    if (donor->name && !several && !name_address(donor->name, 0, channel->address, unused))
+        channel->address[0] = '\0';
+    int rc = several ? connect_somewhere(channel, why, sizeof(why)) : connect_once(channel, false, why, sizeof(why));
 
     if (rc < 0)
         snprintf(text, text_bytes, "donor %s: cannot connect: %s", donor->uri, why);
+    else if (donor->name && *channel->address)
+        name_worked(donor->name, channel->address);
     return rc;
 }
 
@@ -128,10 +169,26 @@ char *donor_host(const char *uri)
     return strndup(begin, port ? (size_t)(port - begin) : length);
 }
 
+/* Waits for the resolver. If it knows nothing, libnbd says so when it connects. */
+static int find_machine(struct donor *donor)
+{
+    enum address_kind kind = address_kind_of(donor->uri);
+    struct addresses found;
+
+    if (kind == ADDRESS_NONE)
+        return 0;
+    donor->name = name_new(donor->uri);
+    if (!donor->name)
+        return -ENOMEM;
+    if (kind == ADDRESS_NAME && address_look_up(donor->uri, &found) == NULL)
+        name_found(donor->name, &found);
+    return 0;
+}
+
 int donor_open(struct donor *donor, const char *uri, char *text, size_t text_bytes)
 {
     donor->uri = strdup(uri);
-    if (!donor->uri)
+    if (!donor->uri || find_machine(donor) < 0)
         return -ENOMEM;
     for (int class = 0; class < CHANNEL_CLASSES; class ++) {
         int rc = channel_open(&donor->channels[class], donor, (enum channel_class) class, text, text_bytes);
@@ -141,8 +198,6 @@ int donor_open(struct donor *donor, const char *uri, char *text, size_t text_byt
             rc = donor_learn(donor, text, text_bytes);
         if (rc < 0)
             return rc;
-        if (class == CHANNEL_DEMAND)
-            donor->address = address_of_peer(nbd_aio_get_fd(donor->channels[class].nbd));
     }
     return 0;
 }
@@ -158,7 +213,10 @@ void donor_inherit(struct donor *donor)
 {
     uint64_t now = clock_ns();
 
-    donor->address = address_look_up(donor->uri);
+    if (address_kind_of(donor->uri) != ADDRESS_NONE)
+        donor->name = name_new(donor->uri);
+    if (donor->name)
+        name_ask(donor->name);
     for (int class = 0; class < CHANNEL_CLASSES; class ++) {
         struct channel *channel = &donor->channels[class];
 
@@ -178,7 +236,7 @@ void donor_close(struct donor *donor)
     }
     free(donor->slots);
     free(donor->identity);
-    free(donor->address);
+    name_free(donor->name);
     free(donor->host);
     free(donor->uri);
 }

@@ -25,6 +25,7 @@
 
 #include "cause.h"
 #include "histogram.h"
+#include "names.h"
 #include "pulse.h"
 
 #include <libnbd.h>
@@ -48,6 +49,7 @@ struct request {
     struct channel *channel;
     uint64_t started_ns, done_ns;
     uint32_t bytes;
+    bool carries;                     /* a page, one way or the other */
     uint64_t next_offset, end_offset; /* of a read by libnbd: where the next chunk begins, and the last one ends */
     int error;                        /* 0 or errno, when done */
 };
@@ -56,6 +58,9 @@ struct request {
 struct beat {
     struct request request; /* the heartbeat: it never appears on the done list */
     bool out;
+    bool carries;          /* it asks for a page that is no hole, as far as is known */
+    uint32_t idle;         /* looks in a row at a barren channel that nobody asked for a page */
+    bool short_answered;   /* since it is up: a heartbeat that carries no page */
     bool pending;          /* something was under way at the last look */
     uint32_t silent;       /* looks in a row, with something under way, that saw no byte come */
     uint32_t stuck;        /* the same, that saw no request end */
@@ -73,12 +78,18 @@ struct channel {
     int fd;                 /* registered with the loop, -1 if none */
     uint32_t polled;        /* EPOLL* now registered */
     uint32_t in_flight;
-    uint64_t retry_ns;       /* DOWN: when to try again */
-    bool inherited;          /* an earlier pager used this donor, and we have not been connected to it so far */
-    uint64_t n_ended;        /* requests */
-    uint64_t n_chunks;       /* of reads by libnbd */
-    uint64_t longest_ns;     /* request since the last look */
-    char cause[CAUSE_BYTES]; /* why it is not up: cause.h */
+    uint64_t retry_ns;           /* DOWN: when to try again */
+    uint32_t attempt;            /* of a round of attempts, one an address: names.h */
+    char address[ADDRESS_BYTES]; /* where it connects, or is connected; "": what the URI says */
+    char round[CAUSE_BYTES];     /* why the attempts of this round failed, where there are several addresses */
+    uint32_t n_carried;          /* pages' requests that were answered since it is up */
+    bool carries;                /* such a request was sent since it is up */
+    bool barren;                 /* it broke with such requests under way, none of which was ever answered: pulse.h */
+    bool inherited;              /* an earlier pager used this donor, and we have not been connected to it so far */
+    uint64_t n_ended;            /* requests */
+    uint64_t n_chunks;           /* of reads by libnbd */
+    uint64_t longest_ns;         /* request since the last look */
+    char cause[CAUSE_BYTES];     /* why it is not up: cause.h */
     struct beat beat;
     struct request *done_head, **done_tail;
 };
@@ -98,9 +109,9 @@ enum slot_state {
 
 struct donor {
     char *uri;
-    char *host;     /* the machine that it is on: machine.h */
-    char *address;  /* where that machine was found, NULL: not known */
-    char *identity; /* "" if the server gives none */
+    char *host;        /* the machine that it is on: machine.h */
+    struct name *name; /* the addresses of that machine: names.h; NULL: it is a Unix socket */
+    char *identity;    /* "" if the server gives none */
     uint64_t export_bytes;
     uint32_t n_slots;
     uint8_t *slots;                 /* enum slot_state */
@@ -117,6 +128,7 @@ struct donor {
     _Atomic uint64_t down_since_ns; /* when the first of its connections broke; 0: all are up */
     _Atomic uint32_t smoothed_us;   /* latency of late */
     _Atomic bool slow;              /* used last */
+    _Atomic uint64_t data_at;       /* where it lately held a page that is no hole, plus one; 0: not known */
     /* The latest of its channels', and the latest that the log has: cause.c, under its lock. */
     char cause[CAUSE_BYTES], told_cause[CAUSE_BYTES];
     bool can_trim;
@@ -159,7 +171,7 @@ bool donor_uri_valid(const char *uri);
 char *donor_host(const char *uri);
 void donor_close(struct donor *donor);
 
-/* Where this channel connects, in the buffer: the donor's URI with its address and with what the class adds. */
+/* Where this channel connects, in the buffer: the donor's URI with the address and with what the class adds. */
 const char *channel_uri(const struct channel *channel, char uri[CHANNEL_URI_BYTES]);
 
 /* Each returns 0 (the request will appear on the done list) or -errno (it will not). */
@@ -181,12 +193,17 @@ void channel_service(struct channel *channel, int epoll_fd, uint32_t events);
 void channel_retire(struct channel *channel, int epoll_fd);
 /* DOWN and due: starts to connect again. */
 void channel_revive(struct channel *channel, int epoll_fd, uint64_t now_ns);
+/* Its state for others: one that is barren counts as one that connects. */
+void channel_publish(struct channel *channel);
 /* Gives the connection up: all that is under way fails. */
 void channel_break(struct channel *channel, int epoll_fd, const char *why);
 /* Makes its libnbd handle; false: no memory. */
 bool channel_create(struct channel *channel);
-/* Connects, waiting until the donor has negotiated or timeout_ms is over. 0, or -errno with a reason in text. */
-int channel_connect(struct channel *channel, int timeout_ms, char *text, size_t text_bytes);
+/*
+ * Connects, waiting until the donor has negotiated or timeout_ms is over; or, if the machine does not answer at all,
+ * silent_ms. 0, or -errno with a reason in text.
+ */
+int channel_connect(struct channel *channel, int timeout_ms, int silent_ms, char *text, size_t text_bytes);
 /* Takes the next finished request, or NULL. */
 struct request *channel_done(struct channel *channel);
 

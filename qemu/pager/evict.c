@@ -122,7 +122,7 @@ void drop_flush(struct evict_loop *loop)
 
 struct victims {
     uint32_t dirty[BATCH_PAGES];
-    uint32_t n_dirty, n_clean, n_spared;
+    uint32_t n_dirty, n_clean, n_spared, n_stuck;
     bool may_write;
 };
 
@@ -141,11 +141,13 @@ static int64_t pick_from(struct evict_loop *loop, struct page_list *list, struct
         if (victims->n_dirty == BATCH_PAGES || loop->n_dropping >= BATCH_PAGES)
             break;
         page_list_remove(table, list, page);
-        bool stuck = dirty && (!victims->may_write || (p->flags & PAGE_F_IO));
+        bool busy = dirty && (!victims->may_write || (p->flags & PAGE_F_IO));
+        bool stuck = dirty && !busy && !takes_page(loop, page);
 
-        if (stuck || heat_spares(table, page)) {
+        victims->n_stuck += stuck;
+        if (busy || stuck || heat_spares(table, page)) {
             page_list_push(table, list, page);
-            victims->n_spared += !stuck;
+            victims->n_spared += !busy && !stuck;
             continue;
         }
         taken++;
@@ -191,6 +193,7 @@ static bool evict_round(struct evict_loop *loop)
     struct pager *pager = loop->pager;
     struct victims victims = {.may_write = writeback_possible(loop)};
     int64_t n_zap = 0;
+    bool look_on = false;
 
     pager_lock(pager);
     /* What is being written will be free: ask for no more than is missing beyond it. */
@@ -199,6 +202,7 @@ static bool evict_round(struct evict_loop *loop)
     if (missing > 0) {
         pick_victims(loop, &victims, missing);
         n_zap = to_zap(pager, missing, (int64_t)victims.n_clean + victims.n_dirty);
+        look_on = takes_look_on(loop, victims.n_clean + victims.n_dirty + victims.n_spared, victims.n_stuck);
     }
     pager_unlock(pager);
     if (victims.n_clean + victims.n_dirty > 0)
@@ -212,7 +216,7 @@ static bool evict_round(struct evict_loop *loop)
         writeback_start(loop, victims.dirty, victims.n_dirty);
         drop_flush(loop); /* zero pages that no donor knows of */
     }
-    return victims.n_clean > 0 || victims.n_spared > 0 ||
+    return victims.n_clean > 0 || victims.n_spared > 0 || look_on ||
            (victims.n_dirty > 0 && loop->writes_in_flight == 0 && writeback_possible(loop));
 }
 
@@ -342,6 +346,7 @@ static void run(struct evict_loop *loop)
         bool discards = discard_progress(loop);
         bool leaving = regions_reap(loop);
 
+        takes_turn(loop);
         while (!atomic_load(&pager->handing_over) && evict_round(loop))
             continue;
         drop_flush(loop);

@@ -103,9 +103,14 @@ struct evict_loop {
     struct failures failures[DONORS_MAX];
     uint32_t dropping[BATCH_PAGES * 2];
     uint32_t n_dropping;
-    uint64_t writeback_pause_ns; /* after an error: no write-back before this */
-    uint64_t look_ns;            /* when the channels are looked at next: pulse.h */
-    uint64_t hand_over_ns;       /* asked to hand over: when it is done at the latest */
+    uint64_t writeback_pause_ns;    /* after an error: there is something to be written again then */
+    uint64_t paused_ns[DONORS_MAX]; /* the same for each donor: no write-back to it before this */
+    uint32_t n_flying[DONORS_MAX];  /* writes of data under way to each donor */
+    uint64_t now_ns;                /* when this turn of the loop began */
+    uint32_t n_stuck;               /* victims passed over in a row: takes.c */
+    uint32_t n_free;                /* victims found since one was passed over */
+    uint64_t look_ns;               /* when the channels are looked at next: pulse.h */
+    uint64_t hand_over_ns;          /* asked to hand over: when it is done at the latest */
 };
 
 /* evict.c */
@@ -138,6 +143,19 @@ void writeback_mark_io(struct pager *pager, uint32_t page, uint32_t n, bool io);
 bool writeback_possible(const struct evict_loop *loop);
 /* Whether a write or trim of ours is under way in this slot. */
 bool writeback_touches(const struct evict_loop *loop, uint32_t donor, uint32_t slot);
+
+/* takes.c */
+/* Whether the donors that are to have this page take a write of it now. With or without the lock. */
+bool takes_page(const struct evict_loop *loop, uint32_t page);
+/* At the begin of each turn of the loop. Without the lock. */
+void takes_turn(struct evict_loop *loop);
+/* They did not, or with an error: they are left alone for a moment. */
+void takes_pause(struct evict_loop *loop, uint32_t page);
+/*
+ * With the lock. Of the inactive pages looked at, so many could go, and so many could not because no donor takes
+ * them. Returns whether there may be others that can.
+ */
+bool takes_look_on(struct evict_loop *loop, uint32_t n_found, uint32_t n_stuck);
 
 /* discard.c: DISCARD_BEGIN … DISCARD_END. Without the lock. */
 void discard_begin(struct evict_loop *loop, struct link *link, const struct gb_range_msg *message);

@@ -145,6 +145,11 @@ static void bring_in(struct fault_loop *loop, struct region *region, uint32_t pa
         pager_wake_evict(pager);
         return;
     }
+    if (pager->reserve_pages > 0 && !page_on_donor(&pager->table, page) &&
+        !pool_reaches(&pager->pool, page, CHANNEL_WRITEBACK)) {
+        fault_make_wait(loop, page, RETRY_NS); /* it could not leave either */
+        return;
+    }
     uint32_t window = stream_fault(loop, page, &stream);
 
     if (!page_on_donor(&pager->table, page)) {

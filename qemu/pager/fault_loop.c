@@ -9,6 +9,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "own_delay.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -124,6 +125,7 @@ static void look_at_channels(struct fault_loop *loop)
 {
     uint64_t slow_ns = (uint64_t)loop->pager->options->slow_us * 1000;
 
+    own_delay_mark();
     loop->look_ns = pool_look(&loop->pager->pool, CHANNEL_DEMAND, CHANNEL_READAHEAD, loop->epoll_fd, slow_ns);
 }
 

@@ -136,10 +136,18 @@ void fetch_retry_later(struct fault_loop *loop, struct fetch *fetch, uint64_t af
     loop->retry = fetch;
 }
 
+/* Half of the slots are for pages that can be had: those of donors that are away may be many, and wait long. */
+static uint32_t demand_max(const struct fault_loop *loop, uint32_t page)
+{
+    if (loop->n_demand < DEMAND_MAX / 2 || pool_reaches(&loop->pager->pool, page, CHANNEL_DEMAND))
+        return DEMAND_MAX;
+    return DEMAND_MAX / 2;
+}
+
 bool fetch_demand(struct fault_loop *loop, uint32_t page, bool of_stream)
 {
     struct page_table *table = &loop->pager->table;
-    struct fetch *fetch = loop->n_demand < DEMAND_MAX ? fetch_slot(loop, true) : NULL;
+    struct fetch *fetch = loop->n_demand < demand_max(loop, page) ? fetch_slot(loop, true) : NULL;
 
     if (!fetch)
         return false;
@@ -269,7 +277,8 @@ static void install_wanted(struct fault_loop *loop, struct fetch *fetch, uint32_
         region_wake(region, page, 1);
     pager_lock(pager);
     if (rc == 0 || rc == -EEXIST) {
-        if (fetch_asks_older(fetch)) /* the others are to get it, too */
+        /* A better copy is to get it, too, if there is one; else it may leave and be asked for there again. */
+        if (fetch_asks_older(fetch) && pool_reaches(&pager->pool, page, CHANNEL_WRITEBACK))
             page_set_dirty(&pager->table, page, true);
         heat_came_in(&pager->table, page, !fetch->demand || fetch->of_stream);
         fault_installed(loop, page);

@@ -11,9 +11,9 @@
  *   MINOR     the memfd has the page, no page table maps it: UFFDIO_CONTINUE
  *   WP        only on kernels without WP_ASYNC: the first write to a clean page
  *
- * At most --cache bytes are in the memfds. What is over goes to the donors, oldest first, in an order that loses
- * nothing: zap (the shim unmaps it in QEMU) → read → send → the donor's ack → punch the hole. pages.h has the states
- * of a page and who may change them.
+ * At most --cache bytes are in the memfds (an eighth more while nothing can leave: takes.c). What is over goes to the
+ * donors, oldest first, in an order that loses nothing: zap (the shim unmaps it in QEMU) → read → send → the donor's
+ * ack → punch the hole. pages.h has the states of a page and who may change them.
  *
  * Threads
  *   main      signals; starts and ends the others
@@ -21,7 +21,9 @@
  *   evict     shims, zaps, write-back connections, punching holes, discards, copies     (evict.c, zap.c, writeback.c,
  *                                                                                        discard.c, link.c,
  *                                                                                        regions.c, recover.c,
- *                                                                                        rebuild*.c, lost.c, slots.c)
+ *                                                                                        rebuild*.c, lost.c, slots.c,
+ *                                                                                        takes.c)
+ *   lookup    asks the resolver for donors' names, which may take it seconds            (names.c)
  *   control   the control socket                                                        (status.c)
  * They share the page table under one lock, which is never held while a page moves.
  *
@@ -300,6 +302,11 @@ static int threads_make(struct pager *pager, struct threads *threads)
         rc = thread_make(&threads->evict, &threads->evict_made, evict_thread, threads->evict_loop, "evict");
     if (rc < 0)
         return rc;
+    rc = names_start();
+    if (rc < 0) {
+        log_error("cannot start the lookup thread: %s", strerror(-rc));
+        return rc;
+    }
     rc = control_start(&threads->control, pager->options->control, pager_commands, pager);
     if (rc < 0)
         log_error("cannot open the control socket %s: %s", pager->options->control, strerror(-rc));

@@ -55,13 +55,15 @@ struct pager {
     uint64_t started_ns;
 
     /*
-     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages, watermarks
-     * and what was wasted. It is held for list work only, never over a system call that moves a page.
+     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages,
+     * reserve_pages, watermarks and what was wasted. It is held for list work only, never over a system call that
+     * moves a page.
      */
     pthread_mutex_t lock;
     struct page_table table;
     struct region regions[REGIONS_MAX];
     int64_t cache_pages;
+    int64_t reserve_pages; /* over it, while all that is here can go nowhere: takes.c */
     struct watermarks watermarks;
     uint64_t n_wasted; /* pages that were read ahead and left unused; the last of them */
     uint32_t last_wasted;
@@ -105,7 +107,7 @@ void pager_set_cache(struct pager *pager, uint64_t cache_bytes);
 /* Locked: pages that may still come in before the cache is full. */
 static inline int64_t pager_free_pages(const struct pager *pager)
 {
-    return pager->cache_pages - pager->table.counts.present;
+    return pager->cache_pages + pager->reserve_pages - pager->table.counts.present;
 }
 void pager_wake_fault(struct pager *pager);
 /* Cheap when the evictor has been asked already. */

@@ -414,6 +414,21 @@ bool pool_pick(const struct pool *pool, uint32_t page, enum channel_class class,
     return true;
 }
 
+bool pool_reaches(const struct pool *pool, uint32_t page, enum channel_class class)
+{
+    const struct extent *extent = &pool->extents[page / pool->extent_pages];
+
+    for (uint32_t i = 0; i < COPIES_MAX; i++) {
+        struct copy copy = copy_load(extent, i);
+        const struct donor *donor = &pool->donors[copy.donor];
+
+        if (copy.state == COPY_CURRENT && !donor_gone(donor) &&
+            atomic_load_explicit(&donor->states[class], memory_order_relaxed) == CHANNEL_UP)
+            return true;
+    }
+    return false;
+}
+
 struct place pool_place(const struct pool *pool, uint32_t page)
 {
     const struct extent *extent = &pool->extents[page / pool->extent_pages];

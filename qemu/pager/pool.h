@@ -128,6 +128,8 @@ struct place {
  */
 bool pool_pick(const struct pool *pool, uint32_t page, enum channel_class class, uint32_t tried_mask,
                struct place *place);
+/* Whether any copy's donor can be reached by channels of this class. Any thread. */
+bool pool_reaches(const struct pool *pool, uint32_t page, enum channel_class class);
 /* The same by demand reads; if there is none, any copy, to name it. */
 struct place pool_place(const struct pool *pool, uint32_t page);
 struct place pool_place_of(const struct pool *pool, uint32_t page, uint32_t index, uint64_t word);

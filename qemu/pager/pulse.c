@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "donor.h"
 #include "log.h"
+#include "own_delay.h"
 #include "pages.h"
 #include "wire.h"
 
@@ -20,6 +21,9 @@
 #define P99_START_NS    1000000u
 #define P99_STEP_SHIFT  4
 #define USER_TIMEOUT_MS 2000u
+#define SHORT_BYTES     512u
+#define STUCK_MS        1000u
+#define IDLE_LOOKS      8u
 #define TCP_SYN_SENT_   2 /* <netinet/tcp.h> has it, but is not to be had beside <linux/tcp.h> */
 
 /* Nobody looks at it. Channels of one class have one thread. */
@@ -53,9 +57,19 @@ static void judge(struct donor *donor, uint64_t slow_ns)
     }
 }
 
+/* The part of the time that was not the donor's: only asked for where it would matter. */
+static uint64_t without_own_delay(uint64_t took_ns, uint64_t slow_ns)
+{
+    uint64_t own_ns = took_ns > slow_ns ? own_delay_since(clock_ns() - took_ns) : 0;
+
+    return took_ns > own_ns ? took_ns - own_ns : 0;
+}
+
 void pulse_sample(struct donor *donor, uint64_t took_ns, uint64_t slow_ns)
 {
     struct pulse *pulse = &donor->pulse;
+
+    took_ns = without_own_delay(took_ns, slow_ns);
     uint64_t smoothed_ns = pulse->smoothed_ns;
 
     pulse->smoothed_ns = smoothed_ns ? smoothed_ns - smoothed_ns / 8 + took_ns / 8 : took_ns;
@@ -124,6 +138,13 @@ static bool tcp_ask(const struct channel *channel, struct tcp_info *info)
     return getsockopt(nbd_aio_get_fd(channel->nbd), IPPROTO_TCP, TCP_INFO, info, &length) == 0;
 }
 
+bool pulse_machine_silent(const struct channel *channel)
+{
+    struct tcp_info info = {0};
+
+    return tcp_ask(channel, &info) && info.tcpi_state == TCP_SYN_SENT_;
+}
+
 /* Grows with each byte that comes. What libnbd has received of a long answer is known to the kernel only. */
 static uint64_t heard(const struct channel *channel)
 {
@@ -134,6 +155,26 @@ static uint64_t heard(const struct channel *channel)
     uint64_t events = channel->n_chunks + channel->n_ended;
 
     return tcp_ask(channel, &info) ? events + info.tcpi_bytes_received : events;
+}
+
+/* It has answered, and for a second nothing of what there is to be sent was acknowledged: nor was a window probe. */
+static bool is_stuck(const struct channel *channel)
+{
+    struct tcp_info info = {0};
+
+    return tcp_ask(channel, &info) && info.tcpi_bytes_received > 0 &&
+           (info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0) && info.tcpi_last_ack_recv >= STUCK_MS;
+}
+
+bool pulse_passes_no_page(const struct channel *channel)
+{
+    return channel->state == CHANNEL_UP && channel->barren && channel->carries && channel->n_carried == 0 &&
+           (channel->beat.short_answered || is_stuck(channel));
+}
+
+bool pulse_negotiation_is_stuck(const struct channel *channel)
+{
+    return is_stuck(channel);
 }
 
 static void set_patience(struct channel *channel, uint64_t looks)
@@ -161,30 +202,49 @@ static void give_up(struct channel *channel, int epoll_fd, uint32_t looks, const
 static void look_at_connecting(struct channel *channel, int epoll_fd)
 {
     struct beat *beat = &channel->beat;
-    struct tcp_info info = {0};
 
     /* A machine that does not answer is asked anew soon, so that one that comes back is seen soon. */
-    bool machine_silent = tcp_ask(channel, &info) && info.tcpi_state == TCP_SYN_SENT_;
-    uint32_t limit = machine_silent ? PATIENCE_LOOKS : beat->patience;
+    bool machine_silent = pulse_machine_silent(channel);
+    uint32_t limit = machine_silent || pulse_negotiation_is_stuck(channel) ? PATIENCE_LOOKS : beat->patience;
 
     beat->silent++;
     if (beat->silent <= limit)
         return;
     if (machine_silent)
         channel_break(channel, epoll_fd, "its machine does not answer");
+    else if (pulse_negotiation_is_stuck(channel))
+        channel_break(channel, epoll_fd, PULSE_NO_PAGES);
     else
         give_up(channel, epoll_fd, beat->silent, "it did not negotiate");
 }
 
-static void send_heartbeat(struct channel *channel, int epoll_fd)
+static void ask(struct channel *channel, int epoll_fd, uint32_t bytes, uint64_t offset, bool carries)
 {
     struct beat *beat = &channel->beat;
 
+    if (beat->out)
+        return;
     beat->out = true;
-    if (channel_read(channel, &beat->request, heartbeat_bytes[channel->class], PAGE_BYTES, 0) < 0)
+    beat->carries = carries;
+    if (channel_read(channel, &beat->request, heartbeat_bytes[channel->class], bytes, offset) < 0)
         beat->out = false;
     else
         channel_flush(channel, epoll_fd);
+}
+
+static void send_heartbeat(struct channel *channel, int epoll_fd)
+{
+    uint64_t data_at = atomic_load_explicit(&channel->donor->data_at, memory_order_relaxed);
+
+    /* It says nothing of pages that go the other way. */
+    bool carries = data_at && channel->class != CHANNEL_WRITEBACK;
+
+    ask(channel, epoll_fd, PAGE_BYTES, data_at ? data_at - 1 : 0, carries);
+}
+
+void pulse_ask_shortly(struct channel *channel, int epoll_fd)
+{
+    ask(channel, epoll_fd, SHORT_BYTES, 0, false);
 }
 
 /* What has come since the last look: the longest answer says how patient to be. */
@@ -203,6 +263,29 @@ static void learn(struct channel *channel, uint64_t slow_ns)
     beat->took_ns = 0;
 }
 
+/* Barren no more: a request with a page was answered; or nobody has had one to ask for a while. */
+static void look_at_barren(struct channel *channel)
+{
+    struct beat *beat = &channel->beat;
+
+    beat->idle = channel->barren && !channel->carries ? beat->idle + 1 : 0;
+    if (!channel->barren || (channel->n_carried == 0 && beat->idle < IDLE_LOOKS))
+        return;
+    channel->barren = false;
+    beat->idle = 0;
+    log_info("donor %s: connected again", channel->donor->uri);
+    cause_clear(channel);
+    channel_publish(channel);
+}
+
+static void give_up_waiting(struct channel *channel, int epoll_fd, uint32_t looks, const char *what)
+{
+    if (pulse_passes_no_page(channel))
+        channel_break(channel, epoll_fd, PULSE_NO_PAGES);
+    else
+        give_up(channel, epoll_fd, looks, what);
+}
+
 static void look_at_up(struct channel *channel, int epoll_fd, uint64_t slow_ns)
 {
     struct beat *beat = &channel->beat;
@@ -214,10 +297,11 @@ static void look_at_up(struct channel *channel, int epoll_fd, uint64_t slow_ns)
     beat->stuck = waiting && now_ended == beat->ended ? beat->stuck + 1 : 0;
     beat->heard = now_heard;
     beat->ended = now_ended;
+    look_at_barren(channel);
     if (beat->silent >= beat->patience) {
         if (channel->class == CHANNEL_DEMAND)
             pulse_sample(channel->donor, beat->silent * PULSE_NS, slow_ns);
-        give_up(channel, epoll_fd, beat->silent, "no answer");
+        give_up_waiting(channel, epoll_fd, beat->silent, "no answer");
         return;
     }
     if (beat->stuck >= PATIENCE_MAX) {

@@ -11,7 +11,14 @@
  * answers in the end; while it answers, twice its longest answer is waited for; once it is quick again the patience
  * goes back.
  *
- * Its latency is that of demand reads and of heartbeats on their connection, all on the fault thread.
+ * Short messages may pass where pages do not: each end may believe in an MTU that the way between them has not. So
+ * heartbeats carry a page where the donor is known to hold one (a hole is answered in a few bytes), and negotiations
+ * carry as much the other way (channel.c). A connection that broke before a single request with a page was answered,
+ * though some were sent, is barren: it is made anew and used, but the donor counts as away until such a request is
+ * answered, or, where there is none, a heartbeat.
+ *
+ * Its latency is that of demand reads and of heartbeats on their connection, all on the fault thread; without the
+ * time for which that thread waited for a processor (own_delay.h).
  */
 #ifndef GHOSTBOX_PULSE_H
 #define GHOSTBOX_PULSE_H
@@ -36,6 +43,14 @@ struct pulse {
 struct channel;
 struct donor;
 
+#define PULSE_NO_PAGES "short requests are answered, pages are not: is the MTU the same on the whole way?"
+
+/* Up and barren; was sent pages' requests once more, and answered none; but something short, or it acks nothing. */
+bool pulse_passes_no_page(const struct channel *channel);
+/* Connecting: its greeting came, and what we said since is not acknowledged. */
+bool pulse_negotiation_is_stuck(const struct channel *channel);
+/* Asks something whose answer is short: a heartbeat. */
+void pulse_ask_shortly(struct channel *channel, int epoll_fd);
 /* An answer to a demand read took this long. On the fault thread. */
 void pulse_sample(struct donor *donor, uint64_t took_ns, uint64_t slow_ns);
 /* A connection came or broke: keeps down_since_ns. */
@@ -47,6 +62,8 @@ void pulse_note_state(struct donor *donor, uint64_t now_ns);
 void pulse_look(struct channel *channel, int epoll_fd, uint64_t now_ns, uint64_t slow_ns);
 /* Adds what is known to a donor's status: "down_s" and "why" (null while up), "smoothed_us", "slow". */
 void pulse_to_json(struct donor *donor, json_t *status);
+/* Connecting, and the machine has not answered a thing. */
+bool pulse_machine_silent(const struct channel *channel);
 /* A new connection: the kernel gives it up when what we sent is not acknowledged, too. */
 void pulse_guard(const struct channel *channel, int fd);
 

@@ -16,8 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define PAUSE_NS 100000000ull
-#define TELL_NS  1000000000ull
+#define TELL_NS 1000000000ull
 /* After a takeover: see expects_donors(). */
 #define EXPECT_NS 3000000000ull
 
@@ -107,7 +106,7 @@ static void op_give(struct evict_loop *loop, struct write_op *op)
 
 bool writeback_possible(const struct evict_loop *loop)
 {
-    return loop->free_stages && loop->free_writes && clock_ns() >= loop->writeback_pause_ns;
+    return loop->free_stages && loop->free_writes;
 }
 
 /* With the lock: the write of this page is over (or was not begun), and it is still to be written. */
@@ -151,9 +150,13 @@ static struct donor *part_donor(struct evict_loop *loop, const struct write_part
     return &loop->pager->pool.donors[copy_of_word(part->word).donor];
 }
 
-static void count_sent(struct donor *donor, const struct write_op *op, const struct write_part *part)
+static void count_sent(const struct evict_loop *loop, struct donor *donor, const struct write_op *op,
+                       const struct write_part *part)
 {
     if (op->kind == WRITE_DATA) {
+        const struct place place = pool_place_of(&loop->pager->pool, op->page, 0, part->word);
+
+        atomic_store_explicit(&donor->data_at, place.offset + 1, memory_order_relaxed);
         COUNT(donor->counters.writes, 1);
         COUNT(donor->counters.written_bytes, part->request.bytes);
     } else {
@@ -200,7 +203,7 @@ static void op_serve(struct evict_loop *loop, struct write_op *op, bool taken)
     if (taken)
         op_outdates(loop, op);
     else if (op->kind == WRITE_DATA)
-        loop->writeback_pause_ns = clock_ns() + PAUSE_NS;
+        takes_pause(loop, op->page);
     pager_lock(pager);
     for (uint32_t page = op->page; page < op->page + op->n_pages; page++) {
         if (over)
@@ -253,12 +256,13 @@ void writeback_part_done(struct evict_loop *loop, struct request *request)
 
     part->state = request->error ? PART_FAILED : PART_DONE;
     op->n_flying--;
+    loop->n_flying[copy_of_word(part->word).donor] -= op->kind == WRITE_DATA;
     op->n_behind -= donor->backup;
     if (request->error) {
         COUNT(donor->counters.errors, 1);
         log_failure(loop, op, part);
     } else {
-        count_sent(donor, op, part);
+        count_sent(loop, donor, op, part);
     }
     if (op->n_flying == 0)
         op_finish(loop, op);
@@ -347,6 +351,7 @@ static int op_send(struct evict_loop *loop, struct write_op *op, const uint8_t *
 
             part->state = rc == 0 ? PART_FLYING : PART_FAILED;
             op->n_flying += rc == 0;
+            loop->n_flying[copy.donor] += rc == 0 && op->kind == WRITE_DATA;
             op->n_behind += rc == 0 && turn == 1;
             result = rc == 0 || result == 0 ? 0 : rc;
         }
@@ -391,7 +396,7 @@ static void send_run(struct evict_loop *loop, struct stage *stage, uint32_t page
     if (op)
         op_give(loop, op);
     if (!zero && rc != -EAGAIN)
-        loop->writeback_pause_ns = clock_ns() + PAUSE_NS;
+        takes_pause(loop, page);
     pager_lock(pager);
     for (uint32_t i = page; i < page + n; i++) {
         clear_io(pager, i);

@@ -17,6 +17,8 @@ import pytest
 
 # TEST-NET-2 (RFC 5737): no real network uses it. Each cable has a /30.
 _NETWORK = "198.51.100"
+_ELSEWHERE = "203.0.113"  # TEST-NET-3
+_BETWEEN = "192.0.2"  # TEST-NET-1, in namespaces alone
 _LOCK = Path(tempfile.gettempdir()) / "ghostbox-tests-netns.lock"
 
 
@@ -36,6 +38,16 @@ class Machine:
     def pull_cable(self) -> None:
         """Cut the link."""
         _ip("link", "set", self.cable, "down")
+
+    def move(self) -> str:
+        """Give the machine another address in place of its own, as DHCP may; return it."""
+        gateway, _, last = self.address.rpartition(".")
+        moved = f"{_ELSEWHERE}.{last}"
+        _ip("-n", self.namespace, "addr", "flush", "dev", "eth0")
+        _ip("-n", self.namespace, "addr", "add", f"{moved}/32", "dev", "eth0")
+        _ip("-n", self.namespace, "route", "add", f"{gateway}.{int(last) - 1}", "dev", "eth0")
+        _ip("route", "add", moved, "dev", self.cable)
+        return moved
 
     def plug_cable(self) -> None:
         """Mend the link."""
@@ -82,3 +94,73 @@ def _free_network(first: int) -> int:
 def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+
+
+@dataclass(frozen=True)
+class NarrowWay:
+    """A machine behind routers, of whose links one carries less than both ends believe, and which say nothing of it."""
+
+    machine: Machine
+    middle: str
+
+    def set_mtu(self, mtu: int) -> None:
+        """Let the link in the middle carry packets of this size; both ends send up to 9000 bytes."""
+        for device in ("m1", "m2"):
+            _ip("-n", self.middle, "link", "set", device, "mtu", str(mtu))
+
+
+@contextlib.contextmanager
+def narrow_way() -> Iterator[NarrowWay]:
+    """Make a machine that is reached by way of three routers; at first their links are as wide as they seem to be.
+
+    A veth drops what is larger than the MTU of its other end as it goes out, where no IP layer is to send ICMP. The
+    routers on either side of the middle keep the ends from noticing: TCP knows what its own device drops.
+    """
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("cannot run here: network namespaces need root and the tool ip")
+    tag = f"{os.getpid() % 10000:04d}"
+    near, middle, far, end = (f"gb{name}{tag}" for name in ("near", "mid", "far", "end"))
+    cable = f"gbn{tag}"
+    with contextlib.ExitStack() as stack:
+        with _LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            base = _free_network(os.getpid() * 2)
+            for namespace in (near, middle, far, end):
+                _ip("netns", "add", namespace)
+                stack.callback(_ip, "netns", "del", namespace)
+            _ip("link", "add", cable, "type", "veth", "peer", "name", "n0", "netns", near)
+            stack.callback(_ip, "link", "del", cable)
+            _ip("addr", "add", f"{_NETWORK}.{base + 1}/30", "dev", cable)
+        address, gateway = f"{_ELSEWHERE}.{base + 2}", f"{_ELSEWHERE}.{base + 1}"
+        for left, right in (
+            (f"n1@{near}", f"m1@{middle}"),
+            (f"m2@{middle}", f"f1@{far}"),
+            (f"f2@{far}", f"eth0@{end}"),
+        ):
+            (device, where), (other, there) = left.split("@"), right.split("@")
+            _ip("-n", where, "link", "add", device, "type", "veth", "peer", "name", other, "netns", there)
+        devices = {near: ("n0", "n1"), middle: ("m1", "m2"), far: ("f1", "f2"), end: ("eth0",)}
+        for where, names in devices.items():
+            for device in ("lo", *names):
+                # Each packet by itself: what is to be cut later (GSO) may pass a veth at any size.
+                jumbo = () if device == "lo" else ("mtu", "9000", "gso_max_segs", "1")
+                _ip("-n", where, "link", "set", device, *jumbo, "up")
+        _ip("link", "set", cable, "mtu", "9000", "gso_max_segs", "1", "up")
+        for where, device, theirs in (
+            (near, "n0", f"{_NETWORK}.{base + 2}/30"),
+            (near, "n1", f"{_BETWEEN}.1/30"),
+            (middle, "m1", f"{_BETWEEN}.2/30"),
+            (middle, "m2", f"{_BETWEEN}.5/30"),
+            (far, "f1", f"{_BETWEEN}.6/30"),
+            (far, "f2", f"{gateway}/30"),
+            (end, "eth0", f"{address}/30"),
+        ):
+            _ip("-n", where, "addr", "add", theirs, "dev", device)
+        back = f"{_NETWORK}.{base}/30"
+        for where, to, via in ((near, address, 2), (middle, address, 6), (middle, back, 1), (far, back, 5)):
+            _ip("-n", where, "route", "add", to, "via", f"{_BETWEEN}.{via}")
+        for where in (near, middle, far):
+            _ip("netns", "exec", where, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        _ip("-n", end, "route", "add", "default", "via", gateway)
+        _ip("route", "add", f"{address}/32", "via", f"{_NETWORK}.{base + 2}")
+        yield NarrowWay(Machine(end, address, cable), middle)

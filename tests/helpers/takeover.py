@@ -44,8 +44,16 @@ def other_format(state_file: Path) -> Iterator[None]:
 class PagerLine:
     """One pager after the other, with the same sockets and the same state file."""
 
-    def __init__(self, place: Path, donors: Sequence[str], cache: str, build: Build, options: dict[str, str]) -> None:
-        self.place, self.build = place, build
+    def __init__(
+        self,
+        place: Path,
+        donors: Sequence[str],
+        cache: str,
+        build: Build,
+        options: dict[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.place, self.build, self.prefix = place, build, prefix
         self.listen, self.control = place / "p", place / "c"
         self.state_file, self.log_path = place / "state", place / "log"
         self._first = pager_argv(build, place, donors, cache, options)
@@ -55,8 +63,9 @@ class PagerLine:
         crash = {"GHOSTBOX_CRASH_AT": crash_at} if crash_at else {}
         with self.log_path.open("a") as log:
             process = subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **self.build.env, **crash}
-            )
+                [*self.prefix, *argv], stdout=subprocess.PIPE, stderr=log, text=True,
+                env={**os.environ, **self.build.env, **crash},
+            )  # fmt: skip
         line = _read_line(process, "ghostbox-pager")
         # It may come to its fault point before it has said that it is ready: what was to be rebuilt waits for nobody.
         crashed = crash_at is not None and line == "" and process.wait(10) == -signal.SIGKILL
@@ -106,11 +115,19 @@ class PagerLine:
 
 @contextlib.contextmanager
 def pager_line(
-    donors: Sequence[str], *, cache: str = "2M", build: Build | None = None, **options: str
+    donors: Sequence[str],
+    *,
+    cache: str = "2M",
+    build: Build | None = None,
+    prefix: Sequence[str] = (),
+    **options: str,
 ) -> Iterator[PagerLine]:
-    """Run a first pager with a state file; whichever is the last at the end of the block is ended."""
+    """Run a first pager with a state file; whichever is the last at the end of the block is ended.
+
+    ``prefix`` is what starts each of them elsewhere.
+    """
     with short_dir() as place:
-        line = PagerLine(place, donors, cache, build or installed_build(), options)
+        line = PagerLine(place, donors, cache, build or installed_build(), options, prefix)
         try:
             yield line
         finally:

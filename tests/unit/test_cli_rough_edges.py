@@ -146,5 +146,5 @@ def test_a_record_that_cannot_be_read_is_no_reason_to_remove_the_disk(quick_cli:
     files.record.write_text("nonsense")
     done = quick_cli("info", "box")
     assert done.returncode == 1
-    assert f"its disk is {files.disk}" in done.stderr
+    assert f"{files.disk} is its disk" in done.stderr
     assert "rm " not in done.stderr

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 GOLDEN = Path(__file__).parent / "domain_xml"
+DOMAINS = sorted(path.stem for path in GOLDEN.glob("*.xml") if path.read_text(encoding="utf-8").startswith("<domain "))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def place() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="module", params=sorted(path.stem for path in GOLDEN.glob("*.xml")))
+@pytest.fixture(scope="module", params=DOMAINS)
 def line(request: pytest.FixtureRequest, place: Path) -> CommandLine:
     """The golden domain's command line; those for KVM as if emulated, since a machine may have none."""
     text = (GOLDEN / f"{request.param}.xml").read_text(encoding="utf-8")

@@ -88,6 +88,13 @@ def test_memory_that_is_well_has_no_problem() -> None:
             " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
         ),
         (
+            {"state": "down", "down_s": 12.0, "why": "pages are not: is the MTU the same on the whole way?"},
+            "donor attic:10810 lets no page pass for 12.0 s: pages are not: is the MTU the same on the whole way?;"
+            " it holds 64 MiB",
+            "give both ends, and all that is between them, the same MTU; ping -M do -s 8972 shows what passes;"
+            " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
+        ),
+        (
             {"state": "lost", "lost_pages": 512},
             f"donor attic:10810 ({A}) came back without its memory: 2 MiB had no other copy",
             "ghostbox donor drain attic:10810 --vm lab",

@@ -182,7 +182,17 @@ def test_no_umask_takes_from_libvirts_user_what_it_must_pass(tmp_path: Path) -> 
 
 def test_all_who_make_our_directories_do_it_in_the_one_way() -> None:
     """A plain mkdir obeys the umask, and the VM that comes next is refused."""
-    allowed = {"paths.py", "build.py", "store.py", "ssh_include.py", "cgroup.py", "lab.py", "services.py", "sftp.py"}
+    allowed = {
+        "paths.py",
+        "build.py",
+        "store.py",
+        "ssh_include.py",
+        "cgroup.py",
+        "lab.py",
+        "services.py",
+        "sftp.py",
+        "daemon.py",
+    }
     wrong = [
         str(path)
         for path in (project.ROOT / "ghostbox").rglob("*.py")

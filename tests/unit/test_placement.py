@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostbox.errors import DonorTooSmall, Refused
@@ -48,6 +48,7 @@ def test_donors_that_are_too_small_together_are_listed() -> None:
     assert caught.value.why == "a 1 GiB, b 2 GiB"
 
 
+@settings(deadline=None)  # a busy machine stops any of them for a while
 @given(
     needed=st.integers(1, 64 * GIB),
     free=st.lists(st.integers(0, 64 * GIB), min_size=1, max_size=8),
@@ -95,6 +96,7 @@ def test_what_is_held_already_is_not_taken_again() -> None:
     assert shares == (Share("a", GIB), Share("c", GIB))
 
 
+@settings(deadline=None)  # a busy machine stops any of them for a while
 @given(
     needed=st.integers(1, 8 * GIB),
     free=st.lists(

@@ -122,12 +122,15 @@ def test_donor_that_was_added_by_hand_is_used_at_the_next_start_too(box: VmPaths
 
 
 def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPaths, quick_cli: Cli) -> None:
-    done = quick_cli("set", "box", "--memory", "8G", "pool.slow=20ms", "cpus=3", "--autostart", "--json")
+    done = quick_cli(
+        "set", "box", "--memory", "8G", "pool.slow=20ms", "cpus=3", "--user", "ana", "--autostart", "--json"
+    )
     assert done.returncode == 0, done.stderr
     applied = {each["key"]: each["applies"] for each in json.loads(done.stdout)["changes"]}
     assert applied == {
         "vm.memory": "at the next start",
         "vm.cpus": "at the next start",
+        "vm.user": "at the next start",
         "vm.autostart": "now",
         "pool.slow": "at the next start",
     }
@@ -137,6 +140,7 @@ def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPat
     assert shown["vm.autostart"]["value"] is True
     assert shown["pager.poll_us"] == {"value": 50, "origin": "default"}
     assert "memserver.size" not in shown
+    assert quick_cli("set", "--user", "ana").returncode == 0
     again = quick_cli("set", "--memory", "8G")
     assert again.stdout == "VM 'box' is that already: nothing changes\n"
 

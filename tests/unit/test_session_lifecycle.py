@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from ghostbox import config
+from ghostbox.errors import DonorTooSmall
 from ghostbox.images import backing_file
 from ghostbox.session import definition
 from ghostbox.session.record import Book, Record, locked
 from helpers.stopped import here, stopped_vm
 
+starting = importlib.import_module("ghostbox.session.up")  # the package has a function of that name
 Cli = Callable[..., "CompletedProcess[str]"]
 
 
@@ -149,6 +153,35 @@ def test_autostart_says_what_does_not_run_in_the_end(ghostbox_dirs: Path, quick_
     assert (found["name"], found["state"]) == ("box", None)
     assert done.stderr.count("VM 'box' is tried again: ") == 1
     assert '"message": "1 of 1 VMs do not run"' in done.stderr
+
+
+def test_memory_that_a_donor_still_holds_of_before_is_released_before_it_is_called_too_small(
+    ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut: its lease was noted while the donor did not answer, and now it does."""
+    owed = ["lease"]
+    plans: list[int] = []
+
+    def make_plan(*_: object) -> str:
+        plans.append(len(owed))
+        if owed:
+            raise DonorTooSmall("donor tower: offers 0 B")
+        return "the plan"
+
+    def settle(_: object) -> int:
+        owed.clear()
+        return 0
+
+    monkeypatch.setattr(starting.planning, "make_plan", make_plan)
+    monkeypatch.setattr(starting.unreleased, "load", lambda _: list(owed))
+    monkeypatch.setattr(starting.unreleased, "settle", settle)
+    book = Book(stopped_vm("box"))
+    assert starting._planned(config.load(), here(), book) == "the plan"
+    assert plans == [1, 0]
+    owed.append("of a donor that is gone")
+    monkeypatch.setattr(starting.unreleased, "settle", lambda _: 1)
+    with pytest.raises(DonorTooSmall, match="offers 0 B"):
+        starting._planned(config.load(), here(), book)
 
 
 @pytest.mark.parametrize("command", ["start", "restart"])

@@ -118,6 +118,8 @@ def test_guest_on_the_user_network_answers_at_a_port_of_this_host(files: VmPaths
 def test_flags_reach_the_configuration(ghostbox_cli: Cli) -> None:
     for command in ("up", "plan", "set"):
         assert ghostbox_cli(command, "--no-host-access", "--help").returncode == 0
-        done = ghostbox_cli(command, "box", "--network", "nat", "--host-access", "--add-disk", "1G", "--share", "/x")
+        done = ghostbox_cli(
+            command, "box", "--network", "nat", "--host-access", "--add-disk", "1G", "--share", "/x", "--user", "ana"
+        )
         assert "error: --network: 'nat' is not a network" in done.stderr
         assert done.returncode == 2

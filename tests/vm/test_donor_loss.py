@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from ghostbox import demo, processes
+from ghostbox.errors import DeadlineExceeded
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
 from helpers.lab import Host, Run, lab
@@ -117,17 +118,40 @@ def test_vm_whose_disk_has_no_room_is_paused_and_goes_on_by_itself_with_nothing_
     assert (machine.status()["state"], machine.status()["disk_problem"]) == ("running", None)
 
 
+# What a workload that does not page may be waiting for, as its guest's kernel sees it.
+WHY_NOT = """
+uptime; ps axo pid,stat,pcpu,time,wchan:24,args --sort=-pcpu | head -15
+for p in $(pgrep -f w.py); do sudo cat /proc/$p/stack; grep -E 'State|VmRSS' /proc/$p/status; done
+grep -E 'Node 1|free |min |managed' /proc/zoneinfo | head -40
+grep -E 'allocstall|pgscan|compact_stall|oom_kill' /proc/vmstat
+sudo dmesg | tail -5
+"""
+
+
 def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> None:
-    """Wait until pages have gone to both donors and come back."""
-    before = machine.pager()
+    """Wait until pages have gone to both donors and come back.
+
+    The pager is asked by its own socket: each command of ours takes a second of a processor, of which the emulated
+    guest has none to spare.
+    """
+    control = machine.host.paths.vm(VM).pager_control
+    before = processes.control_request(control, "status")
+    seen: dict[str, Any] = {}
 
     def paged() -> bool:
         assert work.poll() is None, work.communicate()
-        pager = machine.pager()
-        fetched = pager["faults"]["missing_fetch"] - before["faults"]["missing_fetch"]
-        return bool(fetched > 100 and pager["evictions"]["dirty"] - before["evictions"]["dirty"] > 1000)
+        pager = processes.control_request(control, "status")
+        seen["fetched"] = pager["faults"]["missing_fetch"] - before["faults"]["missing_fetch"]
+        seen["dirty evictions"] = pager["evictions"]["dirty"] - before["evictions"]["dirty"]
+        seen["zero-filled"] = pager["faults"]["zero_filled"] - before["faults"]["zero_filled"]
+        seen["pages"], seen["donors"] = pager["pages"], [donor["state"] for donor in pager["donors"]]
+        return bool(seen["fetched"] > 100 and seen["dirty evictions"] > 1000)
 
-    processes.wait_until(paged, timeout_s=120, what="eviction and fetches", interval_s=0.2)
+    try:
+        processes.wait_until(paged, timeout_s=120, what="eviction and fetches", interval_s=0.2)
+    except DeadlineExceeded as err:
+        guest = machine.cli("shell", "--", WHY_NOT, check=False)
+        raise AssertionError(f"{err}: {seen}\n{guest.stdout}{guest.stderr}") from err
 
 
 def test_donor_killed_under_a_workload_with_two_copies_and_no_byte_is_wrong(machine: Machine) -> None:

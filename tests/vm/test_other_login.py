@@ -30,7 +30,7 @@ from helpers.guest import share_images
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root, so no other user can be put to use"),
 ]
 
@@ -196,6 +196,7 @@ def test_runtime_directory_that_a_cleaner_removed_is_made_anew_and_status_says_s
         assert done.returncode == 0, done.stderr
         assert "were gone: its pager has made them anew" in " ".join(done.stderr.split())
     assert "runtime-restored" in user.said()
+    user.cli("list")  # it starts a supervisor
     shutil.rmtree(user.files.runtime)
     processes.wait_until(
         lambda: user.said().count("runtime-restored") == 2, timeout_s=60, what="the supervisor to have noticed"

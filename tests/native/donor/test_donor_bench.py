@@ -21,7 +21,7 @@ from ghostbox.paths import Paths
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import held_connection
-from helpers.netns import machines
+from helpers.netns import machines, narrow_way
 
 FIGURES = {"rtt_p50_us", "rtt_p99_us", "read_bytes_per_s", "write_bytes_per_s"}
 
@@ -189,3 +189,38 @@ def test_a_donor_on_another_machine(tmp_path: Path) -> None:
         code, out, err = bench(far, far.address, "--json")
         assert code == 0, err
         assert json.loads(out)["donors"][0]["link"]["address"].startswith(machine.address)
+
+
+def test_a_donor_whose_link_passes_no_pages_is_named_with_the_reason(tmp_path: Path) -> None:
+    """It hung. Long packets are dropped in the middle, and nobody says so: control API and handshakes get through."""
+    with (
+        narrow_way() as way,
+        running_donor(
+            tmp_path, size="64M", bind=way.machine.address, port="10809", control_port="10810", insecure="",
+            prefix=way.machine.prefix,
+        ) as running,
+    ):  # fmt: skip
+        way.set_mtu(1500)
+        code, _, err = bench(running, running.address)
+        assert code != 0
+        assert f"donor {running.address} granted a lease, but its memory cannot be used" in err
+        assert "short requests are answered, pages are not: is the MTU the same on the whole way?" in err
+        assert f"ping -M do -s 8972 {way.machine.address}" in err
+        way.set_mtu(9000)
+        assert leases(running) == []
+
+
+def test_a_donor_is_found_at_the_second_of_its_names_addresses(
+    donor: RunningDonor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first one nobody listens."""
+    host, _, port = donor.address.rpartition(":")
+    look_up = socket.getaddrinfo
+
+    def two(name: str, *args: object, **more: object) -> list[object]:
+        names = ["::1", host] if name == "donor.example" else [name]
+        return [found for each in names for found in look_up(each, *args, **more)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    with DonorClient(f"donor.example:{port}") as client:
+        assert client.status().name

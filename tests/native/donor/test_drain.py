@@ -17,7 +17,7 @@ import pytest
 
 from ghostbox import processes
 from ghostbox.donor_client import DonorClient, Holder
-from ghostbox.errors import DonorError
+from ghostbox.errors import DeadlineExceeded, DonorError
 from ghostbox.memserver.leases import DrainCause
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, donor_environment, running_donor
@@ -83,8 +83,8 @@ def test_a_second_signal_asks_and_another_one_ends_it_with_leases_held(tmp_path:
 
         for _ in range(10):  # one in the first second answers nothing
             donor.interrupt(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                donor.process.wait(1.5)
+            with suppress(DeadlineExceeded):
+                donor.wait_for_log("ends now: 1 leases are given up", timeout_s=1.5)
                 break
         assert donor.wait() == 130
         assert donor.stderr().count(question) == 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ghostbox import processes, session
+from ghostbox import process_table, processes, session
 from ghostbox.cli.output import Stages
 from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.errors import DeadlineExceeded, HypervisorError, NotFound, NotRunning, Refused
@@ -162,6 +162,20 @@ def test_vm_of_another_machine_is_left_alone(vm: Vm) -> None:
     assert vm.leases() == ["kept"]
     vm.save(machine=machine_id())
     assert vm.seen().state is VmState.STOPPED, "this machine was started anew since"
+    assert vm.leases() == []
+
+
+def test_what_cannot_be_seen_counts_as_alive_unless_it_was_never_started(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm.end_qemu()
+    monkeypatch.setattr(process_table, "blind_spot", lambda namespace=None: "/proc hides it")
+    seen = vm.seen()
+    assert seen.state is VmState.UNMANAGED
+    assert seen.problem is not None and "cannot be seen from here: /proc hides it" in seen.problem.text
+    assert vm.leases() == ["kept"]
+    vm.save(state=VmState.PREPARING, made=frozenset({Made.FILES}))
+    assert vm.seen().state is VmState.STOPPED
     assert vm.leases() == []
 
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,19 +190,40 @@ def test_a_cable_that_is_pulled_is_noticed_and_mended() -> None:
         client.command("verify", seed=3)
 
 
-def test_a_donors_name_is_looked_up_once(place: Path) -> None:
-    """A resolver that does not answer would hold up all donors; here the name has no answer any more."""
-    hosts = place / "hosts"
-    hosts.write_text("127.0.0.1 donor.example\n")
-    prefix = ("unshare", "-m", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
-    with hostile_donor(16 << 20) as donor:
-        uri = donor.uri.replace("127.0.0.1", "donor.example")
-        with (
-            running_pager([uri], cache="2M", readahead="0", prefix=prefix) as pager,
-            memory_client("16M", pager) as client,
-        ):
-            client.command("fill", seed=1, timeout_s=120)
-            hosts.write_text("")
-            donor.hang_up()
-            client.command("verify", seed=1, timeout_s=120)
-            assert pager.status()["donors"][0]["reconnects"] > 0
+# Spins for 150 ms, rests for 40: whoever shares its processor and is no real-time process gets those.
+HOG = """
+import time
+while True:
+    end = time.monotonic() + 0.15
+    while time.monotonic() < end:
+        pass
+    time.sleep(0.04)
+"""
+
+
+def test_a_pager_that_gets_no_processor_calls_no_donor_slow() -> None:
+    """Pager and hog share a processor; the donor has another one, before all others."""
+    processors = sorted(os.sched_getaffinity(0))
+    if os.geteuid() != 0 or len(processors) < 2 or shutil.which("chrt") is None:
+        pytest.skip("cannot run here: it takes root, two processors and the tool chrt")
+    shared, own = ("taskset", "-c", str(processors[0])), ("taskset", "-c", str(processors[1]))
+    with (
+        running_memserver(a="16M", prefix=(*own, "chrt", "-f", "10")) as donor,
+        running_pager([donor.uri("a")], cache="2M", readahead="0", slow_us="50000", prefix=shared) as pager,
+        memory_client("16M", pager) as client,
+    ):
+        client.command("fill", seed=1)
+        with subprocess.Popen([*shared, "chrt", "-f", "20", sys.executable, "-c", HOG]) as hog:
+            try:
+                # Many at a time, so that the pager is kept from running while it waits for some of them.
+                for first in range(0, 2048, 64):
+                    for page in range(first, first + 64):
+                        client.start("read", first=page)
+                    for _ in range(64):
+                        assert client.result("read")["ok"]
+            finally:
+                hog.kill()
+        latency = pager.status()["donors"][0]["latency"]
+        assert latency["max_us"] > 50_000, "it waited"
+        assert pager.status()["donors"][0]["slow"] is False
+        assert "is slow" not in pager.log()

@@ -16,7 +16,7 @@ import pytest
 from ghostbox.processes import wait_until
 from helpers.pager import RunningMemserver, installed_build, pager_argv, running_memserver, running_pager
 
-THREADS = 4  # main, fault, evict, control
+THREADS = 5  # main, fault, evict, lookup, control
 MIB = 1 << 20
 
 
@@ -93,7 +93,8 @@ def test_a_pager_that_may_not_have_its_threads_does_not_say_that_it_is_ready(
     expected = {
         1: "cannot start the fault thread: Resource temporarily unavailable",
         2: "cannot start the evict thread: Resource temporarily unavailable",
-        3: f"cannot open the control socket {place / 'c'}: Resource temporarily unavailable",
+        3: "cannot start the lookup thread: Resource temporarily unavailable",
+        4: f"cannot open the control socket {place / 'c'}: Resource temporarily unavailable",
     }
     for n_threads in range(1, THREADS + 1):
         found = start(donor, place, as_nobody(n_threads))
