@@ -57,7 +57,7 @@ _ACCOUNTS = frozenset(
     (
         *("root", "daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy", "www-data"),
         *("backup", "list", "irc", "_apt", "nobody", "messagebus", "sshd", "systemd-network", "systemd-resolve"),
-        *("systemd-timesync", "syslog", "tss", "uuidd", "landscape", "dnsmasq", "polkitd"),
+        *("systemd-timesync", "polkitd", "syslog", "tss", "uuidd", "landscape", "dhcpcd", "dnsmasq"),
     )
 )
 

@@ -204,12 +204,12 @@ def status(found: VmStatus) -> RenderableType:
 
 def _state(found: VmStatus) -> Text:
     text = _colored(found.state)
-    if found.uptime_s is not None:
-        text.append(f", up for {format_duration(found.uptime_s)}")
     if found.paused_for_donor:
         text.append(" until its donor is back")
     if found.disk_problem:
         text.append(" until its disk can be written")
+    if found.uptime_s is not None:
+        text.append(f", up for {format_duration(found.uptime_s)}")
     return text
 
 

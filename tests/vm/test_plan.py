@@ -79,3 +79,4 @@ def test_a_login_name_that_the_guests_system_has_given_away_is_refused(host: Hos
         assert done.returncode == 2
         assert "error: vm.user cannot be 'games': the guest's system has an account of that name" in done.stderr
     assert "box" not in host.cli("list").stdout
+    assert host.cli("set", "box", "--user", "ana").returncode == 4, "there is no such VM"
