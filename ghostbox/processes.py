@@ -96,17 +96,22 @@ def attach(argv: Sequence[str | Path], *, stderr: Path | None = None) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def end_with_us() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with contextlib.ExitStack() as stack:
         errors = None if stderr is None else stack.enter_context(stderr.open("wb"))
+        # The child may be at work before Popen returns: a signal that comes by then waits until it can be passed on.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, unblocked)
         try:
             child = subprocess.Popen(words, stderr=errors, preexec_fn=end_with_us)  # noqa: PLW1509 - no threads here
         except OSError as err:
             raise ProgramError(f"cannot run {words[0]}: {err.strerror}") from err
         with _passing_on(child):
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             status = child.wait()
     return status if status >= 0 else 128 - status
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from ghostbox import processes
 
 
 def write_export(uri: str, content: Path) -> None:
@@ -24,6 +27,22 @@ def read_export(uri: str, path: Path) -> bytes:
 def system_python() -> dict[str, str]:
     """Return an environment in which nbdsh finds the system's Python: no other has the nbd module."""
     return {**os.environ, "PATH": "/usr/bin:/bin"}
+
+
+def wait_for_greeting(address: tuple[str, int] | Path) -> None:
+    """Wait until a server greets. Before its main loop runs, qemu-nbd listens, and forgets that it was told to end."""
+    processes.wait_until(lambda: _greets(address), timeout_s=30, what=f"the greeting of {address}")
+
+
+def _greets(address: tuple[str, int] | Path) -> bool:
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect(str(address) if isinstance(address, Path) else address)
+            return sock.recv(8) == b"NBDMAGIC"
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pytest
 from ghostbox import hypervisor, process_table, processes
 from ghostbox.process_table import identify, is_alive
 from ghostbox.units import MIB
+from helpers import nbd
 from helpers.guest import free_port
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root")
@@ -121,5 +122,6 @@ def test_disk_that_a_qemu_writes_is_known_by_its_lock(tmp_path: Path) -> None:
                 lambda opened=opened: hypervisor.disk_is_written(opened) is True, timeout_s=20, what="the lock"
             )  # type: ignore[misc]
             assert hypervisor.disk_is_written(disk) is expected
+            nbd.wait_for_greeting(("127.0.0.1", int(port)))
             server.terminate()
     assert hypervisor.disk_is_written(disk) is False

@@ -27,6 +27,7 @@ from ghostbox.process_table import identify, machine_id
 from ghostbox.session import liveness, logs, observe, runtime_dir
 from ghostbox.session.record import Book, LeaseRecord, Made, Record, VmState, locked, make_directory
 from ghostbox.units import MIB
+from helpers import nbd
 from helpers.donor import RunningDonor, running_donor
 from helpers.pager import short_dir
 
@@ -135,8 +136,7 @@ def test_disk_that_somebody_writes_counts_though_no_process_is_seen(vm: Vm) -> N
     processes.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, str(MIB)])
     argv = ["qemu-nbd", "--persistent", f"--socket={vm.paths.state}/n", disk]
     with subprocess.Popen(argv) as writer:
-        socket = vm.paths.state / "n"
-        processes.wait_until(socket.exists, timeout_s=20, what="qemu-nbd")
+        nbd.wait_for_greeting(vm.paths.state / "n")
         seen = vm.seen()
         assert seen.state in (VmState.BROKEN, VmState.UNMANAGED)
         assert vm.leases() == ["kept"]
