@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 VM = "gbt-day"
 LOCAL_GIB = 5
 NOTE = "written in the morning"
+CHANGED = "changed at noon"
 BOOT = "8m"
 
 
@@ -99,6 +100,7 @@ def test_morning_a_vm_is_defined_with_most_of_its_memory_elsewhere(day: Day) -> 
 def test_it_is_stopped_and_gives_its_memory_back_and_starts_as_it_was_from_elsewhere(day: Day) -> None:
     day.cli("stop")
     assert day.leases() == [0, 0]
+    day.cli("snapshot", "create", "morning")
     (day.host.root / "ghostbox.yaml").write_text("vm: {memory: 1G}\npool: {donors: [elsewhere]}\n")
     done = day.cli("up", VM, "--no-wait")
     assert f"note: VM '{VM}' stays as it is defined; other values for vm.memory, pool.donors lie around" in done.stderr
@@ -125,13 +127,22 @@ def test_what_is_set_counts_now_or_after_a_restart(day: Day) -> None:
     assert day.guest("cat note").strip() == NOTE
 
 
+def test_files_are_copied_in_and_out(day: Day) -> None:
+    changed, back = day.host.root / "changed", day.host.root / "back"
+    changed.write_text(CHANGED)
+    day.cli("cp", changed, ":note")
+    day.guest("sync")
+    day.cli("cp", f"{VM}:note", back)
+    assert back.read_text() == CHANGED
+
+
 def test_a_reboot_from_inside_keeps_memory_and_disk(day: Day) -> None:
     first, pager = day.boot_id(), day.json("status")["pager"]["pid"]
     day.cli("shell", "--", "sudo systemctl reboot", check=False)
     processes.wait_until(
         lambda: day.boot_id() not in ("", first), timeout_s=360, what="the guest's second boot", interval_s=2.0
     )
-    assert day.guest("cat note").strip() == NOTE
+    assert day.guest("cat note") == CHANGED
     assert (day.json("status")["pager"]["pid"], day.leases()) == (pager, [1, 1])
 
 
@@ -140,6 +151,13 @@ def test_a_poweroff_from_inside_gives_the_memory_back(day: Day) -> None:
     day.cli("wait", "--for", "stopped", "--timeout", "3m")
     assert day.leases() == [0, 0]
     assert day.json("list")[0]["state"] == "stopped"
+
+
+def test_what_was_in_the_morning_is_put_back(day: Day) -> None:
+    assert day.json("info")["memory_bytes"] == 4 * GIB
+    assert [each["name"] for each in day.json("snapshot", "list")] == ["morning"]
+    day.cli("snapshot", "restore", "morning", "-y")
+    assert day.json("config", "show", "--vm", VM)["vm.memory"] == f"{LOCAL_GIB}GiB"
 
 
 def test_after_a_power_cut_it_starts_by_itself_though_a_donor_comes_late(day: Day) -> None:
@@ -162,8 +180,8 @@ def test_after_a_power_cut_it_starts_by_itself_though_a_donor_comes_late(day: Da
     assert json.loads(out) == [{"name": VM, "state": "running", "error": None}]
     assert day.leases() == [1, 1]
     day.cli("wait", "--timeout", BOOT)
-    assert day.guest("cat note").strip() == NOTE
-    assert day.total_gib() < 4 + day.remote_gib
+    assert day.guest("cat note").strip() == NOTE, "the morning's, not the noon's"
+    assert day.total_gib() > 4 + day.remote_gib, "the morning's definition, too"
 
 
 def test_night_it_is_deleted_and_nothing_is_left(day: Day) -> None:
