@@ -32,9 +32,14 @@ def in_ci() -> bool:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start: a shell's background job ignores SIGINT, and so would all its children."""
+    """Let signals reach what the tests start: a shell's background job ignores SIGINT, and what nohup runs SIGHUP.
+
+    Their children would inherit that.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
