@@ -25,6 +25,7 @@ from ghostbox import guest_boot
 from ghostbox.errors import ConfigError, UsageError
 from ghostbox.tiering import Tiering
 
+_SSH_PORT = 22
 # Formatted is only what nobody has written to: it has no signature that blkid knows, and begins with zeroes. Mounted is
 # only what was formatted here, so what the user makes of a disk is left alone. Anyone may write to it, as to /tmp.
 _MOUNT_DISK = """\
@@ -236,9 +237,10 @@ def write_seed_iso(seed: Seed, path: Path) -> None:
 
 
 def render_known_hosts(host: str, port: int, host_key_public: str) -> str:
-    """Return the ``known_hosts`` line that pins the guest's key."""
+    """Return the ``known_hosts`` line that pins the guest's key. SSH's own port is not written (sshd(8))."""
     kind, key = host_key_public.split()[:2]
-    return f"[{host}]:{port} {kind} {key}\n"
+    where = host if port == _SSH_PORT else f"[{host}]:{port}"
+    return f"{where} {kind} {key}\n"
 
 
 def render_ssh_config(vm: str, host: str, port: int, user: str, known_hosts: Path, identities: Sequence[Path]) -> str:

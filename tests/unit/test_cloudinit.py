@@ -249,10 +249,11 @@ def test_ssh_reads_the_written_configuration(tmp_path: Path) -> None:
     assert str(known_hosts) in options["userknownhostsfile"]
 
 
-def test_ssh_keygen_finds_the_pinned_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("port", "looked_up"), [(2222, "[127.0.0.1]:2222"), (22, "127.0.0.1")])
+def test_ssh_keygen_finds_the_pinned_key(tmp_path: Path, port: int, looked_up: str) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
     public = (tmp_path / "key.pub").read_text()
-    (tmp_path / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", 2222, public))
+    (tmp_path / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", port, public))
     subprocess.run(
-        ["ssh-keygen", "-F", "[127.0.0.1]:2222", "-f", tmp_path / "known_hosts"], check=True, stdout=subprocess.DEVNULL
+        ["ssh-keygen", "-F", looked_up, "-f", tmp_path / "known_hosts"], check=True, stdout=subprocess.DEVNULL
     )
