@@ -124,7 +124,7 @@ def _kernel_args(plan: VmPlan) -> str:
         # kernel-command-line(7): counts from the first moment, before the network is asked for an address.
         words.append(f"systemd.machine_id={plan.machine_id}")
     if plan.local.node1_hidden:
-        words.append(_reserved(plan.local))
+        words += [_reserved(plan.local), f"sysctl.vm.watermark_scale_factor={plan.watermark_scale}"]
     return " ".join(words)
 
 

@@ -26,6 +26,8 @@ _MIN_REST_BYTES = 128 * MIB
 _AT_BOOT_EXTRA_BYTES = 4 * MIB
 _PAGE_TABLE_SHARE = 512  # a page table of 4 KiB maps 2 MiB
 _NODE1_SLACK_BYTES = 8 * MIB
+_KERNEL_KEEPS_BYTES = 16 * MIB
+_MOST_WATERMARK_SCALE = 500
 
 
 class Virt(enum.StrEnum):
@@ -171,6 +173,17 @@ class VmPlan:
     disks: tuple[ExtraDisk, ...] = ()
     folders: tuple[SharedFolder, ...] = ()
     machine_id: str | None = None
+
+    @property
+    def watermark_scale(self) -> int:
+        """What vm.watermark_scale_factor is in the guest, in 10,000ths of a node's memory (admin-guide/sysctl/vm).
+
+        The kernel's own memory comes out of node 0 alone. What programs take goes elsewhere from the low watermark on;
+        what is between that and the minimum is the kernel's: page tables for all the remote memory, and some more. With
+        the default, a thousandth, the OOM killer came though node 1 had room.
+        """
+        kept_bytes = self.remote_memory_bytes // _PAGE_TABLE_SHARE + _KERNEL_KEEPS_BYTES
+        return min(max(10_000 * kept_bytes // self.memory_bytes, 10), _MOST_WATERMARK_SCALE)
 
     @property
     def local(self) -> LocalMemory:

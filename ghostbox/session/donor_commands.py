@@ -84,6 +84,8 @@ def add(
         Refused: the VM uses it already.
         GhostboxError: the pager cannot use it; the lease is given back.
     """
+    if vm is not None:
+        Book(paths.vm(vm)).need(vm, paths)  # before the donor is asked, which may take its time
     address = address_of(address, paths)
     [status] = donors.query([address])
     name = vm or (default_vm if _runs(default_vm, paths) else None)

@@ -76,13 +76,20 @@ def leases_at(donor: RunningDonor) -> int:
 def unsupervised(machine: Machine) -> Iterator[None]:
     """End the supervisor and keep another one from being started."""
     files = machine.host.paths.vm(machine.name)
-    supervisor.stop(files)
-    descriptor = supervisor.lock(files)
-    assert descriptor is not None
+    taken: list[int] = []
+
+    def take() -> bool:
+        """One that a command has just started may not have the lock yet, or take it before us."""
+        supervisor.stop(files)
+        descriptor = supervisor.lock(files)
+        taken.extend([] if descriptor is None else [descriptor])
+        return bool(taken)
+
+    processes.wait_until(take, timeout_s=60, what="the supervisor's lock")
     try:
         yield
     finally:
-        os.close(descriptor)
+        os.close(taken[0])
 
 
 def watched_pid(machine: Machine) -> int | None:

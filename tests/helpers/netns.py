@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 _NETWORK = "198.51.100"
 _ELSEWHERE = "203.0.113"  # TEST-NET-3
 _BETWEEN = "192.0.2"  # TEST-NET-1, in namespaces alone
+_NUMBERS = itertools.cycle(range(100))
 _LOCK = Path(tempfile.gettempdir()) / "ghostbox-tests-netns.lock"
 
 
@@ -62,13 +64,14 @@ def machines(count: int) -> Iterator[list[Machine]]:
     with contextlib.ExitStack() as stack:
         with _LOCK.open("w") as lock:  # an address is free until its cable is there
             fcntl.flock(lock, fcntl.LOCK_EX)
-            made = [_make(stack, number) for number in range(count)]
+            made = [_make(stack, next(_NUMBERS)) for _ in range(count)]
         yield made
 
 
 def _make(stack: contextlib.ExitStack, number: int) -> Machine:
-    # Two runs on one machine must not meet: names carry the process id, addresses are those that nobody has.
-    tag = f"{os.getpid() % 10000:04d}{number}"
+    # Two runs on one machine must not meet: names carry the process id, addresses are those that nobody has. Nor may
+    # two fixtures of one run, each with machines of its own.
+    tag = f"{os.getpid() % 10000:04d}{number:02d}"
     base = _free_network(os.getpid() * 2 + number)
     machine = Machine(f"gbtest{tag}", f"{_NETWORK}.{base + 2}", f"gbv{tag}")
     _ip("netns", "add", machine.namespace)
@@ -118,7 +121,7 @@ def narrow_way() -> Iterator[NarrowWay]:
     """
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("cannot run here: network namespaces need root and the tool ip")
-    tag = f"{os.getpid() % 10000:04d}"
+    tag = f"{os.getpid() % 10000:04d}{next(_NUMBERS):02d}"
     near, middle, far, end = (f"gb{name}{tag}" for name in ("near", "mid", "far", "end"))
     cable = f"gbn{tag}"
     with contextlib.ExitStack() as stack:
