@@ -76,6 +76,17 @@ _CLOCK_SERVICE = (
 )
 
 
+# The name of another VM on a libvirt network is one word, and libvirt's own network hands out no domain to go with it.
+# systemd-resolved asks a DNS server for such names only if it is told to (resolved.conf(5)).
+_NAMES_OF_ONE_WORD = """
+if test -d /run/systemd/system && command -v resolvectl > /dev/null; then
+    mkdir -p /run/systemd/resolved.conf.d
+    printf '[Resolve]\\nResolveUnicastSingleLabel=yes\\n' > /run/systemd/resolved.conf.d/ghostbox.conf
+    systemctl --no-block try-restart systemd-resolved.service
+fi
+"""
+
+
 # systemd mounts its own over the file where the kernel's command line has one (domain_xml.py); an image with a boot
 # loader of its own is another machine from its next boot on.
 _MACHINE_ID = "grep -qx ID /etc/machine-id || echo ID > /etc/machine-id"
@@ -87,6 +98,7 @@ def scripts(user: str, tiering: Tiering, *, emulated: bool, machine_id: str | No
     ``machine_id`` (machine-id(5)) is given where the guest's disk is a copy of another one's.
     """
     at_each_boot = [_MEMORY_ON, _FREE_IN_SMALL_PIECES, _CONSOLE_LOGIN.replace("USER", user), _CLOCK_SERVICE]
+    at_each_boot.append(_NAMES_OF_ONE_WORD)
     if emulated:
         at_each_boot.append(_NO_COPIES_OF_SLEEPERS)
     if machine_id is not None:
