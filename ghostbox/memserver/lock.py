@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ghostbox import processes
 from ghostbox.errors import GhostboxError, Refused, hint_for
 from ghostbox.paths import make_directory
 
@@ -48,7 +49,7 @@ def running(directory: Path) -> Running | None:
         pid, control_address = (directory / "lock").read_text().split()
     except (OSError, ValueError):
         return None
-    return Running(int(pid), control_address) if _is_held(directory / "lock") else None
+    return Running(int(pid), control_address) if not processes.is_unlocked(directory / "lock") else None
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def name_lock(name: str, directory: Path, former: Path) -> Iterator[HeldLock]:
     path = directory / "lock"
     try:
         make_directory(directory, 0o700)
-        if _is_held(former / "lock"):
+        if not processes.is_unlocked(former / "lock"):
             raise _already_runs(name, former / "lock")
         descriptor = _lock_file(path)
     except BlockingIOError as err:
@@ -92,21 +93,6 @@ def _already_runs(name: str, path: Path) -> Refused:
         f"memserver '{name}' is already running (pid {holder})",
         hint=f"choose another --name, or end that one: kill {holder} (it waits until nobody holds a lease)",
     )
-
-
-def _is_held(path: Path) -> bool:
-    """Tell whether a process holds the lock of a file."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _lock_file(path: Path) -> int:

@@ -19,7 +19,7 @@ from ghostbox.plan import domain_name
 from ghostbox.session import cleanup, definition, observe
 from ghostbox.session.planning import new_mac
 from ghostbox.session.progress import Progress
-from ghostbox.session.record import Book, Record, VmState, is_unlocked, locked, now_utc
+from ghostbox.session.record import Book, Record, VmState, locked, now_utc
 from ghostbox.units import format_bytes
 
 _NOT_A_COPYS = ("vm.ports", "vm.autostart")
@@ -147,7 +147,7 @@ def _check_free(name: str, files: VmPaths) -> None:
     if files.record.exists():
         raise Refused(f"there is a VM named '{name}' already", hint="choose another name")
     left = [] if not files.state.exists() else [each for each in files.state.iterdir() if each != files.lock]
-    if left or not is_unlocked(files.lock):
+    if left or not processes.is_unlocked(files.lock):
         raise Refused(
             f"{files.state} is in the way", why="it belongs to no VM that is known", hint="choose another name"
         )

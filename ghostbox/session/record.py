@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from ghostbox import processes
 from ghostbox.donor_client import CONTROL_PORT
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.known_donors import KnownDonor
@@ -392,20 +393,4 @@ def _lock_descriptor(files: VmPaths) -> int:
 
 def lock_is_free(files: VmPaths) -> bool:
     """Tell whether no command is at work on the VM."""
-    return is_unlocked(files.lock)
-
-
-def is_unlocked(file: Path) -> bool:
-    """Tell whether no process holds the lock of a file; a file that is not there is locked by nobody."""
-    try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
+    return processes.is_unlocked(files.lock)

@@ -23,7 +23,7 @@ from ghostbox.config import SharedFolder
 from ghostbox.config.kinds import Share
 from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session.record import Book, Made, Record, VmState, is_unlocked
+from ghostbox.session.record import Book, Made, Record, VmState
 from ghostbox.ssh import GuestSsh
 
 COMMAND = "share-files"
@@ -83,7 +83,7 @@ def missing(record: Record, files: VmPaths) -> list[int]:
     """Return the numbers of the folders that no process serves."""
     if record.state is not VmState.RUNNING or Made.DOMAIN not in record.made:
         return []
-    return [number for number in range(len(record.shares)) if is_unlocked(lock_file(files, number))]
+    return [number for number in range(len(record.shares)) if processes.is_unlocked(lock_file(files, number))]
 
 
 def ensure(book: Book, paths: Paths) -> None:

@@ -14,7 +14,7 @@ import sys
 
 from ghostbox import processes
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session.record import Book, Made, VmState, is_unlocked
+from ghostbox.session.record import Book, Made, VmState
 
 COMMAND = "supervise"
 
@@ -23,7 +23,7 @@ def ensure(book: Book, paths: Paths) -> bool:
     """Start a supervisor for a VM that runs, unless it has one; tell whether one was started."""
     record, files = book.record, book.files
     wanted = record is not None and record.state in (VmState.RUNNING, VmState.STOPPING) and Made.DOMAIN in record.made
-    if record is None or not wanted or not is_unlocked(files.supervisor_lock):
+    if record is None or not wanted or not processes.is_unlocked(files.supervisor_lock):
         return False
     _end_former(files)
     processes.start_detached(
