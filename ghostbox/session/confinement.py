@@ -82,6 +82,8 @@ def _cause(found: Findings, shim: Path) -> tuple[str, str]:
             "the QEMU program has capabilities or a setuid bit of its own, and the loader then ignores LD_PRELOAD",
             "QEMU needs none for GhostBox: getcap and ls -l on the program show them; sudo setcap -r PROGRAM",
         )
+    if found.said is not None:
+        return "the dynamic loader did not load it", "ghostbox logs --source qemu"
     return "the dynamic loader did not load it, for a reason that was not found", "ghostbox logs --source qemu"
 
 
