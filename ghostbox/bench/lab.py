@@ -172,6 +172,11 @@ class Lab:
         """
         return self.paths.program("ghostbox-bench-client")
 
+    @cached_property
+    def _shim(self) -> Path:
+        """A copy of the shim: LD_PRELOAD cannot be told of a file whose path has a space in it, as the original's may."""
+        return Path(shutil.copy(self.paths.shim_library, self.directory))
+
     @contextlib.contextmanager
     def running(self, argv: Sequence[str | Path], ready: Callable[[], bool], *, far: bool = False) -> Iterator[int]:
         """Run a server until the end of the block, at the near or the ``far`` end of the wire; its process id.
@@ -199,7 +204,7 @@ class Lab:
         if pager is None:
             return dict(json.loads(processes.run([*self.prefix(far=far), *argv], timeout_s=_CLIENT_TIMEOUT_S)))
         # It talks to the pager alone, so it may be in any namespace, and nothing else gets the shim.
-        env = {"LD_PRELOAD": str(self.paths.shim_library), "GHOSTBOX_PAGER_SOCKET": str(pager.socket)}
+        env = {"LD_PRELOAD": str(self._shim), "GHOSTBOX_PAGER_SOCKET": str(pager.socket)}
         return dict(json.loads(processes.run([*argv, "memory=remote"], env=env, timeout_s=_CLIENT_TIMEOUT_S)))
 
     def client_and_peer(self, command: str, words: Mapping[str, object], *, far: bool = False) -> dict[str, Any]:

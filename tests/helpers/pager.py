@@ -10,7 +10,9 @@ However the block ends, the processes end with it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -55,6 +57,14 @@ def helper_program(name: str) -> Path:
     raise FileNotFoundError(
         f"{name} is built by meson but not in {', '.join(map(str, places))}; set GHOSTBOX_BUILD_DIR"
     )
+
+
+@functools.cache
+def preloadable(shim: Path) -> Path:
+    """Return a copy of a shim that LD_PRELOAD can name: the project's directory may have a space in its path."""
+    directory = Path(tempfile.mkdtemp(prefix="gb-shim-", dir="/tmp"))
+    atexit.register(shutil.rmtree, directory)
+    return Path(shutil.copy(shim, directory))
 
 
 def installed_build() -> Build:
@@ -353,7 +363,7 @@ class MemoryClient:
 def client_env(build: Build, listen: Path | None, **more: str) -> dict[str, str]:
     """Return the environment of a client; without ``listen`` no pager is named."""
     env = {key: value for key, value in os.environ.items() if key not in ("GHOSTBOX_PAGER_SOCKET", "LD_PRELOAD")}
-    env["LD_PRELOAD"] = " ".join([*build.preload_first, str(build.shim)])
+    env["LD_PRELOAD"] = " ".join([*build.preload_first, str(preloadable(build.shim))])
     if listen is not None:
         env["GHOSTBOX_PAGER_SOCKET"] = str(listen)
     return {**env, **build.env, **more}

@@ -29,10 +29,10 @@ def build_guest(directory: Path) -> Path:
     """Compile the guest and return its image."""
     image = directory / "guest"
     flags = "-m32 -O2 -ffreestanding -nostdlib -static -fno-pic -no-pie -fno-stack-protector -mno-sse -mno-mmx"
-    link = f"-Wl,-n -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-T,{HERE / 'guest.ld'}"
+    link = f"-Wl,-n -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-T,guest.ld"
     defines = f"-fcf-protection=none -DBASE={NODE_BYTES}u -DBYTES={CHECKED_BYTES}u"
     words = f"gcc {flags} {defines} {link}".split()
-    subprocess.run([*words, "-o", str(image), str(HERE / "guest.c")], check=True, timeout=60)
+    subprocess.run([*words, "-o", str(image.resolve()), "guest.c"], cwd=HERE, check=True, timeout=60)
     return image
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from ghostbox import paths
 from helpers import netns
+from helpers.pager import preloadable
 
 # Reads "tcp|udp ADDRESS PORT" lines and answers each with "ok" or the name of the error.
 CLIENT = """
@@ -49,7 +50,7 @@ class Client:
     """The process; ``rules`` None means that nothing is checked."""
 
     def __init__(self, rules: Path | None, prefix: tuple[str, ...] = ()) -> None:
-        env = {**os.environ, "LD_PRELOAD": str(paths.find().shim_library)}
+        env = {**os.environ, "LD_PRELOAD": str(preloadable(paths.find().shim_library))}
         if rules is not None:
             env["GHOSTBOX_NETWORK_RULES"] = str(rules)
         argv = [*prefix, sys.executable, "-c", CLIENT]

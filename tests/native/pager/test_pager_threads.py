@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from ghostbox.processes import wait_until
-from helpers.pager import RunningMemserver, installed_build, pager_argv, running_memserver, running_pager
+from helpers.pager import (
+    RunningMemserver,
+    installed_build,
+    pager_argv,
+    preloadable,
+    running_memserver,
+    running_pager,
+)
 
 THREADS = 5  # main, fault, evict, lookup, control
 MIB = 1 << 20
@@ -156,7 +163,7 @@ def _just_too_few(donor: RunningMemserver, place: Path) -> int:
 def test_a_process_whose_shim_may_not_have_its_thread_gets_no_memory(donor: RunningMemserver) -> None:
     build = installed_build()
     with running_pager([donor.uri("a")], cache="2M", peer_uid=str(nobody())) as pager:
-        preload = f"LD_PRELOAD={build.shim}"  # of the client alone
+        preload = f"LD_PRELOAD={preloadable(build.shim)}"  # of the client alone
         done = subprocess.run(
             [*as_nobody(1), "env", preload, str(build.client), "--bytes", "16M", "read"],
             env={**os.environ, "GHOSTBOX_PAGER_SOCKET": str(pager.listen)},
