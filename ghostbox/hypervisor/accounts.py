@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import re
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
+LIBVIRT_GROUP = "libvirt"
+"""Its members are let in, by libvirt's rule for polkit or by the socket's group."""
 # linux/posix_acl.h
 _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
 _PACKAGED_USERS = ("libvirt-qemu", "qemu")
@@ -50,6 +53,27 @@ def unreachable_part(path: Path, account: Account) -> Path | None:
         if parent.exists() and not _may_pass(parent, account):
             return parent
     return None
+
+
+def way_in(uri: str) -> str:
+    """Return how this user comes to be let in by the libvirt of ``uri``, which has just refused."""
+    if "/session" in uri:
+        return "is XDG_RUNTIME_DIR another user's? log in as this one: su - USER, not su USER"
+    if os.geteuid() == 0:
+        return "look at auth_unix_rw in /etc/libvirt/libvirtd.conf: it keeps root out, too"
+    try:
+        group = grp.getgrnam(LIBVIRT_GROUP)
+    except KeyError:
+        return "run this as root: there is no group libvirt whose members are let in"
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    if group.gr_gid not in (os.getegid(), *os.getgroups()):
+        if name in group.gr_mem:
+            return f"log in again: {name} is in the group libvirt, and this login is older than that"
+        return "sudo usermod -aG libvirt $USER, then log in again; or run this as root"
+    return (
+        f"{name} is in the group libvirt: install polkitd, which lets it in, or set auth_unix_rw ="
+        ' "none" and unix_sock_group = "libvirt" in /etc/libvirt/libvirtd.conf; then start libvirtd again'
+    )
 
 
 def _may_pass(directory: Path, account: Account) -> bool:
