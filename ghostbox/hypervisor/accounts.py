@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which user QEMU runs as, and whether that user can reach a file."""
+"""Which user QEMU runs as, and whether that user can reach a file; who is let in by libvirt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 LIBVIRT_GROUP = "libvirt"
 """Its members are let in, by libvirt's rule for polkit or by the socket's group."""
 # linux/posix_acl.h
-_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_READ_WRITE = 6
+_NO_ID = 0xFFFFFFFF
+_ACL = "system.posix_acl_access"
+_ACL_VERSION, _ACL_ENTRY = struct.Struct("<I"), struct.Struct("<HHI")  # linux/posix_acl_xattr.h
 _PACKAGED_USERS = ("libvirt-qemu", "qemu")
 
 
@@ -53,6 +57,30 @@ def unreachable_part(path: Path, account: Account) -> Path | None:
         if parent.exists() and not _may_pass(parent, account):
             return parent
     return None
+
+
+def hand_over(file: Path, account: Account) -> None:
+    """Let this user and ``account`` read and write ``file``, and nobody else.
+
+    Root makes it the account's. Another user cannot give a file away: an access control list lets the account in.
+
+    Raises:
+        OSError: the file is not ours, or the file system has no access control lists (ENOTSUP).
+    """
+    file.chmod(0o600)
+    if account.uid == os.geteuid():
+        return
+    if os.geteuid() == 0:
+        os.chown(file, account.uid, -1)
+        return
+    entries = [
+        (_USER_OBJ, _READ_WRITE, _NO_ID),
+        (_USER, _READ_WRITE, account.uid),
+        (_GROUP_OBJ, 0, _NO_ID),
+        (_MASK, _READ_WRITE, _NO_ID),
+        (_OTHER, 0, _NO_ID),
+    ]
+    os.setxattr(file, _ACL, _ACL_VERSION.pack(2) + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries))
 
 
 def way_in(uri: str) -> str:
@@ -92,10 +120,10 @@ def _may_pass(directory: Path, account: Account) -> bool:
 def _access_list(directory: Path) -> list[tuple[int, int, int]]:
     """Return the entries (tag, permissions, id) of a POSIX access control list (``setfacl``); empty: none."""
     try:
-        raw = os.getxattr(directory, "system.posix_acl_access")
+        raw = os.getxattr(directory, _ACL)
     except OSError:
         return []
-    return list(struct.iter_unpack("<HHI", raw[4:]))  # linux/posix_acl_xattr.h: a version, then the entries
+    return list(_ACL_ENTRY.iter_unpack(raw[_ACL_VERSION.size :]))
 
 
 def _list_lets_pass(acl: list[tuple[int, int, int]], owning_group: int, account: Account) -> bool:

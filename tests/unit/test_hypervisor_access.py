@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import grp
-import multiprocessing
 import os
 import subprocess
 import tempfile
@@ -23,8 +22,8 @@ from ghostbox import config, hypervisor, paths, processes
 from ghostbox.doctor import CHECKS, Check, Machine, Result
 from ghostbox.errors import GhostboxError, LibvirtDenied
 from ghostbox.hypervisor import accounts
+from helpers.other_user import NOBODY, as_user
 
-NOBODY = 65534
 T = TypeVar("T")
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 JOIN = "sudo usermod -aG libvirt $USER, then log in again; or run this as root"
@@ -35,27 +34,16 @@ pytestmark = [
 ]
 
 
-def as_nobody(look: Callable[[], T], run_libvirt: Path, groups: tuple[int, ...] = ()) -> T:
+def as_nobody(look: Callable[[], T], run_libvirt: Path) -> T:
     """Return what nobody sees in a mount namespace where ``run_libvirt`` is /run/libvirt."""
-    reader, writer = multiprocessing.Pipe(duplex=False)
 
-    def child() -> None:
+    def mount() -> None:
         assert ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
         Path("/run/libvirt").symlink_to(run_libvirt)
-        os.setgroups(groups)
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        writer.send(look())
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    writer.close()
-    assert reader.poll(60), "the child gave no answer"
-    seen: T = reader.recv()
-    process.join()
-    return seen
+    return as_user(look, first=mount)
 
 
 def doctors_word(run_libvirt: Path) -> Check:
@@ -128,9 +116,9 @@ def test_a_socket_that_the_user_may_not_open_is_libvirt_and_does_not_let_them_in
     assert isinstance(seen, LibvirtDenied)
 
 
-def test_a_member_of_the_group_is_told_of_polkit(place: Path) -> None:
+def test_a_member_of_the_group_is_told_of_polkit() -> None:
     group = grp.getgrnam("libvirt").gr_gid
-    hint = as_nobody(lambda: accounts.way_in("qemu:///system"), place, groups=(group,))
+    hint = as_user(lambda: accounts.way_in("qemu:///system"), groups=[group])
     assert hint.startswith("nobody is in the group libvirt: install polkitd, which lets it in, or set auth_unix_rw")
     assert 'auth_unix_rw = "none" and unix_sock_group = "libvirt" in /etc/libvirt/libvirtd.conf' in hint
 
