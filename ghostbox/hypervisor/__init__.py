@@ -3,6 +3,7 @@
 
 from ghostbox.hypervisor.accounts import qemu_user
 from ghostbox.hypervisor.connection import DiskTrouble, DomainInfo, DomainState, Hypervisor, Taken, connect
+from ghostbox.hypervisor.domain_log import qemu_log
 from ghostbox.hypervisor.kvm import kvm_usable, problem_hint
 from ghostbox.hypervisor.process import QemuProcess, disk_is_written, end_qemu, find_qemu
 
@@ -19,5 +20,6 @@ __all__ = [
     "find_qemu",
     "kvm_usable",
     "problem_hint",
+    "qemu_log",
     "qemu_user",
 ]

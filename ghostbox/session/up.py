@@ -364,10 +364,10 @@ def _check_memory_is_served(plan: VmPlan) -> int:
     qemu = hypervisor.find_qemu(plan.uuid)
     if qemu is None:
         raise HypervisorError(
-            "QEMU ended right after its start", hint=f"its log: /var/log/libvirt/qemu/{plan.domain}.log"
+            "QEMU ended right after its start", hint=f"its log: {hypervisor.qemu_log(plan.libvirt_uri, plan.domain)}"
         )
     if qemu.maps(plan.shim) is False:  # None: another user's process; what counts is asked of the pager below
-        account, log = hypervisor.qemu_user(plan.libvirt_uri), cleanup.libvirt_log(plan.domain)
+        account, log = hypervisor.qemu_user(plan.libvirt_uri), hypervisor.qemu_log(plan.libvirt_uri, plan.domain)
         raise confinement.explain(confinement.look(qemu, plan.shim, account, log), qemu.pid, plan.shim)
     if not pager.serves(plan.files.pager_control, qemu.pid):
         raise HypervisorError(
