@@ -45,8 +45,8 @@ Examples:
 
 `donor` takes the options of `ghostbox memserver` (behind --). What it says is in the journal. Stopped, it waits without
 limit for the hosts to move their memory away, and says every minute who holds what. So does a machine that shuts down,
-until its systemd loses patience (30 minutes; 2 with --user): drain it before. A donor that is killed is started again and
-goes on with the memory that it lent. `host` starts the VMs with `ghostbox autostart on`, and their supervisors.
+until its systemd loses patience (30 minutes; 2 with --user): drain it before. A donor that is killed is started again
+and goes on with the memory that it lent. `host` starts the VMs with `ghostbox autostart on`, and their supervisors.
 Installing again changes the options.
 """,
 )
