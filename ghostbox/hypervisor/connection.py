@@ -55,6 +55,14 @@ class DiskTrouble(enum.StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True)
+class FailedWrite:
+    """Why QEMU stopped the CPUs, and on which disk, by its name in the domain (``vda``); None: libvirt does not say."""
+
+    trouble: DiskTrouble
+    target: str | None
+
+
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
     libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
@@ -165,7 +173,7 @@ class Hypervisor:
                     return DomainState.ABSENT
                 raise
 
-    def disk_trouble(self, domain: str, *, uuid: str | None = None) -> DiskTrouble | None:
+    def disk_trouble(self, domain: str, *, uuid: str | None = None) -> FailedWrite | None:
         """Tell for which failed write QEMU stopped the domain's CPUs; None if it did not."""
         with _wrapped(f"ask for the disk errors of domain {domain}"):
             found = self._find(domain, uuid)
@@ -174,10 +182,10 @@ class Hypervisor:
             state, reason = found.state()
             if state != libvirt.VIR_DOMAIN_PAUSED or reason not in _DISK_REASONS:
                 return None
-            errors = found.diskErrors().values()
+            errors = found.diskErrors()
             if not errors and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
                 return None
-            return DiskTrouble.FULL if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors else DiskTrouble.FAILED
+            return failed_write(errors)
 
     def wait_absent(self, domain: str, *, timeout_s: float, uuid: str | None = None) -> bool:
         """Wait until the domain is gone; tell whether it is."""
@@ -258,6 +266,12 @@ class Hypervisor:
             if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise
+
+
+def failed_write(errors: Mapping[str, int]) -> FailedWrite:
+    """Return what is wrong, of libvirt's error codes by disk: one that has no room before one that failed otherwise."""
+    full = [target for target, code in errors.items() if code == libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE]
+    return FailedWrite(DiskTrouble.FULL if full else DiskTrouble.FAILED, min(full or errors, default=None))
 
 
 def connect(uri: str, *, start_daemon: bool = True, environment: Mapping[str, str] | None = None) -> Hypervisor:
