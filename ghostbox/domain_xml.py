@@ -199,7 +199,8 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     _add(devices, "controller", type="usb", model="none")
     _add_interface(devices, plan.network)
     serial = _add(devices, "serial", type="pty")
-    _add(serial, "log", file=str(plan.files.console_log), append="off")
+    # libvirt's logger, told not to append, would remove our file and make one for root alone.
+    _add(serial, "log", file=str(plan.files.console_log), append="on")
     _add(serial, "target", port="0")
     _add(_add(devices, "console", type="pty"), "target", type="serial", port="0")
     if plan.remote_memory_bytes:

@@ -36,13 +36,11 @@ def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> Non
     plan.shim.chmod(0o644)
     for file in (files.disk, files.seed, *(file for file, _ in more)):
         hand_to_qemu(file, plan.libvirt_uri)
-    begin_console_log(files.console_log)
 
 
 def begin_console_log(file: Path) -> None:
-    """Have a file of ours for the console: libvirt's logger, which runs as root, would make one for root alone."""
-    if file.exists() and file.stat().st_uid != os.geteuid():
-        file.unlink()
+    """Have an empty file of ours for the console: libvirt's logger, which runs as root, would make one for itself."""
+    file.unlink(missing_ok=True)
     file.touch(mode=0o600)
 
 

@@ -332,6 +332,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
         network.write_rules(record, book.files)
         network.write_filter(record, book.files)
+        guest_files.begin_console_log(book.files.console_log)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         record = book.save(dataclasses.replace(record, qemu=process_table.identify(pid)))
