@@ -355,7 +355,10 @@ def delete(context: Context, /, name: str | None, yes: bool, force: bool, forget
 
 def _forget(context: Context, name: str, *, yes: bool, output: str) -> None:
     place = context.paths.vm(name).state
-    confirm(f"Remove {place} with the disk in it? VM '{name}' may run on another machine, and is left alone.", yes=yes)
+    confirm(
+        f"Remove {place}? VM '{name}' may run on another machine: if both share this directory, it loses its disk.",
+        yes=yes,
+    )
     leases = session.forget(name, context.paths)
     _done({"forgotten": name, "leases": [plain(lease) for lease in leases]}, output)
     stages = Stages()

@@ -103,8 +103,8 @@ def is_elsewhere(record: Record, files: VmPaths) -> bool:
 def how_to_forget(record: Record) -> str:
     """Return what to do about a VM of another machine."""
     return (
-        f"end it there, if that machine still is; if this directory is a copy, ghostbox delete --forget {record.name}"
-        " removes it alone: nothing is ended, no memory is released"
+        "end it there, if that machine still exists; where this directory is a copy,"
+        f" ghostbox delete --forget {record.name} removes it alone: nothing is ended, no memory is released"
     )
 
 

@@ -202,6 +202,9 @@ def test_only_a_vm_of_another_machine_can_be_forgotten(vm: Vm, ghostbox_cli: Cal
     vm.save(machine="another")
     done = ghostbox_cli("delete", VM, "--yes", "--forget", env=env)
     assert (done.returncode, "its QEMU (pid" in done.stderr) == (5, True)  # it runs here: no copy of another one's
+    vm.end_qemu()
+    asked = " ".join(ghostbox_cli("delete", VM, "--forget", env=env).stderr.split())
+    assert f"Remove {vm.book.files.state}? VM '{VM}' may run on another machine: if both share this directory" in asked
     assert vm.leases() == ["kept"]
     assert vm.book.files.record.exists()
 
