@@ -136,7 +136,7 @@ def uninstall(wanted: Service) -> bool:
 
 def _tell_of_waiting(wanted: Service) -> None:
     """Say why what comes next may take long: a donor that runs is stopped."""
-    if wanted.kind is Kind.DONOR and _property(wanted, "ActiveState") == "active":
+    if wanted.kind is Kind.DONOR and _property(wanted, "ActiveState") in ("active", "deactivating"):
         _log.warning("%s stops once no host holds its memory; who does: %s", wanted.unit, wanted.journal)
 
 
