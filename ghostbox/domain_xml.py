@@ -189,7 +189,7 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     _add(base, "format", type="qcow2")
     _add_source(base, plan.image.disk, plan)
     _add(base, "backingStore")
-    _add(disk, "target", dev="vda", bus="virtio")
+    _add(disk, "target", dev=_FIRST_TARGET, bus="virtio")
     seed = _add(devices, "disk", type="file", device="disk")
     _add(seed, "driver", name="qemu", type="raw", cache="writeback", io="threads")
     _add_source(seed, plan.files.seed, plan)
@@ -199,7 +199,8 @@ def _add_devices(root: ET.Element, plan: VmPlan) -> None:
     _add(devices, "controller", type="usb", model="none")
     _add_interface(devices, plan.network)
     serial = _add(devices, "serial", type="pty")
-    _add(serial, "log", file=str(plan.files.console_log), append="off")
+    # libvirt's logger, told not to append, would remove our file and make one for root alone.
+    _add(serial, "log", file=str(plan.files.console_log), append="on")
     _add(serial, "target", port="0")
     _add(_add(devices, "console", type="pty"), "target", type="serial", port="0")
     if plan.remote_memory_bytes:
@@ -225,8 +226,20 @@ def _add_more_disks(devices: ET.Element, plan: VmPlan) -> None:
     for number in range(2, 2 + len(plan.disks)):
         disk = _add_disk(devices, plan.files.more_disk(number), plan)
         _add(disk, "backingStore")
-        _add(disk, "target", dev=f"vd{chr(ord('a') + number)}", bus="virtio")
+        _add(disk, "target", dev=_disk_target(number), bus="virtio")
         _add(disk, "serial", disk_serial(number))
+
+
+_FIRST_TARGET = "vda"  # vdb is the seed
+
+
+def _disk_target(number: int) -> str:
+    return f"vd{chr(ord('a') + number)}"
+
+
+def disk_number(target: str) -> int:
+    """Return which of the VM's disks has this name in the domain: 1 is the first one."""
+    return 1 if target == _FIRST_TARGET else ord(target[-1]) - ord("a")
 
 
 def disk_serial(number: int) -> str:

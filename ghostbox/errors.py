@@ -13,6 +13,7 @@
     │   └── LeaseExists
     ├── ProgramError              exit 1    one of our C programs or a system tool failed
     ├── HypervisorError           exit 1    libvirt said no
+    │   └── LibvirtDenied
     ├── ImageError                exit 1
     ├── GuestError                exit 1    the guest did not boot, or SSH or cloud-init failed
     ├── ResourceExhausted         exit 1    no space, no file descriptor, no memory left on this machine
@@ -107,6 +108,10 @@ class ProgramError(GhostboxError):
 
 class HypervisorError(GhostboxError):
     """libvirt failed or refused."""
+
+
+class LibvirtDenied(HypervisorError):
+    """libvirt is there, and does not let this user in."""
 
 
 class ImageError(GhostboxError):

@@ -167,7 +167,8 @@ def add_donor(control: Path, uri: str) -> None:
     """Have the pager use one more export; it has connected to it when this returns.
 
     Raises:
-        ControlError: it has it already (``exists``), or cannot use it (``invalid``, ``unreachable``).
+        ControlError: it has it already (``exists``), cannot use it (``invalid``, ``unreachable``), or has no place left
+            (``too-many``): another pager has those again of donors that were removed.
     """
     processes.control_request(control, "add-donor", timeout_s=_ADD_TIMEOUT_S, uri=uri)
 

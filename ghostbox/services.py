@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import getpass
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from ghostbox import processes
 from ghostbox.errors import ProgramError, Refused
 from ghostbox.paths import Paths
 
+_log = logging.getLogger(__name__)
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 _SYSTEM_UNITS = Path("/etc/systemd/system")
 _MARK = "# Written by `ghostbox service install`; `ghostbox service uninstall` removes it."
@@ -103,6 +105,7 @@ def install(wanted: Service, arguments: Sequence[str], paths: Paths) -> ServiceS
     _systemctl(wanted, "daemon-reload")
     _systemctl(wanted, "enable", wanted.unit)
     try:
+        _tell_of_waiting(wanted)
         _systemctl(wanted, "restart", wanted.unit, timeout_s=None)
     except ProgramError as err:
         raise ProgramError(
@@ -123,11 +126,22 @@ def uninstall(wanted: Service) -> bool:
         return False
     _check_ours(wanted.file)
     if wanted.kind is Kind.DONOR:
+        _tell_of_waiting(wanted)
         _systemctl(wanted, "stop", wanted.unit, timeout_s=None)
     _systemctl(wanted, "disable", wanted.unit)
     wanted.file.unlink(missing_ok=True)
     _systemctl(wanted, "daemon-reload")
     return True
+
+
+def _tell_of_waiting(wanted: Service) -> None:
+    """Say why what comes next may take long: a donor that runs is stopped."""
+    if wanted.kind is Kind.DONOR and _property(wanted, "ActiveState") in ("active", "deactivating"):
+        _log.warning("%s stops once no host holds its memory; who does: %s", wanted.unit, wanted.journal)
+
+
+def _property(wanted: Service, name: str) -> str:
+    return _systemctl(wanted, "show", wanted.unit, "--value", f"--property={name}").strip()
 
 
 def status(wanted: Service) -> ServiceStatus:
@@ -162,7 +176,7 @@ def unit_text(wanted: Service, arguments: Sequence[str], paths: Paths) -> str:
     after = "" if is_donor else " libvirtd.service virtqemud.service"
     sections = {
         "Unit": [
-            f"Description=GhostBox: {'lends memory' if is_donor else 'the VMs that start with this machine'}",
+            f"Description=GhostBox: {_about_donor(wanted) if is_donor else 'the VMs that start with this machine'}",
             "Wants=network-online.target",
             f"After=network-online.target{after}",
         ],
@@ -175,6 +189,11 @@ def unit_text(wanted: Service, arguments: Sequence[str], paths: Paths) -> str:
     }
     text = "\n\n".join("\n".join((f"[{name}]", *lines)) for name, lines in sections.items())
     return f"{_MARK}\n{text}\n"
+
+
+def _about_donor(wanted: Service) -> str:
+    """Return what a machine that shuts down shows while it waits ("A stop job is running for …")."""
+    return f"lends memory, stops when no host holds any (who does: {wanted.journal})"
 
 
 # Pagers and supervisors stay in the service's control group, and do not end with it.
@@ -191,8 +210,10 @@ def _donor_lines(paths: Paths, scope: Scope) -> list[str]:
         "SendSIGKILL=no",
         "Restart=on-failure",
         "RestartSec=2",
-        # It waits until no host holds its memory any more; a machine that shuts down waits no longer than this.
-        "TimeoutStopSec=10min",
+        # It stops once no host holds its memory: whatever limit there was, running VMs would lose theirs after it.
+        # A machine that shuts down names it on its console meanwhile; systemd itself forces it after 30 minutes
+        # (JobTimeoutSec= of poweroff.target and reboot.target), and a user's own systemd after 2 (user@.service).
+        "TimeoutStopSec=infinity",
         # A user's systemd has no right to change the mounts and the privileges of what it starts.
         *((written, *_HARDENING, *_HARDENING_BY_ROOT) if scope is Scope.SYSTEM else _HARDENING),
     ]

@@ -106,6 +106,7 @@ def started(plan: VmPlan, paths: Paths, use: Disks, say: Say) -> Iterator[Book]:
             record = book.save(dataclasses.replace(prepared(plan, None), cache_bytes=0, pager=None))
             guest_files.prepare(plan, images.ready(plan, paths, say), paths, paths.shim_library)
             record = book.save(record.with_made(Made.DOMAIN).to(VmState.STARTING))
+            guest_files.begin_console_log(plan.files.console_log)
             connection.create_paused(vm_domain.build(plan, (use.swap, use.files)))
             connection.resume(plan.domain)
             book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))

@@ -12,7 +12,7 @@ from click.shell_completion import get_completion_class
 
 from ghostbox.cli.context import Context
 from ghostbox.cli.output import echo, emit, output_options, plain
-from ghostbox.config import Config, definition, file_candidates, keys, load, validate_file
+from ghostbox.config import Config, definition, document, file_candidates, keys, load, validate_file
 from ghostbox.errors import NotFound
 from ghostbox.terminal import Table
 
@@ -101,7 +101,7 @@ Examples:
 def path(context: Context, output: str) -> None:
     """Show which configuration files are looked for, the strongest first."""
     rows = [
-        {"role": found.role, "path": str(found.path), "exists": found.path.is_file()}
+        {"role": found.role, "path": str(found.path), "exists": document.is_there(found.path)}
         for found in file_candidates(context.config_file)
     ]
     table = Table(box=None, header_style="bold")

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ghostbox import units
+from ghostbox import config, units
 from ghostbox.cli.context import Context
 from ghostbox.config import kinds
-from ghostbox.errors import GhostboxError, NotFound, UsageError
+from ghostbox.errors import GhostboxError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -181,8 +181,7 @@ def _context(ctx: click.Context) -> Context:
 def _set_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is None:
         return
-    if not Path(value).is_file():
-        raise NotFound(f"no configuration file {value}")
+    config.validate_file(Path(value))  # also for a command that needs none of it
     _context(ctx).config_file = Path(value)
     from_environment = ctx.get_parameter_source("config") is ParameterSource.ENVIRONMENT
     _context(ctx).config_file_from_environment = from_environment

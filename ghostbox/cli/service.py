@@ -43,9 +43,10 @@ Examples:
   ghostbox service install host
   ghostbox service install host --user
 
-`donor` takes the options of `ghostbox memserver` (behind --). What it says is in the journal. Stopped, it waits for the
-hosts to move their memory away; a shutdown waits no longer than 10 minutes. A donor that is killed is started again and
-goes on with the memory that it lent. `host` starts the VMs with `ghostbox autostart on`, and their supervisors.
+`donor` takes the options of `ghostbox memserver` (behind --). What it says is in the journal. Stopped, it waits without
+limit for the hosts to move their memory away, and says every minute who holds what. So does a machine that shuts down,
+until its systemd loses patience (30 minutes; 2 with --user): drain it before. A donor that is killed is started again
+and goes on with the memory that it lent. `host` starts the VMs with `ghostbox autostart on`, and their supervisors.
 Installing again changes the options.
 """,
 )

@@ -328,19 +328,42 @@ def wait(context: Context, /, name: str | None, event: str, timeout: str | None,
 Examples:
   ghostbox delete work       asks first
   ghostbox delete work -y --force
+  ghostbox delete work --forget    a copy of a VM that was started on another machine
 """
 )
 @_name
 @yes_option
 @click.option("--force", is_flag=True, help="Also if it runs: the plug is pulled.")
+@click.option("--forget", is_flag=True, help="Remove the files of another machine's VM: end nothing, release nothing.")
 @output_options
 @click.pass_obj
-def delete(context: Context, /, name: str | None, yes: bool, force: bool, output: str) -> None:
+def delete(context: Context, /, name: str | None, yes: bool, force: bool, forget: bool, output: str) -> None:
     """Delete a VM and its disk. Exit code 5 if it runs."""
+    if force and forget:
+        raise click.UsageError("--force ends a VM, --forget ends nothing: give one of them")
     name = chosen(context, name)
     session.Book(context.paths.vm(name)).need(name, context.paths)
+    if forget:
+        _forget(context, name, yes=yes, output=output)
+        return
     confirm(f"Delete VM '{name}' and all that is on its disk?", yes=yes)
     stages = Stages()
     session.delete(name, context.paths, stages, force=force)
     _done({"deleted": name}, output)
     stages.note(f"VM '{name}' is deleted")
+
+
+def _forget(context: Context, name: str, *, yes: bool, output: str) -> None:
+    place = context.paths.vm(name).state
+    confirm(
+        f"Remove {place}? VM '{name}' may run on another machine: if both share this directory, it loses its disk.",
+        yes=yes,
+    )
+    leases = session.forget(name, context.paths)
+    _done({"forgotten": name, "leases": [plain(lease) for lease in leases]}, output)
+    stages = Stages()
+    stages.note(f"VM '{name}' is forgotten here: {place} is removed, nothing was ended or released")
+    for lease in leases:
+        stages.note(
+            f"if it is gone there too, its memory goes back by: ghostbox donor release {lease.donor} {lease.name}"
+        )

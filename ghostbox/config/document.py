@@ -42,6 +42,14 @@ for _tag, _pattern, _first in _WORDS:
     _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether there is such a file. One in a directory that we may not look into counts: `read` says why not."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
+
+
 def read(path: Path) -> list[Entry]:
     """Return the entries of a configuration file, in its order.
 

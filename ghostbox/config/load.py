@@ -83,11 +83,11 @@ def load(
         ConfigError: an unknown key, a wrong type, a value out of range; the message names file and line.
         NotFound: ``file`` does not exist.
     """
-    if file is not None and not file.is_file():
+    if file is not None and not document.is_there(file):
         raise NotFound(f"no configuration file {file}")
     settings: dict[str, _Setting] = {}
     for candidate in reversed(file_candidates(file)):
-        if candidate.path.is_file():
+        if document.is_there(candidate.path):
             settings.update(_from_file(candidate.path))
     settings.update(_from_environment(os.environ))
     flags = _from_flags(cli or {}, labels or {}) | _from_words(words or {})
@@ -103,7 +103,7 @@ def validate_file(path: Path) -> Config:
         ConfigError: see `load`.
         NotFound: no such file.
     """
-    if not path.is_file():
+    if not document.is_there(path):
         raise NotFound(f"no configuration file {path}")
     return _build(_from_file(path))
 

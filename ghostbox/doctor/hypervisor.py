@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ghostbox import hypervisor, processes
 from ghostbox.doctor.model import Check, Machine, fail, ok, warn
-from ghostbox.errors import GhostboxError
+from ghostbox.errors import GhostboxError, LibvirtDenied
 from ghostbox.hypervisor import accounts, kvm
 from ghostbox.session import shim_copy
 
@@ -37,6 +37,8 @@ def libvirt(name: str, machine: Machine) -> Check:
     try:
         with hypervisor.connect(uri, start_daemon=False):
             return ok(name, f"{uri} answers")
+    except LibvirtDenied as err:
+        return fail(name, err.message, why=err.why or "", fix=err.hint)
     except GhostboxError as err:
         return _no_libvirt(name, uri, err)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which user QEMU runs as, and whether that user can reach a file."""
+"""Which user QEMU runs as, and whether that user can reach a file; who is let in by libvirt."""
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import re
@@ -12,8 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QEMU_CONF = Path("/etc/libvirt/qemu.conf")
+LIBVIRT_GROUP = "libvirt"
+"""Its members are let in, by libvirt's rule for polkit or by the socket's group."""
 # linux/posix_acl.h
-_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_READ_WRITE = 6
+_NO_ID = 0xFFFFFFFF
+_ACL = "system.posix_acl_access"
+_ACL_VERSION, _ACL_ENTRY = struct.Struct("<I"), struct.Struct("<HHI")  # linux/posix_acl_xattr.h
 _PACKAGED_USERS = ("libvirt-qemu", "qemu")
 
 
@@ -52,6 +59,51 @@ def unreachable_part(path: Path, account: Account) -> Path | None:
     return None
 
 
+def hand_over(file: Path, account: Account) -> None:
+    """Let this user and ``account`` read and write ``file``, and nobody else.
+
+    Root makes it the account's. Another user cannot give a file away: an access control list lets the account in.
+
+    Raises:
+        OSError: the file is not ours, or the file system has no access control lists (ENOTSUP).
+    """
+    file.chmod(0o600)
+    if account.uid == os.geteuid():
+        return
+    if os.geteuid() == 0:
+        os.chown(file, account.uid, -1)
+        return
+    entries = [
+        (_USER_OBJ, _READ_WRITE, _NO_ID),
+        (_USER, _READ_WRITE, account.uid),
+        (_GROUP_OBJ, 0, _NO_ID),
+        (_MASK, _READ_WRITE, _NO_ID),
+        (_OTHER, 0, _NO_ID),
+    ]
+    os.setxattr(file, _ACL, _ACL_VERSION.pack(2) + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries))
+
+
+def way_in(uri: str) -> str:
+    """Return how this user comes to be let in by the libvirt of ``uri``, which has just refused."""
+    if "/session" in uri:
+        return "is XDG_RUNTIME_DIR another user's? log in as this one: su - USER, not su USER"
+    if os.geteuid() == 0:
+        return "look at auth_unix_rw in /etc/libvirt/libvirtd.conf: it keeps root out, too"
+    try:
+        group = grp.getgrnam(LIBVIRT_GROUP)
+    except KeyError:
+        return "run this as root: there is no group libvirt whose members are let in"
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    if group.gr_gid not in (os.getegid(), *os.getgroups()):
+        if name in group.gr_mem:
+            return f"log in again: {name} is in the group libvirt, and this login is older than that"
+        return "sudo usermod -aG libvirt $USER, then log in again; or run this as root"
+    return (
+        f"{name} is in the group libvirt: install polkitd, which lets it in, or set auth_unix_rw ="
+        ' "none" and unix_sock_group = "libvirt" in /etc/libvirt/libvirtd.conf; then start libvirtd again'
+    )
+
+
 def _may_pass(directory: Path, account: Account) -> bool:
     if account.uid == 0:
         return True
@@ -68,10 +120,10 @@ def _may_pass(directory: Path, account: Account) -> bool:
 def _access_list(directory: Path) -> list[tuple[int, int, int]]:
     """Return the entries (tag, permissions, id) of a POSIX access control list (``setfacl``); empty: none."""
     try:
-        raw = os.getxattr(directory, "system.posix_acl_access")
+        raw = os.getxattr(directory, _ACL)
     except OSError:
         return []
-    return list(struct.iter_unpack("<HHI", raw[4:]))  # linux/posix_acl_xattr.h: a version, then the entries
+    return list(_ACL_ENTRY.iter_unpack(raw[_ACL_VERSION.size :]))
 
 
 def _list_lets_pass(acl: list[tuple[int, int, int]], owning_group: int, account: Account) -> bool:

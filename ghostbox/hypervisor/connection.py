@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import shutil
 import time
@@ -17,8 +18,8 @@ from typing import Any, Self
 import libvirt
 
 from ghostbox.domain_xml import METADATA_NAMESPACE
-from ghostbox.errors import DeadlineExceeded, HypervisorError
-from ghostbox.hypervisor import daemon, session_daemon
+from ghostbox.errors import DeadlineExceeded, HypervisorError, LibvirtDenied
+from ghostbox.hypervisor import accounts, daemon, session_daemon
 
 _CONNECT_TIMEOUT_S = 100.0
 _NO_ANSWER = (
@@ -26,6 +27,15 @@ _NO_ANSWER = (
     libvirt.VIR_ERR_INTERNAL_ERROR,
     libvirt.VIR_ERR_NO_CONNECT,
 )
+_DENIED = (
+    libvirt.VIR_ERR_ACCESS_DENIED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+    libvirt.VIR_ERR_OPERATION_DENIED,
+)
+# The daemon asks polkit over the system's bus. What it meets there is an internal error, and still its answer to us.
+_DENIED_BY = (libvirt.VIR_FROM_AUTH, libvirt.VIR_FROM_DBUS, libvirt.VIR_FROM_POLKIT)
 
 
 class DomainState(enum.StrEnum):
@@ -43,6 +53,14 @@ class DiskTrouble(enum.StrEnum):
 
     FULL = "full"
     FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class FailedWrite:
+    """Why QEMU stopped the CPUs, and on which disk, by its name in the domain (``vda``); None: libvirt does not say."""
+
+    trouble: DiskTrouble
+    target: str | None
 
 
 _STATES = {
@@ -155,7 +173,7 @@ class Hypervisor:
                     return DomainState.ABSENT
                 raise
 
-    def disk_trouble(self, domain: str, *, uuid: str | None = None) -> DiskTrouble | None:
+    def disk_trouble(self, domain: str, *, uuid: str | None = None) -> FailedWrite | None:
         """Tell for which failed write QEMU stopped the domain's CPUs; None if it did not."""
         with _wrapped(f"ask for the disk errors of domain {domain}"):
             found = self._find(domain, uuid)
@@ -164,10 +182,10 @@ class Hypervisor:
             state, reason = found.state()
             if state != libvirt.VIR_DOMAIN_PAUSED or reason not in _DISK_REASONS:
                 return None
-            errors = found.diskErrors().values()
+            errors = found.diskErrors()
             if not errors and reason != libvirt.VIR_DOMAIN_PAUSED_IOERROR:
                 return None
-            return DiskTrouble.FULL if libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in errors else DiskTrouble.FAILED
+            return failed_write(errors)
 
     def wait_absent(self, domain: str, *, timeout_s: float, uuid: str | None = None) -> bool:
         """Wait until the domain is gone; tell whether it is."""
@@ -250,13 +268,20 @@ class Hypervisor:
             raise
 
 
+def failed_write(errors: Mapping[str, int]) -> FailedWrite:
+    """Return what is wrong, of libvirt's error codes by disk: one that has no room before one that failed otherwise."""
+    full = [target for target, code in errors.items() if code == libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE]
+    return FailedWrite(DiskTrouble.FULL if full else DiskTrouble.FAILED, min(full or errors, default=None))
+
+
 def connect(uri: str, *, start_daemon: bool = True, environment: Mapping[str, str] | None = None) -> Hypervisor:
     """Connect to libvirt, starting its daemon if none answers.
 
     ``environment``: of the login whose session libvirt is meant, where that may be another one than ours.
 
     Raises:
-        HypervisorError: a wrong URI, no permission, or a daemon that does not start.
+        LibvirtDenied: it is there, and does not let this user in; no daemon was started.
+        HypervisorError: a wrong URI, or a daemon that does not start.
     """
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     if environment is not None and uri.endswith(":///session") and session_daemon.is_another(environment):
@@ -264,7 +289,8 @@ def connect(uri: str, *, start_daemon: bool = True, environment: Mapping[str, st
     try:
         return Hypervisor(libvirt.open(uri), uri)
     except libvirt.libvirtError as err:
-        if not start_daemon or not uri.endswith(":///system") or err.get_error_code() not in _NO_ANSWER:
+        no_answer = err.get_error_code() in _NO_ANSWER and not _is_denied(err)
+        if not start_daemon or not uri.endswith(":///system") or not no_answer:
             raise _connect_error(uri, err) from err
     daemon.start()
     return Hypervisor(_open_patiently(uri), uri)
@@ -296,6 +322,8 @@ def _open_patiently(uri: str) -> Any:
         try:
             return libvirt.open(uri)
         except libvirt.libvirtError as err:
+            if _is_denied(err):
+                raise _connect_error(uri, err) from err
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
                     f"libvirt was started and does not answer at {uri} within {_CONNECT_TIMEOUT_S:.0f} s",
@@ -306,10 +334,17 @@ def _open_patiently(uri: str) -> Any:
 
 def _connect_error(uri: str, err: libvirt.libvirtError) -> HypervisorError:
     message = err.get_error_message() or str(err)
+    if _is_denied(err):
+        return LibvirtDenied(f"libvirt at {uri} does not let this user in", why=message, hint=accounts.way_in(uri))
     hint = "check libvirt.uri (`ghostbox config show --origin`)"
-    if "ermission denied" in message or "authentication" in message:
-        hint = "sudo usermod -aG libvirt $USER, then log in again; or run this as root"
     return HypervisorError(f"cannot connect to libvirt at {uri}", why=message, hint=hint)
+
+
+def _is_denied(err: libvirt.libvirtError) -> bool:
+    """Tell whether libvirt is there and does not let us in: by its own answer, or by its socket's permissions."""
+    if err.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR:
+        return err.get_int1() in (errno.EACCES, errno.EPERM)  # virReportSystemError() puts errno there
+    return err.get_error_code() in _DENIED or err.get_error_domain() in _DENIED_BY
 
 
 @contextmanager

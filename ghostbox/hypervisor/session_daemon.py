@@ -26,8 +26,14 @@ _OPEN = "import libvirt, sys; libvirt.open(sys.argv[1]).close()"
 def directory(environment: Mapping[str, str]) -> Path:
     """Return where libvirt's library looks for its session daemon (virGetUserRuntimeDirectory, on GLib's rules)."""
     runtime = environment.get("XDG_RUNTIME_DIR")
-    cache = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME") or Path.home()) / ".cache")
-    return Path(runtime or cache) / "libvirt"
+    return (Path(runtime) if runtime else caches(environment)[0]) / "libvirt"
+
+
+def caches(environment: Mapping[str, str]) -> list[Path]:
+    """Return where caches of that login are: the place that it chose, if it chose one, then the usual one."""
+    chosen = environment.get("XDG_CACHE_HOME")
+    usual = Path(environment.get("HOME") or Path.home()) / ".cache"
+    return [Path(chosen), usual] if chosen else [usual]
 
 
 def is_another(environment: Mapping[str, str]) -> bool:

@@ -3,7 +3,7 @@
 
 from ghostbox.session.access import console, shell, wait_ready, wait_stopped
 from ghostbox.session.definition import defined
-from ghostbox.session.down import delete, down
+from ghostbox.session.down import delete, down, forget
 from ghostbox.session.planning import make_plan
 from ghostbox.session.record import Book, Record, VmState, names
 from ghostbox.session.takeover import Recovered, recover
@@ -23,6 +23,7 @@ __all__ = [
     "defined",
     "delete",
     "down",
+    "forget",
     "info",
     "make_plan",
     "names",

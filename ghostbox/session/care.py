@@ -33,7 +33,7 @@ from typing import Any
 from ghostbox import health, pager, process_table
 from ghostbox.donor_client import DonorClient, DonorStatus
 from ghostbox.errors import GhostboxError, Refused
-from ghostbox.hypervisor import DiskTrouble, DomainState
+from ghostbox.hypervisor import DomainState, FailedWrite
 from ghostbox.paths import Paths
 from ghostbox.plan import missing_bytes
 from ghostbox.session import (
@@ -86,7 +86,7 @@ class Care:
         self._rules_written_at = 0.0
         self._shares_looked_at = 0.0
         self._disk_tried_at = 0.0
-        self._disk_trouble: DiskTrouble | None = None
+        self._failed_write: FailedWrite | None = None
 
     def close(self) -> None:
         """Close the connections to the donors, and let go of the page map."""
@@ -287,18 +287,17 @@ class Care:
         if now - self._disk_looked_at < _ASK_INTERVAL_S:
             return False
         self._disk_looked_at = now
-        before, self._disk_trouble = self._disk_trouble, disk.trouble(record)
-        if self._disk_trouble is None:
+        before, self._failed_write = self._failed_write, disk.trouble(record)
+        if self._failed_write is None:
             if before is not None:
                 events.append(self._book.files, "disk-resumed", "its disk can be written again: the VM goes on")
             return False
         if before is None:
-            events.append(
-                self._book.files, f"disk-{self._disk_trouble}", disk.explain(self._book.files, self._disk_trouble).text
-            )
+            kind = f"disk-{self._failed_write.trouble}"
+            events.append(self._book.files, kind, disk.explain(self._book.files, self._failed_write).text)
         if record.paused or (record.pager and record.pager.on_donor_loss == "pause" and health.sole_copies_away(found)):
             return False
-        return disk.has_room(self._book.files, self._disk_trouble) or now - self._disk_tried_at > disk.RETRY_S
+        return disk.has_room(self._book.files, self._failed_write) or now - self._disk_tried_at > disk.RETRY_S
 
     def _is_any_empty(self, record: Record, found: Status) -> bool:
         """Tell whether a donor is to be let go of; one that was is of interest while its lease is there."""

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ghostbox import pager
+from ghostbox import hypervisor, pager
 from ghostbox.donor_client import NoAnswer
 from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
@@ -25,7 +25,6 @@ from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, 
 
 _log = logging.getLogger(__name__)
 _MAX_THREADS = 8
-_LIBVIRT_LOGS = Path("/var/log/libvirt/qemu")
 
 
 def pager_files(files: VmPaths) -> pager.PagerFiles:
@@ -33,15 +32,20 @@ def pager_files(files: VmPaths) -> pager.PagerFiles:
     return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log, files.pager_state)
 
 
-def libvirt_log(domain: str) -> Path:
-    """Return where libvirt writes what QEMU says."""
-    return _LIBVIRT_LOGS / f"{domain}.log"
-
-
 def qemu_log(record: Record, files: VmPaths) -> Path:
-    """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards."""
-    live = libvirt_log(record.domain)
-    return live if live.exists() else files.state / "qemu.log"
+    """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards.
+
+    The system's libvirt writes it for root alone: one that we may not look for counts as there, unless we have a copy.
+    """
+    live, copy = _libvirt_log(record), files.state / "qemu.log"
+    try:
+        return live if live.exists() else copy
+    except PermissionError:
+        return copy if copy.exists() else live
+
+
+def _libvirt_log(record: Record) -> Path:
+    return hypervisor.qemu_log(record.libvirt_uri, record.domain, record.environment)
 
 
 def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
@@ -125,8 +129,8 @@ def _forget_domain(book: Book) -> None:
     """Keep QEMU's log, which libvirt would write over."""
     record = book.record
     assert record is not None
-    log = _LIBVIRT_LOGS / f"{record.domain}.log"
-    if log.exists() and os.access(log, os.W_OK):
+    log = _libvirt_log(record)
+    if os.access(log, os.R_OK | os.W_OK):
         shutil.copyfile(log, book.files.state / "qemu.log")
         log.unlink()
     book.save(record.without_made(Made.DOMAIN))

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The disk of a VM when a write to it failed: QEMU has paused the VM, and tries again when it goes on."""
+"""The disks of a VM when a write to one failed: QEMU has paused the VM, and tries again when it goes on."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from ghostbox import health
+from ghostbox import domain_xml, health
 from ghostbox.errors import GhostboxError
 from ghostbox.health import Problem
-from ghostbox.hypervisor import DiskTrouble
+from ghostbox.hypervisor import DiskTrouble, FailedWrite
 from ghostbox.paths import VmPaths
 from ghostbox.session import liveness
 from ghostbox.session.record import Record
@@ -19,7 +20,7 @@ RETRY_S = 30.0
 _ROOM_BYTES = 64 << 20
 
 
-def trouble(record: Record) -> DiskTrouble | None:
+def trouble(record: Record) -> FailedWrite | None:
     """Ask libvirt whether a failed write has paused the VM; None also if libvirt does not answer."""
     try:
         with liveness.connect(record, start_daemon=False) as connection:
@@ -34,23 +35,30 @@ def problem(record: Record, files: VmPaths) -> Problem | None:
     return None if found is None else explain(files, found)
 
 
-def explain(files: VmPaths, found: DiskTrouble) -> Problem:
+def explain(files: VmPaths, found: FailedWrite) -> Problem:
     """Return what is wrong with the disk, and what to do."""
-    return health.disk_problem(files.disk, free_bytes(files), full=found is DiskTrouble.FULL)
+    file = file_of(files, found)
+    return health.disk_problem(file, free_bytes(file), full=found.trouble is DiskTrouble.FULL)
 
 
-def free_bytes(files: VmPaths) -> int:
-    """Return what the file system under the disk has left for QEMU's user."""
+def file_of(files: VmPaths, found: FailedWrite) -> Path:
+    """Return the disk that it is about; the first one if libvirt does not say."""
+    number = 1 if found.target is None else domain_xml.disk_number(found.target)
+    return files.disk if number == 1 else files.more_disk(number)
+
+
+def free_bytes(file: Path) -> int:
+    """Return what the file system under a disk has left for QEMU's user."""
     try:
-        found = os.statvfs(files.disk)
+        found = os.statvfs(file)
     except OSError:
         return 0
     return found.f_bavail * found.f_frsize
 
 
-def has_room(files: VmPaths, found: DiskTrouble) -> bool:
+def has_room(files: VmPaths, found: FailedWrite) -> bool:
     """Tell whether it is worth while to try again at once."""
-    return found is DiskTrouble.FULL and free_bytes(files) >= _ROOM_BYTES
+    return found.trouble is DiskTrouble.FULL and free_bytes(file_of(files, found)) >= _ROOM_BYTES
 
 
 def try_again(record: Record) -> None:

@@ -11,7 +11,7 @@ from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.session import cleanup, disk, liveness, observe
 from ghostbox.session.progress import Progress
-from ghostbox.session.record import Book, Record, VmState, locked
+from ghostbox.session.record import Book, LeaseRecord, Record, VmState, locked
 from ghostbox.session.signals import Interrupts
 from ghostbox.units import format_duration
 
@@ -64,11 +64,43 @@ def delete(name: str, paths: Paths, progress: Progress, *, force: bool = False) 
             return
         if state is not VmState.STOPPED:
             if not force:
-                raise Refused(
-                    f"VM '{name}' is {state}", hint=f"ghostbox down {name}, or: ghostbox delete --force {name}"
-                )
+                raise _not_stopped(book, state)
             _end(book, progress, force=True, timeout_s=0.0)
         cleanup.remove_state(book.files)
+
+
+def forget(name: str, paths: Paths) -> tuple[LeaseRecord, ...]:
+    """Remove what this machine has of a VM that was started on another one; return the leases that it may hold there.
+
+    Nothing is ended or released: the VM may run there, with this memory.
+
+    Raises:
+        NotFound: no such VM.
+        Refused: it is this machine's.
+    """
+    Book(paths.vm(name)).need(name, paths)
+    with locked(paths.vm(name)):
+        book = Book(paths.vm(name))
+        record = book.need(name, paths)
+        if not liveness.is_elsewhere(record, book.files):
+            raise Refused(
+                f"VM '{name}' is not one that was started on another machine",
+                why=liveness.look(record, book.files).text,
+                hint=f"ghostbox delete {name}",
+            )
+        cleanup.remove_state(book.files)
+    return record.leases
+
+
+def _not_stopped(book: Book, state: VmState) -> Refused:
+    record = book.need_record()
+    if liveness.is_elsewhere(record, book.files):
+        why = liveness.look(record, book.files).text
+        return Refused(f"VM '{record.name}' is {state}", why=why, hint=liveness.how_to_forget(record))
+    return Refused(
+        f"VM '{record.name}' is {state}",
+        hint=f"ghostbox down {record.name}, or: ghostbox delete --force {record.name}",
+    )
 
 
 def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> None:

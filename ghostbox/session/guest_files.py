@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 from ghostbox import cloudinit, domain_xml, hypervisor, ssh
-from ghostbox.errors import Refused, UsageError
+from ghostbox.errors import Refused, UsageError, hint_for
+from ghostbox.hypervisor import accounts
 from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths, VmPaths, home_directory, make_directory
 from ghostbox.plan import Virt, VmPlan
@@ -34,7 +35,13 @@ def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> Non
     shutil.copyfile(shim_library, plan.shim)
     plan.shim.chmod(0o644)
     for file in (files.disk, files.seed, *(file for file, _ in more)):
-        _hand_to_qemu(file, plan.libvirt_uri)
+        hand_to_qemu(file, plan.libvirt_uri)
+
+
+def begin_console_log(file: Path) -> None:
+    """Have an empty file of ours for the console: libvirt's logger, which runs as root, would make one for itself."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
 
 
 def prepare_keys(plan: VmPlan) -> None:
@@ -147,12 +154,21 @@ def write_ssh_files(name: str, user: str, endpoint: tuple[str, int], files: VmPa
         file.chmod(0o600)  # ssh refuses a configuration that others may write, which a umask of 002 lets them
 
 
-def _hand_to_qemu(file: Path, uri: str) -> None:
-    """Give a file to QEMU's user and nobody else; a session libvirt's QEMU is us."""
-    file.chmod(0o600)
+def hand_to_qemu(file: Path, uri: str) -> None:
+    """Give a file to QEMU's user and nobody else; a session libvirt's QEMU is us.
+
+    Raises:
+        Refused: it cannot be.
+    """
     account = hypervisor.qemu_user(uri)
-    if os.geteuid() == 0 and account.uid != 0:
-        os.chown(file, account.uid, -1)
+    try:
+        accounts.hand_over(file, account)
+    except OSError as err:
+        raise Refused(
+            f"QEMU runs as user {account.name}, which cannot be let at {file}",
+            why=err.strerror,
+            hint=hint_for(err, "set libvirt.uri to qemu:///session, or run this as root"),
+        ) from err
 
 
 def _read(path: Path, what: str) -> str:

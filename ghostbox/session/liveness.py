@@ -78,16 +78,34 @@ def _not_found(record: Record, *, written: bool | None) -> Sight:
     """No QEMU was found: say whether one that lives would have been."""
     known = record.qemu
     gone = Sight(Life.GONE, "its QEMU is gone")
+    if _is_of_another_machine(record) and (known is None or known.boot_id != process_table.boot_id()):
+        # Whatever the record says: it may be a copy, and older than what is there.
+        return Sight(Life.UNSEEN, "it was started on another machine, where it may run")
     if known is None and Made.DOMAIN not in record.made:
         return gone  # none was started: that is recorded before it is done
     if known is not None and known.boot_id != process_table.boot_id():
-        if record.machine in (None, process_table.machine_id()):
-            return gone
-        return Sight(Life.UNSEEN, "it was started on another machine, where it may run")
+        return gone
     hidden = process_table.blind_spot(None if known is None else known.namespace)
     if hidden is None or written is False:
         return gone
     return Sight(Life.UNSEEN, f"whether its QEMU runs cannot be seen from here: {hidden}")
+
+
+def _is_of_another_machine(record: Record) -> bool:
+    return record.machine not in (None, process_table.machine_id())
+
+
+def is_elsewhere(record: Record, files: VmPaths) -> bool:
+    """Tell whether the VM runs, if it does, on another machine: here are a record and files of it only."""
+    return _is_of_another_machine(record) and look(record, files).life is Life.UNSEEN
+
+
+def how_to_forget(record: Record) -> str:
+    """Return what to do about a VM of another machine."""
+    return (
+        "end it there, if that machine still exists; where this directory is a copy,"
+        f" ghostbox delete --forget {record.name} removes it alone: nothing is ended, no memory is released"
+    )
 
 
 def is_over(record: Record, files: VmPaths) -> bool:
@@ -142,7 +160,9 @@ def still_lives(record: Record, sight: Sight, why: str | None) -> HypervisorErro
     """Return the error for a VM of which nothing may be unmade."""
     hint = f"sudo kill {sight.pid} ends it; then run this again" if sight.pid is not None else None
     if sight.life is Life.UNSEEN:
-        hint = "run this as root, on the machine and in the container where the VM was started"
+        elsewhere = _is_of_another_machine(record)
+        there = "run this as root, on the machine and in the container where the VM was started"
+        hint = how_to_forget(record) if elsewhere else there
     return HypervisorError(
         f"VM '{record.name}' could not be ended: {sight.text}; its memory stays where it is", why=why, hint=hint
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import enum
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ghostbox.errors import NotFound
+from ghostbox.errors import GhostboxError, NotFound
 from ghostbox.paths import Paths
 from ghostbox.session import cleanup, events, observe
 from ghostbox.session.events import Event
@@ -41,6 +42,7 @@ def find(name: str, source: Source, paths: Paths) -> list[Path]:
 
     Raises:
         NotFound: no such VM, or nothing was logged yet.
+        GhostboxError: the log is not for this user to read.
     """
     if source is Source.MEMSERVER:
         found = sorted((paths.state / "memservers").glob("*/*.log"))
@@ -56,9 +58,24 @@ def find(name: str, source: Source, paths: Paths) -> list[Path]:
         Source.EVENTS: book.files.events,
         Source.QEMU: cleanup.qemu_log(record, book.files),
     }[source]
+    _check_readable(file, name, source)
     if not file.exists() and source is not Source.EVENTS:  # no event is no error: nothing has befallen the VM
         raise NotFound(f"VM '{name}' has no {source} log yet", hint=f"ghostbox up {name}")
     return [file]
+
+
+def _check_readable(file: Path, name: str, source: Source) -> None:
+    """The system's libvirt writes logs for root, also of an ordinary user's VM."""
+    try:
+        file.open().close()
+    except PermissionError as err:
+        raise GhostboxError(
+            f"the {source} log of VM '{name}' cannot be read: {file}",
+            why="libvirt wrote it for root alone",
+            hint=f"sudo cat {shlex.quote(str(file))}",
+        ) from err
+    except OSError:
+        return
 
 
 def clean(text: str) -> str:

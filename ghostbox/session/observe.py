@@ -31,14 +31,14 @@ def observe(record: Record, files: VmPaths) -> Seen:
         return Seen(record.state)
     sight = liveness.look(record, files)
     if record.state not in _UP:
-        return _stopped(record, sight)
+        return _stopped(record, files, sight)
     if sight.life is Life.GONE:
         return Seen(VmState.STOPPED)
     if sight.life is Life.ALIVE and runtime_dir.find_pager(record, files) is None:
         return Seen(VmState.BROKEN)
     known = liveness.ask(record)
     if known.state in _UNKNOWN_TO_LIBVIRT:
-        return Seen(VmState.UNMANAGED, _unmanaged(record, sight.text, known.problem))
+        return Seen(VmState.UNMANAGED, _unmanaged(record, files, sight.text, known.problem))
     problem = _lost_files(record, files)
     if known.state is DomainState.PAUSED:
         return Seen(VmState.PAUSED, problem)
@@ -57,18 +57,22 @@ def _lost_files(record: Record, files: VmPaths) -> Problem | None:
     )
 
 
-def _stopped(record: Record, sight: liveness.Sight) -> Seen:
+def _stopped(record: Record, files: VmPaths, sight: liveness.Sight) -> Seen:
     """A VM that is recorded as stopped: all is well if there is no QEMU, or nothing that one could use."""
     if sight.life is Life.GONE or (sight.life is Life.UNSEEN and not (record.made or record.leases)):
         return Seen(record.state)
     text = f"it is recorded as stopped, but {sight.text}"
     if not record.leases:
         text += "; its remote memory was given back, so what lay there is lost"
-    advice = f"save what matters (ghostbox shell {record.name}), then ghostbox down --force {record.name}"
-    return Seen(VmState.UNMANAGED, Problem(text, None if sight.life is Life.UNSEEN else advice))
+    advice: str | None = f"save what matters (ghostbox shell {record.name}), then ghostbox down --force {record.name}"
+    if sight.life is Life.UNSEEN:
+        advice = liveness.how_to_forget(record) if liveness.is_elsewhere(record, files) else None
+    return Seen(VmState.UNMANAGED, Problem(text, advice))
 
 
-def _unmanaged(record: Record, found: str, why: str | None) -> Problem:
+def _unmanaged(record: Record, files: VmPaths, found: str, why: str | None) -> Problem:
+    if liveness.is_elsewhere(record, files):
+        return Problem(f"{found}: nothing of it is released", liveness.how_to_forget(record))
     denial = f"libvirt at {record.libvirt_uri} does not know the VM" if why is None else why
     return Problem(
         f"{denial}, but {found}: nothing of it is released",

@@ -177,7 +177,8 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
     except BaseException as err:
         _give_back(book, lease)
         if isinstance(err, ControlError):
-            raise GhostboxError(f"the pager cannot use donor {address}", why=err.message) from err
+            hint = f"ghostbox recover --restart {book.record.name}" if err.code == "too-many" else None
+            raise GhostboxError(f"the pager cannot use donor {address}", why=err.message, hint=hint) from err
         raise
     _remember(book, address)
     text = f"{address} lends {format_bytes(size_bytes)} more"

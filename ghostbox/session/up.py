@@ -332,6 +332,7 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
         network.write_rules(record, book.files)
         network.write_filter(record, book.files)
+        guest_files.begin_console_log(book.files.console_log)
         connection.create_paused(xml)
         pid = _check_memory_is_served(plan)
         record = book.save(dataclasses.replace(record, qemu=process_table.identify(pid)))
@@ -364,10 +365,10 @@ def _check_memory_is_served(plan: VmPlan) -> int:
     qemu = hypervisor.find_qemu(plan.uuid)
     if qemu is None:
         raise HypervisorError(
-            "QEMU ended right after its start", hint=f"its log: /var/log/libvirt/qemu/{plan.domain}.log"
+            "QEMU ended right after its start", hint=f"its log: {hypervisor.qemu_log(plan.libvirt_uri, plan.domain)}"
         )
     if qemu.maps(plan.shim) is False:  # None: another user's process; what counts is asked of the pager below
-        account, log = hypervisor.qemu_user(plan.libvirt_uri), cleanup.libvirt_log(plan.domain)
+        account, log = hypervisor.qemu_user(plan.libvirt_uri), hypervisor.qemu_log(plan.libvirt_uri, plan.domain)
         raise confinement.explain(confinement.look(qemu, plan.shim, account, log), qemu.pid, plan.shim)
     if not pager.serves(plan.files.pager_control, qemu.pid):
         raise HypervisorError(

@@ -43,7 +43,8 @@ static const char *new_uri(struct pager *pager, const json_t *args, struct contr
         return NULL;
     }
     if (pager->pool.n_donors == DONORS_MAX) {
-        control_fail(err, "too-many", "at most %d donors, those that were removed included", DONORS_MAX);
+        control_fail(err, "too-many", "at most %d donors, those included that were removed since the pager started",
+                     DONORS_MAX);
         return NULL;
     }
     for (uint32_t i = 0; i < pager->pool.n_donors; i++)

@@ -47,6 +47,8 @@
     X(rebuild_current)    /* it is CURRENT, none has gone for it */                                                  \
     X(rebuild_dropped)    /* a copy is given up, its slot not trimmed */                                             \
     X(rebuild_trimmed)    /* the slot is trimmed, not noted */                                                       \
+    X(forget_copied)      /* the new state file is whole, and has no name */                                         \
+    X(forget_named)       /* it has taken the name of the old one */                                                 \
     X(recover_begun)      /* another pager's pages: none looked at */                                                \
     X(recover_half)       /* one of them is */                                                                       \
     X(recover_done)       /* all of them are, nobody is woken */

@@ -191,6 +191,7 @@ static int go_on(struct pager *pager, char *text, size_t text_bytes)
     rc = rc < 0 ? rc : state_restrict_features(&pager->state, &pager->features, text, text_bytes);
     if (rc < 0)
         return rc;
+    state_forget_removed(&pager->state);
     const struct state_header *header = pager->state.header;
 
     rc = state_pool(&pager->state, &pager->pool, pager->options->libnbd_only);

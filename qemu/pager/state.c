@@ -4,7 +4,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +44,14 @@ static uint64_t round_up(uint64_t bytes)
     return (bytes + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1);
 }
 
+bool state_file_there(const struct state *state)
+{
+    struct stat named, ours;
+
+    return stat(state->path, &named) == 0 && fstat(state->fd, &ours) == 0 && named.st_dev == ours.st_dev &&
+           named.st_ino == ours.st_ino;
+}
+
 /* Opens and locks the file: -EBUSY while another pager has it. */
 static int open_locked(struct state *state, const char *path, int flags, char *text, size_t text_bytes)
 {
@@ -55,7 +62,8 @@ static int open_locked(struct state *state, const char *path, int flags, char *t
         snprintf(text, text_bytes, "cannot open the state file %s: %s", path, strerror(error));
         return -error;
     }
-    if (flock(state->fd, LOCK_EX | LOCK_NB) == 0)
+    /* One that was opened and has been replaced since (state_forget_removed()) is nobody's. */
+    if (flock(state->fd, LOCK_EX | LOCK_NB) == 0 && state_file_there(state))
         return 0;
     snprintf(text, text_bytes, "the state file %s is in use by another pager", path);
     return -EBUSY;
@@ -213,7 +221,7 @@ static uint64_t features_bits(const struct features *features)
     return bits;
 }
 
-static struct extent *state_extents(const struct state *state)
+struct extent *state_extents(const struct state *state)
 {
     return (struct extent *)((char *)state->header + state->header->extents_offset);
 }
@@ -397,83 +405,6 @@ void state_set_donor(struct state *state, uint32_t index, const struct donor *do
     pthread_mutex_lock(&state->donors_lock);
     atomic_store(&state->header->donors[index].flags, donor_flags(donor));
     pthread_mutex_unlock(&state->donors_lock);
-}
-
-static bool file_there(const struct state *state)
-{
-    struct stat named, ours;
-
-    return stat(state->path, &named) == 0 && fstat(state->fd, &ours) == 0 && named.st_dev == ours.st_dev &&
-           named.st_ino == ours.st_ino;
-}
-
-static int write_all(int fd, const void *from, uint64_t bytes)
-{
-    for (uint64_t done = 0; done < bytes;) {
-        ssize_t n = pwrite(fd, (const char *)from + done, bytes - done, (off_t)done);
-
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        done += n > 0 ? (uint64_t)n : 0;
-    }
-    return 0;
-}
-
-/* A whole copy of what is mapped, under the file's name; locked. Returns its descriptor, or -errno. */
-static int copy_named(const struct state *state)
-{
-    uint64_t bytes = state->header->file_bytes;
-    char draft[PATH_MAX];
-
-    if (snprintf(draft, sizeof(draft), "%s.new", state->path) >= (int)sizeof(draft))
-        return -ENAMETOOLONG;
-    unlink(draft);
-    int fd = open(draft, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int rc = fd < 0 ? -errno : 0;
-
-    if (rc == 0 && flock(fd, LOCK_EX | LOCK_NB) < 0)
-        rc = -errno;
-    rc = rc < 0 ? rc : -posix_fallocate(fd, 0, (off_t)bytes);
-    rc = rc < 0 ? rc : write_all(fd, state->header, bytes);
-    if (rc == 0 && rename(draft, state->path) < 0)
-        rc = -errno;
-    if (rc == 0)
-        return fd;
-    if (fd >= 0) {
-        close(fd);
-        unlink(draft);
-    }
-    return rc;
-}
-
-/* The copy takes the place of the file that was mapped, at the same address. What was counted meanwhile is noted. */
-static int move_to(struct state *state, struct pool *pool, int fd)
-{
-    void *at = mmap(state->header, state->header->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
-
-    if (at == MAP_FAILED)
-        return -errno;
-    close(state->fd);
-    state->fd = fd;
-    for (uint32_t i = 0; i < pool->n_donors; i++)
-        atomic_store(pool->donors[i].kept_checksum_errors, atomic_load(&pool->donors[i].counters.checksum_errors));
-    return 0;
-}
-
-int state_restore(struct state *state, struct pool *pool, bool *made, char *text, size_t text_bytes)
-{
-    *made = false;
-    if (!state->header || file_there(state))
-        return 0;
-    pthread_mutex_lock(&state->donors_lock);
-    int fd = copy_named(state);
-    int rc = fd < 0 ? fd : move_to(state, pool, fd);
-
-    pthread_mutex_unlock(&state->donors_lock);
-    if (rc < 0)
-        snprintf(text, text_bytes, "cannot make the state file %s anew: %s", state->path, strerror(-rc));
-    *made = rc == 0;
-    return rc;
 }
 
 void state_set_cache(struct state *state, uint64_t cache_bytes)

@@ -106,6 +106,16 @@ void state_close(struct state *state, bool keep_file);
  */
 int state_restore(struct state *state, struct pool *pool, bool *made, char *text, size_t text_bytes);
 
+/*
+ * Where all of its places for donors are taken: those that were removed and hold nothing are left out, before anybody
+ * knows the others by their numbers. The file is replaced by one step, so that a crash leaves it as it was. If that
+ * fails, the log has it, and all stays as it is.
+ */
+void state_forget_removed(struct state *state);
+
+/* Whether the file that is open is the one that its path leads to. */
+bool state_file_there(const struct state *state);
+struct extent *state_extents(const struct state *state);
 struct page *state_pages(const struct state *state);
 /* The pool as the earlier pager knew it, its extents in the file. Returns 0 or -errno. */
 int state_pool(const struct state *state, struct pool *pool, bool libnbd_only);

@@ -102,6 +102,28 @@ def test_a_donor_that_is_killed_is_started_again_and_still_holds_its_leases(inst
         client.release_lease("a")
 
 
+def test_a_donor_that_is_stopped_waits_for_its_leases_without_limit(installation: Installation) -> None:
+    installation.install("48M")
+    with installation.donor() as client:
+        client.create_lease("a", 8 << 20, Holder("here", "vm"))
+        try:
+            installation.systemd.run("systemctl", "--user", "stop", "--no-block", UNIT)
+            wait_until(lambda: client.status().draining, timeout_s=60, what="the donor drains")
+            assert installation.systemd.show(UNIT, "ActiveState") == "deactivating"
+            assert installation.systemd.show(UNIT, "TimeoutStopUSec") == "infinity"
+            assert [lease.name for lease in client.leases()] == ["a"]
+        finally:
+            client.release_lease("a")
+    wait_until(lambda: installation.systemd.show(UNIT, "ActiveState") == "inactive", timeout_s=60, what="its end")
+
+
+def test_a_command_that_may_wait_for_hosts_says_so(installation: Installation) -> None:
+    installation.install("48M")
+    done = installation.cli("uninstall", "donor", "--user")
+    told = f"{UNIT} stops once no host holds its memory; who does: journalctl --user -u {UNIT}"
+    assert told in " ".join(done.stderr.split())
+
+
 def test_uninstalled_nothing_is_left(installation: Installation) -> None:
     installation.install("16M")
     done = installation.cli("uninstall", "donor", "--user", "--json")

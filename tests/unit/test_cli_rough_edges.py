@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import click
@@ -13,9 +15,10 @@ import pytest
 
 from ghostbox import config, plan
 from ghostbox.cli import main
-from ghostbox.errors import EXIT_CODES, UsageError
+from ghostbox.errors import EXIT_CODES, ConfigError, UsageError
 from ghostbox.units import GIB, MIB
 from helpers import project
+from helpers.other_user import as_user
 from helpers.stopped import here, stopped_vm
 
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -48,6 +51,39 @@ def test_every_exit_code_is_in_the_help_and_in_the_documents(quick_cli: Cli) -> 
 def test_a_configuration_file_that_is_not_there_is_an_error_everywhere(quick_cli: Cli, words: list[str]) -> None:
     done = quick_cli(*words, "-c", "nowhere.yaml")
     assert (done.returncode, done.stderr) == (4, "error: no configuration file nowhere.yaml\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("vm: [", "1: not valid YAML: expected the node content, but found '<stream end>'"),
+        ("vm: {memroy: 5G}", "1: unknown key 'vm.memroy'\nfix: did you mean 'vm.memory'?"),
+        ("vm: {memory: much}", "1: vm.memory: 'much' is not a size"),
+    ],
+)
+@pytest.mark.parametrize("words", [["list"], ["paths"], ["image", "list"], ["completion", "bash"]])
+def test_a_configuration_file_that_is_wrong_is_an_error_everywhere(
+    quick_cli: Cli, tmp_path: Path, words: list[str], text: str, error: str
+) -> None:
+    (file := tmp_path / "given.yaml").write_text(text)
+    for done in (quick_cli(*words, "-c", file), quick_cli(*words, env={"GHOSTBOX_CONFIG": str(file)})):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {file}:{error}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: needs root to become another user")
+def test_a_configuration_file_in_a_closed_directory_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "given.yaml"
+    tmp_path.chmod(0o700)
+
+    def error() -> str:
+        try:
+            config.validate_file(file)
+        except ConfigError as err:
+            return err.message
+        return ""
+
+    assert as_user(error) == f"cannot read the configuration {file}: Permission denied"
 
 
 @pytest.mark.parametrize(

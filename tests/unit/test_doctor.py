@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import grp
 import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -24,8 +23,8 @@ from ghostbox.doctor import CHECKS, Check, Machine, Result, Role, run
 from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.hypervisor import qemu_user
 from helpers.donor import running_donor
+from helpers.other_user import as_user
 
-NOBODY = 65534
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: needs root to become another user")
 
@@ -40,22 +39,8 @@ def machine_with(settings: dict[str, object] | None = None, **changes: object) -
 
 
 def as_nobody(name: str, machine: Machine) -> Check:
-    """Run a check in a child process that has lost all rights."""
-    reader, writer = multiprocessing.Pipe(duplex=False)
-
-    def child() -> None:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        writer.send(check(name, machine))
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    assert reader.poll(30), "the child gave no answer"
-    found = reader.recv()
-    process.join()
-    assert isinstance(found, Check)
-    return found
+    """Run a check as a user without rights."""
+    return as_user(lambda: check(name, machine))
 
 
 @pytest.fixture

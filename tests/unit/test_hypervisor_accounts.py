@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""Whether QEMU's user reaches a file: modes, access control lists, symbolic links."""
+"""Whether QEMU's user reaches a file: modes, access control lists, symbolic links; how a disk is handed to it."""
 
 from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ghostbox.hypervisor import QemuProcess
-from ghostbox.hypervisor.accounts import Account, unreachable_part
+from ghostbox.errors import Refused
+from ghostbox.hypervisor import QemuProcess, qemu_user
+from ghostbox.hypervisor.accounts import Account, hand_over, unreachable_part
+from ghostbox.session import guest_files
+from helpers.other_user import NOBODY, as_user
 
 QEMU = Account("qemu", 54321, frozenset({54321, 54322}))
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
-NOBODY = 0xFFFFFFFF
+NO_ID = 0xFFFFFFFF
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: needs root to become another user")
 
 
 @pytest.fixture
@@ -57,9 +62,65 @@ def test_a_private_directory_is_named_and_so_is_one_behind_a_symbolic_link(place
 )
 def test_what_setfacl_gave_counts(place: Path, named: tuple[int, int, int], mask: int, passes: bool) -> None:
     """`ghostbox doctor` says: setfacl -m u:libvirt-qemu:x DIRECTORY. Then it has to see that it is done."""
-    entries = [(USER_OBJ, 7, NOBODY), (GROUP_OBJ, 0, NOBODY), (MASK, mask, NOBODY), (OTHER, 0, NOBODY), named]
+    entries = [(USER_OBJ, 7, NO_ID), (GROUP_OBJ, 0, NO_ID), (MASK, mask, NO_ID), (OTHER, 0, NO_ID), named]
     give(place, *sorted(entries))
     assert unreachable_part(place / "file", QEMU) == (None if passes else place)
+
+
+def opens(file: Path, uid: int) -> bool:
+    def try_it() -> bool:
+        try:
+            os.close(os.open(file, os.O_RDWR))
+        except PermissionError:
+            return False
+        return True
+
+    return as_user(try_it, uid)
+
+
+@needs_root
+def test_an_ordinary_users_disk_is_opened_by_qemus_user_and_by_nobody_else(place: Path) -> None:
+    """Of a system libvirt QEMU is another user; only root could make a file that user's."""
+    place.chmod(0o711)
+    (disk := place / "disk").touch(mode=0o644)
+    os.chown(disk, NOBODY, NOBODY)
+    for _ in range(2):  # each start hands it over anew
+        as_user(lambda: hand_over(disk, QEMU))
+        assert [opens(disk, uid) for uid in (NOBODY, QEMU.uid, 4242)] == [True, True, False]
+    assert disk.stat().st_uid == NOBODY
+
+
+@needs_root
+def test_roots_disk_becomes_that_of_qemus_user(place: Path) -> None:
+    (disk := place / "disk").touch(mode=0o644)
+    hand_over(disk, QEMU)
+    assert (disk.stat().st_uid, disk.stat().st_mode & 0o777) == (QEMU.uid, 0o600)
+
+
+@needs_root
+def test_a_file_system_without_access_control_lists_is_named_with_the_way_out(place: Path) -> None:
+    place.chmod(0o711)
+    if subprocess.run(["mount", "-t", "ramfs", "none", place], check=False, capture_output=True).returncode:
+        pytest.skip("cannot run here: no ramfs")
+    try:
+        (disk := place / "disk").touch()
+        os.chown(disk, NOBODY, NOBODY)
+
+        def refusal() -> Refused | None:
+            try:
+                guest_files.hand_to_qemu(disk, "qemu:///system")
+            except Refused as err:
+                return err
+            return None
+
+        seen = as_user(refusal)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    account = qemu_user("qemu:///system")
+    assert seen is not None
+    assert seen.message == f"QEMU runs as user {account.name}, which cannot be let at {disk}"
+    assert seen.why == "Operation not supported"
+    assert seen.hint == "set libvirt.uri to qemu:///session, or run this as root"
 
 
 def test_a_library_is_known_by_its_name_through_a_symbolic_link_and_what_cannot_be_seen_is_unknown() -> None:

@@ -68,6 +68,15 @@ def test_stopping_a_service_ends_nothing_that_holds_memory(tmp_path: Path) -> No
         assert {"KillMode=process", "SendSIGKILL=no"} <= set(lines)
 
 
+def test_systemd_waits_for_the_hosts_without_limit_and_shows_what_for(tmp_path: Path) -> None:
+    """A limit would cost VMs that run their memory. While a machine shuts down, its console shows the description."""
+    for scope, journal in ((Scope.SYSTEM, "journalctl"), (Scope.USER, "journalctl --user")):
+        lines = services.unit_text(Service(Kind.DONOR, scope), (), paths(tmp_path)).splitlines()
+        assert "TimeoutStopSec=infinity" in lines
+        asked = f"(who does: {journal} -u ghostbox-donor.service)"
+        assert f"Description=GhostBox: lends memory, stops when no host holds any {asked}" in lines
+
+
 @pytest.mark.parametrize("words", [("install", "donor"), ("install", "host"), ("uninstall", "donor"), ("status",)])
 def test_without_systemd_it_says_so_and_installs_nothing(
     ghostbox_cli: Cli, tmp_path: Path, words: tuple[str, ...]

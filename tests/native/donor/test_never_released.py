@@ -22,6 +22,7 @@ from ghostbox import process_table, processes, session
 from ghostbox.cli.output import Stages
 from ghostbox.donor_client import DonorClient, Holder
 from ghostbox.errors import DeadlineExceeded, HypervisorError, NotFound, NotRunning, Refused
+from ghostbox.hypervisor import find_qemu
 from ghostbox.paths import Paths
 from ghostbox.process_table import identify, machine_id
 from ghostbox.session import liveness, logs, observe, runtime_dir
@@ -62,6 +63,11 @@ class Vm:
         self.qemu.wait()
 
 
+def environment(vm: Vm) -> dict[str, str]:
+    """Return the variables by which a command finds the VM."""
+    return {"GHOSTBOX_STATE_DIR": str(vm.paths.state), "GHOSTBOX_RUNTIME_DIR": str(vm.paths.runtime)}
+
+
 @pytest.fixture(scope="module")
 def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDonor]:
     with running_donor(tmp_path_factory.mktemp("donor")) as running:
@@ -80,6 +86,8 @@ def vm(donor: RunningDonor) -> Iterator[Vm]:
         argv = ["sh", "-c", "while :; do sleep 1; done", "-uuid", book.record.uuid]
         with subprocess.Popen(argv) as qemu:
             try:
+                # Popen returns a moment before the new program has a command line.
+                processes.wait_until(lambda: find_qemu(argv[-1]) is not None, timeout_s=20, what="its command line")
                 yield Vm(book, own, donor, qemu)
             finally:
                 qemu.kill()
@@ -157,12 +165,60 @@ def test_vm_of_another_machine_is_left_alone(vm: Vm) -> None:
     seen = vm.seen()
     assert seen.state is VmState.UNMANAGED
     assert seen.problem is not None and "it was started on another machine, where it may run" in seen.problem.text
-    with pytest.raises(HypervisorError, match="could not be ended: it was started on another machine"):
+    assert seen.problem.advice is not None and f"ghostbox delete --forget {VM} removes it alone" in seen.problem.advice
+    with pytest.raises(HypervisorError, match="could not be ended: it was started on another machine") as failed:
         session.delete(VM, vm.paths, Stages(), force=True)
+    with pytest.raises(Refused, match=f"VM '{VM}' is unmanaged") as refused:
+        session.delete(VM, vm.paths, Stages())
+    assert failed.value.hint == refused.value.hint == seen.problem.advice
     assert vm.leases() == ["kept"]
     vm.save(machine=machine_id())
     assert vm.seen().state is VmState.STOPPED, "this machine was started anew since"
     assert vm.leases() == []
+
+
+def test_vm_of_another_machine_is_forgotten_with_its_memory_left_alone(
+    vm: Vm, ghostbox_cli: Callable[..., CliRun]
+) -> None:
+    vm.end_qemu()
+    vm.save(machine="another")
+    done = ghostbox_cli("delete", VM, "--yes", "--forget", env=environment(vm))
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"VM '{VM}' is forgotten here: {vm.book.files.state} is removed, nothing was ended or released" in said
+    assert f"its memory goes back by: ghostbox donor release {vm.donor.address} kept" in said
+    assert vm.leases() == ["kept"]
+    assert not vm.book.files.state.exists()
+
+
+def test_only_a_vm_of_another_machine_can_be_forgotten(vm: Vm, ghostbox_cli: Callable[..., CliRun]) -> None:
+    env = environment(vm)
+    done = ghostbox_cli("delete", VM, "--yes", "--forget", env=env)
+    assert done.returncode == 5
+    assert f"error: VM '{VM}' is not one that was started on another machine\nwhy: its QEMU (pid" in done.stderr
+    assert f"fix: ghostbox delete {VM}" in done.stderr
+    done = ghostbox_cli("delete", VM, "--yes", "--forget", "--force", env=env)
+    assert (done.returncode, "--force ends a VM, --forget ends nothing: give one of them" in done.stderr) == (2, True)
+    vm.save(machine="another")
+    done = ghostbox_cli("delete", VM, "--yes", "--forget", env=env)
+    assert (done.returncode, "its QEMU (pid" in done.stderr) == (5, True)  # it runs here: no copy of another one's
+    vm.end_qemu()
+    asked = " ".join(ghostbox_cli("delete", VM, "--forget", env=env).stderr.split())
+    assert f"Remove {vm.book.files.state}? VM '{VM}' may run on another machine: if both share this directory" in asked
+    assert vm.leases() == ["kept"]
+    assert vm.book.files.record.exists()
+
+
+@pytest.mark.parametrize("state", [VmState.PREPARING, VmState.STARTING])
+def test_copy_of_a_vm_that_was_being_started_releases_nothing(vm: Vm, state: VmState) -> None:
+    """Since it was copied, the VM may run there: that none was started is believed of this machine's record only."""
+    vm.end_qemu()
+    made = frozenset({Made.FILES}) if state is VmState.PREPARING else frozenset({Made.FILES, Made.DOMAIN})
+    vm.save(state=state, machine="another", made=made)
+    assert vm.seen().state is state
+    assert vm.leases() == ["kept"]
+    session.forget(VM, vm.paths)
+    assert vm.leases() == ["kept"]
 
 
 def test_what_cannot_be_seen_counts_as_alive_unless_it_was_never_started(
@@ -259,7 +315,7 @@ def test_up_of_a_vm_that_is_recorded_as_stopped_and_lives_is_refused(
     vm: Vm, ghostbox_cli: Callable[..., CliRun]
 ) -> None:
     vm.save(state=VmState.STOPPED, made=frozenset(), leases=())
-    env = {"GHOSTBOX_STATE_DIR": str(vm.paths.state), "GHOSTBOX_RUNTIME_DIR": str(vm.paths.runtime)}
+    env = environment(vm)
     done = ghostbox_cli("up", VM, "--donor", vm.donor.address, env=env)
     assert done.returncode == 5, done.stderr
     said = " ".join(done.stderr.split())
@@ -274,7 +330,7 @@ def test_record_that_cannot_be_read_hides_no_other_vm_and_nothing_is_advised_awa
     damaged = vm.paths.vm("gbt-damaged")
     make_directory(damaged.state)
     damaged.record.write_text("{")
-    env = {"GHOSTBOX_STATE_DIR": str(vm.paths.state), "GHOSTBOX_RUNTIME_DIR": str(vm.paths.runtime)}
+    env = environment(vm)
     done = ghostbox_cli("list", "--json", env=env)
     assert [each["name"] for each in json.loads(done.stdout)] == [VM]
     assert f"VM 'gbt-damaged': cannot read {damaged.record}" in " ".join(done.stderr.split())

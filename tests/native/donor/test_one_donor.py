@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import donors
+from ghostbox import donors, pager, processes
 from ghostbox.donor_client import DonorClient
-from ghostbox.errors import Refused
+from ghostbox.errors import GhostboxError, Refused
+from ghostbox.processes import ControlError
 from ghostbox.session import observe, pool, supervisor, view
 from ghostbox.session.record import THIS_HOST, LeaseRecord, VmState
 from ghostbox.units import MIB
 from helpers.care_lab import Lab, laboratory, leases_of
 from helpers.donor import RunningDonor, running_donor
+from helpers.pager import running_memserver
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -48,6 +50,36 @@ def test_a_donor_that_is_used_is_not_taken_twice_whatever_its_address_is_spelt_l
         assert [lease.donor for lease in _leases(lab)] == [known, known]
         names = {each.lender for each in _leases(lab)}
         assert len(names) == 1
+
+
+def test_a_pager_that_has_no_place_left_for_a_donor_says_what_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with laboratory(tmp_path, monkeypatch, ["96M"]) as lab, running_memserver(x="4M") as other:
+        control = lab.book.files.pager_control
+        with pytest.raises(ControlError, match="at most 64 donors"):
+            for _ in range(64):
+                pager.add_donor(control, other.uri("x"))
+                pager.drain_donor(control, other.uri("x"))
+                processes.wait_until(lambda: removed(lab, other.uri("x")), timeout_s=20, what="the drain")
+        lab.book.load()
+        before = leases_of(lab.donors[0])
+        with pytest.raises(GhostboxError) as caught:
+            pool.add(lab.book, lab.donors[0].address, 16 * MIB, more=True)
+        assert caught.value.message == f"the pager cannot use donor {lab.donors[0].address}"
+        assert "at most 64 donors, those included that were removed since" in str(caught.value.why)
+        assert caught.value.hint == "ghostbox recover --restart lab"
+        assert leases_of(lab.donors[0]) == before
+
+
+def removed(lab: Lab, uri: str) -> bool:
+    """Remove a donor from the pager, if it holds nothing any more."""
+    try:
+        pager.remove_donor(lab.book.files.pager_control, uri)
+    except ControlError as err:
+        assert err.code == "busy"
+        return False
+    return True
 
 
 def test_a_second_copy_never_goes_to_the_machine_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

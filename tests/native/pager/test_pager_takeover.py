@@ -16,7 +16,7 @@ from helpers.takeover import PagerLine, fault_point_build, fault_points, pager_l
 
 WRITE_BACK = 2  # the third connection that a pager makes to a donor
 CRASHES = 12  # and more where a group has more than half as many steps
-GROUPS = sorted({point.partition("_")[0] for point in fault_points()} - {"rebuild", "recover"})
+GROUPS = sorted({point.partition("_")[0] for point in fault_points()} - {"rebuild", "recover", "forget"})
 
 
 @contextlib.contextmanager
