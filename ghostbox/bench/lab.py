@@ -174,7 +174,7 @@ class Lab:
 
     @cached_property
     def _shim(self) -> Path:
-        """A copy of the shim: LD_PRELOAD cannot be told of a file whose path has a space in it, as the original's may."""
+        """A copy of the shim: LD_PRELOAD cannot name a file whose path has a space in it, as the original's may."""
         return Path(shutil.copy(self.paths.shim_library, self.directory))
 
     @contextlib.contextmanager

@@ -63,6 +63,7 @@ def helper_program(name: str) -> Path:
 def preloadable(shim: Path) -> Path:
     """Return a copy of a shim that LD_PRELOAD can name: the project's directory may have a space in its path."""
     directory = Path(tempfile.mkdtemp(prefix="gb-shim-", dir="/tmp"))
+    directory.chmod(0o755)
     atexit.register(shutil.rmtree, directory)
     return Path(shutil.copy(shim, directory))
 

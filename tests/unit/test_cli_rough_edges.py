@@ -92,7 +92,10 @@ def test_a_configuration_file_in_a_closed_directory_is_named(tmp_path: Path) -> 
         (["up", "--memory", "5"], "error: --memory: 5 B is too small, the least is 256 MiB\nfix: write its unit: 5G"),
         (["up", "--cache", "512"], "error: --cache: 512 B is too small, the least is 4 MiB\nfix: write its unit: 512M"),
         (["donor", "add", "tower", "--size", "8"], "8 bytes are too few; write its unit: 8G"),
-        (["memserver", "--size", "16"], "error: --size 16 is too little to lend\nfix: write its unit: 16G"),
+        (
+            ["memserver", "--control-port", "0", "--size", "16"],
+            "error: --size 16 is too little to lend\nfix: write its unit: 16G",
+        ),
     ],
 )
 def test_a_forgotten_unit_is_named(quick_cli: Cli, words: list[str], text: str) -> None:

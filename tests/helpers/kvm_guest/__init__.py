@@ -29,7 +29,7 @@ def build_guest(directory: Path) -> Path:
     """Compile the guest and return its image."""
     image = directory / "guest"
     flags = "-m32 -O2 -ffreestanding -nostdlib -static -fno-pic -no-pie -fno-stack-protector -mno-sse -mno-mmx"
-    link = f"-Wl,-n -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-T,guest.ld"
+    link = "-Wl,-n -Wl,--build-id=none -Wl,--no-warn-rwx-segments -Wl,-T,guest.ld"
     defines = f"-fcf-protection=none -DBASE={NODE_BYTES}u -DBYTES={CHECKED_BYTES}u"
     words = f"gcc {flags} {defines} {link}".split()
     subprocess.run([*words, "-o", str(image.resolve()), "guest.c"], cwd=HERE, check=True, timeout=60)
