@@ -14,10 +14,7 @@ from ghostbox.paths import Paths, VmPaths
 from ghostbox.placement import Held, Offer, Share, distinct, missing, split
 from ghostbox.prediction import Forecast, HostCosts, Link, predict
 from ghostbox.tiering import Tiering, choose
-from ghostbox.units import MIB, PAGE_BYTES, format_bytes
-
-MEMORY_BLOCK_BYTES = 128 * MIB
-"""Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
+from ghostbox.units import MEMORY_BLOCK_BYTES, MIB, PAGE_BYTES, format_bytes
 
 _STRUCT_PAGE_SHARE = 64  # struct page: 64 bytes for each page of 4 KiB
 _KERNEL_SLACK_BYTES = 32 * MIB

@@ -229,8 +229,10 @@ class GuestSsh:
             raise self._error(f"the SSH connection to the guest at {self._where} broke", str(err)) from err
 
     @contextmanager
-    def opened(self, command: str) -> Iterator[OpenCommand]:
+    def opened(self, command: str, *, silence_s: float | None = None) -> Iterator[OpenCommand]:
         """Start a shell command in the guest whose standard input and output are ours until the end of the block.
+
+        ``silence_s``: how long its output is waited for at most; then `OpenCommand.recv` raises TimeoutError.
 
         Raises:
             GuestError: the connection failed.
@@ -244,6 +246,7 @@ class GuestSsh:
                 raise EOFError("the guest closed it")
             transport.set_keepalive(15)
             channel = transport.open_session(timeout=30.0)
+            channel.settimeout(silence_s)
             channel.exec_command(command)
         except _NotYet as err:
             raise self._error(f"no SSH connection to the guest at {self._where}", str(err)) from err

@@ -14,6 +14,9 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 PAGE_BYTES = 4096
 
+MEMORY_BLOCK_BYTES = 128 * MIB
+"""Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
+
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.IGNORECASE)

@@ -98,7 +98,7 @@ def _all(lab: Lab) -> list[Scenario]:
 
 
 def _in_guests(lab: Lab, config: vm_guests.LoadConfig, options: Options, say: Callable[[str], None]) -> list[Scenario]:
-    setup = vm_guests.Setup(lab, config, _vm_scale(options), say, vm_guests.tiered_by_default(config))
+    setup = vm_guests.Setup(lab, config, _vm_scale(options), say, vm_guests.is_emulated(config))
     vm_guests.check(setup)
     return vm.scenarios(setup)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What is measured in the guests: the same load on GhostBox's node 1, and on swap.
+"""What is measured in the guests: the same load on GhostBox's node 1, on swap, and with all memory here.
 
-The targets are for the guest as ``ghostbox up`` makes it here (``guest.tiering: auto``). The same guest is measured
-with its tiering the other way round, too: what that costs, and what it moves.
+The targets are for the guest as ``ghostbox up`` makes it here (``guest.tiering: auto``). Scenario ``tiering`` measures
+the same guest with its tiering set in each way.
 
 A contender's turn is one run of the load, all phases on one mapping, so each finds memory as the one before left it.
 It begins when the guest has given back what the turn before freed: a freed page that is used again at once comes back
@@ -11,50 +11,76 @@ from its donor first, for nothing.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from ghostbox.bench import vm_guests, vm_reference
-from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least
+from ghostbox.bench import vm_apps, vm_guests, vm_reference, vm_scale
+from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, Target, at_least, at_most
 from ghostbox.bench.vm_guests import Guest, Setup
+from ghostbox.bench.vm_load import Phase
 from ghostbox.bench.vm_scale import WorkSet
+from ghostbox.tiering import How
+from ghostbox.units import PAGE_BYTES
 
-GHOSTBOX, TIERED, UNTIERED, SWAP = vm_guests.GHOSTBOX, "tiering on", "tiering off", vm_guests.SWAP
+GHOSTBOX, SWAP, LOCAL = vm_guests.GHOSTBOX, vm_guests.SWAP, vm_guests.LOCAL
+ZSWAP = "zswap"
 NBD_FILE, OWN_FILE = "file over NBD", "file on its own disk"
+_MOVING_LIMIT, _MOVERS_LIMIT = 0.01, 0.05
 _WHAT = {
-    "fill": ("first fill", "B/s", 2.0),
-    "scan": ("scan again and again", "B/s", 8.0),
-    "random": ("random reads", "/s", 5.0),
-    "zipf": ("Zipf 0.9 reads", "/s", 5.0),
-    "sort": ("sort of 128 B records", "B/s", 2.0),
+    "fill": ("first fill", "B/s"),
+    "scan": ("scan again and again", "B/s"),
+    "random": ("random reads", "/s"),
+    "zipf09": ("Zipf 0.9 reads", "/s"),
+    "zipf11": ("Zipf 1.1 reads", "/s"),
+    "hot50": ("reads of a hot half of the local RAM", "/s"),
+    "moved50": ("… after it moved elsewhere", "/s"),
+    "hot80": ("reads of hot 80 % of the local RAM", "/s"),
+    "moved80": ("… after they moved elsewhere", "/s"),
+    "written50": ("the hot half, a fifth of it writes", "/s"),
+    "scanned50": ("the hot half beside a scanner", "/s"),
+    "sort": ("sort of 128 B records", "B/s"),
 }
-_MOVED = {
-    "promoted": ("pgpromote_success",),
-    "demoted": ("pgdemote_kswapd", "pgdemote_direct", "pgdemote_khugepaged"),
-    "swapped_in": ("pswpin",),
-    "swapped_out": ("pswpout",),
+# How many times as fast as swap, where the set is less than 1.5 × the local RAM and where it is more.
+_TARGETS = {
+    "fill": (1.5, 1.5),
+    "scan": (8.0, 8.0),
+    "random": (4.0, 4.0),
+    "zipf09": (4.0, 5.0),
+    "zipf11": (4.0, 5.0),
+    "scanned50": (3.0, 3.0),
+    "sort": (2.0, 2.0),
 }
+_LOCAL_TARGET = 0.5
+_SWAP_NOTE = "swap: the same memory on this machine, the rest is swap on a virtio disk over NBD (nbdkit memory)"
+_ZSWAP_NOTE = "the guest that swaps, with zswap before its disk"
+_LOCAL_NOTE = "a guest that has all of its memory on this machine"
 
 
 def scenarios(setup: Setup) -> list[Scenario]:
-    """Return a scenario for each size of the set, and the one of the file."""
-    return [*(_scenario(setup, work) for work in setup.scale.sets), _weights(setup)]
+    """Return a scenario for each size of the set, those of a file and of programs, and those of tiering."""
+    return [
+        *(_scenario(setup, work) for work in setup.scale.sets),
+        _weights(setup),
+        *vm_apps.scenarios(setup),
+        *(_tiering(setup, work) for work in setup.scale.sets),
+    ]
 
 
 def _scenario(setup: Setup, work: WorkSet) -> Scenario:
-    shorter = dataclasses.replace(work, phases=tuple(name for name in work.phases if name != "sort"))
-    other = UNTIERED if setup.tiered else TIERED
+    missing = vm_reference.missing()
     contenders = (
         Contender(GHOSTBOX, lambda: _run(setup, GHOSTBOX, work), ours=True),
-        Contender(other, lambda: _run(setup, other, shorter), ours=True),
-        Contender(SWAP, lambda: _run(setup, SWAP, work), vm_reference.missing()),
+        Contender(SWAP, lambda: _run(setup, SWAP, work), missing),
+        Contender(ZSWAP, lambda: _run(setup, ZSWAP, work), missing),
+        Contender(LOCAL, lambda: _run(setup, LOCAL, work)),
     )
-    rows = [_row(phase, work.factor) for phase in work.phases]
-    rows += [_cost_row(phase, work.factor, other) for phase in shorter.phases]
-    tiered = GHOSTBOX if setup.tiered else TIERED
-    rows += [_moved_row("pages promoted", tiered, ("promoted", "swapped_in"), work.factor)]
-    rows += [_moved_row("pages demoted", tiered, ("demoted", "swapped_out"), work.factor)]
+    rows = [
+        *(_row(phase, work.factor, SWAP, _target(phase, work.factor), _SWAP_NOTE) for phase in work.phases),
+        *(_row(phase, work.factor, ZSWAP, _target(phase, work.factor), _ZSWAP_NOTE) for phase in work.phases),
+        *(_row(phase, work.factor, LOCAL, _local_target(phase), _LOCAL_NOTE) for phase in work.phases),
+        *(_settled_row(phase, work.factor) for phase in work.phases if phase in vm_scale.HOT),
+        *(_fetched_row(phase, work.factor) for phase in work.phases if phase in vm_scale.SETTLING),
+        *_moving_rows(work),
+    ]
     return Scenario(f"guest/{work.factor:g}", f"in the guest, {_set(work.factor)}", contenders, tuple(rows))
 
 
@@ -62,40 +88,91 @@ def _set(factor: float) -> str:
     return f"set {factor:g} × local RAM"
 
 
-def _row(phase: str, factor: float) -> RowSpec:
-    what, unit, ratio = _WHAT[phase]
-    note = "swap: the same memory on this machine, the rest is swap on a virtio disk over NBD (nbdkit memory)"
+def _target(phase: str, factor: float) -> Target:
+    small, large = _TARGETS.get(phase, (1.0, 1.0))
+    return at_least(small if factor < 1.5 else large)
+
+
+def _local_target(phase: str) -> Target | None:
+    return at_least(_LOCAL_TARGET) if phase in vm_scale.HOT else None
+
+
+def _row(phase: str, factor: float, reference: str, target: Target | None, note: str) -> RowSpec:
+    what, unit = _WHAT[phase]
     figure = f"{phase}_per_s"
-    reference = (Source(SWAP, figure),)
-    return RowSpec(f"{what}, {_set(factor)}", unit, Source(GHOSTBOX, figure), reference, at_least(ratio), note)
+    return RowSpec(
+        f"{what}, {_set(factor)}", unit, Source(GHOSTBOX, figure), (Source(reference, figure),), target, note
+    )
 
 
-def _cost_row(phase: str, factor: float, other: str) -> RowSpec:
-    what, unit, _ = _WHAT[phase]
-    note = f"the same guest with{'out' if other == UNTIERED else ''} promotion and demotion"
-    figure = f"{phase}_per_s"
-    return RowSpec(f"{what}, {_set(factor)}", unit, Source(GHOSTBOX, figure), (Source(other, figure),), None, note)
+def _settled_row(phase: str, factor: float) -> RowSpec:
+    what, _ = _WHAT[phase]
+    figure = f"{phase}_settled_s"
+    note = "until windows of some seconds had the rate that the phase ends with, to 5 %"
+    row = f"{what}: time until settled, {_set(factor)}"
+    return RowSpec(row, "s", Source(GHOSTBOX, figure), (Source(SWAP, figure),), at_most(1.0), note)
 
 
-def _moved_row(what: str, tiered: str, figures: tuple[str, str], factor: float) -> RowSpec:
-    ours, theirs = figures
-    reference = (Source(SWAP, theirs, theirs.replace("_", " ")),)
-    note = "with tiering: pages of one run without the sort (/proc/vmstat), beside those that the other guest swapped"
-    return RowSpec(f"{what}, {_set(factor)}", "pages", Source(tiered, ours), reference, None, note)
+def _fetched_row(phase: str, factor: float) -> RowSpec:
+    what, _ = _WHAT[phase]
+    figure = f"{phase}_fetched"
+    note = "pages that came over the network for 1,000 pages accessed (the pager's counters; swapped in)"
+    row = f"{what}: pages fetched, {_set(factor)}"
+    return RowSpec(row, "‰", Source(GHOSTBOX, figure), (Source(SWAP, figure),), None, note)
 
 
-def _run(setup: Setup, who: str, work: WorkSet) -> Outcome:
-    guest = _guest(setup, SWAP if who == SWAP else GHOSTBOX)
-    if who != SWAP:
-        guest.set_tiering(who == TIERED or (who == GHOSTBOX and setup.tiered))
+def _moving_rows(work: WorkSet) -> list[RowSpec]:
+    """Rows of what tiering goes on doing when a phase has settled, in the phase where it does most."""
+    moving, movers = Source(GHOSTBOX, "moving"), Source(GHOSTBOX, "movers")
+    limits = (
+        (Source(GHOSTBOX, "moving_limit", "1 % a minute"), "parts of the set that tiering moves a minute", moving),
+        (Source(GHOSTBOX, "movers_limit", "5 % of one"), "processors of the guest that tiering takes", movers),
+    )
+    note = "settled; the phase of most. Threads that move pages: kdamond, kswapd, kcompactd"
+    return [
+        RowSpec(f"{what}, {_set(work.factor)}", "", source, (limit,), at_most(1.0), note)
+        for limit, what, source in limits
+    ]
+
+
+def _run(setup: Setup, who: str, work: WorkSet, tiering: str = "auto") -> Outcome:
+    guest = _guest(setup, SWAP if who == ZSWAP else who)
+    if who == GHOSTBOX:
+        guest.set_tiering(tiering)
+    elif who in (SWAP, ZSWAP):
+        guest.set_zswap(who == ZSWAP)
     scale = setup.scale
-    words = f"memory bytes={scale.times_local(work.factor)} ms={scale.ms} warm_ms={scale.warm_ms}"
+    set_bytes = scale.times_local(work.factor)
+    words = f"memory bytes={set_bytes} {scale.pace}"
     if work.sort_bytes:
         words += f" sort_bytes={work.sort_bytes}"
     guest.settle()
     before = guest.counters()
-    phases = guest.load(f"{words} {' '.join(work.phases)}")
-    return Outcome({**_figures(phases), **vm_guests.went(before, guest.counters())})
+    phases = guest.load(f"{words} {' '.join(scale.word(phase) for phase in work.phases)}")
+    return Outcome({**_figures(work.phases, phases, set_bytes), **vm_guests.went(before, guest.counters())})
+
+
+def _tiering(setup: Setup, work: WorkSet) -> Scenario:
+    def contender(name: str, wanted: str, *, ours: bool) -> Contender:
+        return Contender(name, lambda: _run(setup, GHOSTBOX, work, wanted), ours=ours)
+
+    contenders = (
+        contender(GHOSTBOX, "auto", ours=True),
+        *(contender(f"tiering {how}", how, ours=False) for how in How),
+    )
+    rows = tuple(
+        RowSpec(
+            f"{_WHAT[phase][0]}, {_set(work.factor)}",
+            _WHAT[phase][1],
+            Source(GHOSTBOX, f"{phase}_per_s"),
+            (Source(f"tiering {how}", f"{phase}_per_s"),),
+            None,
+            f"the same guest with guest.tiering: {how}",
+        )
+        for how in How
+        for phase in work.phases
+    )
+    return Scenario(f"tiering/{work.factor:g}", f"tiering in the guest, {_set(work.factor)}", contenders, rows)
 
 
 def _weights(setup: Setup) -> Scenario:
@@ -126,24 +203,25 @@ def _read_file(setup: Setup, who: str, place: str) -> Outcome:
     """Read the file once, so that memory holds of it what it can; then again, measured."""
     guest, n_bytes = _guest(setup, who), setup.scale.times_local(setup.scale.weights)
     if who == GHOSTBOX:
-        guest.set_tiering(setup.tiered)
+        guest.set_tiering("auto")
     guest.make_file(place, n_bytes)
     before = guest.counters()
-    phases = guest.load(f"file path={place} bytes={n_bytes} ms={setup.scale.ms} warm scan")
+    phases = guest.load(f"file path={place} bytes={n_bytes} {setup.scale.pace} warm scan")
     counters = vm_guests.went(before, guest.counters())
     guest.forget_files()
-    return Outcome({**_figures(phases), **counters})
+    return Outcome({**_figures(("warm", "scan"), phases, n_bytes), **counters})
 
 
 def _guest(setup: Setup, name: str) -> Guest:
-    return setup.lab.kept("guests", lambda: vm_guests.running(setup))[name]
+    return vm_guests.kept(setup)[name]
 
 
-def _figures(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the rate of each phase, and what the guest's kernel moved in each and in all that every contender runs."""
-    found = {f"{name}_per_s": float(phase["per_s"]) for name, phase in phases.items()}
-    for moved, counters in _MOVED.items():
-        for name, phase in phases.items():
-            found[f"{name}_{moved}"] = float(sum(phase["vmstat"][counter] for counter in counters))
-        found[moved] = sum(found[f"{name}_{moved}"] for name in phases if name != "sort")
+def _figures(names: Sequence[str], phases: Sequence[Phase], set_bytes: int) -> dict[str, float]:
+    """Return the figures of each phase, and what tiering does in the one where it does most."""
+    found: dict[str, float] = {}
+    for name, phase in zip(names, phases, strict=True):
+        found |= phase.figures(name, PAGE_BYTES, set_bytes)
+    for what, limit in (("moving", _MOVING_LIMIT), ("movers", _MOVERS_LIMIT)):
+        found[what] = max((value for key, value in found.items() if key.endswith(f"_{what}")), default=0.0)
+        found[f"{what}_limit"] = limit
     return found

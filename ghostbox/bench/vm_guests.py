@@ -6,17 +6,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ghostbox import hypervisor, pager, processes, session, tiering
-from ghostbox.bench import vm_reference, vm_session
+from ghostbox.bench import vm_load, vm_reference, vm_session
 from ghostbox.bench.lab import Lab
+from ghostbox.bench.vm_load import Phase
 from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say, Told
 from ghostbox.config import Config
@@ -24,20 +23,22 @@ from ghostbox.errors import GuestError
 from ghostbox.images import ImageStore
 from ghostbox.session import Book, readiness
 from ghostbox.session.record import Made
-from ghostbox.ssh import GuestSsh
-from ghostbox.tiering import Tiering
+from ghostbox.ssh import GuestSsh, OpenCommand
+from ghostbox.tiering import How, Tiering
 
 LoadConfig = Callable[[dict[str, object]], Config]
-GHOSTBOX, SWAP = "ghostbox", "swap"
+GHOSTBOX, SWAP, LOCAL = "ghostbox", "swap", "all local"
 OWN_PLACE, NBD_PLACE = "/var/tmp/ghostbox-weights", "/mnt/ghostbox-weights"
 _N_LENDERS = 2
 _PROGRAM = "ghostbox-guest-load"
 _PROGRAM_THERE = f"/tmp/{_PROGRAM}"
 _SETUP_TIMEOUT_S = 60.0
-_LOAD_TIMEOUT_S = 900.0
+# A sort of memory that is swapped prints nothing until it is done.
+_LOAD_SILENCE_S = 900.0
 # A guest reports free pages 2 s after they were freed (PAGE_REPORTING_DELAY, mm/page_reporting.c).
 _REPORTING_S = 2.2
 _FEW_PAGES = 8192
+_TIERING_STATE = "/run/ghostbox/tiering"
 # A command that a signal ended: as its shell says it, and as SSH does (RFC 4254, 6.10: a signal, then no exit status).
 _KILLED = {
     137: "was killed by a signal",
@@ -52,12 +53,13 @@ _WAKE_KSWAPD = "echo 8M > /sys/fs/cgroup/memory.reclaim || true"
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that is ready for work. ``tiering`` is what it booted with."""
+    """A guest that is ready for work. ``tiering`` is what it booted with; without KVM it is ``emulated``."""
 
     name: str
     ssh: GuestSsh
     pager_control: Path | None = None
     tiering: Tiering = Tiering(on=False, why="not set")
+    emulated: bool = True
 
     def root(self, script: str) -> str:
         """Run a shell script as the guest's root; return its stdout.
@@ -71,20 +73,30 @@ class Guest:
             raise GuestError(f"a command failed in guest '{self.name}' (status {done.status})", why=why)
         return done.stdout.strip()
 
-    def load(self, words: str) -> dict[str, dict[str, Any]]:
-        """Run the load; return what each phase reports (qemu/bench/guest_load.c).
+    def load(self, words: str) -> list[Phase]:
+        """Run the load; return what each phase reports (qemu/bench/guest_load.c), with what the pager did meanwhile.
 
         Raises:
-            GuestError: it failed, or the guest killed it.
+            GuestError: it failed, the guest killed it, or it said nothing for too long.
         """
-        done = self.ssh.run(f"{_PROGRAM_THERE} {words}", _LOAD_TIMEOUT_S)
-        if done.status in _KILLED:
-            raise GuestError(f"the load in guest '{self.name}' {_KILLED[done.status]}", why=self._kernel_said())
-        if done.status != 0:
-            why = done.stderr.strip() or None
-            raise GuestError(f"the load in guest '{self.name}' failed (status {done.status})", why=why)
-        found = [json.loads(line) for line in done.stdout.splitlines()]
-        return {str(phase["phase"]): phase for phase in found}
+        lines: list[tuple[str, dict[str, float]]] = []
+        with self.ssh.opened(f"{_PROGRAM_THERE} {words}", silence_s=_LOAD_SILENCE_S) as command:
+            rest = b""
+            while data := self._received(command):
+                *whole, rest = (rest + data).split(b"\n")
+                lines += [(line.decode(), self.counters()) for line in whole]
+            status, said = command.ending()
+        if status in _KILLED:
+            raise GuestError(f"the load in guest '{self.name}' {_KILLED[status]}", why=self._kernel_said())
+        if status != 0:
+            raise GuestError(f"the load in guest '{self.name}' failed (status {status})", why=said or None)
+        return vm_load.collect(lines)
+
+    def _received(self, command: OpenCommand) -> bytes:
+        try:
+            return command.recv(1 << 16)
+        except TimeoutError as err:
+            raise GuestError(f"the load in guest '{self.name}' said nothing for {_LOAD_SILENCE_S:.0f} s") from err
 
     def _kernel_said(self) -> str:
         """Return the last lines of the guest's kernel about processes that it killed; if there are none, the last."""
@@ -127,11 +139,31 @@ class Guest:
         status = None if self.pager_control is None else pager.status(self.pager_control)
         return 0 if status is None else int(status["discards"]["pages"])
 
-    def set_tiering(self, on: bool) -> None:
-        """Turn promotion and demotion on or off, as at boot; kswapd is ready to demote however long there was none."""
-        self.root(dataclasses.replace(self.tiering, on=on).script)
-        if on:
+    def set_tiering(self, wanted: str) -> None:
+        """Have tiering as at boot, by what ``guest.tiering`` may be set to; kswapd is ready to demote.
+
+        Raises:
+            GuestError: the guest's kernel cannot do so.
+        """
+        chosen = tiering.choose(wanted, emulated=self.emulated)
+        self.root(dataclasses.replace(chosen, promote_mib_per_s=self.tiering.promote_mib_per_s).script)
+        if chosen.how is How.DAMON:
+            said = self.root(f"timeout 50 sh -c 'until cat {_TIERING_STATE}; do sleep 1; done' 2> /dev/null")
+            if said != "DAMON" and wanted != "auto":
+                raise GuestError(f"guest '{self.name}' has tiering by DAMON not", why=said)
+        if chosen.on:
             self.root(_WAKE_KSWAPD)
+
+    def set_zswap(self, on: bool) -> None:
+        """Let swap go through memory that is compressed, or not.
+
+        Raises:
+            GuestError: the guest's kernel has no zswap.
+        """
+        switch = "/sys/module/zswap/parameters/enabled"
+        found = self.root(f"if test -e {switch}; then echo {'Y' if on else 'N'} > {switch}; echo there; fi")
+        if on and found != "there":
+            raise GuestError("the guest's kernel has no zswap (CONFIG_ZSWAP)")
 
     def counters(self) -> dict[str, float]:
         """Return the pager's counters; nothing where there is no pager."""
@@ -155,20 +187,20 @@ def went(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, f
 class Setup:
     """What the guests are made with.
 
-    ``say`` is told what is going on; ``tiered``: a guest of this machine has tiering by default.
+    ``say`` is told what is going on; ``emulated``: guests of this machine run without KVM.
     """
 
     lab: Lab
     load_config: LoadConfig
     scale: VmScale
     say: Say
-    tiered: bool
+    emulated: bool
 
 
-def tiered_by_default(load_config: LoadConfig) -> bool:
-    """Tell what ``guest.tiering: auto`` comes to on this machine."""
+def is_emulated(load_config: LoadConfig) -> bool:
+    """Tell whether guests of this machine are emulated."""
     usable, _ = hypervisor.kvm_usable(load_config({}).libvirt.uri)
-    return tiering.choose("auto", emulated=not usable).on
+    return not usable
 
 
 def check(setup: Setup) -> None:
@@ -183,6 +215,11 @@ def check(setup: Setup) -> None:
     setup.lab.paths.program(_PROGRAM)
     hypervisor.connect(config.libvirt.uri).close()
     ImageStore(setup.lab.paths.images).get(config.vm.image)
+
+
+def kept(setup: Setup) -> dict[str, Guest]:
+    """Return the guests, which boot the first time that one is asked for and stay until the end."""
+    return setup.lab.kept("guests", lambda: running(setup))
 
 
 @contextlib.contextmanager
@@ -202,7 +239,9 @@ def running(setup: Setup) -> Iterator[dict[str, Guest]]:
         if vm_reference.missing() is None:
             disks = stack.enter_context(vm_reference.disks(setup.lab, scale))
             reference = vm_reference.make_plan(plan, paths, vm_reference.fair_bytes(scale, books[GHOSTBOX]))
-            books[SWAP] = stack.enter_context(vm_reference.started(reference, paths, disks, setup.say))
+            books[SWAP] = stack.enter_context(vm_reference.started(reference, paths, disks.all, setup.say))
+        local = vm_reference.make_plan(plan, paths, scale.memory_bytes + scale.remote_bytes, "local")
+        books[LOCAL] = stack.enter_context(vm_reference.started(local, paths, (), setup.say))
         guests = {name: stack.enter_context(_ready(name, book, setup)) for name, book in books.items()}
         if SWAP in guests:
             guests[SWAP].root(disks.setup)
@@ -247,7 +286,7 @@ def _ready(name: str, book: Book, setup: Setup) -> Iterator[Guest]:
     with readiness.guest(record, book.files) as ssh:
         ssh.put_text(f"{_PROGRAM_THERE}.b64", base64.b64encode(setup.lab.paths.program(_PROGRAM).read_bytes()).decode())
         control = book.files.pager_control if Made.PAGER in record.made else None
-        guest = Guest(name, ssh, control, record.tiering or Guest.tiering)
+        guest = Guest(name, ssh, control, record.tiering or Guest.tiering, setup.emulated)
         guest.root(
             f"base64 -d {_PROGRAM_THERE}.b64 > {_PROGRAM_THERE}; chmod 755 {_PROGRAM_THERE}; rm {_PROGRAM_THERE}.b64"
         )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The other guest, as a user has it today: ordinary memory, and swap on a virtio disk behind an NBD server.
+"""The other guests, made from the first one's plan: image, processors, disk and cloud-init are the same.
 
-It is made from the first one's plan, so image, processors, disk and cloud-init are the same. Its memory is all that
-the first one has on this machine: node 0, the pager's cache, and what the pager itself takes.
+One is what a user has today: ordinary memory, and swap on a virtio disk behind an NBD server. Its memory is all that
+the first one has on this machine: node 0, the pager's cache, and what the pager itself takes. The other one has all of
+its memory here.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class Disks:
     files: NbdDisk
 
     @property
+    def all(self) -> tuple[NbdDisk, ...]:
+        """In the order in which the guest has them."""
+        return (self.swap, self.files)
+
+    @property
     def setup(self) -> str:
         """What root does in the guest to use them."""
         return _USE_DISKS.format(swap=self.swap.guest_path, files=self.files.guest_path)
@@ -57,7 +63,7 @@ def missing() -> str | None:
 @contextlib.contextmanager
 def disks(lab: Lab, scale: VmScale) -> Iterator[Disks]:
     """Serve the disks until the end of the block: swap as large as node 1, and room for the file."""
-    files_bytes = scale.times_local(scale.weights) * 5 // 4 + 64 * MIB
+    files_bytes = scale.times_local(scale.weights + scale.database) * 5 // 4 + 64 * MIB
     with lab.nbdkit(scale.remote_bytes) as swap, lab.nbdkit(files_bytes) as files:
         yield Disks(NbdDisk("ghostbox-swap", swap.port, EXPORT), NbdDisk("ghostbox-files", files.port, EXPORT))
 
@@ -76,9 +82,9 @@ def fair_bytes(scale: VmScale, book: Book) -> int:
     return at_boot.node0_bytes + at_boot.node1_bytes + scale.cache_bytes + -(-own_bytes // MIB) * MIB
 
 
-def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int) -> VmPlan:
-    """Return the plan of the same VM with other memory, its own address and its own files."""
-    name = vm_session.own_name("swap")
+def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int, what: str = "swap") -> VmPlan:
+    """Return the plan of the same VM with other memory, all of it here, with its own address and its own files."""
+    name = vm_session.own_name(what)
     files = paths.vm(name)
     mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
     return dataclasses.replace(
@@ -97,7 +103,7 @@ def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int) -> VmPlan:
 
 
 @contextlib.contextmanager
-def started(plan: VmPlan, paths: Paths, use: Disks, say: Say) -> Iterator[Book]:
+def started(plan: VmPlan, paths: Paths, disks: tuple[NbdDisk, ...], say: Say) -> Iterator[Book]:
     """Start the VM; it boots. Its record has neither pager nor leases, and so it ends as any VM does."""
     book = Book(plan.files)
     try:
@@ -107,7 +113,7 @@ def started(plan: VmPlan, paths: Paths, use: Disks, say: Say) -> Iterator[Book]:
             guest_files.prepare(plan, images.ready(plan, paths, say), paths, paths.shim_library)
             record = book.save(record.with_made(Made.DOMAIN).to(VmState.STARTING))
             guest_files.begin_console_log(plan.files.console_log)
-            connection.create_paused(vm_domain.build(plan, (use.swap, use.files)))
+            connection.create_paused(vm_domain.build(plan, disks))
             connection.resume(plan.domain)
             book.save(record.to(VmState.RUNNING, new=False, started_at=now_utc()))
         yield book

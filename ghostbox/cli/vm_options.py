@@ -13,7 +13,8 @@ from ghostbox.config import definition
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--memory", metavar="SIZE", help="RAM on this machine."),
+    click.option("--local", metavar="SIZE", help="RAM on this machine: memory and cache together."),
+    click.option("--memory", metavar="SIZE", help="RAM on this machine for node 0."),
     click.option("--remote-memory", metavar="SIZE", help="RAM on the donors (node 1)."),
     click.option("--cache", metavar="SIZE", help="Local memory for the warm part of the remote memory."),
     click.option("--cpus", type=int, metavar="N", help="Virtual processors."),
@@ -53,4 +54,5 @@ def by_key(flags: Mapping[str, object]) -> dict[str, object]:
 
 def full_key(word: str) -> str:
     """Return the dotted name of a key that may be given without its section; a word that is no key is itself."""
-    return {name.partition(".")[2]: name for name in definition.vm_keys()}.get(word, word)
+    names = (*definition.vm_keys(), definition.LOCAL)
+    return {name.partition(".")[2]: name for name in names}.get(word, word)

@@ -20,11 +20,24 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox.config import document
-from ghostbox.config.load import from_settings, unknown_key
+from ghostbox.config.load import LOCAL, from_settings, unknown_key
 from ghostbox.config.rewrite import rewritten
 from ghostbox.config.schema import Config, Key
 from ghostbox.config.schema import keys as all_keys
 from ghostbox.errors import ConfigError
+
+__all__ = [
+    "LOCAL",
+    "SECTIONS",
+    "check_key",
+    "combined",
+    "frozen",
+    "lying_around",
+    "new_text",
+    "opening",
+    "parse",
+    "vm_keys",
+]
 
 SECTIONS = ("vm", "pool", "pager", "guest", "libvirt")
 _NAME = "vm.name"
@@ -63,6 +76,8 @@ def check_key(name: str, place: str) -> None:
     Raises:
         ConfigError: ``vm.name``, a key of a donor or of images, or one that does not exist; ``place`` is where it is.
     """
+    if name == LOCAL:
+        return
     if name not in all_keys():
         raise unknown_key(name, place)
     if name == _NAME:

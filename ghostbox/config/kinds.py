@@ -170,17 +170,22 @@ class Boolean:
 
 
 @dataclass(frozen=True)
-class Switch:
-    """On, off, or left to us: ``auto``. What `Boolean` takes is taken, too."""
+class Choice:
+    """One of some words. What `Boolean` takes is taken, too, and means ``on`` or ``off``."""
+
+    words: tuple[str, ...]
+    on: str
+    off: str
 
     def parse(self, raw: object) -> str:
-        """Return ``auto``, ``on`` or ``off``."""
-        if str(raw).lower() == "auto":
-            return "auto"
+        """Return one of the words."""
+        word = str(raw).lower()
+        if word in self.words:
+            return word
         try:
-            return "on" if Boolean().parse(raw) else "off"
+            return self.on if Boolean().parse(raw) else self.off
         except UsageError as err:
-            raise _not_a("auto, on or off", raw) from err
+            raise _not_a(f"{', '.join(self.words[:-1])} or {self.words[-1]}", raw) from err
 
 
 @dataclass(frozen=True)

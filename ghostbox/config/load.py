@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ghostbox.config import document
+from ghostbox.config import document, kinds
 from ghostbox.config.kinds import SharedFolder
 from ghostbox.config.schema import SECTIONS, Config, Key, keys
 from ghostbox.errors import ConfigError, NotFound, UsageError
 from ghostbox.paths import user_config
+from ghostbox.units import MEMORY_BLOCK_BYTES, MIB, exact_bytes, format_bytes
 
 NOT_OFFERED: Mapping[str, tuple[str, str]] = {
     "pool.parity": (
@@ -25,6 +26,15 @@ NOT_OFFERED: Mapping[str, tuple[str, str]] = {
     )
 }
 """Keys that one might look for: why there is no such thing, and what to take instead."""
+
+LOCAL = "vm.local"
+"""A short way to write ``vm.memory`` and ``pool.cache``: both together are what a VM has of this machine's RAM."""
+
+_LOCAL_KIND = kinds.Size(384 * MIB)
+_MEMORY, _CACHE = "vm.memory", "pool.cache"
+# In a guest half of whose memory is hot (ARCHITECTURE.md, "How local RAM is split").
+_CACHE_PART = 0.4
+_LEAST_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -124,49 +134,87 @@ def from_settings(values: Mapping[str, tuple[object, str]], base: Path) -> Confi
     """
     settings: dict[str, _Setting] = {}
     for name, (raw, place) in values.items():
-        if name not in keys():
+        if not _is_known(name):
             raise unknown_key(name, place)
         settings[name] = _Setting(raw, place, base, f"{place}: {name}")
-    return _build(settings)
+    return _build(_split_local(settings))
 
 
 def _from_file(path: Path) -> dict[str, _Setting]:
     found: dict[str, _Setting] = {}
     for entry in document.read(path):
         place = f"{path}:{entry.line}"
-        if entry.name not in keys():
+        if not _is_known(entry.name):
             raise unknown_key(entry.name, place)
         found[entry.name] = _Setting(entry.value, place, path.parent, f"{place}: {entry.name}")
-    return found
+    return _split_local(found)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
     found: dict[str, _Setting] = {}
-    for name, key in keys().items():
-        if key.env in environ:
-            raw = environ[key.env] or None
-            found[name] = _Setting(raw, f"environment {key.env}", _here(), key.env)
-    return found
+    for name, variable in ((name, key.env) for name, key in (*keys().items(), (LOCAL, _LOCAL_KEY))):
+        if variable in environ:
+            raw = environ[variable] or None
+            found[name] = _Setting(raw, f"environment {variable}", _here(), variable)
+    return _split_local(found)
 
 
 def _from_flags(cli: Mapping[str, object], labels: Mapping[str, str]) -> dict[str, _Setting]:
     found: dict[str, _Setting] = {}
     for name, raw in cli.items():
-        if name not in keys():
+        if not _is_known(name):
             raise unknown_key(name, "flag")
         if raw not in (None, (), []):
             flag = labels.get(name, "--" + name.partition(".")[2].replace("_", "-"))
             found[name] = _Setting(raw, "flag", _here(), flag)
-    return found
+    return _split_local(found)
 
 
 def _from_words(words: Mapping[str, object]) -> dict[str, _Setting]:
     found: dict[str, _Setting] = {}
     for name, raw in words.items():
-        if name not in keys():
+        if not _is_known(name):
             raise unknown_key(name, "command line")
         found[name] = _Setting(raw, "command line", _here(), name)
-    return found
+    return _split_local(found)
+
+
+def _is_known(name: str) -> bool:
+    return name == LOCAL or name in keys()
+
+
+def _split_local(found: dict[str, _Setting]) -> dict[str, _Setting]:
+    """Put memory and cache in place of `LOCAL`, as whoever wrote it leaves them open.
+
+    Raises:
+        ConfigError: both are given beside it, or one of them leaves nothing for the other.
+    """
+    setting = found.get(LOCAL)
+    if setting is None:
+        return found
+    rest = {name: each for name, each in found.items() if name != LOCAL}
+    local = cast(int, _parse(_LOCAL_KEY, setting))
+    given = {name: cast(int, _parse(keys()[name], rest[name])) for name in (_MEMORY, _CACHE) if name in rest}
+    if len(given) == 2:
+        raise ConfigError(
+            f"{setting.message_prefix}: vm.memory and pool.cache are given, too, and say the same",
+            hint="leave one of the three out",
+        )
+    if any(size >= local for size in given.values()):
+        (name,) = given
+        raise ConfigError(
+            f"{setting.message_prefix}: {name} ({format_bytes(given[name])}) is not smaller than all local memory"
+            f" ({format_bytes(local)})",
+            hint=f"raise {LOCAL}, or leave {name} out",
+        )
+    if _CACHE in given:
+        memory = local - given[_CACHE]
+    else:
+        blocks = max(round(local * (1 - _CACHE_PART) / MEMORY_BLOCK_BYTES), _LEAST_BLOCKS)
+        memory = given.get(_MEMORY, blocks * MEMORY_BLOCK_BYTES)
+    for name, size in ((_MEMORY, memory), (_CACHE, local - memory)):
+        rest[name] = dataclasses.replace(setting, raw=exact_bytes(size))
+    return rest
 
 
 def unknown_key(name: str, place: str) -> ConfigError:
@@ -193,6 +241,9 @@ def _closest_key(name: str, section: str) -> list[str]:
     elsewhere = [other for other in keys() if other.partition(".")[2] == leaf]
     own = [other for other in keys() if other.startswith(section + ".")]
     return elsewhere[:1] or difflib.get_close_matches(name, own, n=1) or difflib.get_close_matches(name, keys(), n=1)
+
+
+_LOCAL_KEY = Key(LOCAL, "vm", "local_bytes", _LOCAL_KIND, None, "RAM on this machine for memory and cache together")
 
 
 def _build(settings: Mapping[str, _Setting]) -> Config:

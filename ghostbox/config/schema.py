@@ -148,7 +148,10 @@ class GuestConfig:
     """What the guest's kernel is told to do."""
 
     tiering: str = _key(
-        "tiering", kinds.Switch(), "auto", "demote cold pages to the remote node, promote hot ones; auto: with KVM"
+        "tiering",
+        kinds.Choice(("auto", "damon", "numa", "off"), on="damon", off="off"),
+        "auto",
+        "what demotes cold pages to the remote node and promotes hot ones; auto: DAMON if the guest's kernel has it",
     )
 
 

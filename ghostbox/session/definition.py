@@ -19,6 +19,7 @@ from ghostbox.config.rewrite import rewritten
 from ghostbox.errors import GhostboxError, Refused, exhausted
 from ghostbox.paths import Paths, VmPaths, make_directory
 from ghostbox.session.record import Book, Record
+from ghostbox.tiering import How
 from ghostbox.units import exact_bytes, format_bytes
 
 
@@ -232,7 +233,7 @@ def _recorded(record: Record) -> dict[str, Any]:
     }
     if record.tiering is not None:
         word = record.tiering.why.removeprefix("guest.tiering is ")
-        values["guest.tiering"] = word if word in ("on", "off") else "auto"
+        values["guest.tiering"] = word if word in ("on", "off", *How) else "auto"
     plan = record.pager
     if plan is not None:
         values |= {

@@ -15,9 +15,9 @@ from ghostbox import hypervisor, pager
 from ghostbox.errors import Refused
 from ghostbox.memserver.memory import MemoryFacts, read_facts
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import MEMORY_BLOCK_BYTES, Virt, VmPlan
+from ghostbox.plan import Virt, VmPlan
 from ghostbox.session.record import Book, Made, Record, VmState, names
-from ghostbox.units import KIB, MIB, PAGE_BYTES, exact_bytes, format_bytes
+from ghostbox.units import KIB, MEMORY_BLOCK_BYTES, MIB, PAGE_BYTES, exact_bytes, format_bytes
 
 _QEMU_BYTES = 128 * MIB
 """QEMU's own memory beside the guest's: its heap, page tables, stacks. An estimate, on the safe side."""

@@ -204,7 +204,7 @@ class Record:
         fields["made"] = frozenset(Made(word) for word in fields["made"])
         fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
         fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
-        fields["tiering"] = None if fields.get("tiering") is None else Tiering(**fields["tiering"])
+        fields["tiering"] = None if fields.get("tiering") is None else Tiering.from_json(fields["tiering"])
         fields["donors"] = tuple(fields.get("donors", ()))
         fields["disks"] = tuple(fields.get("disks", ()))
         fields["shares"] = tuple(fields.get("shares", ()))

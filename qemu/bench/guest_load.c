@@ -5,26 +5,46 @@
  * Static, so that it runs in any guest; copied there over SSH. It knows nothing of GhostBox or of swap. Phases are
  * named in the order in which they run, on one mapping:
  *
- *   ghostbox-guest-load memory bytes=N [ms=N] [warm_ms=N] [sort_bytes=N] fill scan random zipf sort
- *   ghostbox-guest-load file path=FILE bytes=N [ms=N] write warm scan
+ *   ghostbox-guest-load memory bytes=N [window_ms=N] [least_ms=N] [most_ms=N] [sort_bytes=N] PHASE…
+ *   ghostbox-guest-load file path=FILE bytes=N [window_ms=N] [least_ms=N] [most_ms=N] PHASE…
  *
- * fill    writes every word of anonymous memory, in order, for the first time
- * write   the same through a shared mapping of the file, made as large as that; then fsync
- * warm    reads a word of each cache line in order, once to the end
- * scan    the same, from the start again at the end, for ms
- * random  reads a word of pages drawn evenly, for ms
- * zipf    the same, drawn by Zipf's law (0.9), hot pages spread; for warm_ms, then measured for ms
- * sort    quicksort in place of records of 128 bytes by their first word: all of them, or the first sort_bytes
+ * Done once, from end to end:
  *
- * Each phase prints a line of JSON: what it did, how long it took, and what the guest's kernel moved meanwhile
- * (/proc/vmstat).
+ * fill       writes every word of anonymous memory, in order, for the first time
+ * write      the same through a shared mapping of the file, made as large as that; then fsync
+ * warm       reads a word of each cache line in order, once to the end
+ * sort       quicksort in place of records of 128 bytes by their first word: all of them, or the first sort_bytes
+ * check      reads every word and fails if one is not as fill wrote it (not after sort)
+ *
+ * Gone on with until the rate has settled:
+ *
+ * scan       reads a word of each cache line in order, from the start again at the end
+ * random     reads a word of pages drawn evenly
+ * zipf:E     the same, drawn by Zipf's law with exponent E; pages of near ranks are far from each other
+ * hot:N      the same, drawn evenly from N bytes of pages that are spread over all of the memory; the rest is cold
+ * moved:N    the same, but other pages: the last N bytes where hot has the first
+ * written:N  hot, and every fifth access is a write, too
+ * scanned:N  hot, while a second thread scans all of the memory; it is not counted
+ *
+ * Each draw is fresh: no sequence is drawn once and repeated, of which a cache would need the pages alone.
+ *
+ * A phase has settled when the rates of its last four windows are all within 5 % of their mean, after least_ms at the
+ * soonest; after most_ms it is measured as it is. Its rate is that of these windows. The time until it settled is when
+ * the first window began that was within 5 % of that rate, or above it.
+ *
+ * The first line says that it has begun. Each window and each phase prints a line of JSON: what was done, how long it took, and what the guest's kernel moved
+ * meanwhile (/proc/vmstat), with what processor time of the threads that do so.
  */
 #include "zipf.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -43,8 +63,10 @@
 #define MS_MAX         3600000ull
 #define BYTES_MAX      (1ull << 42)
 #define CLOCK_EVERY    32u
-#define ZIPF_EXPONENT  0.9
-#define ZIPF_STEPS     (1u << 17)
+#define WRITE_EVERY    5u
+#define AGREEING       4u
+#define TOLERANCE      0.05
+#define WINDOWS_MAX    4096u
 #define SPREAD_PRIME   2654435761ull
 #define INSERTION_MAX  16u
 #define SORTED_SAMPLES 1000u
@@ -61,7 +83,7 @@ struct record {
 struct load {
     volatile uint64_t *words;
     uint64_t bytes, n_pages;
-    uint64_t ms, warm_ms, sort_bytes;
+    uint64_t window_ms, least_ms, most_ms, sort_bytes;
     int fd; /* of the file; -1: anonymous memory */
 };
 
@@ -70,12 +92,28 @@ struct done {
     double seconds;
 };
 
+/* What a phase that goes on keeps between its steps. */
+struct going {
+    const struct load *load;
+    double argument;
+    uint64_t state; /* of the random numbers, or the next page of a scan */
+    uint64_t first, n_hot; /* ranks of the hot pages (`page_of`) */
+    struct zipf_draw *zipf;
+};
+
 /* The lines of /proc/vmstat that tell pages moved between tiers or to swap; a kernel may lack some. */
 static const char *const vmstat_names[] = {
     "pgpromote_success", "pgdemote_kswapd", "pgdemote_direct",  "pgdemote_khugepaged", "pswpin",
     "pswpout",           "pgmajfault",      "numa_hint_faults", "pgmigrate_fail",      "pgpromote_candidate",
+    "pgmigrate_success",
 };
 #define N_VMSTAT (sizeof(vmstat_names) / sizeof(vmstat_names[0]))
+
+/* What the guest's kernel has done so far. */
+struct moved {
+    uint64_t vmstat[N_VMSTAT];
+    double movers_s;
+};
 
 __attribute__((format(printf, 1, 2), noreturn)) static void fail(const char *format, ...)
 {
@@ -128,6 +166,41 @@ static void vmstat_read(uint64_t values[N_VMSTAT])
     fclose(file);
 }
 
+/* Processor time of a kernel thread that moves pages (fields 2, 14 and 15 of proc_pid_stat(5)); of others none. */
+static double mover_s(const char *pid)
+{
+    static const char *const movers[] = {"kdamond", "kswapd", "kcompactd"};
+    char path[300], name[64];
+    uint64_t user = 0, system = 0;
+    bool moves = false;
+
+    snprintf(path, sizeof(path), "/proc/%s/stat", pid);
+    FILE *file = fopen(path, "re");
+
+    if (!file)
+        return 0;
+    if (fscanf(file, "%*d (%63[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %" SCNu64 " %" SCNu64, name, &user,
+               &system) == 3)
+        for (size_t i = 0; i < sizeof(movers) / sizeof(movers[0]); i++)
+            moves = moves || strncmp(name, movers[i], strlen(movers[i])) == 0;
+    fclose(file);
+    return moves ? (double)(user + system) / (double)sysconf(_SC_CLK_TCK) : 0;
+}
+
+static void moved_read(struct moved *moved)
+{
+    DIR *processes = opendir("/proc");
+    const struct dirent *entry;
+
+    vmstat_read(moved->vmstat);
+    moved->movers_s = 0;
+    while (processes && (entry = readdir(processes)))
+        if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9')
+            moved->movers_s += mover_s(entry->d_name);
+    if (processes)
+        closedir(processes);
+}
+
 /* A random key in front of each record; the rest of it differs from page to page. */
 static struct done fill(const struct load *load)
 {
@@ -140,6 +213,22 @@ static struct done fill(const struct load *load)
     }
     if (load->fd >= 0 && fsync(load->fd) < 0)
         fail("fsync: %s", strerror(errno));
+    return (struct done){load->bytes, seconds_since(started_ns)};
+}
+
+/* Every word is as `fill` wrote it. */
+static struct done check(const struct load *load)
+{
+    uint64_t started_ns = clock_ns(), state = 1, n_words = load->bytes / sizeof(uint64_t);
+
+    for (uint64_t i = 0; i < n_words; i += sizeof(struct record) / sizeof(uint64_t)) {
+        bool same = load->words[i] == random_next(&state);
+
+        for (uint64_t j = 1; j < sizeof(struct record) / sizeof(uint64_t); j++)
+            same = same && load->words[i + j] == i + j;
+        if (!same)
+            fail("record %" PRIu64 " is not as it was written", i * sizeof(uint64_t) / sizeof(struct record));
+    }
     return (struct done){load->bytes, seconds_since(started_ns)};
 }
 
@@ -158,68 +247,102 @@ static struct done warm(const struct load *load)
     return (struct done){load->bytes, seconds_since(started_ns)};
 }
 
-static struct done scan(const struct load *load)
+static void scan_step(struct going *going)
 {
-    uint64_t started_ns = clock_ns(), stop_ns = started_ns + load->ms * NS_PER_MS, n = 0;
+    const struct load *load = going->load;
 
-    do {
-        for (unsigned i = 0; i < CLOCK_EVERY; i++, n++)
-            page_read(&load->words[n % load->n_pages * PAGE_WORDS]);
-    } while (clock_ns() < stop_ns);
-    return (struct done){n * PAGE_BYTES, seconds_since(started_ns)};
+    for (unsigned i = 0; i < CLOCK_EVERY; i++)
+        page_read(&load->words[going->state++ % load->n_pages * PAGE_WORDS]);
 }
 
-static struct done read_random(const struct load *load)
+/* Pages of near ranks are far from each other; as many ranks as pages. */
+static uint64_t page_of(const struct load *load, uint64_t rank)
 {
-    uint64_t started_ns = clock_ns(), stop_ns = started_ns + load->ms * NS_PER_MS, n = 0, state = started_ns;
-
-    do {
-        for (unsigned i = 0; i < CLOCK_EVERY; i++, n++) {
-            uint64_t value = random_next(&state);
-
-            (void)load->words[value % load->n_pages * PAGE_WORDS + (value >> 40) % PAGE_WORDS];
-        }
-    } while (clock_ns() < stop_ns);
-    return (struct done){n, seconds_since(started_ns)};
+    return rank * SPREAD_PRIME % load->n_pages;
 }
 
-/* A rank's page is far from its neighbour's. */
-static uint32_t *zipf_sequence(uint64_t n_pages)
+static volatile uint64_t *word_of(const struct load *load, uint64_t page, uint64_t random)
 {
-    double *sums = zipf_sums(n_pages, ZIPF_EXPONENT);
-    uint32_t *pages = malloc(ZIPF_STEPS * sizeof(*pages));
-    uint64_t state = clock_ns();
+    return &load->words[page * PAGE_WORDS + random % PAGE_WORDS];
+}
 
-    if (!sums || !pages)
+static void random_step(struct going *going)
+{
+    for (unsigned i = 0; i < CLOCK_EVERY; i++) {
+        uint64_t value = random_next(&going->state);
+
+        (void)*word_of(going->load, value % going->load->n_pages, value >> 40);
+    }
+}
+
+static void zipf_step(struct going *going)
+{
+    for (unsigned i = 0; i < CLOCK_EVERY; i++) {
+        uint64_t value = random_next(&going->state);
+        uint64_t rank = zipf_draw_rank(going->zipf, value, random_next(&going->state));
+
+        (void)*word_of(going->load, page_of(going->load, rank), value >> 40);
+    }
+}
+
+static uint64_t hot_page(struct going *going, uint64_t value)
+{
+    return page_of(going->load, going->first + (value & UINT32_MAX) % going->n_hot);
+}
+
+static void hot_step(struct going *going)
+{
+    for (unsigned i = 0; i < CLOCK_EVERY; i++) {
+        uint64_t value = random_next(&going->state);
+
+        (void)*word_of(going->load, hot_page(going, value), value >> 40);
+    }
+}
+
+/* What is written is what was there, so that `check` can follow. */
+static void written_step(struct going *going)
+{
+    for (unsigned i = 0; i < CLOCK_EVERY; i++) {
+        uint64_t value = random_next(&going->state);
+        volatile uint64_t *word = word_of(going->load, hot_page(going, value), value >> 40);
+        uint64_t found = *word;
+
+        if ((value >> 33) % WRITE_EVERY == 0)
+            *word = found;
+    }
+}
+
+static void zipf_begin(struct going *going)
+{
+    if (!(going->argument > 0 && going->argument <= 4))
+        fail("Zipf's exponent is not a number up to 4");
+    going->zipf = zipf_draw_new(going->load->n_pages, going->argument);
+    if (!going->zipf)
         fail("out of memory");
-    for (uint64_t i = 0; i < ZIPF_STEPS; i++)
-        pages[i] = (uint32_t)(zipf_rank(sums, n_pages, random_next(&state)) * SPREAD_PRIME % n_pages);
-    free(sums);
-    return pages;
 }
 
-static uint64_t zipf_run(const struct load *load, const uint32_t *pages, uint64_t *position, uint64_t ms)
+static void hot_begin(struct going *going)
 {
-    uint64_t stop_ns = clock_ns() + ms * NS_PER_MS, n = 0;
-
-    do {
-        for (unsigned i = 0; i < CLOCK_EVERY; i++, n++)
-            (void)load->words[(uint64_t)pages[(*position)++ % ZIPF_STEPS] * PAGE_WORDS];
-    } while (clock_ns() < stop_ns);
-    return n;
+    going->n_hot = (uint64_t)going->argument / PAGE_BYTES;
+    if (!(going->argument >= PAGE_BYTES && going->n_hot <= going->load->n_pages))
+        fail("the hot set is no number of bytes from %u to %" PRIu64, PAGE_BYTES, going->load->bytes);
 }
 
-static struct done read_zipf(const struct load *load)
+static void moved_begin(struct going *going)
 {
-    uint32_t *pages = zipf_sequence(load->n_pages);
-    uint64_t position = 0;
+    hot_begin(going);
+    going->first = going->load->n_pages - going->n_hot;
+}
 
-    zipf_run(load, pages, &position, load->warm_ms);
-    uint64_t started_ns = clock_ns(), n = zipf_run(load, pages, &position, load->ms);
-    double seconds = seconds_since(started_ns);
+static atomic_bool scanner_ends;
 
-    free(pages);
-    return (struct done){n, seconds};
+static void *scanner_run(void *argument)
+{
+    struct going going = {.load = argument};
+
+    while (!atomic_load_explicit(&scanner_ends, memory_order_relaxed))
+        scan_step(&going);
+    return NULL;
 }
 
 static void records_swap(struct record *a, struct record *b)
@@ -303,36 +426,161 @@ static struct done sort(const struct load *load)
 
 static const struct phase {
     const char *name;
-    struct done (*run)(const struct load *load);
-    bool of_memory, of_file;
+    struct done (*run)(const struct load *load); /* once; NULL: it goes on, by `step` */
+    void (*begin)(struct going *going);          /* takes the argument; NULL: there is none */
+    void (*step)(struct going *going);           /* CLOCK_EVERY pages */
+    uint64_t unit;                               /* what a page counts */
+    bool of_memory, of_file, beside_scanner;
 } phases[] = {
-    {"fill", fill, true, false}, {"write", fill, false, true},         {"warm", warm, false, true},
-    {"scan", scan, true, true},  {"random", read_random, true, false}, {"zipf", read_zipf, true, false},
-    {"sort", sort, true, false},
+    {.name = "fill", .run = fill, .of_memory = true},
+    {.name = "write", .run = fill, .of_file = true},
+    {.name = "warm", .run = warm, .of_file = true},
+    {.name = "sort", .run = sort, .of_memory = true},
+    {.name = "check", .run = check, .of_memory = true},
+    {.name = "scan", .step = scan_step, .unit = PAGE_BYTES, .of_memory = true, .of_file = true},
+    {.name = "random", .step = random_step, .unit = 1, .of_memory = true},
+    {.name = "zipf", .begin = zipf_begin, .step = zipf_step, .unit = 1, .of_memory = true},
+    {.name = "hot", .begin = hot_begin, .step = hot_step, .unit = 1, .of_memory = true},
+    {.name = "moved", .begin = moved_begin, .step = hot_step, .unit = 1, .of_memory = true},
+    {.name = "written", .begin = hot_begin, .step = written_step, .unit = 1, .of_memory = true},
+    {.name = "scanned", .begin = hot_begin, .step = hot_step, .unit = 1, .of_memory = true, .beside_scanner = true},
 };
 
-static const struct phase *phase_find(const char *name, bool file)
+struct chosen {
+    const struct phase *phase;
+    const char *word;
+    double argument;
+};
+
+static struct chosen phase_find(const char *word, bool file)
 {
-    for (size_t i = 0; i < sizeof(phases) / sizeof(phases[0]); i++)
-        if (strcmp(phases[i].name, name) == 0 && (file ? phases[i].of_file : phases[i].of_memory))
-            return &phases[i];
-    fail("there is no phase '%s'", name);
+    const char *colon = strchr(word, ':');
+    size_t length = colon ? (size_t)(colon - word) : strlen(word);
+
+    for (size_t i = 0; i < sizeof(phases) / sizeof(phases[0]); i++) {
+        const struct phase *phase = &phases[i];
+
+        if (strlen(phase->name) != length || strncmp(phase->name, word, length) != 0 ||
+            !(file ? phase->of_file : phase->of_memory))
+            continue;
+        if ((phase->begin != NULL) != (colon != NULL))
+            fail("phase '%s' takes %s", phase->name, colon ? "no argument" : "an argument: NAME:NUMBER");
+        return (struct chosen){phase, word, colon ? strtod(colon + 1, NULL) : 0};
+    }
+    fail("there is no phase '%s'", word);
 }
 
-static void phase_run(const struct phase *phase, const struct load *load)
+static void moved_print(const struct moved *before, const struct moved *after)
 {
-    uint64_t before[N_VMSTAT], after[N_VMSTAT];
-
-    vmstat_read(before);
-    struct done done = phase->run(load);
-
-    vmstat_read(after);
-    printf("{\"phase\": \"%s\", \"count\": %" PRIu64 ", \"seconds\": %.6f, \"per_s\": %.3f, \"vmstat\": {",
-           phase->name, done.count, done.seconds, (double)done.count / done.seconds);
+    printf(", \"movers_s\": %.2f, \"vmstat\": {", after->movers_s - before->movers_s);
     for (size_t i = 0; i < N_VMSTAT; i++)
-        printf("%s\"%s\": %" PRIu64, i ? ", " : "", vmstat_names[i], after[i] - before[i]);
+        printf("%s\"%s\": %" PRIu64, i ? ", " : "", vmstat_names[i], after->vmstat[i] - before->vmstat[i]);
     printf("}}\n");
     fflush(stdout);
+}
+
+struct windows {
+    double rates[WINDOWS_MAX], began_s[WINDOWS_MAX];
+    unsigned n;
+};
+
+/* The mean rate of the last windows; `agree` tells whether all of them are near it. */
+static double last_rate(const struct windows *windows, bool *agree)
+{
+    unsigned n = windows->n < AGREEING ? windows->n : AGREEING;
+    const double *last = &windows->rates[windows->n - n];
+    double mean = 0;
+
+    for (unsigned i = 0; i < n; i++)
+        mean += last[i] / n;
+    *agree = n == AGREEING;
+    for (unsigned i = 0; i < n; i++)
+        *agree = *agree && fabs(last[i] - mean) <= TOLERANCE * mean;
+    return mean;
+}
+
+static double settled_at_s(const struct windows *windows, double rate)
+{
+    for (unsigned i = 0; i < windows->n; i++)
+        if (windows->rates[i] >= rate * (1 - TOLERANCE))
+            return windows->began_s[i];
+    return windows->began_s[windows->n - 1];
+}
+
+static void window_run(const struct chosen *chosen, struct going *going, struct windows *windows, uint64_t began_ns)
+{
+    struct moved before, after;
+    uint64_t n = 0;
+
+    moved_read(&before);
+    uint64_t started_ns = clock_ns(), stop_ns = started_ns + going->load->window_ms * NS_PER_MS;
+
+    do {
+        chosen->phase->step(going);
+        n += CLOCK_EVERY * chosen->phase->unit;
+    } while (clock_ns() < stop_ns);
+    double seconds = seconds_since(started_ns);
+
+    moved_read(&after);
+    windows->began_s[windows->n] = (double)(started_ns - began_ns) / (double)NS_PER_S;
+    windows->rates[windows->n++] = (double)n / seconds;
+    printf("{\"window\": \"%s\", \"count\": %" PRIu64 ", \"seconds\": %.6f", chosen->word, n, seconds);
+    moved_print(&before, &after);
+}
+
+static void go_on(const struct chosen *chosen, const struct load *load)
+{
+    static struct windows windows;
+    struct moved before, after;
+    struct going going = {.load = load, .argument = chosen->argument};
+    pthread_t scanner;
+    bool agree = false;
+    double rate = 0;
+
+    windows.n = 0;
+    if (chosen->phase->begin)
+        chosen->phase->begin(&going);
+    if (chosen->phase->step != scan_step)
+        going.state = clock_ns();
+    atomic_store(&scanner_ends, false);
+    if (chosen->phase->beside_scanner && pthread_create(&scanner, NULL, scanner_run, (void *)load))
+        fail("no second thread");
+    moved_read(&before);
+    uint64_t began_ns = clock_ns(), passed_ms = 0;
+
+    while (windows.n < AGREEING || passed_ms < load->least_ms ||
+           (!agree && passed_ms < load->most_ms && windows.n < WINDOWS_MAX)) {
+        window_run(chosen, &going, &windows, began_ns);
+        rate = last_rate(&windows, &agree);
+        passed_ms = (clock_ns() - began_ns) / NS_PER_MS;
+    }
+    moved_read(&after);
+    atomic_store(&scanner_ends, true);
+    if (chosen->phase->beside_scanner)
+        pthread_join(scanner, NULL);
+    free(going.zipf);
+    printf("{\"phase\": \"%s\", \"per_s\": %.3f, \"settled\": %s, \"settled_s\": %.3f, \"seconds\": %.6f, "
+           "\"windows\": %u",
+           chosen->word, rate, agree ? "true" : "false",
+           agree ? settled_at_s(&windows, rate) : (double)passed_ms / 1000.0, (double)passed_ms / 1000.0, AGREEING);
+    moved_print(&before, &after);
+}
+
+static void phase_run(const struct chosen *chosen, const struct load *load)
+{
+    struct moved before, after;
+
+    if (!chosen->phase->run) {
+        go_on(chosen, load);
+        return;
+    }
+    moved_read(&before);
+    struct done done = chosen->phase->run(load);
+
+    moved_read(&after);
+    printf("{\"phase\": \"%s\", \"count\": %" PRIu64 ", \"seconds\": %.6f, \"per_s\": %.3f", chosen->word,
+           done.count, done.seconds, (double)done.count / done.seconds);
+    moved_print(&before, &after);
 }
 
 static uint64_t number(const char *word, const char *value, uint64_t min, uint64_t max)
@@ -370,8 +618,9 @@ static bool option_take(struct load *load, const char **path, const char *word)
     } numbers[] = {
         {"bytes=", offsetof(struct load, bytes), PAGE_BYTES, BYTES_MAX},
         {"sort_bytes=", offsetof(struct load, sort_bytes), PAGE_BYTES, BYTES_MAX},
-        {"ms=", offsetof(struct load, ms), 1, MS_MAX},
-        {"warm_ms=", offsetof(struct load, warm_ms), 0, MS_MAX},
+        {"window_ms=", offsetof(struct load, window_ms), 1, MS_MAX},
+        {"least_ms=", offsetof(struct load, least_ms), 0, MS_MAX},
+        {"most_ms=", offsetof(struct load, most_ms), 0, MS_MAX},
     };
 
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
@@ -392,14 +641,14 @@ static bool option_take(struct load *load, const char **path, const char *word)
 
 int main(int argc, char **argv)
 {
-    struct load load = {.ms = 1000};
-    const struct phase *chosen[PHASES_MAX];
+    struct load load = {.window_ms = 1000, .most_ms = 60000};
+    struct chosen chosen[PHASES_MAX];
     const char *path = NULL;
     size_t n_chosen = 0;
     bool file = argc > 1 && strcmp(argv[1], "file") == 0;
 
     if (argc < 2 || (!file && strcmp(argv[1], "memory") != 0))
-        fail("usage: memory|file bytes=N [ms=N] [warm_ms=N] [sort_bytes=N] [path=FILE] PHASE…");
+        fail("usage: memory|file bytes=N [window_ms=N] [least_ms=N] [most_ms=N] [sort_bytes=N] [path=FILE] PHASE…");
     for (int i = 2; i < argc; i++) {
         if (option_take(&load, &path, argv[i]))
             continue;
@@ -414,7 +663,9 @@ int main(int argc, char **argv)
     if (load.sort_bytes == 0 || load.sort_bytes > load.bytes)
         load.sort_bytes = load.bytes;
     map(&load, path);
+    printf("{\"begun\": true}\n");
+    fflush(stdout);
     for (size_t i = 0; i < n_chosen; i++)
-        phase_run(chosen[i], &load);
+        phase_run(&chosen[i], &load);
     return 0;
 }

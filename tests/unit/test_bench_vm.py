@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ghostbox import bench, config, paths, plan
-from ghostbox.bench import plot, vm, vm_domain, vm_guests, vm_scale, vm_session
+from ghostbox.bench import plot, vm, vm_domain, vm_guests, vm_load, vm_scale, vm_session
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Outcome, Report, Results, Row, make_row
 from ghostbox.bench.scale import SHORT
 from ghostbox.bench.vm_domain import NbdDisk
+from ghostbox.bench.vm_load import Phase
 from ghostbox.errors import GuestError, Refused, UsageError
 from ghostbox.placement import Offer
 from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt, VmPlan
@@ -24,7 +28,10 @@ from ghostbox.ssh import Result
 from ghostbox.units import GIB, MIB
 
 DISKS = (NbdDisk("ghostbox-swap", 10001, "bench"), NbdDisk("ghostbox-files", 10002, "bench"))
-COUNTERS = ("pgpromote_success", "pgdemote_kswapd", "pgdemote_direct", "pgdemote_khugepaged", "pswpin", "pswpout")
+COUNTERS = (
+    *("pgpromote_success", "pgdemote_kswapd", "pgdemote_direct", "pgdemote_khugepaged", "pgmigrate_success"),
+    *("pswpin", "pswpout"),
+)
 
 
 def load_config(settings: dict[str, object]) -> config.Config:
@@ -41,19 +48,35 @@ def make_plan() -> VmPlan:
     return plan.make(load_config({"vm.name": "bench-1-swap"}), where, facts)
 
 
-def scenarios(*, tiered: bool = True) -> dict[str, Any]:
+def scenarios() -> dict[str, Any]:
     lab = Lab(paths.find(), SHORT)
-    setup = vm_guests.Setup(lab, load_config, vm_scale.FULL, lambda _text: None, tiered)
+    setup = vm_guests.Setup(lab, load_config, vm_scale.FULL, lambda _text: None, emulated=True)
     return {scenario.name: scenario for scenario in vm.scenarios(setup)}
 
 
-def outcome(rate: float, moved: int) -> Outcome:
-    phase = {"per_s": rate, "vmstat": dict.fromkeys(COUNTERS, moved)}
-    return Outcome(vm._figures(dict.fromkeys((*vm_scale.READS, "sort"), phase)))
+def line(word: str, rate: float, moved: int, *, last: bool) -> str:
+    data: dict[str, object] = {"vmstat": dict.fromkeys(COUNTERS, moved), "movers_s": 0.1, "seconds": 2.0}
+    if last:
+        return json.dumps({"phase": word, "per_s": rate, "settled": True, "settled_s": 6.0, "windows": 1, **data})
+    return json.dumps({"window": word, "count": rate * 2, **data})
 
 
-def rows(results: Results, *, tiered: bool = True) -> list[Row]:
-    scenario = scenarios(tiered=tiered)["guest/1.2"]
+def phases(rate: float, moved: int, fetched: int) -> list[Phase]:
+    """Return all phases, each with two windows of which the second is the measured one; ``fetched`` pages in each."""
+    lines = [('{"begun": true}', {"pager_missing_fetch": 0.0})]
+    for number, word in enumerate(map(vm_scale.FULL.word, vm_scale.ALL_PHASES)):
+        for window, last in enumerate((False, False, True)):
+            count = fetched * (2 * number + min(window + 1, 2))
+            lines.append((line(word, rate, moved, last=last), {"pager_missing_fetch": float(count)}))
+    return vm_load.collect(lines)
+
+
+def outcome(rate: float, moved: int = 0, fetched: int = 0) -> Outcome:
+    return Outcome(vm._figures(vm_scale.ALL_PHASES, phases(rate, moved, fetched), 100 * MIB))
+
+
+def rows(results: Results) -> list[Row]:
+    scenario = scenarios()["guest/1.2"]
     return [make_row(scenario, spec, results) for spec in scenario.rows]
 
 
@@ -70,41 +93,53 @@ def test_reference_has_one_node_no_shim_and_its_disks() -> None:
     assert DISKS[0].guest_path == "/dev/disk/by-id/virtio-ghostbox-swap"
 
 
-def test_rows_stand_beside_swap_with_the_targets_and_beside_the_same_guest_without_tiering() -> None:
-    results = Results({"ghostbox": [outcome(900, 3)], "tiering off": [outcome(1800, 0)], "swap": [outcome(100, 30)]})
-    found = rows(results)
-    judged = {row.what.partition(",")[0]: row for row in found if row.target}
-    assert [(row.target.ratio, row.reached) for row in judged.values() if row.target] == [
-        (2, True), (8, True), (5, True), (5, True), (2, True),
-    ]  # fmt: skip
-    assert {row.reference_name for row in judged.values()} == {"swap"}
-    assert judged["scan again and again"].ratio is not None
-    assert judged["scan again and again"].ratio.median == 9
-    costs = [row for row in found if row.reference_name == "tiering off"]
-    assert [row.ratio.median for row in costs if row.ratio] == [0.5] * 4
-    moved = {row.what.partition(",")[0]: row for row in found if row.unit == "pages"}
-    assert moved["pages promoted"].reference_name == "swapped in"
-    # 4 phases, 3 pages each; demoted pages are counted in three ways.
-    assert [row.measured.median for row in moved.values() if row.measured] == [12, 36]
+RESULTS = Results(
+    {"ghostbox": [outcome(900, 3, 7)], "swap": [outcome(100, 30)], "all local": [outcome(1000)]},
+    {"zswap": "the guest's kernel has no zswap"},
+)
 
 
-def test_where_a_guest_has_no_tiering_by_default_the_pages_moved_are_those_of_the_guest_with_it() -> None:
-    results = Results({"ghostbox": [outcome(900, 0)], "tiering on": [outcome(600, 3)], "swap": [outcome(100, 30)]})
-    found = rows(results, tiered=False)
-    assert {row.ratio.median for row in found if row.target and row.ratio} == {9}
-    costs = [row for row in found if row.reference_name == "tiering on"]
-    assert [row.ratio.median for row in costs if row.ratio] == [1.5] * 4
-    assert {row.note for row in costs} == {"the same guest with promotion and demotion"}
-    assert [row.measured.median for row in found if row.unit == "pages" and row.measured] == [12, 36]
-    assert [each.name for each in scenarios(tiered=False)["guest/1.2"].contenders] == ["ghostbox", "tiering on", "swap"]
+def test_rows_stand_beside_swap_with_the_targets_and_beside_all_local_memory() -> None:
+    found = [row for row in rows(RESULTS) if row.unit in ("/s", "B/s")]
+    beside = {name: [row for row in found if row.reference_name == name] for name in ("swap", "all local")}
+    assert [row.target.ratio for row in beside["swap"] if row.target] == [1.5, 1, 1, 1, 1, 1, 3, 4, 4, 4, 8, 2]
+    assert {row.ratio.median for row in beside["swap"] if row.ratio} == {9}
+    assert [row.reached for row in beside["swap"]] == [True] * 12
+    assert {row.ratio.median for row in beside["all local"] if row.ratio} == {0.9}
+    judged = [row for row in beside["all local"] if row.target]
+    assert [row.target.ratio for row in judged if row.target] == [0.5] * 4
+    without = [row for row in found if row.ratio is None]
+    assert len(without) == 12
+    assert all("no zswap" in row.note for row in without)
+
+
+def test_figures_are_of_the_windows_that_were_measured() -> None:
+    figures = outcome(900, 3, 7).figures
+    assert figures["hot50_settled_s"] == 6
+    assert figures["hot50_fetched"] == pytest.approx((7 + 3) / 1800 * 1000)  # by the pager, and 3 swapped in
+    assert figures["scan_fetched"] == pytest.approx((7 + 3) / (1800 / 4096) * 1000)  # a scan counts bytes
+    assert figures["hot50_moving"] == pytest.approx(3 * 4096 / (100 * MIB) / 2 * 60)
+    assert figures["movers"] == pytest.approx(0.05)
+
+
+def test_times_and_what_goes_on_for_ever_have_targets() -> None:
+    found = {row.what: row for row in rows(RESULTS) if row.target and row.unit not in ("/s", "B/s")}
+    assert len([what for what in found if "time until settled" in what]) == 4
+    moving = found["parts of the set that tiering moves a minute, set 1.2 × local RAM"]
+    assert (moving.reference_name, moving.reached) == ("1 % a minute", True)
+    taken = found["processors of the guest that tiering takes, set 1.2 × local RAM"]
+    assert taken.reference_name == "5 % of one"
+    assert taken.ratio is not None and taken.ratio.median == pytest.approx(1)
 
 
 def test_without_nbdkit_the_rows_say_why() -> None:
     results = Results(
-        {"ghostbox": [outcome(1, 1)], "tiering off": [outcome(1, 1)]}, {"swap": "nbdkit is not installed"}
+        {"ghostbox": [outcome(1)]}, {"swap": "nbdkit is not installed", "zswap": "nbdkit is not installed"}
     )
-    judged = [row for row in rows(results) if row.target]
-    assert all(row.ratio is None and "nbdkit is not installed" in row.note for row in judged)
+    judged = [row for row in rows(results) if row.target and "processors" not in row.what and "moves" not in row.what]
+    beside = [row for row in judged if row.note.startswith(("swap:", "the guest that swaps"))]
+    assert len(beside) == 24
+    assert all(row.ratio is None and "nbdkit is not installed" in row.note for row in beside)
 
 
 def test_sets_fit_into_either_guest_and_into_no_local_memory() -> None:
@@ -117,8 +152,7 @@ def test_sets_fit_into_either_guest_and_into_no_local_memory() -> None:
 
 def test_picture_shows_the_ratios(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    results = Results({"ghostbox": [outcome(900, 3)], "tiering off": [outcome(1800, 0)], "swap": [outcome(100, 30)]})
-    report = Report("0", {}, 1, True, rows(results), {}, {}, {})
+    report = Report("0", {}, 1, True, rows(RESULTS), {}, {}, {})
     plot.draw(report, tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     assert "In the guest, beside swap over NBD" in text
@@ -138,7 +172,7 @@ def test_too_little_memory_is_refused_before_anything_runs(
 
 
 def test_only_names_parts_of_the_guest_run() -> None:
-    assert set(scenarios()) == {"guest/1.2", "guest/2", "weights"}
+    assert set(scenarios()) == {"guest/1.2", "guest/2", "weights", "database", "redis", "tiering/1.2", "tiering/2"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +203,20 @@ class DyingSsh:
 
     def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
         """Answer as GuestSsh does."""
-        return Result(0, self.log, "") if stdin == "dmesg" else Result(self.status, "", "")
+        return Result(0, self.log, "")
+
+    @contextlib.contextmanager
+    def opened(self, command: str, *, silence_s: float) -> Iterator[DyingSsh]:
+        """Answer as GuestSsh does."""
+        yield self
+
+    def recv(self, n_bytes: int) -> bytes:
+        """Say nothing."""
+        return b""
+
+    def ending(self) -> tuple[int, str]:
+        """Have ended."""
+        return self.status, ""
 
 
 @pytest.mark.parametrize(

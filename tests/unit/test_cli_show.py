@@ -47,8 +47,9 @@ def test_plan_says_what_image_it_takes_or_builds(changes: dict[str, object], sho
 
 
 def test_plan_says_whether_there_is_tiering_and_why() -> None:
-    assert shown_line("tiering", FACTS) == "on: KVM; promotes at most 8 MiB/s"
-    assert shown_line("tiering", dataclasses.replace(FACTS, virt=Virt.TCG)) == "off: emulated"
+    assert shown_line("tiering", FACTS) == "DAMON: KVM; promotes at most 53 MiB/s"
+    emulated = shown_line("tiering", dataclasses.replace(FACTS, virt=Virt.TCG))
+    assert emulated == "DAMON: emulated; promotes at most 53 MiB/s"
 
 
 def test_plan_says_in_everyday_terms_what_the_figures_mean() -> None:

@@ -125,7 +125,7 @@ def test_an_empty_section_and_an_empty_file_are_no_error(places: Path) -> None:
         ("pool: {extent: 3MiB}\n", ":1: pool.extent: 3 MiB is not a power of two of at least 4 KiB", ""),
         ("pool: {donors: ['a b']}\n", ":1: pool.donors: 'a b' is not HOST or HOST:PORT", ""),
         ("pager: {log_level: loud}\n", ":1: pager.log_level: 'loud' is not one of error, warn, info, debug", ""),
-        ("guest: {tiering: perhaps}\n", ":1: guest.tiering: 'perhaps' is not auto, on or off", ""),
+        ("guest: {tiering: perhaps}\n", ":1: guest.tiering: 'perhaps' is not auto, damon, numa or off", ""),
         ("memserver: {size: most}\n", ":1: memserver.size: 'most' is not a size, a percentage or auto", ""),
         ("libvirt: {uri: qemu}\n", ":1: libvirt.uri: 'qemu' is not a libvirt URI", ""),
     ],
@@ -140,7 +140,10 @@ def test_what_is_wrong_is_named_with_file_and_line(places: Path, text: str, mess
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("true", "on"), ("false", "off"), ("on", "on"), ("no", "off"), ("1", "on"), ("auto", "auto"), ("Auto", "auto")],
+    [
+        *[("true", "damon"), ("false", "off"), ("on", "damon"), ("no", "off"), ("1", "damon"), ("auto", "auto")],
+        *[("Auto", "auto"), ("damon", "damon"), ("NUMA", "numa")],
+    ],
 )
 def test_tiering_is_written_as_a_word_or_as_true_and_false(places: Path, written: str, meant: str) -> None:
     given = write(places / "some.yaml", f"guest: {{tiering: {written}}}\n")

@@ -12,8 +12,9 @@ import pytest
 from ghostbox import config, plan
 from ghostbox.errors import DonorTooSmall, Refused, UsageError
 from ghostbox.placement import Share
-from ghostbox.plan import Virt
+from ghostbox.plan import HostFacts, Virt
 from ghostbox.prediction import assumed_link
+from ghostbox.tiering import How
 from ghostbox.units import GIB, MIB
 from helpers.facts import FACTS, PATHS
 
@@ -58,28 +59,36 @@ def test_lost_pages_end_programs_under_kvm_and_are_waited_for_without_it() -> No
         plan.make(loaded(pool__on_donor_loss="poison"), PATHS, without)
 
 
-def test_tiering_is_left_out_of_an_emulated_guest_unless_it_is_wanted() -> None:
+def test_tiering_is_by_damon_unless_something_else_is_wanted() -> None:
     without = dataclasses.replace(FACTS, virt=Virt.TCG)
-    assert str(plan.make(loaded(), PATHS, FACTS).guest.tiering) == "on: KVM; promotes at most 8 MiB/s"
-    assert str(plan.make(loaded(), PATHS, without).guest.tiering) == "off: emulated"
-    wanted = plan.make(loaded(guest__tiering=True), PATHS, without).guest.tiering
-    assert str(wanted) == "on: guest.tiering is on; promotes at most 4 MiB/s"
-    assert str(plan.make(loaded(guest__tiering="off"), PATHS, FACTS).guest.tiering) == "off: guest.tiering is off"
+
+    def chosen(facts: HostFacts, **settings: object) -> tuple[str, How]:
+        tiering = plan.make(loaded(**settings), PATHS, facts).guest.tiering
+        return str(tiering), tiering.otherwise
+
+    assert chosen(FACTS) == ("DAMON: KVM; promotes at most 53 MiB/s", How.NUMA)
+    assert chosen(without) == ("DAMON: emulated; promotes at most 53 MiB/s", How.OFF)
+    numa = ("NUMA balancing: guest.tiering is numa; promotes at most 4 MiB/s", How.OFF)
+    assert chosen(without, guest__tiering="numa") == numa
+    assert chosen(FACTS, guest__tiering="off")[0] == "off: guest.tiering is off"
+    assert chosen(FACTS, guest__tiering=True)[0].startswith("DAMON: guest.tiering is damon;")
 
 
 @pytest.mark.parametrize(
     ("read", "write", "limit"), [(1250, 300, 30), (118, 118, 11), (5, 90, 1), (50_000, 40_000, 4000)]
 )
-def test_promotion_takes_a_tenth_of_the_slowest_link_that_was_measured(read: int, write: int, limit: int) -> None:
+def test_promotion_takes_a_part_of_the_slowest_link_that_was_measured(read: int, write: int, limit: int) -> None:
     fast = assumed_link("b:10810")
     links = {
         "a": dataclasses.replace(fast, read_bytes_per_s=read * MIB, write_bytes_per_s=write * MIB),
         "b": dataclasses.replace(fast, read_bytes_per_s=60_000 * MIB, write_bytes_per_s=60_000 * MIB),
     }
     facts = dataclasses.replace(FACTS, links=links)
-    assert plan.make(loaded(), PATHS, facts).guest.tiering.promote_mib_per_s == limit
+    assert plan.make(loaded(), PATHS, facts).guest.tiering.promote_mib_per_s == max(min(read, write) // 2, 1)
+    numa = loaded(guest__tiering="numa")
+    assert plan.make(numa, PATHS, facts).guest.tiering.promote_mib_per_s == limit
     emulated = dataclasses.replace(facts, virt=Virt.TCG)
-    assert plan.make(loaded(), PATHS, emulated).guest.tiering.promote_mib_per_s == min(limit, 4)
+    assert plan.make(numa, PATHS, emulated).guest.tiering.promote_mib_per_s == min(limit, 4)
 
 
 @pytest.mark.parametrize("key", ["memory", "remote_memory"])

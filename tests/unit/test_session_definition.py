@@ -63,7 +63,10 @@ def test_what_a_record_does_not_say_comes_from_the_configuration_of_that_day(box
     assert f"cloud_init: {ghostbox_dirs}/extra.yaml" in found.text
 
 
-@pytest.mark.parametrize(("why", "word"), [("guest.tiering is on", "on"), ("KVM", "auto"), ("emulated", "auto")])
+@pytest.mark.parametrize(
+    ("why", "word"),
+    [("guest.tiering is on", "damon"), ("guest.tiering is numa", "numa"), ("KVM", "auto"), ("emulated", "auto")],
+)
 def test_tiering_that_was_left_to_us_is_left_to_us_again(ghostbox_dirs: Path, why: str, word: str) -> None:
     files = stopped_vm("box", tiering=Tiering(on=True, why=why))
     assert settled(files).config.guest.tiering == word

@@ -39,7 +39,7 @@ def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
     with lab(state=ODD, umask=0o077) as host:
         extra = host.root / "extra.yaml"
         extra.write_text(CLOUD_INIT)
-        (host.root / "ghostbox.yaml").write_text(f"guest: {{tiering: true}}\n{NEVER_SLOW}")
+        (host.root / "ghostbox.yaml").write_text(f"guest: {{tiering: numa}}\n{NEVER_SLOW}")
         port = free_port()
         options: list[str | Path] = ["--memory", "768M", "--remote-memory", "512M", "--cache", f"{CACHE_MIB}M"]
         options += ["--cpus", "2", "--disk", "6G", "--image", "debian", "--cloud-init", extra, "-p", f"{port}:8000"]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Hot pages come home in a guest whose kernel moves them by DAMON; no byte is lost by that, and it stops by itself."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ghostbox import pager, processes
+from ghostbox.bench import vm_load
+from ghostbox.bench.vm_load import Phase
+from ghostbox.units import MIB, PAGE_BYTES
+from helpers.donor import running_donor
+from helpers.lab import Host, lab
+from helpers.main_vm import NEVER_SLOW
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+VM = "gbt-tiers"
+LOCAL_MIB = 320
+SET_BYTES = LOCAL_MIB * 5 // 4 * MIB
+HOT_BYTES = LOCAL_MIB * 2 // 5 * MIB
+PROGRAM = "ghostbox-guest-load"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with lab() as made, running_donor(tmp_path_factory.mktemp("donor"), size="512M", name="gbt-tiers") as donor:
+        (made.root / "ghostbox.yaml").write_text(NEVER_SLOW)
+        sizes = ["--memory", "256M", "--remote-memory", "512M", "--cache", f"{LOCAL_MIB - 256}M"]
+        made.cli("up", VM, *sizes, "--donor", donor.address, "--timeout", "4m", check=True)
+        program = base64.b64encode((made.paths.native / PROGRAM).read_bytes()).decode()
+        put = f"base64 -d > /tmp/{PROGRAM}; chmod 755 /tmp/{PROGRAM}"
+        made.cli("shell", VM, "--", put, stdin=program, check=True)
+        yield made
+        made.cli("delete", VM, "--yes", "--force")
+
+
+def load(host: Host, *words: str) -> dict[str, Phase]:
+    """Run the load in the guest; return its phases by their words."""
+    argv = host.argv("shell", VM, "--", f"/tmp/{PROGRAM} memory bytes={SET_BYTES} {' '.join(words)}")
+    done = subprocess.run(argv, env=dict(host.env), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    return {phase.word: phase for phase in vm_load.collect((line, {}) for line in done.stdout.splitlines())}
+
+
+def fetched(host: Host) -> int:
+    """Return how many pages the pager has fetched so far."""
+    status: dict[str, Any] | None = pager.status(host.paths.vm(VM).pager_control)
+    assert status is not None
+    return int(status["faults"]["missing_fetch"])
+
+
+def test_plan_and_guest_say_what_moves_pages(host: Host) -> None:
+    tiering = json.loads(host.cli("info", VM, "--json", check=True).stdout)["tiering"]
+    assert (tiering["on"], tiering["how"]) == (True, "damon")
+    assert host.cli("shell", VM, "--", "cat /run/ghostbox/tiering", check=True).stdout == "DAMON\n"
+    threads = host.cli("shell", VM, "--", "ps -e -o comm= | grep -c '^kdamond'", check=True).stdout
+    assert threads.strip() == "2"
+
+
+def test_hot_pages_come_home_wherever_they_lie_and_every_byte_is_right(host: Host) -> None:
+    """A pager is killed on the way. At the end the hot pages are fetched no more, and hardly any page is moved."""
+    hot, moved, written = (f"{name}:{HOT_BYTES}" for name in ("hot", "moved", "written"))
+    pace = ("window_ms=2000", "least_ms=30000", "most_ms=60000")
+    with killed_meanwhile(host):
+        found = load(host, *pace, "fill", hot, moved, written, "check")
+    for word in (hot, moved, written):
+        first, last = found[word].measured[0], found[word].measured[-1]
+        assert first.count > 0
+        assert last.moved["migrated"] * PAGE_BYTES < SET_BYTES / 10, (word, found[word])
+    assert sum(found[word].moved["migrated"] for word in (hot, moved)) * PAGE_BYTES > HOT_BYTES / 4
+
+
+@contextlib.contextmanager
+def killed_meanwhile(host: Host) -> Iterator[None]:
+    """Kill the pager once the load has begun to fetch; the supervisor starts another one."""
+    before = fetched(host)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            processes.wait_until(lambda: fetched(host) > before + 2000, timeout_s=60, what="fetches")
+            status = pager.status(host.paths.vm(VM).pager_control)
+            assert status is not None
+            os.kill(int(status["pid"]), signal.SIGKILL)
+            os._exit(0)
+        os._exit(1)
+    try:
+        yield
+    finally:
+        _, ended = os.waitpid(child, 0)
+    assert ended == 0, "the pager was not killed"
