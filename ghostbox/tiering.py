@@ -29,6 +29,7 @@ class How(enum.StrEnum):
     OFF = "off"
 
 
+CHOICES = ("auto", *How)
 EMULATED_NUMA_MIB_PER_S = 4
 _NUMA_LINK_PART = 10
 _DAMON_LINK_PART = 2
@@ -41,9 +42,9 @@ _NAMES = {How.DAMON: "DAMON", How.NUMA: "NUMA balancing", How.OFF: "off"}
 #   since all of it may be young; nor more than the link carries.
 # - Only where there is less room than `want` are cold pages demoted: nothing leaves node 0 for nothing. Cold is what
 #   was not accessed between two looks, `age` seconds apart.
-# - Nothing moves for ever: where as much as half of node 0 was exchanged within a minute, what is moved is not cold
-#   enough. Then the age grows fourfold, and twofold while more than a twentieth is exchanged in a minute. It is halved
-#   again after minutes in which less was moved: each time that this was wrong, after twice as many.
+# - Nothing moves for ever: where half of node 0 was exchanged within a minute, or a twentieth in all of one, what is
+#   moved is not cold enough. Then the age is doubled. It is halved again after minutes in which less was moved: each
+#   time that this was wrong, after twice as many. It has a limit, or a hot set that moved later would wait for long.
 #
 # The guest's kernel keeps room for itself on node 0 by a high watermark, for want of anything to reclaim (plan.py).
 # With demotion it can reclaim, so the watermark is lowered.
@@ -52,7 +53,7 @@ kdamonds=/sys/kernel/mm/damon/admin/kdamonds
 nodes=/sys/devices/system/node
 page=4096 mib=1048576
 rate=$((RATE * mib))
-youngest=8 oldest=256 sweep=4 slow_sweep=32
+youngest=8 oldest=32 sweep=4 slow_sweep=32
 most=$((256 * mib)) least=$((32 * mib))
 
 said() { echo "$*"; echo "$*" > /run/ghostbox/tiering; }
@@ -189,7 +190,7 @@ while sleep $pause; do
     if [ $((sum * 2)) -gt $size_here ] || [ $seconds -ge 60 ]; then
         if [ $((sum * 20)) -gt $size_here ]; then
             [ $calm -gt 0 ] && [ $patience -lt 16 ] && patience=$((patience * 2))
-            age=$((age * (seconds < 60 ? 4 : 2))) calm=0
+            age=$((age * 2)) calm=0
             [ $age -le $oldest ] || age=$oldest
             echo "cold is what was not used for $age s"
         elif [ $((calm += 1)) -ge $patience ] && [ $age -gt $youngest ]; then

@@ -30,11 +30,12 @@ Examples:
   ghostbox bench --only server/lean --json    a group, all figures of all rounds
   ghostbox bench --donor tower                on memory leased from a donor: faults to writes
   ghostbox bench --plot bench.svg             and a picture
-  ghostbox bench --vm                         in guests: beside swap to the same memory over NBD, about 25 minutes
+  ghostbox bench --vm --rounds 1              in guests: beside swap over NBD and all local memory, over an hour
+  ghostbox bench --vm --only guest/1.2        … with a set of 1.2 × the local RAM
 
 Parts: faults, sequential, threads, checksum, overcommit, traffic, mixed, writes, link (as root: over wires of 1 and
 2.5 Gbit/s), redundancy, server, sizes, memserver-memory; with --vm: guest (guest/1.2 and guest/2, by the size of the
-set), weights.
+set), weights, database (SQLite), redis (if the image has it), tiering (the guest's tiering set in each way).
 Run it on a machine that does nothing else. It starts what it needs on loopback and removes it.
 """
 )

@@ -66,7 +66,7 @@ def plan(found: VmPlan) -> RenderableType:
             ("remote memory", format_bytes(found.remote_memory_bytes)),
             *(("  from", f"{share.address}: {format_bytes(share.size_bytes)}") for share in found.shares),
             ("copies", _copies(found)),
-            ("cache", format_bytes(found.pager.cache_bytes)),
+            ("cache", f"{format_bytes(found.pager.cache_bytes)}, so {_here(found)} of this machine's RAM in all"),
             ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
             *((f"disk{number}", format_bytes(disk.size_bytes)) for number, disk in enumerate(found.disks, start=2)),
             *(("share", str(each)) for each in found.folders),
@@ -77,6 +77,10 @@ def plan(found: VmPlan) -> RenderableType:
         ]
     )
     return Group(head, "", forecast(found.forecast, found.memory_bytes + found.pager.cache_bytes))
+
+
+def _here(found: VmPlan) -> str:
+    return format_bytes(found.memory_bytes + found.pager.cache_bytes)
 
 
 def _network(found: NetworkPlan) -> str:

@@ -77,7 +77,10 @@ def check_key(name: str, place: str) -> None:
         ConfigError: ``vm.name``, a key of a donor or of images, or one that does not exist; ``place`` is where it is.
     """
     if name == LOCAL:
-        return
+        raise ConfigError(
+            f"{place}: {LOCAL} is not a part of a VM's definition, which has vm.memory and pool.cache",
+            hint="to have both written: ghostbox set --local SIZE",
+        )
     if name not in all_keys():
         raise unknown_key(name, place)
     if name == _NAME:
