@@ -46,7 +46,7 @@ while True:
         for _ in range(16):
             key = int(n * random.random() ** 3) * 2654435761 % n
             if db.execute("select value from t where id = ?", (key,)).fetchone() is None:
-                sys.exit("a row is missing")
+                raise LookupError("a row is missing")
         count += 16
     rates.append(count / (time.monotonic() - started))
     last = rates[-4:]

@@ -32,7 +32,7 @@ LOCAL = "vm.local"
 
 _LOCAL_KIND = kinds.Size(384 * MIB)
 _MEMORY, _CACHE = "vm.memory", "pool.cache"
-# In a guest half of whose memory is hot (ARCHITECTURE.md, "How local RAM is split").
+# ARCHITECTURE.md, "Hot pages come home".
 _CACHE_PART = 0.4
 _LEAST_BLOCKS = 2
 

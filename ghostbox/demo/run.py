@@ -33,6 +33,7 @@ SETTINGS: dict[str, object] = {
     "vm.memory": MEMORY_BYTES,
     "vm.remote_memory": REMOTE_BYTES,
     "pool.cache": CACHE_BYTES,
+    "guest.tiering": "off",  # the program is bound to node 1, and is to stay there
 }
 
 _WORKLOAD_TIMEOUT_S = 900.0

@@ -28,16 +28,16 @@
  *
  * Each draw is fresh: no sequence is drawn once and repeated, of which a cache would need the pages alone.
  *
- * A phase has settled when the rates of its last four windows are all within 5 % of their mean, after least_ms at the
- * soonest; after most_ms it is measured as it is. Its rate is that of these windows. The time until it settled is when
- * the first window began that was within 5 % of that rate, or above it.
+ * A phase has settled when the rates of its last four windows are all within 5 % of their mean, after least_ms at
+ * the soonest; after most_ms it is measured as it is. Its rate is that of these windows. The time until it settled is
+ * when the first window began that was within 5 % of that rate, or above it.
  *
- * The first line says that it has begun. Each window and each phase prints a line of JSON: what was done, how long it took, and what the guest's kernel moved
- * meanwhile (/proc/vmstat), with what processor time of the threads that do so.
+ * The first line says that it has begun. Each window and each phase prints a line of JSON: what was done, how long it
+ * took, and what the guest's kernel moved meanwhile (guest_moved.h).
  */
+#include "guest_moved.h"
 #include "zipf.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -96,23 +96,9 @@ struct done {
 struct going {
     const struct load *load;
     double argument;
-    uint64_t state; /* of the random numbers, or the next page of a scan */
+    uint64_t state;        /* of the random numbers, or the next page of a scan */
     uint64_t first, n_hot; /* ranks of the hot pages (`page_of`) */
     struct zipf_draw *zipf;
-};
-
-/* The lines of /proc/vmstat that tell pages moved between tiers or to swap; a kernel may lack some. */
-static const char *const vmstat_names[] = {
-    "pgpromote_success", "pgdemote_kswapd", "pgdemote_direct",  "pgdemote_khugepaged", "pswpin",
-    "pswpout",           "pgmajfault",      "numa_hint_faults", "pgmigrate_fail",      "pgpromote_candidate",
-    "pgmigrate_success",
-};
-#define N_VMSTAT (sizeof(vmstat_names) / sizeof(vmstat_names[0]))
-
-/* What the guest's kernel has done so far. */
-struct moved {
-    uint64_t vmstat[N_VMSTAT];
-    double movers_s;
 };
 
 __attribute__((format(printf, 1, 2), noreturn)) static void fail(const char *format, ...)
@@ -148,57 +134,6 @@ static uint64_t random_next(uint64_t *state)
     value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
     value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
     return value ^ (value >> 31);
-}
-
-static void vmstat_read(uint64_t values[N_VMSTAT])
-{
-    FILE *file = fopen("/proc/vmstat", "re");
-    char name[64];
-    uint64_t value;
-
-    memset(values, 0, N_VMSTAT * sizeof(*values));
-    if (!file)
-        return;
-    while (fscanf(file, "%63s %" SCNu64, name, &value) == 2)
-        for (size_t i = 0; i < N_VMSTAT; i++)
-            if (strcmp(name, vmstat_names[i]) == 0)
-                values[i] = value;
-    fclose(file);
-}
-
-/* Processor time of a kernel thread that moves pages (fields 2, 14 and 15 of proc_pid_stat(5)); of others none. */
-static double mover_s(const char *pid)
-{
-    static const char *const movers[] = {"kdamond", "kswapd", "kcompactd"};
-    char path[300], name[64];
-    uint64_t user = 0, system = 0;
-    bool moves = false;
-
-    snprintf(path, sizeof(path), "/proc/%s/stat", pid);
-    FILE *file = fopen(path, "re");
-
-    if (!file)
-        return 0;
-    if (fscanf(file, "%*d (%63[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %" SCNu64 " %" SCNu64, name, &user,
-               &system) == 3)
-        for (size_t i = 0; i < sizeof(movers) / sizeof(movers[0]); i++)
-            moves = moves || strncmp(name, movers[i], strlen(movers[i])) == 0;
-    fclose(file);
-    return moves ? (double)(user + system) / (double)sysconf(_SC_CLK_TCK) : 0;
-}
-
-static void moved_read(struct moved *moved)
-{
-    DIR *processes = opendir("/proc");
-    const struct dirent *entry;
-
-    vmstat_read(moved->vmstat);
-    moved->movers_s = 0;
-    while (processes && (entry = readdir(processes)))
-        if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9')
-            moved->movers_s += mover_s(entry->d_name);
-    if (processes)
-        closedir(processes);
 }
 
 /* A random key in front of each record; the rest of it differs from page to page. */
@@ -470,15 +405,6 @@ static struct chosen phase_find(const char *word, bool file)
     fail("there is no phase '%s'", word);
 }
 
-static void moved_print(const struct moved *before, const struct moved *after)
-{
-    printf(", \"movers_s\": %.2f, \"vmstat\": {", after->movers_s - before->movers_s);
-    for (size_t i = 0; i < N_VMSTAT; i++)
-        printf("%s\"%s\": %" PRIu64, i ? ", " : "", vmstat_names[i], after->vmstat[i] - before->vmstat[i]);
-    printf("}}\n");
-    fflush(stdout);
-}
-
 struct windows {
     double rates[WINDOWS_MAX], began_s[WINDOWS_MAX];
     unsigned n;
@@ -578,8 +504,8 @@ static void phase_run(const struct chosen *chosen, const struct load *load)
     struct done done = chosen->phase->run(load);
 
     moved_read(&after);
-    printf("{\"phase\": \"%s\", \"count\": %" PRIu64 ", \"seconds\": %.6f, \"per_s\": %.3f", chosen->word,
-           done.count, done.seconds, (double)done.count / done.seconds);
+    printf("{\"phase\": \"%s\", \"count\": %" PRIu64 ", \"seconds\": %.6f, \"per_s\": %.3f", chosen->word, done.count,
+           done.seconds, (double)done.count / done.seconds);
     moved_print(&before, &after);
 }
 

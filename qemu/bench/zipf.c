@@ -54,8 +54,8 @@ struct zipf_draw *zipf_draw_new(uint64_t n, double exponent)
         draw->columns[rank].own *= (double)n / sum;
         draw->columns[rank].other = rank;
     }
-    /* Weights fall with the rank, so those that have too little are the last ones. One that gave too much away has too
-     * little itself, and is the next to be filled up. */
+    /* Weights fall with the rank, so those that have too little are the last ones. One that gave too much away has
+     * too little itself, and is the next to be filled up. */
     for (uint64_t small = n - 1; small > large; small--) {
         uint64_t needy = small;
 

@@ -90,6 +90,9 @@ def test_a_configuration_file_in_a_closed_directory_is_named(tmp_path: Path) -> 
     ("words", "text"),
     [
         (["up", "--memory", "5"], "error: --memory: 5 B is too small, the least is 256 MiB\nfix: write its unit: 5G"),
+        (["up", "--local", "5"], "error: --local: 5 B is too small, the least is 384 MiB\nfix: write its unit: 5G"),
+        (["plan", "--local", "5"], "error: --local: 5 B is too small, the least is 384 MiB\nfix: write its unit: 5G"),
+        (["set", "a", "--local", "5"], "--local: 5 B is too small, the least is 384 MiB\nfix: write its unit: 5G"),
         (["up", "--cache", "512"], "error: --cache: 512 B is too small, the least is 4 MiB\nfix: write its unit: 512M"),
         (["donor", "add", "tower", "--size", "8"], "8 bytes are too few; write its unit: 8G"),
         (

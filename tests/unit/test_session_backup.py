@@ -34,8 +34,8 @@ def files() -> Iterator[VmPaths]:
 def on_export(files: VmPaths, command: str) -> str:
     """Run a command of qemu-io on what is served. QEMU 10 takes no URI with an escaped '&' or '%' in its query."""
     server = {"type": "unix", "path": str(files.backup_socket)}
-    name = json.dumps({"driver": "nbd", "server": server, "export": "backup"})
-    argv = ["qemu-io", "-f", "raw", "-c", command, f"json:{name}"]
+    export = {"driver": "nbd", "server": server, "export": "backup"}
+    argv = ["qemu-io", "-c", command, f"json:{json.dumps({'driver': 'raw', 'file': export})}"]
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
 
 

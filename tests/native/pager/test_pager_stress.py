@@ -108,9 +108,12 @@ def test_many_threads_race_on_few_pages(hidden: str) -> None:
         running_pager(uris, cache="1M", readahead="64K", hide_features=hidden) as pager,
         memory_client("1280K", pager) as client,
     ):
-        answer = client.command("stress", threads=32, seconds=5, discards=500, seed=5)
-        assert answer["words_wiped"] > 1000
-        status = pager.status()
+        for seed in range(5, 13):  # whether a fault meets a page under way is chance, above all on a busy machine
+            answer = client.command("stress", threads=32, seconds=5, discards=500, seed=seed)
+            assert answer["words_wiped"] > 1000
+            status = pager.status()
+            if status["faults"]["deferred"] > 0:
+                break
         assert status["evictions"]["second_chance"] > 0
         assert status["faults"]["deferred"] > 0
 
