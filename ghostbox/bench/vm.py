@@ -19,7 +19,6 @@ from ghostbox.bench.vm_guests import Guest, Setup
 from ghostbox.bench.vm_load import Phase
 from ghostbox.bench.vm_scale import WorkSet
 from ghostbox.tiering import How
-from ghostbox.units import PAGE_BYTES
 
 GHOSTBOX, SWAP, LOCAL = vm_guests.GHOSTBOX, vm_guests.SWAP, vm_guests.LOCAL
 ZSWAP = "zswap"
@@ -220,7 +219,7 @@ def _figures(names: Sequence[str], phases: Sequence[Phase], set_bytes: int) -> d
     """Return the figures of each phase, and what tiering does in the one where it does most."""
     found: dict[str, float] = {}
     for name, phase in zip(names, phases, strict=True):
-        found |= phase.figures(name, PAGE_BYTES, set_bytes)
+        found |= phase.figures(name, set_bytes)
     for what, limit in (("moving", _MOVING_LIMIT), ("movers", _MOVERS_LIMIT)):
         found[what] = max((value for key, value in found.items() if key.endswith(f"_{what}")), default=0.0)
         found[f"{what}_limit"] = limit

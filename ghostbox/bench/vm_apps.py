@@ -120,7 +120,7 @@ def _database(setup: Setup, who: str) -> Outcome:
 
 
 def _redis(setup: Setup, who: str) -> Outcome:
-    """Have Redis hold more than the local RAM, and ask for a part of it again and again; the last windows count."""
+    """Fill Redis with more than the local RAM and read a part of its keys again and again; the last windows count."""
     guest, scale = _guest(setup, who), setup.scale
     n_keys = scale.times_local(_REDIS_FACTOR) // _KEY_BYTES
     values = {

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from ghostbox.units import PAGE_BYTES
 
 Counters = Mapping[str, float]
 
@@ -23,6 +25,8 @@ _MOVED = {
 }
 # Pages that came from elsewhere for an access: by the pager, or by swap.
 _FETCHED_BY_PAGER = "pager_missing_fetch"
+# The one phase with windows that counts bytes, not pages.
+_COUNTS_BYTES = "scan"
 _A_THOUSAND = 1000.0
 _MINUTE_S = 60.0
 
@@ -48,9 +52,9 @@ class Phase:
     moved: Mapping[str, float]
     settled: bool | None = None
     settled_s: float = 0.0
-    measured: tuple[Window, ...] = field(default=())
+    measured: tuple[Window, ...] = ()
 
-    def figures(self, name: str, page_bytes: int, set_bytes: int) -> dict[str, float]:
+    def figures(self, name: str, set_bytes: int) -> dict[str, float]:
         """Return its figures, each under ``name`` and what it is.
 
         ``_per_s``; ``_settled_s``: seconds until it had settled; ``_fetched``: pages that came over the network for
@@ -63,7 +67,7 @@ class Phase:
             return found
         count = sum(window.count for window in self.measured)
         seconds = sum(window.seconds for window in self.measured)
-        pages = count / page_bytes if name.startswith("scan") and page_bytes else count
+        pages = count / PAGE_BYTES if self.word == _COUNTS_BYTES else count
         fetched = sum(window.pager.get(_FETCHED_BY_PAGER, 0.0) + window.moved["swapped_in"] for window in self.measured)
         moving = sum(window.moved["migrated"] for window in self.measured)
         return {
@@ -71,7 +75,7 @@ class Phase:
             f"{name}_settled_s": self.settled_s,
             f"{name}_settled": float(bool(self.settled)),
             f"{name}_fetched": fetched / pages * _A_THOUSAND,
-            f"{name}_moving": moving * page_bytes / set_bytes / seconds * _MINUTE_S,
+            f"{name}_moving": moving * PAGE_BYTES / set_bytes / seconds * _MINUTE_S,
             f"{name}_movers": sum(window.movers_s for window in self.measured) / seconds,
         }
 

@@ -118,6 +118,7 @@ def test_figures_are_of_the_windows_that_were_measured() -> None:
     assert figures["hot50_settled_s"] == 6
     assert figures["hot50_fetched"] == pytest.approx((7 + 3) / 1800 * 1000)  # by the pager, and 3 swapped in
     assert figures["scan_fetched"] == pytest.approx((7 + 3) / (1800 / 4096) * 1000)  # a scan counts bytes
+    assert figures["scanned50_fetched"] == figures["hot50_fetched"]  # its hot half counts pages
     assert figures["hot50_moving"] == pytest.approx(3 * 4096 / (100 * MIB) / 2 * 60)
     assert figures["movers"] == pytest.approx(0.05)
 
