@@ -29,7 +29,7 @@ class How(enum.StrEnum):
     OFF = "off"
 
 
-CHOICES = ("auto", *How)
+CHOICES = ("auto", *(how.value for how in How))
 EMULATED_NUMA_MIB_PER_S = 4
 _NUMA_LINK_PART = 10
 _DAMON_LINK_PART = 2

@@ -17,6 +17,8 @@ from typing import Any
 
 from ghostbox.config import kinds
 from ghostbox.config.kinds import ExtraDisk, NetworkChoice, PortForward, SharedFolder
+from ghostbox.tiering import CHOICES as TIERING_CHOICES
+from ghostbox.tiering import How
 from ghostbox.units import GIB, KIB, MIB, exact_bytes
 
 __all__ = ["Config", "ExtraDisk", "Key", "NetworkChoice", "PortForward", "SharedFolder", "keys"]
@@ -149,7 +151,7 @@ class GuestConfig:
 
     tiering: str = _key(
         "tiering",
-        kinds.Choice(("auto", "damon", "numa", "off"), on="damon", off="off"),
+        kinds.Choice(TIERING_CHOICES, on=How.DAMON.value, off=How.OFF.value),
         "auto",
         "what demotes cold pages to the remote node and promotes hot ones; auto: DAMON if the guest's kernel has it",
     )
