@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One thread polls: the listening socket, an eventfd by which others wake it, and its clients. A client has either
- * input that is being collected or output that is being sent: no command of a client is read while an answer to it is
- * unsent, so a client's memory is bounded by one line and one answer.
+ * The control thread polls the listening socket, an eventfd by which other threads wake it, and its clients. A client
+ * has either input that is being collected or output that is being sent: while an answer to a client is unsent, none
+ * of its commands is read, so a client's memory is bounded by one line and one answer.
  */
 #include "control.h"
 
@@ -26,16 +26,16 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A client that takes nothing of its answer for so long is dropped. */
+/* A client that reads no byte of its answer for so long is dropped. */
 #define STALL_LIMIT_MS  10000
 #define ACCEPT_PAUSE_MS 100
 #define READ_CHUNK      4096
 
 struct client {
-    int fd; /* -1: free slot */
+    int fd; /* -1: the entry is free */
     char *in;
     size_t in_bytes, in_capacity;
-    char *out; /* NULL: nothing to send; made by jansson */
+    char *out; /* the answer, made by jansson; NULL: there is nothing to send */
     size_t out_bytes, out_sent;
     int64_t stalled_since_ms;
     nfds_t poll_index;
@@ -43,8 +43,8 @@ struct client {
 
 struct control {
     int listen_fd;
-    int wake_fd; /* eventfd: stopping or restoring was set */
-    ino_t inode; /* of the socket's file */
+    int wake_fd; /* eventfd that is written to when `stopping` or `restoring` was set */
+    ino_t inode; /* of the socket file that this process made */
     atomic_bool stopping, restoring;
     bool accept_paused;
     pthread_t thread;
@@ -54,7 +54,7 @@ struct control {
     struct client clients[CONTROL_MAX_CLIENTS];
 };
 
-/* A message that was cut may end inside a character, which JSON does not allow: drops that character. */
+/* Drops the last character of a message if the message was cut inside it, which JSON does not allow. */
 static void utf8_tail_trim(char *text)
 {
     size_t length = strlen(text);
@@ -100,7 +100,7 @@ static void client_drop(struct client *client)
     *client = (struct client){.fd = -1};
 }
 
-/* Sends what it can. Returns false if the client was dropped. */
+/* Sends as much of the answer as the socket takes. Returns false if the client was dropped. */
 static bool client_send(struct client *client)
 {
     while (client->out_sent < client->out_bytes) {
@@ -150,7 +150,7 @@ static json_t *request_run(const struct control *control, const json_t *request,
     return command->handler(control->ctx, request, err);
 }
 
-/* The answer to one line, newline included; NULL when out of memory. */
+/* Returns the answer to one line, with its newline, or NULL if there is no memory. */
 static char *line_answer(const struct control *control, const char *line, size_t line_bytes, size_t *answer_bytes)
 {
     struct control_error err = {.code = "failed", .message = "failed"};
@@ -167,13 +167,13 @@ static char *line_answer(const struct control *control, const char *line, size_t
     if (text == NULL) {
         return NULL;
     }
-    /* The terminating zero's place takes the newline: lengths are explicit from here. */
+    /* The newline replaces the terminating zero: from here on the length says where the answer ends. */
     *answer_bytes = strlen(text) + 1;
     text[*answer_bytes - 1] = '\n';
     return text;
 }
 
-/* Answers whole lines until none is left or an answer cannot be sent at once. */
+/* Answers whole lines until none is left, or the socket does not take an answer as a whole. */
 static void client_serve(const struct control *control, struct client *client)
 {
     while (client->out == NULL) {
@@ -191,6 +191,7 @@ static void client_serve(const struct control *control, struct client *client)
         client->stalled_since_ms = now_ms();
         client->in_bytes -= line_bytes + 1;
         memmove(client->in, newline + 1, client->in_bytes);
+        explicit_bzero(client->in + client->in_bytes, line_bytes + 1); /* the line may have held a key */
         if (client->out == NULL) {
             client_drop(client);
             return;
@@ -234,12 +235,43 @@ static void client_receive(const struct control *control, struct client *client)
     client_serve(control, client);
 }
 
+/*
+ * Whether the client may use the socket: its user must be the program's own or root. The file's mode keeps other
+ * users out, too, but somebody may have changed it.
+ */
+static bool peer_allowed(int fd)
+{
+    struct ucred peer;
+    socklen_t length = sizeof(peer);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) {
+        log_warning("control client refused: its user is unknown: %s", strerror(errno));
+        return false;
+    }
+    if (peer.uid == 0 || peer.uid == geteuid()) {
+        return true;
+    }
+    char text[256];
+    int n = snprintf(text, sizeof(text),
+                     "{\"ok\":false,\"error\":{\"code\":\"denied\",\"message\":\"user id %u may not use this control "
+                     "socket: it is for user id %u and root\"},\"id\":null}\n",
+                     peer.uid, geteuid());
+    /* The program does not wait for a client that does not read. */
+    ssize_t sent = send(fd, text, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    log_warning("control client refused: user id %u, process %d%s", peer.uid, peer.pid,
+                sent == n ? "" : " (it did not take the answer)");
+    return false;
+}
+
 static void client_accept(struct control *control)
 {
     int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) {
-        /* Out of descriptors, mostly: the socket stays readable, and without a pause this would be a busy loop. */
+        /* Mostly no descriptor is left. The socket stays readable, so without a pause this would be a busy loop. */
         control->accept_paused = true;
+        return;
+    }
+    if (!peer_allowed(fd)) {
+        close(fd);
         return;
     }
     for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
@@ -271,14 +303,16 @@ static void client_handle(struct control *control, struct client *client, short 
     }
 }
 
-/* The descriptors to wait for: stop, listening socket, clients. Only those in use: poll() refuses more than the limit
- * of open files, which may be lowered under us. Returns how many. */
+/*
+ * Fills in the descriptors to wait for: wake_fd, the listening socket, and the clients that are connected. (poll()
+ * refuses more entries than the limit of open files, which may be lowered while the process runs.) Returns how many.
+ */
 static nfds_t waits_collect(struct control *control, struct pollfd *fds, int *timeout_ms)
 {
     nfds_t n = 0;
     *timeout_ms = control->accept_paused ? ACCEPT_PAUSE_MS : -1;
     fds[n++] = (struct pollfd){.fd = control->wake_fd, .events = POLLIN};
-    /* poll() ignores negative descriptors. */
+    /* poll() ignores a negative descriptor. */
     fds[n++] = (struct pollfd){.fd = control->accept_paused ? -1 : control->listen_fd, .events = POLLIN};
     control->accept_paused = false;
     for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
@@ -296,7 +330,10 @@ static nfds_t waits_collect(struct control *control, struct pollfd *fds, int *ti
     return n;
 }
 
-/* After poll(). Clients before the listening socket: one that has just been accepted was not waited for. */
+/*
+ * Handles what poll() has found. The clients come before the listening socket, because a client that is accepted now
+ * has no entry in fds.
+ */
 static void events_handle(struct control *control, const struct pollfd *fds)
 {
     for (int i = 0; i < CONTROL_MAX_CLIENTS; i++) {
@@ -311,7 +348,10 @@ static void events_handle(struct control *control, const struct pollfd *fds)
 
 static int control_listen(struct control *control, const char *socket_path);
 
-/* The descriptor of the socket that nobody can find any more is kept until there is another. */
+/*
+ * Makes the socket anew if that was asked for and its file is not the one that this process made. The old socket is
+ * kept until there is a new one.
+ */
 static void listen_anew(struct control *control)
 {
     eventfd_t n;
@@ -332,7 +372,7 @@ static void listen_anew(struct control *control)
         return;
     }
     close(before);
-    log_warning("the control socket %s was gone: made anew", copy);
+    log_warning("the control socket %s had been removed: it was made anew", copy);
 }
 
 static void *control_thread(void *arg)
@@ -355,7 +395,10 @@ static void *control_thread(void *arg)
     }
 }
 
-/* Removes a socket that nobody listens on. -EADDRINUSE: somebody does. -EEXIST: it is not a socket. */
+/*
+ * Removes a socket file on which no process listens. Returns 0 (also if there is no file), -EADDRINUSE if a process
+ * listens on it, -EEXIST if the path is not a socket, or another -errno.
+ */
 static int stale_remove(const struct sockaddr_un *address)
 {
     struct stat st;
@@ -377,6 +420,7 @@ static int stale_remove(const struct sockaddr_un *address)
     return unlink(address->sun_path) == 0 || errno == ENOENT ? 0 : -errno;
 }
 
+/* Makes the socket and its file. Returns 0 or -errno. */
 static int control_listen(struct control *control, const char *socket_path)
 {
     control->address.sun_family = AF_UNIX;
@@ -392,8 +436,7 @@ static int control_listen(struct control *control, const char *socket_path)
     if (control->listen_fd < 0) {
         return -errno;
     }
-    /* The mode of an unbound socket becomes the file's mode at bind (unix_bind): there is no moment with another one.
-     */
+    /* bind() makes the file with the mode of the socket (unix_bind()), so the file never has another mode. */
     if (fchmod(control->listen_fd, 0600) < 0 ||
         bind(control->listen_fd, (const struct sockaddr *)&control->address, sizeof(control->address)) < 0) {
         rc = -errno;
@@ -411,7 +454,7 @@ static int control_listen(struct control *control, const char *socket_path)
     return 0;
 }
 
-/* Signals are for the main thread. */
+/* Starts the thread with all signals blocked, because the main thread takes them. */
 static int thread_start(struct control *control)
 {
     sigset_t all, before;

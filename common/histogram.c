@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Buckets: values below 16 ns have one each; above, 16 for each power of two, by the four bits after the leading one.
- * One writer, any number of readers: readers see counters that may be some additions apart, never torn ones.
+ * Buckets: each value below 16 ns has one; above, each power of two has 16, by the four bits after the leading one.
+ * Readers may see counters of different moments, but each counter is whole.
  */
 #include "histogram.h"
 
@@ -34,7 +34,7 @@ static uint64_t counter_load(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
-/* A plain load and store: there is one writer, so the locked addition is not needed. */
+/* Adds by a load and a store, because only one thread writes: an atomic addition would cost more. */
 static void counter_add(_Atomic uint64_t *counter, uint64_t n)
 {
     atomic_store_explicit(counter, counter_load(counter) + n, memory_order_relaxed);

@@ -20,7 +20,7 @@ static const char *const level_names[] = {
 };
 static_assert(sizeof(level_names) / sizeof(level_names[0]) == LOG_LEVELS, "a name for every level");
 
-/* Set once by log_open() before other threads start; stderr until then. */
+/* log_open() sets it once, before other threads start. Until then lines go to stderr. */
 static struct {
     const char *program;
     int fd;
@@ -34,7 +34,7 @@ int log_open(const char *program, const char *path, enum log_level level)
     if (path == NULL) {
         return 0;
     }
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (fd < 0) {
         return -errno;
     }
@@ -83,9 +83,9 @@ void log_write(enum log_level level, const char *format, ...)
         used = sizeof(line) - 1;
     }
     line[used] = '\n';
-    /* One write: lines of several threads, or of several processes with one file, do not mix. */
+    /* One write() a line, so that lines of several threads, or of several processes with one file, do not mix. */
     if (write(state.fd, line, used + 1) < 0) {
-        /* Nowhere left to say so. */
+        /* There is nowhere to report that the log cannot be written. */
     }
     errno = saved_errno;
 }

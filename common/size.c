@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Digits at the start of text. Signs and blanks, which strtoull would take, are not digits. */
+/* Reads the digits at the start of text. strtoull() alone would accept signs and blanks before them. */
 static int digits_parse(const char *text, const char **end, uint64_t *value)
 {
     if (!isdigit((unsigned char)text[0])) {
@@ -25,7 +25,7 @@ static int digits_parse(const char *text, const char **end, uint64_t *value)
     return 0;
 }
 
-/* "", "K", "KiB" … → power of 1024 as a shift. -1: not a suffix. */
+/* Returns the shift for a suffix: 0 for "", 10 for "K" and "KiB", and so on; -1 if the text is not a suffix. */
 static int suffix_shift(const char *suffix)
 {
     static const char letters[] = "KMGT";

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``python -m ghostbox`` is the command ``ghostbox``."""
+"""Run the command ``ghostbox`` as ``python -m ghostbox``."""
 
 from ghostbox.cli.main import main
 

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Every error a user can meet.
+"""Define every error that a user can meet.
 
     GhostboxError                 exit 1
     ├── UsageError                exit 2    the command line or the configuration is wrong
     │   └── ConfigError
     ├── NotRunning                exit 3
     ├── NotFound                  exit 4    no such VM, image, lease, donor
-    ├── Refused                   exit 5    preflight or plan says no; nothing was changed
+    ├── Refused                   exit 5    a check before the start failed; nothing was changed
     │   └── DonorTooSmall
     ├── PoolDegraded              exit 6
     ├── DonorError                exit 1    a donor's control API failed or refused
-    │   └── LeaseExists
-    ├── ProgramError              exit 1    one of our C programs or a system tool failed
-    ├── HypervisorError           exit 1    libvirt said no
+    │   ├── LeaseExists
+    │   ├── TokenRefused
+    │   └── NoAnswer                       no donor, or not the one that is meant
+    │       └── Untrusted                  host and donor are not paired, or not any more
+    ├── ProgramError              exit 1    a C program of GhostBox or a system tool failed
+    ├── HypervisorError           exit 1    libvirt failed or refused
     │   └── LibvirtDenied
     ├── ImageError                exit 1
     ├── GuestError                exit 1    the guest did not boot, or SSH or cloud-init failed
@@ -21,8 +24,8 @@
     └── Interrupted               exit 130
 
 A message says what failed, on what, and why; ``why`` holds the cause where it needs a line of its own; ``hint`` says
-what to do, if possible as a command to paste. Foreign errors are wrapped once, where they enter, with ``from err``;
-all are caught once, in ``ghostbox.cli``.
+what to do, if possible as a command to paste. Foreign errors are wrapped once, where they enter, with ``from err``; all
+are caught once, in ``ghostbox.cli``.
 """
 
 from __future__ import annotations
@@ -37,15 +40,15 @@ EXIT_CODES: Mapping[int, str] = {
     3: "the VM does not run",
     4: "there is no such VM, image, lease, donor or file",
     5: "refused: nothing was changed",
-    6: "it runs, but a donor, its memory or its disk is not well",
-    124: "it took too long",
+    6: "the VM runs, but a donor, its memory or a disk has a problem",
+    124: "the time limit passed",
     130: "interrupted",
 }
-"""What a command's exit code means. `shell` with a command returns that command's own."""
+"""The meaning of each exit code. `shell` with a command returns that command's exit code instead."""
 
 
 class GhostboxError(Exception):
-    """Base of all errors; ``exit_code`` is what the command returns."""
+    """Is the base of all errors; ``exit_code`` is what the command returns."""
 
     exit_code = 1
 
@@ -57,99 +60,116 @@ class GhostboxError(Exception):
 
 
 class UsageError(GhostboxError):
-    """The command line is wrong."""
+    """Is raised if the command line is wrong."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """The configuration is wrong: unknown key, wrong type, value out of range."""
+    """Is raised if the configuration is wrong: an unknown key, a wrong type, a value out of range."""
 
 
 class NotRunning(GhostboxError):
-    """The VM exists and does not run."""
+    """Is raised if a VM exists and does not run."""
 
     exit_code = 3
 
 
 class NotFound(GhostboxError):
-    """No VM, image, lease or donor of that name."""
+    """Is raised if no VM, image, lease or donor has the name."""
 
     exit_code = 4
 
 
 class Refused(GhostboxError):
-    """A check before the start says no; nothing was changed."""
+    """Is raised if a check before the start fails; nothing was changed."""
 
     exit_code = 5
 
 
 class DonorTooSmall(Refused):
-    """The donors together offer less than the VM needs."""
+    """Is raised if the donors together offer less than the VM needs."""
 
 
 class PoolDegraded(GhostboxError):
-    """The VM runs, but a donor is missing or slow."""
+    """Is raised if a donor does not answer, or a VM's memory or disk has a problem."""
 
     exit_code = 6
 
 
 class DonorError(GhostboxError):
-    """A donor cannot be reached, is no donor, or refused."""
+    """Is raised if a donor cannot be reached, is no donor, or refuses."""
 
 
 class LeaseExists(DonorError):
-    """The donor already has a lease of that name."""
+    """Is raised if the donor already has a lease of that name."""
+
+
+class TokenRefused(DonorError):
+    """Is raised if a donor does not take a pairing token: it is unknown there, was used, or is too old."""
+
+
+class NoAnswer(DonorError):
+    """Is raised if no donor answers at an address; whether a request was heard is unknown."""
+
+
+class Untrusted(NoAnswer):
+    """Is raised if host and donor do not trust each other: not paired, another key, no encryption, revoked.
+
+    ``code`` is the donor's word for it, if the donor itself refuses.
+    """
+
+    code: str | None = None
 
 
 class ProgramError(GhostboxError):
-    """A program that we start (our own or the system's) failed."""
+    """Is raised if a program that GhostBox starts (its own or the system's) fails."""
 
 
 class HypervisorError(GhostboxError):
-    """libvirt failed or refused."""
+    """Is raised if libvirt fails or refuses."""
 
 
 class LibvirtDenied(HypervisorError):
-    """libvirt is there, and does not let this user in."""
+    """Is raised if libvirt runs, but does not let this user connect."""
 
 
 class ImageError(GhostboxError):
-    """A guest image cannot be built, imported or used."""
+    """Is raised if a guest image cannot be built, imported or used."""
 
 
 class GuestError(GhostboxError):
-    """The guest did not come up, or SSH or cloud-init in it failed."""
+    """Is raised if the guest does not boot, or SSH or cloud-init in it fails."""
 
 
 class DeadlineExceeded(GhostboxError):
-    """Something took longer than its limit."""
+    """Is raised if an operation takes longer than its limit."""
 
     exit_code = 124
 
 
 class Interrupted(GhostboxError):
-    """The user pressed Ctrl-C."""
+    """Is raised if the user pressed Ctrl-C."""
 
     exit_code = 130
 
 
 class ResourceExhausted(GhostboxError):
-    """This machine has no space, no file descriptor or no memory left."""
+    """Is raised if this machine has no space, no file descriptor or no memory left."""
 
 
-_FULL = "make room there: df -h and df -i say which file system is full, ghostbox paths what lies where"
+_FULL = "make space there: df -h and df -i show which file system is full, ghostbox paths shows GhostBox's directories"
 _EXHAUSTED = {
     errno.ENOSPC: ("no space is left on the device", _FULL),
     errno.EDQUOT: ("the disk quota is used up", _FULL),
     errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 4096, or LimitNOFILE= of the service"),
-    errno.ENFILE: ("too many files are open on this machine", "raise fs.file-max, or end what holds so many"),
+    errno.ENFILE: ("too many files are open on this machine", "raise fs.file-max, or end programs that hold many"),
     errno.ENOMEM: ("out of memory", "end something that uses memory, or raise the limit of the control group"),
 }
 
 
 def exhausted(err: OSError) -> ResourceExhausted | None:
-    """Return the error for something that this machine has run out of; None if ``err`` is anything else."""
+    """Return the error for a resource that this machine has run out of; None if ``err`` is another error."""
     if err.errno not in _EXHAUSTED:
         return None
     what, hint = _EXHAUSTED[err.errno]
@@ -157,7 +177,7 @@ def exhausted(err: OSError) -> ResourceExhausted | None:
     return ResourceExhausted(f"{where}{what}", hint=hint)
 
 
-def hint_for(err: OSError, otherwise: str) -> str:
-    """Return what to do about ``err``: what mends a resource that has run out, or ``otherwise``."""
+def hint_for(err: OSError, otherwise: str | None = None) -> str | None:
+    """Return advice for ``err``: how to free a resource that has run out, or ``otherwise``."""
     found = exhausted(err)
     return found.hint if found is not None and found.hint is not None else otherwise

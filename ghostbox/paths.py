@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Where GhostBox keeps things: state, sockets, images, and its own C programs.
+"""Find where GhostBox keeps its files: state, sockets, images, and its own C programs.
 
-As root: ``/var/lib/ghostbox``, ``/run/ghostbox``, ``/var/cache/ghostbox``. As a user: the XDG directories.
-``GHOSTBOX_STATE_DIR``, ``GHOSTBOX_RUNTIME_DIR``, ``GHOSTBOX_CACHE_DIR`` and ``GHOSTBOX_NATIVE_DIR`` override each, if
-they are not empty.
+For root these are ``/var/lib/ghostbox``, ``/run/ghostbox`` and ``/var/cache/ghostbox``, for other users the XDG
+directories. ``GHOSTBOX_STATE_DIR``, ``GHOSTBOX_RUNTIME_DIR``, ``GHOSTBOX_CACHE_DIR`` and ``GHOSTBOX_NATIVE_DIR``
+override them, if they are not empty.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pwd
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
@@ -23,139 +24,144 @@ _ROOTS = {
     "RUNTIME": Path("/run/ghostbox"),
     "CACHE": Path("/var/cache/ghostbox"),
 }
-_BREAKS = frozenset({"Cc", "Zl", "Zp"})  # Unicode's control characters, line and paragraph separators
+_BREAKS = frozenset({"Cc", "Zl", "Zp"})  # categories of Unicode: control characters, line and paragraph separators
 
 
 @dataclass(frozen=True)
 class VmPaths:
-    """The files of one VM. ``state`` survives a reboot of the host, ``runtime`` does not."""
+    """Holds the files of one VM. ``state`` survives a reboot of the host, ``runtime`` does not."""
 
     state: Path
     runtime: Path
 
     @property
     def record(self) -> Path:
-        """What was created for this VM, written before it is created."""
+        """Return the record: what may exist of this VM, written before it is made."""
         return self.state / "vm.json"
 
     @property
     def definition(self) -> Path:
-        """What the VM is to be, as its user set it: YAML (`config.definition`)."""
+        """Return the definition: what the VM is to be, as YAML (`config.definition`)."""
         return self.state / "definition.yaml"
 
     @property
     def lock(self) -> Path:
-        """Held (flock) by every command that changes the VM."""
+        """Return the file that every command which changes the VM holds locked (flock)."""
         return self.state / "lock"
 
     @property
     def disk(self) -> Path:
-        """The overlay; its backing file is the image."""
+        """Return the first disk, an overlay whose backing file is the image."""
         return self.state / "disk.qcow2"
 
     def more_disk(self, number: int) -> Path:
-        """The VM's second disk (2), its third (3) and so on."""
+        """Return the VM's second disk (2), its third disk (3) and so on."""
         return self.state / f"disk{number}.qcow2"
 
     @property
     def base(self) -> Path:
-        """What the disk of an imported VM stands on: an image of its own."""
+        """Return the directory with the base image of an imported VM's disk."""
         return self.state / "base"
 
     @property
     def seed(self) -> Path:
-        """cloud-init NoCloud seed, an ISO image."""
+        """Return the cloud-init NoCloud seed, an ISO image."""
         return self.state / "seed.iso"
 
     @property
     def network_rules(self) -> Path:
-        """Addresses and ports that the guest may not reach; the shim in QEMU reads it."""
+        """Return the file with addresses and ports that the guest may not reach; the shim in QEMU reads it."""
         return self.state / "network-rules"
 
     @property
+    def lease_keys(self) -> Path:
+        """Return the file with the keys of the VM's leases; the pager reads it."""
+        return self.state / "lease-keys"
+
+    @property
     def console_log(self) -> Path:
-        """What the guest wrote to its serial console."""
+        """Return the log of the guest's serial console."""
         return self.state / "console.log"
 
     @property
     def pager_log(self) -> Path:
-        """Log of ghostbox-pager."""
+        """Return the log of ghostbox-pager."""
         return self.state / "pager.log"
 
     @property
     def supervisor_log(self) -> Path:
-        """What the supervisor says."""
+        """Return the supervisor's log."""
         return self.state / "supervisor.log"
 
     @property
     def supervisor_lock(self) -> Path:
-        """Held (flock) by the VM's supervisor; its path is on the supervisor's command line."""
+        """Return the file that the supervisor holds locked (flock); its path is on the supervisor's command line."""
         return self.state / "supervisor.lock"
 
     @property
     def former_supervisor_lock(self) -> Path:
-        """What versions before 2026-11-29 held in its place. It went with the runtime directory."""
+        """Return the lock of versions before 2026-11-29, which was lost with the runtime directory."""
         return self.runtime / "supervisor.lock"
 
     @property
     def events(self) -> Path:
-        """What befell the VM's memory: a JSON object a line."""
+        """Return the events of the VM's memory: a JSON object a line."""
         return self.state / "events.jsonl"
 
     @property
     def backup_socket(self) -> Path:
-        """Where the copy on disk is served."""
+        """Return the socket at which the copy on disk is served."""
         return self.runtime / "backup.sock"
 
     @property
     def backup_log(self) -> Path:
-        """What the server of the copy on disk says."""
+        """Return the log of the server of the copy on disk."""
         return self.state / "backup.log"
 
     @property
     def client_key(self) -> Path:
-        """SSH private key for our own checks of the guest."""
+        """Return the SSH private key by which GhostBox logs in to the guest."""
         return self.state / "id_ed25519"
 
     @property
     def host_key(self) -> Path:
-        """The guest's SSH host key, made by us and pinned in ``known_hosts``."""
+        """Return the guest's SSH host key, which GhostBox makes and pins in ``known_hosts``."""
         return self.state / "ssh_host_ed25519_key"
 
     @property
     def known_hosts(self) -> Path:
-        """The pinned host key in OpenSSH's format."""
+        """Return the file with the pinned host key in OpenSSH's format."""
         return self.state / "known_hosts"
 
     @property
     def ssh_config(self) -> Path:
-        """An OpenSSH configuration to ``Include``."""
+        """Return an OpenSSH configuration to ``Include``."""
         return self.state / "ssh_config"
 
     @property
     def answered(self) -> Path:
-        """Made when the guest's SSH server let us in; it holds the start of the VM for which that is so."""
+        """Return the file that is made when the guest has taken a login; it holds the VM's start time."""
         return self.runtime / "answered"
 
     @property
     def pager_socket(self) -> Path:
-        """Where the shim finds the pager."""
+        """Return the socket at which the shim finds the pager."""
         return self.runtime / "pager.sock"
 
     @property
     def pager_control(self) -> Path:
-        """Control socket of the pager."""
+        """Return the pager's control socket."""
         return self.runtime / "pager-control.sock"
 
     @property
     def pager_state(self) -> Path:
-        """The page map, from which another pager can go on. It must lie on a tmpfs, and not survive a reboot."""
+        """Return the page map, from which another pager can resume. It must be on a tmpfs and not survive a reboot."""
         return self.runtime / "pager.state"
 
 
 @dataclass(frozen=True)
 class Paths:
-    """All directories of one installation."""
+    """Holds all directories of one installation."""
 
     state: Path
     runtime: Path
@@ -164,34 +170,44 @@ class Paths:
     native: Path
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables with which a GhostBox command uses these directories."""
+        return {
+            "GHOSTBOX_STATE_DIR": str(self.state),
+            "GHOSTBOX_RUNTIME_DIR": str(self.runtime),
+            "GHOSTBOX_CACHE_DIR": str(self.cache),
+            "GHOSTBOX_NATIVE_DIR": str(self.native),
+        }
+
+    @property
     def images(self) -> Path:
-        """Guest images, one directory each."""
+        """Return the directory of the guest images, which has a directory for each image."""
         return self.cache / "images"
 
     def program(self, name: str) -> Path:
-        """One of our programs that is about to be run.
+        """Return a GhostBox program that is about to be run.
 
         Raises:
-            ProgramError: it is not installed.
+            ProgramError: the program is not installed.
         """
         found = self.native / name
         if not found.exists():
-            raise ProgramError(f"{found} is not there", hint="install GhostBox again: ./bootstrap install")
+            raise ProgramError(f"{found} does not exist", hint="install GhostBox again: ./bootstrap install")
         return found
 
     @property
     def memserver_program(self) -> Path:
-        """The C memory server."""
+        """Return the memory server, a C program."""
         return self.native / "ghostbox-memserver"
 
     @property
     def pager_program(self) -> Path:
-        """The C pager."""
+        """Return the pager, a C program."""
         return self.native / "ghostbox-pager"
 
     @property
     def shim_library(self) -> Path:
-        """The library that is preloaded into QEMU."""
+        """Return the library that is preloaded into QEMU."""
         return self.native / "libghostbox-shim.so"
 
     def vm(self, name: str) -> VmPaths:
@@ -199,11 +215,11 @@ class Paths:
         return VmPaths(self.state / "vms" / name, self.runtime / "vms" / name)
 
     def memserver_state(self, name: str) -> Path:
-        """Directory of the memserver called ``name``: its lease records and log."""
+        """Return the directory of the memserver called ``name``: its lease records and log."""
         return self.state / "memservers" / name
 
     def memserver_runtime(self, name: str) -> Path:
-        """Directory of the memserver's sockets."""
+        """Return the directory of the memserver's sockets."""
         return self.runtime / "memservers" / name
 
 
@@ -211,7 +227,8 @@ def find() -> Paths:
     """Return the directories for the calling user and environment.
 
     Raises:
-        ConfigError: one of them cannot be used: a relative path, a name that ssh or QEMU cannot take, somebody else's.
+        ConfigError: a directory cannot be used: its path is relative, ssh or QEMU cannot take its name, or it belongs
+            to another user's session.
     """
     package = Path(__file__).resolve().parent
     native = _chosen("NATIVE") or package / "native"
@@ -229,14 +246,14 @@ def find() -> Paths:
 
 
 def _chosen(kind: str) -> Path | None:
-    """Return what ``GHOSTBOX_<kind>_DIR`` says; empty is as if it were not set."""
+    """Return the value of ``GHOSTBOX_<kind>_DIR``; an empty value counts as not set."""
     variable = f"GHOSTBOX_{kind}_DIR"
     text = os.environ.get(variable, "")
     if text and not text.startswith("/"):
         raise ConfigError(
             f"{variable} is '{text}', which does not begin at the root (/)",
             why="a command that is run in another directory would look elsewhere for the VMs",
-            hint=f"{variable}={os.path.abspath(text)}",  # noqa: PTH100 - it may be a place that does not exist
+            hint=f"{variable}={os.path.abspath(text)}",  # noqa: PTH100 - the place need not exist
         )
     return Path(text) if text else None
 
@@ -256,13 +273,13 @@ def _users_own() -> dict[str, Path]:
         _check_session(Path(session))
         runtime = Path(session) / "ghostbox"
     else:
-        # Without a login session there is no runtime directory; platformdirs would take one in /tmp.
+        # Without a login session there is no runtime directory; platformdirs would choose a directory in /tmp.
         runtime = state / "run"
     return {"STATE": state, "RUNTIME": runtime, "CACHE": Path(dirs.user_cache_dir)}
 
 
 def user_config() -> Path | None:
-    """Return where the calling user's configuration is looked for; None for a user without a home directory."""
+    """Return the path of the calling user's configuration; None for a user without a home directory."""
     try:
         place = platformdirs.user_config_dir("ghostbox")
     except RuntimeError:
@@ -271,7 +288,7 @@ def user_config() -> Path | None:
 
 
 def _check_session(directory: Path) -> None:
-    """Refuse the runtime directory of another user's session, which ``su`` and ``sudo -E`` hand on."""
+    """Refuse the runtime directory of another user's session, which ``su`` and ``sudo -E`` pass on."""
     try:
         owner = directory.stat().st_uid
     except OSError:
@@ -285,9 +302,9 @@ def _check_session(directory: Path) -> None:
 
 
 def home_directory() -> Path | None:
-    """Return the home directory; None where there is none: a service without HOME, whose user the system does not know.
+    """Return the home directory; None for a service without HOME whose user the system does not know.
 
-    An empty HOME is as none (`ghostbox.cli.main` takes it away), else ``~`` would be the root directory.
+    An empty HOME counts as not set (`ghostbox.cli.main` removes it); otherwise ``~`` would be the root directory.
     """
     home = os.environ.get("HOME")
     if not home:
@@ -306,13 +323,13 @@ def _user(uid: int) -> str:
 
 
 def _check_name(directory: Path, what: str) -> None:
-    """Refuse a directory whose name some program on the way cannot be told, with the reason; most can."""
+    """Refuse a directory whose name libvirt or ssh cannot take, with the reason."""
     text = str(directory)
     why = None
     if any(unicodedata.category(char) in _BREAKS for char in text):
-        why = "it has a control character in its name, which libvirt and ssh cannot be told"
+        why = "it has a control character in its name, which libvirt and ssh cannot take"
     elif "${" in text:
-        why = "it has '${' in its name, which ssh takes for a variable wherever it stands"
+        why = "it has '${' in its name, which ssh takes for a variable everywhere"
     elif os.fsencode(text) != text.encode(errors="replace"):
         why = "its name is not UTF-8, or this command does not run in a UTF-8 locale; libvirt takes names as UTF-8"
     if why is not None:
@@ -322,14 +339,29 @@ def _check_name(directory: Path, what: str) -> None:
 
 
 def make_directory(directory: Path, mode: int = 0o711) -> None:
-    """Make a directory, and those above it that are missing, with modes that no umask takes anything from.
+    """Make a directory and its missing parents, with modes that do not depend on the umask.
 
-    QEMU's user must be able to pass through those above (not list them), whoever made them first: a donor as well.
+    QEMU's user must be able to pass through the parents (not to list them), whichever command makes them first: a
+    donor's, too.
     """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         path.chmod(mode if path == directory else 0o711)
+
+
+def open_private(path: Path, *, append: bool = False) -> BinaryIO:
+    """Open a file for writing; a new file is for its owner alone (0600), whatever the umask is.
+
+    Args:
+        path: the file; its content is removed, or appended to.
+        append: whether to append.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if append else os.O_TRUNC)
+    return os.fdopen(os.open(path, flags, 0o600), "ab" if append else "wb")
 
 
 _LOGIN_VARIABLES = (
@@ -343,14 +375,14 @@ _LOGIN_VARIABLES = (
 
 
 def login_environment() -> dict[str, str]:
-    """Return the variables by which a session libvirt, and we, find what belongs to this login."""
+    """Return the variables by which a session libvirt, and GhostBox, find what belongs to this login."""
     return {
         name: value for name, value in os.environ.items() if name in _LOGIN_VARIABLES or name.startswith("LIBVIRT_")
     }
 
 
 def data_file(name: str) -> Path:
-    """Return a file shipped with the package (``config.yaml``, ``images/…``), installed or in the source tree."""
+    """Return a file of the package (``config.yaml``, ``images/…``), installed or in the source tree."""
     package = Path(__file__).resolve().parent
     installed = package / "data" / name
     return installed if installed.exists() else package.parent / name

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What terminals and pipes get: text from outside can do nothing there, and what a locale cannot write is replaced.
+"""Make text safe for terminals and pipes: it cannot control them, and has no characters outside the locale.
 
-Names, paths, donors' messages and guests' console lines may hold anything. Three things are done about that, each at
-the last moment, where text leaves us: control characters are shown instead of sent (`printable`), a console of rich
-takes strings as they are (`PlainConsole`: only a ``Text`` has colours), and characters that the stream's encoding lacks
-are written in another way (`set_up_streams`).
+Names, paths, donors' messages and guests' console lines may hold anything. Three measures are taken just before text is
+written: control characters are shown in readable form (`printable`), a console of rich takes strings as they are
+(`PlainConsole`: only a ``Text`` has colours), and characters that the stream's encoding lacks are written in another
+way (`set_up_streams`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-# C0 but tab and newline, DEL, C1 (ECMA-48), line and paragraph separators, and what turns the reading direction
-# (Unicode standard annex 9): with these a donor could overwrite or reorder what we say.
+# C0 but tab and newline, DEL, C1 (ECMA-48), line and paragraph separators, and the characters that change the reading
+# direction (Unicode standard annex 9): with these a donor could overwrite or reorder GhostBox's output.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _SUBSTITUTES = {
     "…": "...", "–": "-", "—": "-", "·": ".", "×": "x", "µ": "u", "±": "+-", "→": "->", "←": "<-", "≥": ">=", "≤": "<=",
@@ -33,13 +33,13 @@ _SUBSTITUTES = {
 }  # fmt: skip
 _FALLBACK = "ghostbox.fallback"
 _FALLBACK_UTF8 = "ghostbox.fallback-utf8"
-# A name of its own: click takes a stream whose encoding is "ascii" for misconfigured, and writes UTF-8 to it.
+# The encoding has a name of its own, since click takes "ascii" for a misconfiguration, and writes UTF-8 then.
 _ASCII = "ghostbox_ascii"
 _ASCII_LOCALES = {"", "C", "POSIX"}
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` with its control characters shown (``\x1b``) but for newlines and tabs."""
+    r"""Return ``text`` with its control characters in readable form (``\x1b``), except newlines and tabs."""
     return _CONTROL.sub(lambda match: _escaped(match[0]), text)
 
 
@@ -48,23 +48,23 @@ def _escaped(text: str) -> str:
 
 
 class PlainConsole(Console):
-    """A console that takes strings as they are: no markup, no emoji codes, no control characters from outside."""
+    """Is a console that takes strings as they are: no markup, no emoji codes, no control characters from outside."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a string as it is shown, so that its width is known."""
+        """Return a string in the form in which it is shown, so that its width is known."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the segments of ``renderable``; rich's own control sequences pass."""
+        """Yield the segments of ``renderable``; rich's own control sequences are kept."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 class Table(rich.table.Table):
-    """A table in which what has no room is folded; rich's own cuts it off, and an address without its end is none."""
+    """Is a table that folds text for which it has no space; rich's own would cut off the end of an address."""
 
     def add_column(
         self, header: RenderableType = "", *args: Any, overflow: OverflowMethod = "fold", **more: Any
@@ -74,15 +74,15 @@ class Table(rich.table.Table):
 
 
 def writes_unicode(stream: IO[str]) -> bool:
-    """Tell whether a stream takes every character."""
+    """Tell whether a stream can write every character."""
     return (getattr(stream, "encoding", None) or "ascii").lower().replace("_", "-").startswith("utf")
 
 
 def set_up_streams() -> None:
-    """Let stdout and stderr take every text, whatever the locale: call it once, before anything is written.
+    """Let stdout and stderr write every text, whatever the locale. Call this once, before anything is written.
 
-    In the locale "C" Python writes UTF-8. What people see there may not be able to show it, so our own signs become
-    ASCII; text from outside (a path that is to be pasted) keeps its bytes.
+    In the locale "C" Python writes UTF-8. The user's terminal may not be able to show that, so GhostBox's own signs
+    become ASCII; text from outside (a path that is to be pasted) keeps its bytes.
     """
     codecs.register_error(_FALLBACK, _fall_back)
     codecs.register_error(_FALLBACK_UTF8, _fall_back_to_bytes)
@@ -99,7 +99,7 @@ def set_up_streams() -> None:
 
 
 def _locale_is_c() -> bool:
-    """Tell whether the environment asks for the locale "C" (where it is silent, Python has set ``LC_CTYPE``)."""
+    """Tell whether the environment asks for the locale "C"; where it asks for none, Python sets ``LC_CTYPE``."""
     if os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8"):
         return False
     found = next((value for key in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(key))), "")
@@ -131,7 +131,7 @@ def _kept(char: str) -> str:
 
 
 def _substitute(char: str) -> str:
-    r"""Return ASCII for a character: ours by their table, a byte of a name that is not UTF-8 as ``\xff``."""
+    r"""Return ASCII for a character: from the table for GhostBox's signs; ``\xff`` for a byte that is not UTF-8."""
     if "\udc80" <= char <= "\udcff":  # PEP 383
         return f"\\x{ord(char) - 0xDC00:02x}"
     return _SUBSTITUTES.get(char) or char.encode("ascii", "backslashreplace").decode()

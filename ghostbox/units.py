@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes and durations: bytes and seconds inside, MiB, GiB, minutes only in configuration and output."""
+"""Convert sizes and durations: inside they are bytes and seconds; configuration and output have MiB, GiB, minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIB = 1024 * GIB
 PAGE_BYTES = 4096
 
 MEMORY_BLOCK_BYTES = 128 * MIB
-"""Linux on x86-64 gives memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
+"""Linux on x86-64 assigns memory to NUMA nodes in blocks of this size (Documentation/admin-guide/mm/memory-hotplug)."""
 
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:I?B)?", re.IGNORECASE)
@@ -27,7 +27,7 @@ def parse_bytes(text: str | int) -> int:
     """Return the bytes that ``text`` names: ``4096``, ``64K``, ``512MiB``, ``1.5G`` (powers of 1024).
 
     Raises:
-        UsageError: not a size.
+        UsageError: ``text`` is not a size.
     """
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
@@ -40,7 +40,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def missing_unit(text: object) -> str | None:
-    """Return what to do about a number of bytes that is less than a page: its unit was forgotten. Else None."""
+    """Return advice for a number of bytes below a page, whose unit was probably forgotten; None for other numbers."""
     number = str(text).strip()
     if not re.fullmatch(r"[0-9]+", number) or not 0 < int(number) < PAGE_BYTES:
         return None
@@ -67,7 +67,7 @@ def parse_duration(text: str | float) -> float:
     """Return the seconds that ``text`` names: ``90``, ``90s``, ``5m``, ``1.5h``, ``200ms``.
 
     Raises:
-        UsageError: not a duration.
+        UsageError: ``text`` is not a duration.
     """
     match = _DURATION.fullmatch(str(text).strip())
     if match is None or isinstance(text, bool):

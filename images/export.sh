@@ -8,6 +8,7 @@ export LC_ALL=C
 root=$1 out=$2 disk_bytes=$3
 shift 3
 
+# shellcheck disable=SC2012 # names of kernel versions have no blanks, and sort -V orders them
 version=$(ls "$root/lib/modules" | sort -V | tail -n 1)
 kernel=$root/boot/vmlinuz-$version
 
@@ -44,7 +45,7 @@ $b mount -t devtmpfs dev /dev
 while read -r module; do
     $b insmod "/modules/$module" || echo "initrd: cannot load $module"
 done < /modules/order
-# Not by the kernel: in its eyes memory that is on before it has read HMAT is as near as all other (ghostbox/domain_xml.py).
+# Not by the kernel: in its eyes memory that is on before it has read HMAT is as near as all other (ghostbox/plan/domain_xml.py).
 for block in /sys/devices/system/memory/memory*/state; do
     read -r state < "$block"
     if [ "$state" = offline ]; then echo online_movable > "$block"; fi

@@ -2,6 +2,7 @@
 #include "memserver/commands.h"
 
 #include "common/size.h"
+#include "memserver/client_commands.h"
 #include "memserver/server.h"
 
 #include <errno.h>
@@ -12,10 +13,11 @@
 static json_t *export_to_json(const struct export *export)
 {
     int64_t idle_ms = clock_coarse_ms() - atomic_load(&export->active_at_ms);
-    return json_pack("{s:s, s:I, s:I, s:s, s:i, s:f}", "name", export->name, "size_bytes",
+    return json_pack("{s:s, s:I, s:I, s:s, s:i, s:f, s:b, s:s?}", "name", export->name, "size_bytes",
                      (json_int_t) export->store.size_bytes, "resident_bytes",
                      (json_int_t)store_resident_bytes(&export->store), "incarnation", export->incarnation,
-                     "connections", (int)export->n_clients, "idle_s", (double)idle_ms / 1000.0);
+                     "connections", (int)export->n_clients, "idle_s", (double)idle_ms / 1000.0, "tls",
+                     export->psk.n_bytes > 0, "client", export->client != NULL ? export->client->id : NULL);
 }
 
 struct listing {
@@ -36,7 +38,7 @@ static void export_read(void *ctx, const struct export *export)
     *result = export_to_json(export);
 }
 
-/* The sum over the workers, each of which counts for itself. */
+/* Sums up the counters of the workers. */
 static json_t *counters_to_json(const struct server *server)
 {
     struct {
@@ -65,8 +67,10 @@ static json_t *counters_to_json(const struct server *server)
     return counters;
 }
 
-/* How the workers wait (waiting.h): how many are eager now, for how long they all were before, and for how many
- * connections with somebody who stands still. */
+/*
+ * How the workers wait (waiting.h): how many are eager now, for how many seconds all of them together have been
+ * eager, and how many connections have set NBD_DEMAND_CONTEXT.
+ */
 static json_t *waiting_to_json(const struct server *server)
 {
     int n_eager = 0, n_demand = 0;
@@ -81,7 +85,10 @@ static json_t *waiting_to_json(const struct server *server)
                      "demand_connections", n_demand);
 }
 
-/* What the workers found out of their connections (gathering.h). */
+/*
+ * What gathering does (gathering.h): on how many connections the workers wait for several requests now, and how many
+ * such waits ended in time, or late.
+ */
 static json_t *gathering_to_json(const struct server *server)
 {
     uint64_t n_gathered = 0;
@@ -97,6 +104,13 @@ static json_t *gathering_to_json(const struct server *server)
                      (json_int_t)n_late);
 }
 
+/* How many connections have opened no export yet, and how many were closed to make room for others. */
+static json_t *handshakes_to_json(const struct handshakes *handshakes)
+{
+    return json_pack("{s:i, s:I}", "open", (int)atomic_load(&handshakes->n), "closed_for_room",
+                     (json_int_t)atomic_load(&handshakes->n_closed));
+}
+
 static json_t *address_to_json(const struct listening *at)
 {
     return json_pack("{s:s, s:i}", "host", at->host, "port", (int)at->port);
@@ -108,7 +122,7 @@ static json_t *status_command(void *ctx, const json_t *args, struct control_erro
     (void)err;
     struct server *server = ctx;
     struct listing listing = {.array = json_array()};
-    exports_visit(&server->exports, listing_add, &listing);
+    exports_visit(&server->exports, NULL, listing_add, &listing);
     double uptime_s = (double)(clock_coarse_ms() - server->started_at_ms) / 1000.0;
     struct listening at[LISTENERS_MAX];
     unsigned n = listeners_list(&server->listeners, at);
@@ -116,13 +130,15 @@ static json_t *status_command(void *ctx, const json_t *args, struct control_erro
     for (unsigned i = 1; i < n; i++) {
         json_array_append_new(also, address_to_json(&at[i]));
     }
-    return json_pack("{s:s, s:i, s:s, s:i, s:o, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o, s:o}", "version",
-                     GHOSTBOX_VERSION, "pid", (int)getpid(), "host", at[0].host, "port", (int)at[0].port, "also",
-                     also, "size_bytes", (json_int_t)server->options->size_bytes, "exported_bytes",
-                     (json_int_t)exports_total_bytes(&server->exports), "resident_bytes",
+    return json_pack("{s:s, s:i, s:s, s:i, s:o, s:b, s:b, s:I, s:I, s:I, s:i, s:f, s:o, s:o, s:o, s:o, s:o, s:o}",
+                     "version", GHOSTBOX_VERSION, "pid", (int)getpid(), "host", at[0].host, "port", (int)at[0].port,
+                     "also", also, "locked", (int)server->options->lock_memory, "seccomp",
+                     (int)atomic_load(&server->sandboxed), "size_bytes", (json_int_t)server->options->size_bytes,
+                     "exported_bytes", (json_int_t)exports_total_bytes(&server->exports), "resident_bytes",
                      (json_int_t)listing.resident_bytes, "connections", (int)server_connections(server), "uptime_s",
                      uptime_s, "exports", listing.array, "counters", counters_to_json(server), "waiting",
-                     waiting_to_json(server), "gathering", gathering_to_json(server));
+                     waiting_to_json(server), "gathering", gathering_to_json(server), "handshakes",
+                     handshakes_to_json(&server->handshakes), "clients", clients_to_json(&server->exports));
 }
 
 static const char *name_argument(const json_t *args, struct control_error *err)
@@ -150,11 +166,35 @@ static json_t *add_failed(const struct server *server, const char *name, uint64_
     case -EINVAL:
         return control_fail(err, "invalid", "an export's name has 1 to %u bytes and no control characters",
                             EXPORT_NAME_MAX);
+    case -ENOKEY:
+        return control_fail(err, "needs-key",
+                            "export '%s' has no key, and --tls require demands one for each: give "
+                            "\"tls_psk\", or a line in --tls-psk",
+                            name);
+    case -ENAMETOOLONG:
+        return control_fail(err, "invalid", "an export with a key has a name of at most %u bytes", PSK_IDENTITY_MAX);
     case -E2BIG:
         return control_fail(err, "too-small", "there are %u exports already, more are not possible", EXPORTS_MAX);
     default:
         return control_fail(err, "too-small", "export '%s': %s", name, strerror(-rc));
     }
+}
+
+/* The key that the command gives; NULL in *psk: it gives none. Returns false after a failure. */
+static bool psk_argument(const json_t *args, struct psk *buffer, const struct psk **psk, struct control_error *err)
+{
+    const json_t *given = json_object_get(args, "tls_psk");
+    *psk = NULL;
+    if (given == NULL || json_is_null(given)) {
+        return true;
+    }
+    if (!json_is_string(given) || psk_parse(buffer, json_string_value(given), json_string_length(given)) < 0) {
+        control_fail(err, "invalid", "\"tls_psk\" must be a key of %u to %u hexadecimal digits", 2 * PSK_MIN_BYTES,
+                     2 * PSK_MAX_BYTES);
+        return false;
+    }
+    *psk = buffer;
+    return true;
 }
 
 static json_t *export_add_command(void *ctx, const json_t *args, struct control_error *err)
@@ -168,14 +208,22 @@ static json_t *export_add_command(void *ctx, const json_t *args, struct control_
     if (size_bytes <= 0) {
         return control_fail(err, "invalid", "\"size_bytes\" must be a whole number above 0");
     }
+    struct psk given = {0};
+    const struct psk *psk;
+    const char *client_id;
+    if (!client_argument(args, true, &client_id, err) || !psk_argument(args, &given, &psk, err)) {
+        return NULL;
+    }
     uint64_t free_bytes = 0;
-    int rc = export_add(&server->exports, name, (uint64_t)size_bytes, &free_bytes);
+    int rc = export_add(&server->exports, name, (uint64_t)size_bytes,
+                        psk != NULL ? psk : keys_find(&server->keys, name), client_id, &free_bytes);
+    psk_wipe(&given);
     if (rc < 0) {
         return add_failed(server, name, (uint64_t)size_bytes, free_bytes, rc, err);
     }
     log_info("export '%s' added, %lld bytes", name, (long long)size_bytes);
     json_t *result = NULL;
-    export_visit(&server->exports, (const uint8_t *)name, strlen(name), export_read, &result);
+    export_visit(&server->exports, NULL, (const uint8_t *)name, strlen(name), export_read, &result);
     return result;
 }
 
@@ -231,6 +279,12 @@ static json_t *shutdown_command(void *ctx, const json_t *args, struct control_er
 }
 
 const struct control_command memserver_commands[] = {
-    {"status", status_command}, {"export-add", export_add_command}, {"export-remove", export_remove_command},
-    {"listen", listen_command}, {"shutdown", shutdown_command},     {NULL, NULL},
+    {"status", status_command},
+    {"export-add", export_add_command},
+    {"export-remove", export_remove_command},
+    {"client-set", client_set_command},
+    {"client-close", client_close_command},
+    {"listen", listen_command},
+    {"shutdown", shutdown_command},
+    {NULL, NULL},
 };

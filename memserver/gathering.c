@@ -3,36 +3,46 @@
 
 #include "common/log.h"
 
-/* A part is long enough to see some requests; one that does not is no load to mind. */
+/* A part ends after PART_NS and PART_REQUESTS; if it lasts PART_MAX_NS, requests are too rare for gathering. */
 #define PART_NS       UINT64_C(4000000)
 #define PART_MAX_NS   UINT64_C(50000000)
 #define PART_REQUESTS 32u
-/* Worth a trial: so many come while a wait may last, in turns of fewer than so many, none larger than that. */
+/*
+ * Worth a trial: PER_WAIT_MIN requests in GATHERING_WAIT_NS, fewer than TURN_REQUESTS_MAX a turn, of small requests.
+ */
 #define PER_WAIT_MIN      5u
 #define TURN_REQUESTS_MAX 8u
 #define REQUEST_BYTES_MAX 8192u
-/* How many are waited for. The socket's buffer and the connection's hold more than the bytes. */
+/*
+ * How many requests and bytes to wait for. The socket's buffer and the connection's can hold more than these bytes.
+ */
 #define GATHERED_MIN   2u
 #define GATHERED_MAX   16u
 #define GATHERED_BYTES (48u << 10)
 #define PROBE_REQUESTS 32u
 #define PROBE_BYTES    (56u << 10)
 #define SMOOTHING      8u
-/* After a wait that ran out. */
+/*
+ * After a wait that ran out, gathering pauses for PAUSE_TURNS. GOOD_TURNS in time make the late ones forgotten;
+ * LATE_MAX late ones end gathering.
+ */
 #define PAUSE_TURNS 4u
 #define GOOD_TURNS  8u
 #define LATE_MAX    3u
-/* A verdict that is confirmed holds twice as long as the one before. */
+/* How long a verdict holds: if the next trial confirms it, twice as long. */
 #define KEPT_MIN_NS   UINT64_C(128000000)
 #define KEPT_MAX_NS   UINT64_C(1024000000)
 #define DENIED_MIN_NS UINT64_C(64000000)
 #define DENIED_MAX_NS UINT64_C(8192000000)
-/* So many percent of the requests a second, this connection's and all, in so many percent of the turns a request. */
+/*
+ * What gathering must reach, in percent of what is served without it: at least RATE_PERCENT of the connection's
+ * requests a second, ALL_RATE_PERCENT of the worker's, and at most TURNS_PERCENT of the turns a request.
+ */
 #define RATE_PERCENT     85u
 #define ALL_RATE_PERCENT 95u
 #define TURNS_PERCENT    75u
 
-/* The parts of a trial. The first is not counted: what was gathered before it is answered in it. */
+/* The parts of a trial. The first is not counted, because it still answers what was gathered before it. */
 static const enum way {
     SINGLY,
     GATHERED
@@ -99,7 +109,7 @@ static void keep(struct gathering *gathering, uint64_t now_ns)
     phase_begin(gathering, GATHERING_KEEPS, now_ns);
 }
 
-/* From what was seen in this phase. */
+/* Begins a probe. The rate of requests in the phase that ends says how many come while a wait lasts. */
 static void probe_begin(struct gathering *gathering, uint64_t now_ns)
 {
     uint64_t n = gathering->sum.requests * GATHERING_WAIT_NS / (gathering->sum.ns + 1);
@@ -131,7 +141,10 @@ static void watch_note(struct gathering *gathering, const struct gathering_turn 
     }
 }
 
-/* The turn came late with all that the client has in flight, or in time: then there is more in flight. */
+/*
+ * Sets how many requests to gather. A turn that is late has received all that the client has in flight; after a turn
+ * in time there may be more.
+ */
 static void probe_note(struct gathering *gathering, const struct gathering_turn *turn)
 {
     uint32_t n = smaller(turn->late ? turn->n_requests / 2 : turn->n_requests * 3 / 4, GATHERED_MAX);
@@ -162,8 +175,10 @@ static bool gathering_pays(const struct gathering *gathering)
     double all_rate = per_s(gathered->all_requests, gathered) / per_s(singly->all_requests, singly);
     double turns = per_turn(singly) / per_turn(gathered);
     bool pays = rate * 100 >= RATE_PERCENT && all_rate * 100 >= ALL_RATE_PERCENT && turns * 100 <= TURNS_PERCENT;
-    log_debug("waiting for %u requests: %.2f of those a second (all: %.2f), %.2f of the turns (%.1f a turn): %s",
-              gathering->n_gathered, rate, all_rate, turns, per_turn(gathered), pays ? "kept" : "not kept");
+    log_debug(
+        "waiting for %u requests: %.2f times the requests a second (all connections: %.2f times), in %.2f times "
+        "the turns (%.1f requests a turn): %s",
+        gathering->n_gathered, rate, all_rate, turns, per_turn(gathered), pays ? "kept" : "not kept");
     return pays;
 }
 
@@ -200,8 +215,10 @@ static void kept_note(struct gathering *gathering, const struct gathering_turn *
     }
 }
 
-/* Pauses after a wait that ran out, until two requests are seen at once again. Returns false when that happens too
- * often. */
+/*
+ * Pauses gathering after a wait that ran out, until a turn finds two requests at once again. Returns false when waits
+ * run out too often.
+ */
 static bool lateness_note(struct gathering *gathering, const struct gathering_turn *turn)
 {
     if (turn->late) {

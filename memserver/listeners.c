@@ -38,7 +38,7 @@ static int socket_listen(const struct addrinfo *address)
     return fd;
 }
 
-/* Opens the socket of a new entry; with a text if it cannot be. */
+/* Opens the socket of a new entry. Returns 0, or -errno with an error for people in text. */
 static int listener_open(struct listener *listener, const char *bind, const char *port, char *text, size_t text_bytes)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
@@ -75,7 +75,7 @@ int listeners_open(struct listeners *listeners)
     return listeners->wake_fd < 0 ? -errno : 0;
 }
 
-/* The entry that listens there already, or LISTENERS_MAX. */
+/* Returns the number of the entry that listens on this address, or LISTENERS_MAX if none does. */
 static unsigned entry_find(const struct listeners *listeners, const char *bind, const char *port)
 {
     for (unsigned i = 0; i < listeners->n; i++) {
@@ -87,14 +87,16 @@ static unsigned entry_find(const struct listeners *listeners, const char *bind, 
     return LISTENERS_MAX;
 }
 
+/* Whether a socket bound to `wildcard` takes the connections to `host`, too. */
 static bool covers(const char *wildcard, const char *host)
 {
     return strcmp(wildcard, "::") == 0 || (strcmp(wildcard, "0.0.0.0") == 0 && strchr(host, ':') == NULL);
 }
 
 /*
- * One socket listens on all addresses of a port, or several on one each: bind(2) refuses both at a time. So those
- * that the new one covers make room for it. They stay bound, so that they can listen again if it fails nevertheless.
+ * Adds an entry for all addresses of a port on which entries for single addresses listen. bind(2) refuses a socket
+ * for all addresses while others listen on the port. So the entries that the new one covers stop listening; they stay
+ * bound, so that they can listen again if the new one fails all the same.
  */
 static int entry_add_over(struct listeners *listeners, const char *bind, const char *port, char *text,
                           size_t text_bytes)
@@ -116,11 +118,14 @@ static int entry_add_over(struct listeners *listeners, const char *bind, const c
     return rc;
 }
 
-/* Returns the number of the entry, or -errno with a text. One that covers the address already is that entry. */
+/*
+ * Returns the number of the new entry, or of an entry that covers the address already, or -errno with an error for
+ * people in text.
+ */
 static int entry_add(struct listeners *listeners, const char *bind, const char *port, char *text, size_t text_bytes)
 {
     if (listeners->n == LISTENERS_MAX) {
-        snprintf(text, text_bytes, "cannot listen on more than %u addresses", LISTENERS_MAX);
+        snprintf(text, text_bytes, "cannot listen on more than %d addresses", LISTENERS_MAX);
         return -E2BIG;
     }
     for (unsigned i = 0; i < listeners->n; i++) {
@@ -166,7 +171,7 @@ unsigned listeners_list(struct listeners *listeners, struct listening found[LIST
     return n;
 }
 
-/* Closes those that leave; the others keep their order. */
+/* Closes the sockets that are leaving; the other entries keep their order. */
 static void entries_close(struct listeners *listeners)
 {
     unsigned kept = 0;

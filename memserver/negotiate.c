@@ -2,7 +2,9 @@
 #include "memserver/negotiate.h"
 
 #include "common/log.h"
-#include "memserver/nbd/protocol.h"
+#include "common/nbd_protocol.h"
+#include "memserver/option.h"
+#include "memserver/starttls.h"
 #include "memserver/transmit.h"
 
 #include <endian.h>
@@ -11,97 +13,49 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What follows is the incarnation: by it a client that connects again knows whether this is still the memory that it
- * filled; and the donor's id: by it, if it is not, whether that memory is gone, or another donor answers here. */
+/*
+ * The parts of an export's description. The incarnation follows DESCRIPTION: by it a client that connects again knows
+ * whether this is still the memory that it filled. The donor's id follows DESCRIPTION_DONOR: if the memory is another
+ * one, a client knows by it whether its memory is gone, or whether another donor answers at this address.
+ */
 #define DESCRIPTION           "GhostBox memory "
 #define DESCRIPTION_MACHINE   ", machine "
 #define DESCRIPTION_DONOR     ", donor "
 #define PREFERRED_BLOCK_BYTES 4096u
 
-/* The data of one option, taken from the front. A read beyond the end sets `bad` and gives zeroes. */
-struct option {
-    uint32_t type;
-    const uint8_t *data;
-    uint32_t left;
-    bool bad;
-};
-
-static const uint8_t *option_bytes(struct option *option, uint32_t bytes)
-{
-    if (option->bad || bytes > option->left) {
-        option->bad = true;
-        return NULL;
-    }
-    const uint8_t *data = option->data;
-    option->data += bytes;
-    option->left -= bytes;
-    return data;
-}
-
-static uint16_t option_u16(struct option *option)
-{
-    uint16_t value = 0;
-    const uint8_t *data = option_bytes(option, sizeof(value));
-    if (data != NULL) {
-        memcpy(&value, data, sizeof(value));
-    }
-    return be16toh(value);
-}
-
-static uint32_t option_u32(struct option *option)
-{
-    uint32_t value = 0;
-    const uint8_t *data = option_bytes(option, sizeof(value));
-    if (data != NULL) {
-        memcpy(&value, data, sizeof(value));
-    }
-    return be32toh(value);
-}
-
-/* --- replies --- */
-
-static void reply_head(void *at, uint32_t option, uint32_t type, uint32_t length)
-{
-    struct nbd_option_reply head = {.magic = htobe64(NBD_OPT_REPLY_MAGIC),
-                                    .option = htobe32(option),
-                                    .type = htobe32(type),
-                                    .length = htobe32(length)};
-    memcpy(at, &head, sizeof(head));
-}
-
-/* Queues a reply with room for `length` bytes of data and returns where they go. */
-static uint8_t *reply_add(struct connection *connection, uint32_t option, uint32_t type, uint32_t length)
-{
-    uint8_t *at = replies_header(&connection->replies, (uint32_t)sizeof(struct nbd_option_reply) + length);
-    reply_head(at, option, type, length);
-    return at + sizeof(struct nbd_option_reply);
-}
-
-static void reply_ack(struct connection *connection, uint32_t option)
-{
-    reply_add(connection, option, NBD_REP_ACK, 0);
-}
-
-/* The message is for people; clients show it. */
-static void reply_refuse(struct connection *connection, uint32_t option, uint32_t type, const char *message)
-{
-    uint32_t length = (uint32_t)strlen(message);
-    memcpy(reply_add(connection, option, type, length), message, length);
-    log_debug("%s: option %u refused: %s", connection->peer, option, message);
-}
-
 /* --- NBD_OPT_LIST --- */
 
 struct list_reply {
-    uint8_t *data;
-    size_t used;
+    uint8_t *data; /* NULL: there is no entry, or no memory */
+    size_t used, size;
+    bool failed; /* there was no memory */
 };
+
+/* Makes room for one more entry. The buffer is as long as the list needs, because free() zeroes all of it. */
+static bool list_grow(struct list_reply *list, size_t entry_bytes)
+{
+    if (entry_bytes <= list->size - list->used) {
+        return true;
+    }
+    size_t size = 2 * (list->used + entry_bytes);
+    uint8_t *grown = realloc(list->data, size);
+    if (grown == NULL) {
+        list->failed = true;
+        return false;
+    }
+    list->data = grown;
+    list->size = size;
+    return true;
+}
 
 static void list_add(void *ctx, const struct export *export)
 {
     struct list_reply *list = ctx;
     uint32_t name_bytes = (uint32_t)strlen(export->name);
     uint32_t name_bytes_wire = htobe32(name_bytes);
+    if (list->failed || !list_grow(list, sizeof(struct nbd_option_reply) + sizeof(name_bytes_wire) + name_bytes)) {
+        return;
+    }
     uint8_t *at = list->data + list->used;
     reply_head(at, NBD_OPT_LIST, NBD_REP_SERVER, (uint32_t)sizeof(name_bytes_wire) + name_bytes);
     at += sizeof(struct nbd_option_reply);
@@ -116,15 +70,15 @@ static enum connection_parse option_list(struct connection *connection, struct o
         reply_refuse(connection, option->type, NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data");
         return PARSE_AGAIN;
     }
-    /* As long as it can get: the number of exports may change until the lock is held. Untouched pages cost nothing.
-     */
-    struct list_reply list = {
-        .data = malloc(EXPORTS_MAX * (sizeof(struct nbd_option_reply) + sizeof(uint32_t) + EXPORT_NAME_MAX))};
-    if (list.data == NULL) {
+    struct list_reply list = {0};
+    exports_visit(connection->exports, &connection->viewer, list_add, &list);
+    if (list.failed) {
+        free(list.data);
         return PARSE_CLOSE;
     }
-    exports_visit(connection->exports, list_add, &list);
-    replies_blob(&connection->replies, list.data, list.used);
+    if (list.data != NULL) {
+        replies_blob(&connection->replies, list.data, list.used);
+    }
     reply_ack(connection, option->type);
     return PARSE_AGAIN;
 }
@@ -141,7 +95,7 @@ static void export_facts_read(void *ctx, const struct export *export)
 {
     struct export_facts *facts = ctx;
     facts->size_bytes = export->store.size_bytes;
-    /* The donor's id comes last: a client compares all behind it with what it was told before. */
+    /* The donor's id comes last: a client takes all that follows ", donor " for the id. */
     snprintf(facts->description, sizeof(facts->description), DESCRIPTION "%s%s%s%s%s", export->incarnation,
              export->machine != NULL ? DESCRIPTION_MACHINE : "", export->machine != NULL ? export->machine : "",
              export->donor_id != NULL ? DESCRIPTION_DONOR : "", export->donor_id != NULL ? export->donor_id : "");
@@ -180,7 +134,9 @@ struct info_query {
     bool wants_name, wants_description, wants_block_size;
 };
 
-/* Returns false if the data are malformed. Unknown information requests are ignored, as the specification says. */
+/*
+ * Returns false if the data are malformed. Requests for unknown information are ignored, as the specification says.
+ */
 static bool info_query_parse(struct option *option, struct info_query *query)
 {
     query->name_bytes = option_u32(option);
@@ -195,12 +151,13 @@ static bool info_query_parse(struct option *option, struct info_query *query)
     return !option->bad && option->left == 0;
 }
 
-/* The export is attached: the next byte from the client is a request. */
+/* Begins the transmission phase. The export is attached, and the client's next byte begins a request. */
 static void transmission_enter(struct connection *connection)
 {
     const char *name = connection->client.export->name;
     connection->allocation_context = connection->allocation_context && strcmp(connection->context_export, name) == 0;
     connection->phase = PHASE_TRANSMISSION;
+    handshake_done(&connection->handshake);
     log_debug("%s: export '%s'", connection->peer, name);
 }
 
@@ -221,11 +178,38 @@ static void info_reply(struct connection *connection, uint32_t option, const str
     reply_ack(connection, option);
 }
 
-static bool client_attach(struct connection *connection, const uint8_t *name, uint32_t name_bytes)
+/* Returns 0, -EAGAIN (in the next turn), -EUSERS (too many connections), or, as export_visit(), -ENOENT or -ENOKEY.
+ */
+static int client_attach(struct connection *connection, const uint8_t *name, uint32_t name_bytes)
 {
-    enum attach_result result = export_attach(connection->exports, name, name_bytes, &connection->client);
+    enum attach_result result =
+        export_attach(connection->exports, &connection->viewer, name, name_bytes, &connection->client);
     connection->option_again = result == ATTACH_WAIT;
-    return result == ATTACH_DONE;
+    switch (result) {
+    case ATTACH_DONE:
+        return 0;
+    case ATTACH_WAIT:
+        return -EAGAIN;
+    case ATTACH_NEEDS_TLS:
+        return -ENOKEY;
+    case ATTACH_TOO_MANY:
+        return -EUSERS;
+    case ATTACH_UNKNOWN:
+        break;
+    }
+    return -ENOENT;
+}
+
+static void export_refuse(struct connection *connection, uint32_t option, int rc)
+{
+    if (rc == -ENOKEY) {
+        reply_refuse(connection, option, NBD_REP_ERR_TLS_REQD, "this export needs TLS");
+    } else if (rc == -EUSERS) {
+        reply_refuse(connection, option, NBD_REP_ERR_POLICY,
+                     "this client has as many connections open as it may have (max_connections)");
+    } else {
+        reply_refuse(connection, option, NBD_REP_ERR_UNKNOWN, "no export of this name");
+    }
 }
 
 static enum connection_parse option_info(struct connection *connection, struct option *option)
@@ -240,20 +224,21 @@ static enum connection_parse option_info(struct connection *connection, struct o
         return PARSE_AGAIN;
     }
     struct export_facts facts = {0};
-    bool found;
+    int rc;
     if (option->type == NBD_OPT_GO) {
-        found = client_attach(connection, query.name, query.name_bytes);
-        if (connection->option_again) {
+        rc = client_attach(connection, query.name, query.name_bytes);
+        if (rc == -EAGAIN) {
             return PARSE_AGAIN;
         }
-        if (found) {
+        if (rc == 0) {
             export_facts_read(&facts, connection->client.export);
         }
     } else {
-        found = export_visit(connection->exports, query.name, query.name_bytes, export_facts_read, &facts) == 0;
+        rc = export_visit(connection->exports, &connection->viewer, query.name, query.name_bytes, export_facts_read,
+                          &facts);
     }
-    if (!found) {
-        reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
+    if (rc < 0) {
+        export_refuse(connection, option->type, rc);
         return PARSE_AGAIN;
     }
     info_reply(connection, option->type, &query, &facts);
@@ -263,14 +248,18 @@ static enum connection_parse option_info(struct connection *connection, struct o
     return PARSE_AGAIN;
 }
 
-/* The only option that cannot be refused in words. */
+/* NBD_OPT_EXPORT_NAME has no reply for errors: the connection is closed instead, and the log says why. */
 static enum connection_parse option_export_name(struct connection *connection, struct option *option)
 {
-    if (!client_attach(connection, option->data, option->left)) {
-        if (connection->option_again) {
-            return PARSE_AGAIN;
-        }
-        log_info("%s: asked for an export that is not there: connection closed", connection->peer);
+    int rc = client_attach(connection, option->data, option->left);
+    if (rc == -EAGAIN) {
+        return PARSE_AGAIN;
+    }
+    if (rc < 0) {
+        log_info("%s: the client asked for an export that %s: connection closed", connection->peer,
+                 rc == -ENOKEY   ? "needs TLS"
+                 : rc == -EUSERS ? "has as many connections as its client may have (max_connections)"
+                                 : "does not exist");
         return PARSE_CLOSE;
     }
     struct nbd_export_name_reply reply = {.size_bytes = htobe64(connection->client.export->store.size_bytes),
@@ -294,7 +283,7 @@ static enum connection_parse option_structured_reply(struct connection *connecti
     return PARSE_AGAIN;
 }
 
-/* The ids are for SET; in the answer to LIST they are 0. */
+/* The metadata contexts of this server. Their ids are for SET; in the answer to LIST all ids are 0. */
 static const struct context {
     const char *namespace, *name;
     uint32_t id;
@@ -317,7 +306,7 @@ static bool bytes_equal(const uint8_t *bytes, uint32_t length, const char *text)
     return length == strlen(text) && memcmp(bytes, text, length) == 0;
 }
 
-/* Without queries, LIST asks for everything and SET for nothing. "base:" lists a namespace and cannot be set. */
+/* Without queries, LIST asks for all contexts and SET for none. "base:" lists a namespace and cannot be set. */
 static bool context_query_parse(struct option *option, struct context_query *query)
 {
     bool lists = option->type == NBD_OPT_LIST_META_CONTEXT;
@@ -364,7 +353,7 @@ static enum connection_parse option_meta_context(struct connection *connection, 
 {
     bool sets = option->type == NBD_OPT_SET_META_CONTEXT;
     if (sets) {
-        /* A SET undoes the one before, even if it fails. */
+        /* A SET undoes the SET before it, even if it fails (NBD specification). */
         connection->allocation_context = connection->demand_context = false;
     }
     struct context_query query = {0};
@@ -378,8 +367,10 @@ static enum connection_parse option_meta_context(struct connection *connection, 
         return PARSE_AGAIN;
     }
     struct export_facts facts;
-    if (export_visit(connection->exports, query.name, query.name_bytes, export_facts_read, &facts) < 0) {
-        reply_refuse(connection, option->type, NBD_REP_ERR_UNKNOWN, "no export of this name");
+    int rc = export_visit(connection->exports, &connection->viewer, query.name, query.name_bytes, export_facts_read,
+                          &facts);
+    if (rc < 0) {
+        export_refuse(connection, option->type, rc);
         return PARSE_AGAIN;
     }
     for (unsigned c = 0; c < CONTEXTS; c++) {
@@ -392,7 +383,7 @@ static enum connection_parse option_meta_context(struct connection *connection, 
     }
     if (sets && query.wants[ALLOCATION]) {
         connection->allocation_context = true;
-        /* An export was found under it, so it fits. */
+        /* An export has this name, so it is not longer than EXPORT_NAME_MAX. */
         memcpy(connection->context_export, query.name, query.name_bytes);
         connection->context_export[query.name_bytes] = '\0';
     }
@@ -410,8 +401,45 @@ void negotiate_greet(struct connection *connection)
     memcpy(replies_header(&connection->replies, sizeof(greeting)), &greeting, sizeof(greeting));
 }
 
+/* With --tls require, the server answers nothing before TLS: not even which exports there are. */
+static bool needs_tls(const struct connection *connection, uint32_t option)
+{
+    return connection->exports->tls_required && !connection->encrypts && option != NBD_OPT_STARTTLS &&
+           option != NBD_OPT_ABORT;
+}
+
+static enum connection_parse option_needs_tls(struct connection *connection, const struct option *option)
+{
+    if (option->type == NBD_OPT_EXPORT_NAME) {
+        log_info("%s: the client asked for an export without TLS (--tls require): connection closed",
+                 connection->peer);
+        return PARSE_CLOSE;
+    }
+    reply_refuse(connection, option->type, NBD_REP_ERR_TLS_REQD, "this server needs TLS: begin with STARTTLS");
+    return PARSE_AGAIN;
+}
+
+static enum connection_parse option_starttls(struct connection *connection, const struct option *option)
+{
+    const char *fault = NULL;
+    enum starttls_result result = starttls_begin(connection, option->left, &fault);
+    if (result == STARTTLS_CLOSE) {
+        return PARSE_CLOSE;
+    }
+    if (result == STARTTLS_BEGUN) {
+        reply_ack(connection, option->type);
+    } else {
+        reply_refuse(connection, option->type, result == STARTTLS_WRONG ? NBD_REP_ERR_INVALID : NBD_REP_ERR_UNSUP,
+                     fault);
+    }
+    return PARSE_AGAIN;
+}
+
 static enum connection_parse option_dispatch(struct connection *connection, struct option *option)
 {
+    if (needs_tls(connection, option->type)) {
+        return option_needs_tls(connection, option);
+    }
     switch ((enum nbd_option)option->type) {
     case NBD_OPT_EXPORT_NAME:
         return option_export_name(connection, option);
@@ -429,8 +457,7 @@ static enum connection_parse option_dispatch(struct connection *connection, stru
     case NBD_OPT_SET_META_CONTEXT:
         return option_meta_context(connection, option);
     case NBD_OPT_STARTTLS:
-        reply_refuse(connection, option->type, NBD_REP_ERR_UNSUP, "this server does not speak TLS");
-        return PARSE_AGAIN;
+        return option_starttls(connection, option);
     }
     reply_refuse(connection, option->type, NBD_REP_ERR_UNSUP, "unknown option");
     return PARSE_AGAIN;
@@ -455,7 +482,7 @@ static enum connection_parse client_flags_take(struct connection *connection)
     return PARSE_AGAIN;
 }
 
-/* The header is one of ours and the option may be answered. Returns false if the connection has to end. */
+/* Checks an option's header. Returns false if the connection has to end. */
 static bool option_header_check(const struct connection *connection, const struct nbd_option_header *header)
 {
     if (be64toh(header->magic) != NBD_OPTION_MAGIC) {
@@ -466,7 +493,7 @@ static bool option_header_check(const struct connection *connection, const struc
         log_info("%s: more than %u options: connection closed", connection->peer, NEGOTIATE_OPTIONS_MAX);
         return false;
     }
-    /* Plain newstyle knows no replies to options, hence no other option. */
+    /* Without fixed newstyle there are no replies to options, so only NBD_OPT_EXPORT_NAME can be answered. */
     return connection->fixed_newstyle || be32toh(header->option) == NBD_OPT_EXPORT_NAME;
 }
 
@@ -523,7 +550,7 @@ static enum connection_parse option_skip(struct connection *connection)
     return PARSE_AGAIN;
 }
 
-/* One option a turn: its replies are sent before the next is looked at, so that they always fit. */
+/* Takes one option a turn: its replies are sent before the next option is parsed, so that they always fit. */
 enum connection_parse negotiate_parse(struct connection *connection)
 {
     switch (connection->phase) {
@@ -533,6 +560,7 @@ enum connection_parse negotiate_parse(struct connection *connection)
         return option_take(connection);
     case PHASE_OPTION_SKIP:
         return option_skip(connection);
+    case PHASE_TLS:
     case PHASE_TRANSMISSION:
         break;
     }

@@ -1,235 +1,154 @@
 /* SPDX-License-Identifier: MIT */
 #include "memserver/options.h"
 
+#include "common/option_table.h"
 #include "common/size.h"
 
-#include <errno.h>
-#include <getopt.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define THREADS_DEFAULT_MAX 4u
-/* Long enough to catch the next request of a client with one in flight where processors are slow to wake (60 us a
- * request on two virtual processors). Used only where it pays and nothing better is allowed (waiting.h). */
-#define POLL_DEFAULT_US 100u
 
-static const char usage[] =
-    "usage: ghostbox-memserver --size SIZE [option]...\n"
-    "\n"
-    "Serves memory of this machine over NBD. It has no authentication: bind it to addresses you trust.\n"
-    "\n"
-    "  --size SIZE             what all exports together may hold (for example 512M, 16G)\n"
-    "  --export NAME=SIZE      an export that is there from the start; may be given several times\n"
-    "  --bind ADDRESS          address to listen on (127.0.0.1)\n"
-    "  --port PORT             TCP port; 0 picks a free one (10809)\n"
-    "  --control SOCKET        Unix socket for commands (none)\n"
-    "  --threads N             worker threads (one for each CPU, at most 4)\n"
-    "  --keep-awake WHEN       auto: while that serves more requests, ask the kernel to keep processors quick to\n"
-    "                          wake (needs root: /dev/cpu_dma_latency); never (auto)\n"
-    "  --poll-us N             where --keep-awake cannot be: how long a worker tries again before it sleeps,\n"
-    "                          while that serves more requests; 0: not at all (100)\n"
-    "  --gather WHEN           auto: be woken for several requests at once by a client that sends each by itself,\n"
-    "                          where that is no loss; always: with no trial; never (auto)\n"
-    "  --max-connections N     more are refused (1024)\n"
-    "  --handshake-timeout N   seconds a client has to choose an export (30)\n"
-    "  --peer-timeout N        seconds after which a client is given up that has vanished, or takes nothing of what\n"
-    "                          it asked for (60)\n"
-    "  --donor-id ID           who lends this memory: up to 64 letters, digits or '-'; clients tell by it whether\n"
-    "                          memory that is gone was this donor's (none)\n"
-    "  --machine NAME          which machine this is, in the same characters; clients that want two copies on two\n"
-    "                          machines tell by it that two donors are on one (none)\n"
-    "  --log-file FILE         append log lines to FILE instead of stderr\n"
-    "  --log-level LEVEL       error, warning, info or debug (info)\n"
-    "  --version, --help\n";
+static int export_take(void *values, const char *text, struct option_error *error);
+static int port_take(void *values, const char *text, struct option_error *error);
+static int donor_id_take(void *values, const char *text, struct option_error *error);
+static int machine_take(void *values, const char *text, struct option_error *error);
 
-enum {
-    OPT_SIZE = 256,
-    OPT_EXPORT,
-    OPT_BIND,
-    OPT_PORT,
-    OPT_CONTROL,
-    OPT_THREADS,
-    OPT_KEEP_AWAKE,
-    OPT_POLL_US,
-    OPT_GATHER,
-    OPT_MAX_CONNECTIONS,
-    OPT_HANDSHAKE_TIMEOUT,
-    OPT_PEER_TIMEOUT,
-    OPT_DONOR_ID,
-    OPT_MACHINE,
-    OPT_LOG_FILE,
-    OPT_LOG_LEVEL,
-    OPT_VERSION,
-    OPT_HELP,
+#define SETS(member) .offset = offsetof(struct options, member)
+
+static const struct option_spec specs[] = {
+    {"size", "SIZE", OPTION_SIZE, .min = 1, .max = INT64_MAX, SETS(size_bytes),
+     .help = "how much memory all exports together may have (for example 512M, 16G); it must be given"},
+    {"export", "NAME=SIZE", OPTION_OTHER, .take = export_take,
+     .help = "an export that is there from the start; may be given several times"},
+    {"bind", "ADDRESS", OPTION_TEXT, SETS(bind), .standard = "127.0.0.1", .help = "address to listen on"},
+    {"port", "PORT", OPTION_TEXT, SETS(port), .standard = "10809", .take = port_take,
+     .help = "TCP port; 0 picks a free one"},
+    {"control", "SOCKET", OPTION_TEXT, SETS(control_path), .help = "Unix socket for commands (none)"},
+    {"threads", "N", OPTION_NUMBER, .min = 1, .max = 64, SETS(n_threads),
+     .help = "how many worker threads there are; if it is not given, one for each processor, at most 4"},
+    {"keep-awake", "auto|never", OPTION_CHOICE, SETS(keep_awake), .standard = "auto", .wrong = "not auto or never",
+     .help = "auto: while that serves more requests, ask the kernel to keep processors quick to wake (needs root: "
+             "/dev/cpu_dma_latency)"},
+    /*
+     * 100 us are long enough to catch the next request of a client with one request in flight where processors are
+     * slow to wake (60 us a request on two virtual processors). The worker polls only where that pays and
+     * /dev/cpu_dma_latency cannot be used (waiting.h).
+     */
+    {"poll-us", "N", OPTION_NUMBER, .max = 100000, SETS(poll_us), .standard = "100",
+     .help =
+         "where the kernel cannot be asked (--keep-awake): microseconds for which a worker polls its sockets before "
+         "it sleeps, while that serves more requests; 0: it never polls"},
+    {"gather", "auto|always|never", OPTION_CHOICE, SETS(gather), .standard = "auto",
+     .wrong = "not auto, always or never",
+     .help = "auto: a worker waits until several requests have come from a client that sends each by itself, where "
+             "that is no loss; always: without a trial whether it is"},
+    {"max-connections", "N", OPTION_NUMBER, .min = 1, .max = 65536, SETS(max_connections), .standard = "1024",
+     .help = "how many connections may be open; more are refused"},
+    {"handshake-timeout", "N", OPTION_NUMBER, .min = 1, .max = 3600, SETS(handshake_limit_s), .standard = "10",
+     .help = "seconds within which a client has to choose an export"},
+    {"max-handshakes", "N", OPTION_NUMBER, .min = 1, .max = 65536, SETS(max_handshakes), .standard = "512",
+     .help = "how many connections may be open whose clients have chosen no export yet; for more, the oldest is "
+             "closed, of the address with most"},
+    {"max-handshakes-per-address", "N", OPTION_NUMBER, .min = 1, .max = 65536, SETS(max_handshakes_per_address),
+     .standard = "128", .help = "how many such connections one address may have; for more, its oldest is closed"},
+    {"peer-timeout", "N", OPTION_NUMBER, .min = 1, .max = 3600, SETS(peer_limit_s), .standard = "60",
+     .help =
+         "seconds after which the connection of a client is closed that has vanished, or does not read its answers"},
+    {"lock-memory", NULL, OPTION_FLAG, SETS(lock_memory),
+     .help = "never let lent memory be swapped out: all memory of this process is locked as it is touched"},
+    {"tls", "auto|require", OPTION_CHOICE, SETS(tls), .standard = "auto", .wrong = "not auto or require",
+     .help = "auto: clients use an export with a key over TLS only, and an export without a key only without TLS; "
+             "require: clients can do nothing without TLS, and each export must have a key"},
+    {"tls-psk", "FILE", OPTION_TEXT, SETS(keys_path),
+     .help = "keys of exports, those of --export and of later ones: lines EXPORT:HEXKEY, as psktool writes them; "
+             "mode 0600"},
+    {"donor-id", "ID", OPTION_TEXT, SETS(donor_id), .take = donor_id_take,
+     .help = "id of the donor that lends this memory: up to 64 letters, digits or '-'; when memory is gone, clients "
+             "tell by it whether this donor held it (none)"},
+    {"machine", "NAME", OPTION_TEXT, SETS(machine), .take = machine_take,
+     .help = "name of this machine, in the same characters; clients that keep two copies of a page on two machines "
+             "tell by it that two donors are on one machine (none)"},
+    {"log-file", "FILE", OPTION_TEXT, SETS(log_path), .help = "append log lines to FILE instead of stderr"},
+    {"log-level", "error|warning|info|debug", OPTION_CHOICE, SETS(log_level), .standard = "info",
+     .wrong = "not error, warning, info or debug", .help = "which log lines are written"},
+    {"no-seccomp", NULL, OPTION_FLAG, .for_tests = true, SETS(no_seccomp), .help = "allow every system call"},
+    {"version", NULL, OPTION_END, SETS(version), .help = "print the version, and end"},
+    {"help", NULL, OPTION_END, SETS(help), .help = "print this, and end"},
 };
 
-static const struct option long_options[] = {
-    {"size", required_argument, NULL, OPT_SIZE},
-    {"export", required_argument, NULL, OPT_EXPORT},
-    {"bind", required_argument, NULL, OPT_BIND},
-    {"port", required_argument, NULL, OPT_PORT},
-    {"control", required_argument, NULL, OPT_CONTROL},
-    {"threads", required_argument, NULL, OPT_THREADS},
-    {"keep-awake", required_argument, NULL, OPT_KEEP_AWAKE},
-    {"poll-us", required_argument, NULL, OPT_POLL_US},
-    {"gather", required_argument, NULL, OPT_GATHER},
-    {"max-connections", required_argument, NULL, OPT_MAX_CONNECTIONS},
-    {"handshake-timeout", required_argument, NULL, OPT_HANDSHAKE_TIMEOUT},
-    {"peer-timeout", required_argument, NULL, OPT_PEER_TIMEOUT},
-    {"donor-id", required_argument, NULL, OPT_DONOR_ID},
-    {"machine", required_argument, NULL, OPT_MACHINE},
-    {"log-file", required_argument, NULL, OPT_LOG_FILE},
-    {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {"help", no_argument, NULL, OPT_HELP},
-    {NULL, 0, NULL, 0},
+static const struct option_table table = {
+    .usage = "usage: ghostbox-memserver --size SIZE [option]...\n"
+             "\n"
+             "Serves memory of this machine over NBD. Anybody who reaches its port can use exports that have no key: "
+             "bind\n"
+             "it to addresses you trust, or see --tls.\n"
+             "\n",
+    .specs = specs,
+    .n_specs = sizeof(specs) / sizeof(specs[0]),
+    .not_a_size = "not a size, such as 4096, 512M or 16G",
+    .not_a_number = "not a whole number",
+    .needs_value = "%s needs a value",
+    .not_an_option = "'%s' is not an option",
 };
 
-static enum options_result wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
-
-static enum options_result wrong(const char *format, ...)
+static int export_take(void *values, const char *text, struct option_error *error)
 {
-    va_list args;
-    va_start(args, format);
-    fputs("ghostbox-memserver: ", stderr);
-    vfprintf(stderr, format, args);
-    fputs(" (see --help)\n", stderr);
-    va_end(args);
-    return OPTIONS_WRONG;
-}
-
-static enum options_result size_option(const char *option, const char *text, uint64_t *bytes)
-{
-    int rc = size_parse(text, bytes);
-    if (rc == -ERANGE) {
-        return wrong("%s: '%s' is too large", option, text);
-    }
-    if (rc < 0) {
-        return wrong("%s: '%s' is not a size, such as 4096, 512M or 16G", option, text);
-    }
-    return *bytes > 0 ? OPTIONS_OK : wrong("%s: must be more than 0", option);
-}
-
-static enum options_result number_option(const char *option, const char *text, unsigned min, unsigned max,
-                                         unsigned *number)
-{
-    uint64_t value;
-    if (number_parse(text, min, max, &value) < 0) {
-        return wrong("%s: '%s' is not a whole number from %u to %u", option, text, min, max);
-    }
-    *number = (unsigned)value;
-    return OPTIONS_OK;
-}
-
-static enum options_result export_option(struct options *options, const char *text)
-{
-    /* The last one: names may have '=' in them, sizes do not. */
+    static const struct option_spec size = {"export", NULL, OPTION_SIZE, .min = 1, .max = INT64_MAX};
+    struct options *options = values;
+    /* The last '=' ends the name: a name may contain '=', a size cannot. */
     const char *equals = strrchr(text, '=');
     if (equals == NULL || equals == text) {
-        return wrong("--export: '%s' is not NAME=SIZE", text);
+        return option_fail(error, "--export: '%s' is not NAME=SIZE", text);
     }
     size_t name_bytes = (size_t)(equals - text);
     if (name_bytes > EXPORT_NAME_MAX) {
-        return wrong("--export: a name has at most %u bytes", EXPORT_NAME_MAX);
+        return option_fail(error, "--export: a name has at most %u bytes", EXPORT_NAME_MAX);
     }
     struct export_option *grown = realloc(options->exports, (options->n_exports + 1) * sizeof(options->exports[0]));
     if (grown == NULL) {
-        return wrong("--export: out of memory");
+        return option_fail(error, "--export: out of memory");
     }
     options->exports = grown;
     struct export_option *export = &options->exports[options->n_exports];
     memcpy(export->name, text, name_bytes);
     export->name[name_bytes] = '\0';
-    enum options_result result = size_option("--export", equals + 1, &export->size_bytes);
-    options->n_exports += result == OPTIONS_OK ? 1 : 0;
-    return result;
+    int rc = option_size_read(&table, &size, equals + 1, &export->size_bytes, error);
+    options->n_exports += rc == 0 ? 1 : 0;
+    return rc;
 }
 
-static enum options_result port_option(struct options *options, const char *text)
+static int port_take(void *values, const char *text, struct option_error *error)
 {
-    unsigned port;
-    options->port = text;
-    return number_option("--port", text, 0, 65535, &port);
+    (void)values;
+    uint64_t port;
+    return number_parse(text, 0, 65535, &port) == 0
+               ? 0
+               : option_fail(error, "--port: '%s' is not a whole number from 0 to 65535", text);
 }
 
-/* What becomes part of an export's description: it has no comma, which separates the parts. */
-static enum options_result word_option(const char *option, const char *text, const char **word)
+/* Checks a word of an export's description. It may have no comma, because commas separate the description's parts. */
+static int word_check(const char *option, const char *text, struct option_error *error)
 {
     size_t length = strlen(text);
     size_t good = strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-");
-    *word = text;
     return length > 0 && length <= DONOR_ID_MAX && good == length
-               ? OPTIONS_OK
-               : wrong("%s: '%s' is not 1 to %u letters, digits or '-'", option, text, DONOR_ID_MAX);
+               ? 0
+               : option_fail(error, "%s: '%s' is not 1 to %u letters, digits or '-'", option, text, DONOR_ID_MAX);
 }
 
-static enum options_result gather_option(struct options *options, const char *text)
+static int donor_id_take(void *values, const char *text, struct option_error *error)
 {
-    static const char *const names[] = {[GATHER_AUTO] = "auto", [GATHER_ALWAYS] = "always", [GATHER_NEVER] = "never"};
-    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        if (strcmp(text, names[i]) == 0) {
-            options->gather = (enum gather_option)i;
-            return OPTIONS_OK;
-        }
-    }
-    return wrong("--gather: '%s' is not auto, always or never", text);
+    (void)values;
+    return word_check("--donor-id", text, error);
 }
 
-static enum options_result option_take(struct options *options, int option, const char *text)
+static int machine_take(void *values, const char *text, struct option_error *error)
 {
-    switch (option) {
-    case OPT_SIZE:
-        return size_option("--size", text, &options->size_bytes);
-    case OPT_EXPORT:
-        return export_option(options, text);
-    case OPT_BIND:
-        options->bind = text;
-        return OPTIONS_OK;
-    case OPT_PORT:
-        return port_option(options, text);
-    case OPT_CONTROL:
-        options->control_path = text;
-        return OPTIONS_OK;
-    case OPT_THREADS:
-        return number_option("--threads", text, 1, 64, &options->n_threads);
-    case OPT_KEEP_AWAKE:
-        options->keep_awake = strcmp(text, "auto") == 0;
-        return options->keep_awake || strcmp(text, "never") == 0
-                   ? OPTIONS_OK
-                   : wrong("--keep-awake: '%s' is not auto or never", text);
-    case OPT_POLL_US:
-        return number_option("--poll-us", text, 0, 100000, &options->poll_us);
-    case OPT_GATHER:
-        return gather_option(options, text);
-    case OPT_MAX_CONNECTIONS:
-        return number_option("--max-connections", text, 1, 65536, &options->max_connections);
-    case OPT_HANDSHAKE_TIMEOUT:
-        return number_option("--handshake-timeout", text, 1, 3600, &options->handshake_limit_s);
-    case OPT_PEER_TIMEOUT:
-        return number_option("--peer-timeout", text, 1, 3600, &options->peer_limit_s);
-    case OPT_DONOR_ID:
-        return word_option("--donor-id", text, &options->donor_id);
-    case OPT_MACHINE:
-        return word_option("--machine", text, &options->machine);
-    case OPT_LOG_FILE:
-        options->log_path = text;
-        return OPTIONS_OK;
-    case OPT_LOG_LEVEL:
-        return log_level_parse(text, &options->log_level) == 0
-                   ? OPTIONS_OK
-                   : wrong("--log-level: '%s' is not error, warning, info or debug", text);
-    case OPT_VERSION:
-        puts("ghostbox-memserver " GHOSTBOX_VERSION);
-        return OPTIONS_DONE;
-    case OPT_HELP:
-        fputs(usage, stdout);
-        return OPTIONS_DONE;
-    default:
-        return OPTIONS_WRONG;
-    }
+    (void)values;
+    return word_check("--machine", text, error);
 }
 
 static unsigned threads_default(void)
@@ -243,33 +162,25 @@ static unsigned threads_default(void)
 
 enum options_result options_parse(struct options *options, int argc, char **argv)
 {
-    *options = (struct options){.bind = "127.0.0.1",
-                                .port = "10809",
-                                .n_threads = threads_default(),
-                                .keep_awake = true,
-                                .poll_us = POLL_DEFAULT_US,
-                                .max_connections = 1024,
-                                .handshake_limit_s = 30,
-                                .peer_limit_s = 60,
-                                .log_level = LOG_INFO};
-    int option;
-    /* ':' first: we say what is wrong ourselves, in one form. */
-    while ((option = getopt_long(argc, argv, ":", long_options, NULL)) != -1) {
-        if (option == '?') {
-            return wrong("unknown option '%s'", argv[optind - 1]);
-        }
-        if (option == ':') {
-            return wrong("%s needs a value", argv[optind - 1]);
-        }
-        enum options_result result = option_take(options, option, optarg);
-        if (result != OPTIONS_OK) {
-            return result;
-        }
+    struct option_error error;
+    *options = (struct options){.n_threads = threads_default()};
+    int rc = option_table_read(&table, options, argc, argv, &error);
+    if (rc == 0 && options->version) {
+        puts("ghostbox-memserver " GHOSTBOX_VERSION);
+        return OPTIONS_DONE;
     }
-    if (optind < argc) {
-        return wrong("'%s' is not an option", argv[optind]);
+    if (rc == 0 && options->help) {
+        option_table_help(&table);
+        return OPTIONS_DONE;
     }
-    return options->size_bytes > 0 ? OPTIONS_OK : wrong("--size is needed: how much memory to lend");
+    if (rc == 0 && options->size_bytes == 0) {
+        rc = option_fail(&error, "--size is needed: how much memory to lend");
+    }
+    if (rc < 0) {
+        fprintf(stderr, "ghostbox-memserver: %s (see --help)\n", error.text);
+        return OPTIONS_WRONG;
+    }
+    return OPTIONS_OK;
 }
 
 void options_free(struct options *options)

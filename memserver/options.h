@@ -14,6 +14,12 @@ struct export_option {
     uint64_t size_bytes;
 };
 
+/* --keep-awake */
+enum keep_awake_option { KEEP_AWAKE_AUTO, KEEP_AWAKE_NEVER };
+
+/* --tls */
+enum tls_option { TLS_AUTO, TLS_REQUIRE };
+
 /* --gather */
 enum gather_option { GATHER_AUTO, GATHER_ALWAYS, GATHER_NEVER };
 
@@ -23,27 +29,33 @@ struct options {
     uint64_t size_bytes;
     struct export_option *exports; /* malloc'd */
     unsigned n_exports;
-    const char *control_path; /* NULL: none */
+    const char *control_path; /* NULL: no control socket */
     unsigned n_threads;
-    bool keep_awake;
+    enum keep_awake_option keep_awake;
     enum gather_option gather;
     unsigned poll_us;
     unsigned max_connections;
+    unsigned max_handshakes, max_handshakes_per_address;
     unsigned handshake_limit_s;
     unsigned peer_limit_s;
-    const char *donor_id; /* NULL: none */
-    const char *machine;  /* NULL: none */
-    const char *log_path; /* NULL: stderr */
+    bool lock_memory;
+    enum tls_option tls;
+    const char *keys_path; /* --tls-psk, or NULL */
+    const char *donor_id;  /* NULL: not given */
+    const char *machine;   /* NULL: not given */
+    const char *log_path;  /* NULL: stderr */
     enum log_level log_level;
+    bool no_seccomp;
+    bool help, version;
 };
 
 enum options_result {
     OPTIONS_OK,
-    OPTIONS_DONE,  /* --help or --version: printed */
-    OPTIONS_WRONG, /* said why on stderr */
+    OPTIONS_DONE,  /* --help or --version was given, and its text was printed */
+    OPTIONS_WRONG, /* an option is wrong, and the error was printed on stderr */
 };
 
-/* Strings point into argv. */
+/* Reads the options. Strings in *options point into argv. The caller calls options_free() whatever this returns. */
 enum options_result options_parse(struct options *options, int argc, char **argv);
 void options_free(struct options *options);
 

@@ -2,6 +2,7 @@
 #include "store.h"
 
 #include "common/log.h"
+#include "common/page_memory.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -19,7 +20,7 @@ uint64_t store_round_up(uint64_t bytes)
 
 uint64_t store_resident_bytes(const struct store *store)
 {
-    /* A discard that overtakes the write it undoes may be counted first: below zero for a moment. */
+    /* A discard may be counted before the write that it undoes: the counter may be below zero for a moment. */
     int64_t pages = (int64_t)atomic_load_explicit(&store->resident_pages, memory_order_relaxed);
     return pages > 0 ? (uint64_t)pages << PAGE_SHIFT : 0;
 }
@@ -30,10 +31,11 @@ static void *memory_promise(uint64_t bytes)
     if (memory == MAP_FAILED) {
         return NULL;
     }
-    /* EINVAL: a kernel without huge pages, which is as good. */
+    /* A kernel without transparent huge pages returns EINVAL: there is nothing to turn off. */
     if (madvise(memory, bytes, MADV_NOHUGEPAGE) < 0 && errno != EINVAL) {
         log_warning("cannot turn huge pages off: %s", strerror(errno));
     }
+    page_memory_hide(memory, bytes);
     return memory;
 }
 
@@ -61,8 +63,17 @@ int store_open(struct store *store, uint64_t size_bytes)
     return 0;
 }
 
+/* Counts pages that hold data, or are reserved, more or fewer. */
+static void quota_add(struct store *store, int64_t pages)
+{
+    if (store->quota != NULL && pages != 0) {
+        atomic_fetch_add_explicit(&store->quota->pages, pages, memory_order_relaxed);
+    }
+}
+
 void store_close(struct store *store)
 {
+    quota_add(store, -(int64_t)atomic_load(&store->resident_pages));
     munmap(store->memory, store->mapped_bytes);
     munmap(store->allocated, bitmap_bytes(store));
     *store = (struct store){0};
@@ -79,7 +90,7 @@ static uint64_t word_mask(uint64_t first, uint64_t last)
     return (~UINT64_C(0) >> (WORD_BITS - 1 - (last - first))) << first;
 }
 
-/* The first page in [page, end) whose bit is `wanted`, or end. */
+/* Returns the first page in [page, end) whose bit is `wanted`, or end if there is none. */
 static uint64_t page_find(const struct store *store, uint64_t page, uint64_t end, bool wanted)
 {
     while (page < end) {
@@ -110,32 +121,84 @@ struct store_run store_run_at(const struct store *store, uint64_t offset, uint64
     return (struct store_run){.length_bytes = run_bytes < length ? run_bytes : length, .is_data = is_data};
 }
 
-static void word_set(struct store *store, uint64_t index, uint64_t mask)
+/* Sets bits. Returns how many of them were clear. */
+static uint64_t word_set(struct store *store, uint64_t index, uint64_t mask)
 {
-    /* Mostly they are set already: a load is cheaper than a locked operation, and shares the cache line. */
+    /*
+     * The bits are mostly set already, and a load is cheaper than an atomic write: it leaves the cache line shared.
+     */
     if ((word_load(store, index) & mask) == mask) {
-        return;
+        return 0;
     }
     uint64_t before = atomic_fetch_or_explicit(&store->allocated[index], mask, memory_order_acq_rel);
     uint64_t added = (uint64_t)__builtin_popcountll(mask & ~before);
     atomic_fetch_add_explicit(&store->resident_pages, added, memory_order_relaxed);
+    return added;
 }
 
-void store_mark_written(struct store *store, uint64_t offset, uint64_t length)
+/* Returns how many pages of [page, end) hold no data. */
+static uint64_t holes_count(const struct store *store, uint64_t page, uint64_t end)
+{
+    uint64_t n = 0;
+    while (page < end) {
+        uint64_t word_end = (page / WORD_BITS + 1) * WORD_BITS;
+        uint64_t last = (word_end < end ? word_end : end) - 1;
+        uint64_t mask = word_mask(page % WORD_BITS, last % WORD_BITS);
+        n += (uint64_t)__builtin_popcountll(~word_load(store, page / WORD_BITS) & mask);
+        page = last + 1;
+    }
+    return n;
+}
+
+bool store_reserve(struct store *store, uint64_t offset, uint64_t length, uint64_t *reserved)
+{
+    *reserved = 0;
+    uint64_t limit = store->quota != NULL ? atomic_load_explicit(&store->quota->limit_pages, memory_order_relaxed)
+                                          : STORE_NO_LIMIT;
+    if (limit == STORE_NO_LIMIT || length == 0) {
+        return true;
+    }
+    assert(offset < store->size_bytes && length <= store->size_bytes - offset);
+    uint64_t n = holes_count(store, offset >> PAGE_SHIFT, ((offset + length - 1) >> PAGE_SHIFT) + 1);
+    if (n == 0) {
+        return true;
+    }
+    int64_t before = atomic_fetch_add_explicit(&store->quota->pages, (int64_t)n, memory_order_relaxed);
+    if (before > (int64_t)limit || n > limit - (uint64_t)(before > 0 ? before : 0)) {
+        quota_add(store, -(int64_t)n);
+        return false;
+    }
+    *reserved = n;
+    return true;
+}
+
+void store_unreserve(struct store *store, uint64_t reserved)
+{
+    quota_add(store, -(int64_t)reserved);
+}
+
+void store_mark_written(struct store *store, uint64_t offset, uint64_t length, uint64_t *reserved)
 {
     if (length == 0) {
         return;
     }
+    uint64_t added = 0;
     assert(offset < store->size_bytes && length <= store->size_bytes - offset);
     uint64_t last_page = (offset + length - 1) >> PAGE_SHIFT;
     for (uint64_t page = offset >> PAGE_SHIFT; page <= last_page; page = (page / WORD_BITS + 1) * WORD_BITS) {
         uint64_t word_last = page | (WORD_BITS - 1);
         uint64_t last = word_last < last_page ? word_last : last_page;
-        word_set(store, page / WORD_BITS, word_mask(page % WORD_BITS, last % WORD_BITS));
+        added += word_set(store, page / WORD_BITS, word_mask(page % WORD_BITS, last % WORD_BITS));
     }
+    uint64_t used = added < *reserved ? added : *reserved;
+    *reserved -= used;
+    quota_add(store, (int64_t)(added - used));
 }
 
-/* Clears the bits of pages [page, end); says which was the first and the last that was set. Returns how many were. */
+/*
+ * Clears the bits of pages [page, end). Returns how many of them were set; if any was, *first and *last are the first
+ * and the last such page.
+ */
 static uint64_t bits_clear(struct store *store, uint64_t page, uint64_t end, uint64_t *first, uint64_t *last)
 {
     uint64_t cleared = 0;
@@ -157,10 +220,11 @@ static uint64_t bits_clear(struct store *store, uint64_t page, uint64_t end, uin
         cleared += (uint64_t)__builtin_popcountll(was);
     }
     atomic_fetch_sub_explicit(&store->resident_pages, cleared, memory_order_relaxed);
+    quota_add(store, -(int64_t)cleared);
     return cleared;
 }
 
-/* One madvise over all that was allocated: pages in between hold nothing, so that giving them back costs nothing. */
+/* Gives all pages with data back by one madvise(): the pages between them have no memory, so they cost nothing. */
 static void pages_release(struct store *store, uint64_t page, uint64_t end)
 {
     uint64_t first = 0;
@@ -170,16 +234,19 @@ static void pages_release(struct store *store, uint64_t page, uint64_t end)
     }
     uint8_t *start = store->memory + (first << PAGE_SHIFT);
     uint64_t length = (last - first + 1) << PAGE_SHIFT;
-    if (madvise(start, length, MADV_DONTNEED) < 0) {
-        /* It must read as zeroes whatever the kernel says. */
-        log_warning("cannot give %llu bytes back: %s", (unsigned long long)length, strerror(errno));
+    int rc = page_memory_release(start, length);
+    if (rc < 0) {
+        /* The range must read as zeroes even if the kernel refuses. */
+        log_warning("cannot give %llu bytes back: %s", (unsigned long long)length, strerror(-rc));
         memset(start, 0, length);
         uint64_t offset = first << PAGE_SHIFT;
-        store_mark_written(store, offset, length <= store->size_bytes - offset ? length : store->size_bytes - offset);
+        uint64_t none = 0;
+        store_mark_written(store, offset, length <= store->size_bytes - offset ? length : store->size_bytes - offset,
+                           &none);
     }
 }
 
-/* Part of one page. A page without data is zero as it is. */
+/* Zeroes a part of one page. A page without data is zero already. */
 static void part_zero(struct store *store, uint64_t offset, uint64_t length)
 {
     if (length > 0 && page_is_data(store, offset >> PAGE_SHIFT)) {
@@ -194,7 +261,7 @@ void store_discard(struct store *store, uint64_t offset, uint64_t length)
     }
     assert(offset < store->size_bytes && length <= store->size_bytes - offset);
     uint64_t end = offset + length;
-    /* What is behind the end of the export on its last page is nobody's: the page goes as a whole. */
+    /* Nothing uses the bytes of the last page that lie behind the export's end, so the page goes back as a whole. */
     uint64_t whole_end = end == store->size_bytes ? store->mapped_bytes : end & ~(uint64_t)(STORE_PAGE_BYTES - 1);
     uint64_t whole_start = store_round_up(offset);
     if (whole_start > whole_end) {
@@ -206,8 +273,8 @@ void store_discard(struct store *store, uint64_t offset, uint64_t length)
     part_zero(store, whole_end, end > whole_end ? end - whole_end : 0);
 }
 
-void store_zero(struct store *store, uint64_t offset, uint64_t length)
+void store_zero(struct store *store, uint64_t offset, uint64_t length, uint64_t *reserved)
 {
     memset(store->memory + offset, 0, length);
-    store_mark_written(store, offset, length);
+    store_mark_written(store, offset, length, reserved);
 }

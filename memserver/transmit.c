@@ -2,23 +2,26 @@
 #include "memserver/transmit.h"
 
 #include "common/log.h"
-#include "memserver/nbd/protocol.h"
+#include "common/nbd_protocol.h"
+#include "memserver/clock.h"
 
 #include <assert.h>
 #include <endian.h>
 #include <string.h>
 
-/* One turn of a connection costs the others of its thread at most so much memory traffic (besides its replies). */
+/* The most memory traffic of one turn, replies not counted: the worker's other connections wait meanwhile. */
 #define TURN_BUDGET_BYTES (4 << 20)
-/* Giving a page back costs about a sixteenth of zeroing it, looking at its bit next to nothing. */
+/* Giving a page back costs about a sixteenth of zeroing it; reading its bit costs about a thousandth. */
 #define DISCARD_COST_SHIFT 4
 #define STATUS_COST_SHIFT  10
 #define STATUS_EXTENTS_MAX 256u
-/* From here on, payloads are better received where they belong than copied there. */
+/* From this size on, receiving a payload where it belongs is cheaper than copying it there. */
 #define LARGE_WRITE_BYTES        32768u
 #define LARGE_WRITE_WINDOW_BYTES 4096u
 #define CACHE_LINE_BYTES         64u
 #define PREFETCH_BYTES           256u
+/* A delayed connection looks at least so often, because its client's limit may be changed. */
+#define DELAY_MAX_NS 100000000u
 
 /* A request in the machine's byte order. */
 struct request {
@@ -35,7 +38,7 @@ static const struct rule {
     bool has_range;
     uint16_t flags;
     uint32_t max_bytes;
-    enum nbd_error beyond_end; /* the error for a range that leaves the export */
+    enum nbd_error beyond_end; /* the error for a range that goes beyond the end of the export */
 } rules[] = {
     [NBD_CMD_READ] = {true, true, NBD_CMD_FLAG_DF, TRANSMIT_PAYLOAD_MAX_BYTES, NBD_EINVAL},
     [NBD_CMD_WRITE] = {true, true, 0, TRANSMIT_PAYLOAD_MAX_BYTES, NBD_ENOSPC},
@@ -60,8 +63,10 @@ static struct store *connection_store(struct connection *connection)
     return &connection->client.export->store;
 }
 
-/* The first touch of a page costs a walk of the page tables and a trip to memory: both begin here, while other
- * requests are parsed. From the second line on the processor sees where it goes. */
+/*
+ * Prefetches the beginning of a page: the first touch of a page costs a walk of the page tables and a read from
+ * memory, which happen while other requests are parsed. After these lines the processor's own prefetcher goes on.
+ */
 static void page_prefetch(struct connection *connection, uint64_t offset)
 {
     const uint8_t *first = connection_store(connection)->memory + offset;
@@ -70,7 +75,10 @@ static void page_prefetch(struct connection *connection, uint64_t offset)
     }
 }
 
-/* The next request, if it is here and a write, too: its memory is wanted as soon as this one's payload is copied. */
+/*
+ * Prefetches for the next request if it has been received and is a write: it follows as soon as this payload is
+ * copied.
+ */
 static void next_write_prefetch(struct connection *connection, uint32_t payload_bytes)
 {
     struct nbd_request next;
@@ -126,7 +134,9 @@ static void reply_nothing(struct connection *connection, uint64_t cookie)
     *chunk = chunk_head(cookie, NBD_REPLY_TYPE_NONE, true, 0);
 }
 
-/* READ and BLOCK_STATUS need structured errors once structured replies are negotiated; the others may stay simple. */
+/*
+ * Once structured replies are negotiated, READ and BLOCK_STATUS need structured errors; others may have simple ones.
+ */
 static void reply_error(struct connection *connection, const struct request *request, uint32_t error)
 {
     counter_add(&connection->counters->errors, 1);
@@ -163,6 +173,7 @@ static void operation_advance(struct operation *operation, uint64_t bytes)
 
 static void operation_finish(struct connection *connection)
 {
+    store_unreserve(connection_store(connection), connection->operation.reserved_pages);
     reply_simple(connection, connection->operation.cookie, connection->operation.error);
     connection->operation.kind = OPERATION_NONE;
 }
@@ -189,7 +200,7 @@ static enum progress read_chunks_step(struct connection *connection)
     return PROGRESS_DONE;
 }
 
-/* Holes are sent as zeroes of ours: reading them from the mapping would fill page tables. */
+/* Holes are sent from a block of zeroes, because reading them from the export's mapping would fill page tables. */
 static enum progress read_raw_step(struct connection *connection)
 {
     struct operation *operation = &connection->operation;
@@ -230,7 +241,8 @@ static enum progress write_step(struct connection *connection)
         return PROGRESS_YIELD;
     }
     if (operation->kind == OPERATION_WRITE) {
-        store_mark_written(connection_store(connection), operation->start, operation->offset - operation->start);
+        store_mark_written(connection_store(connection), operation->start, operation->offset - operation->start,
+                           &operation->reserved_pages);
     }
     operation_finish(connection);
     return PROGRESS_DONE;
@@ -244,12 +256,14 @@ static enum progress zero_step(struct connection *connection)
         if (connection->budget <= 0) {
             return PROGRESS_YIELD;
         }
-        uint64_t affordable = (uint64_t)TURN_BUDGET_BYTES << cost_shift;
-        uint64_t bytes = operation->remaining < affordable ? operation->remaining : affordable;
+        uint64_t bytes = store_round_up((uint64_t)connection->budget << cost_shift);
+        /* A step ends at the end of a page, because a part of a page cannot be given back. */
+        bytes -= (operation->offset + bytes) % STORE_PAGE_BYTES;
+        bytes = operation->remaining < bytes ? operation->remaining : bytes;
         if (operation->kind == OPERATION_DISCARD) {
             store_discard(connection_store(connection), operation->offset, bytes);
         } else {
-            store_zero(connection_store(connection), operation->offset, bytes);
+            store_zero(connection_store(connection), operation->offset, bytes, &operation->reserved_pages);
         }
         connection->budget -= (int64_t)(bytes >> cost_shift);
         operation_advance(operation, bytes);
@@ -298,9 +312,13 @@ void transmit_direct_done(struct connection *connection, size_t bytes)
 
 void transmit_abandon(struct connection *connection)
 {
-    const struct operation *operation = &connection->operation;
+    struct operation *operation = &connection->operation;
     if (operation->kind == OPERATION_WRITE) {
-        store_mark_written(connection_store(connection), operation->start, operation->offset - operation->start);
+        store_mark_written(connection_store(connection), operation->start, operation->offset - operation->start,
+                           &operation->reserved_pages);
+    }
+    if (operation->kind != OPERATION_NONE) {
+        store_unreserve(connection_store(connection), operation->reserved_pages);
     }
 }
 
@@ -312,7 +330,7 @@ static enum nbd_error request_validate(const struct connection *connection, cons
     if (rule == NULL || !rule->known) {
         return NBD_EINVAL;
     }
-    /* FUA is valid for every command, and nothing to us: memory is as stable as it gets when a request is done. */
+    /* FUA is valid for every command and needs no action: once a request is done, its data are in memory. */
     if ((request->flags & ~(rule->flags | NBD_CMD_FLAG_FUA)) != 0) {
         return NBD_EINVAL;
     }
@@ -332,7 +350,7 @@ static enum nbd_error request_validate(const struct connection *connection, cons
     if (request->command == NBD_CMD_BLOCK_STATUS && (!connection->allocation_context || request->length == 0)) {
         return NBD_EINVAL;
     }
-    /* Zeroes that must take memory are written one by one, which is what FAST_ZERO asks not to do. */
+    /* With NO_HOLE the zeroes have to be written, which is no faster than a WRITE: FAST_ZERO must then fail. */
     if ((request->flags & NBD_CMD_FLAG_FAST_ZERO) != 0 && (request->flags & NBD_CMD_FLAG_NO_HOLE) != 0) {
         return NBD_ENOTSUP;
     }
@@ -374,7 +392,7 @@ static void write_begin(struct connection *connection, const struct request *req
     operation_begin(connection, OPERATION_WRITE, request);
 }
 
-/* Answers with as many extents as fit: the specification lets a reply cover less than was asked. */
+/* Replies with as many extents as fit: the specification allows a reply that covers less than the request. */
 static void status_reply(struct connection *connection, const struct request *request)
 {
     counter_add(&connection->counters->block_status, 1);
@@ -399,7 +417,60 @@ static void status_reply(struct connection *connection, const struct request *re
     memcpy(chunk + 1, extents, extents_bytes);
 }
 
-/* The request is valid. */
+/* Whether the request makes pages of the export resident. */
+static bool takes_memory(const struct request *request)
+{
+    return request->command == NBD_CMD_WRITE ||
+           (request->command == NBD_CMD_WRITE_ZEROES && (request->flags & NBD_CMD_FLAG_NO_HOLE) != 0);
+}
+
+/*
+ * Counts a request for the export's client, and its payload against the client's bandwidth. The payload of a write
+ * that is refused comes all the same.
+ */
+static void client_note(struct connection *connection, const struct request *request, enum nbd_error error)
+{
+    struct client *client = connection->client.export->client;
+    uint64_t read_bytes = request->command == NBD_CMD_READ && error == NBD_SUCCESS ? request->length : 0;
+    uint64_t written_bytes = request->command == NBD_CMD_WRITE ? request->length : 0;
+    connection->tally.requests++;
+    connection->tally.read_bytes += read_bytes;
+    connection->tally.written_bytes += error == NBD_SUCCESS ? written_bytes : 0;
+    if (read_bytes + written_bytes > 0 && client_is_limited(client)) {
+        client_charge(client, (int64_t)clock_ns(), read_bytes + written_bytes);
+    }
+}
+
+/* Adds what the connection has done in this turn to its client's counters. */
+static void tally_flush(struct connection *connection)
+{
+    struct client *client = connection->client.export->client;
+    if (client != NULL && connection->tally.requests > 0) {
+        atomic_fetch_add_explicit(&client->counters.requests, connection->tally.requests, memory_order_relaxed);
+        atomic_fetch_add_explicit(&client->counters.read_bytes, connection->tally.read_bytes, memory_order_relaxed);
+        atomic_fetch_add_explicit(&client->counters.written_bytes, connection->tally.written_bytes,
+                                  memory_order_relaxed);
+    }
+    connection->tally = (struct tally){0};
+}
+
+/* Whether the connection has to wait, because its client's bandwidth is used up. */
+static bool is_delayed(struct connection *connection)
+{
+    struct client *client = connection->client.export->client;
+    if (!client_is_limited(client)) {
+        return false;
+    }
+    uint64_t now_ns = clock_ns();
+    uint64_t wait_ns = (uint64_t)client_wait_ns(client, (int64_t)now_ns);
+    if (wait_ns > 0) {
+        atomic_fetch_add_explicit(&client->counters.delays, 1, memory_order_relaxed);
+        connection->delayed_until_ns = now_ns + (wait_ns < DELAY_MAX_NS ? wait_ns : DELAY_MAX_NS);
+    }
+    return wait_ns > 0;
+}
+
+/* Begins, or executes, a request, which is valid. */
 static void request_begin(struct connection *connection, const struct request *request)
 {
     switch ((enum nbd_command)request->command) {
@@ -423,7 +494,7 @@ static void request_begin(struct connection *connection, const struct request *r
                         request);
         break;
     case NBD_CMD_CACHE:
-        /* It is memory already. */
+        /* There is nothing to do: an export is in memory. */
         reply_simple(connection, request->cookie, NBD_SUCCESS);
         break;
     case NBD_CMD_BLOCK_STATUS:
@@ -442,13 +513,13 @@ static void request_refuse(struct connection *connection, const struct request *
         reply_error(connection, request, error);
         return;
     }
-    /* Its payload follows all the same. */
+    /* The payload of a refused write follows all the same, and has to be skipped before the error is sent. */
     counter_add(&connection->counters->errors, 1);
     operation_begin(connection, OPERATION_SKIP, request);
     connection->operation.error = error;
 }
 
-/* Takes one request off the input. Returns false if the connection has to end. */
+/* Takes one request off the input and begins it. Returns false if the connection has to end. */
 static bool request_take(struct connection *connection)
 {
     struct nbd_request wire;
@@ -460,7 +531,7 @@ static bool request_take(struct connection *connection)
         counter_add(&connection->counters->errors, 1);
         return false;
     }
-    /* The cookie is the client's: it goes back as it came. */
+    /* The cookie means nothing to the server: it goes back in the client's byte order. */
     struct request request = {.flags = be16toh(wire.flags),
                               .command = be16toh(wire.command),
                               .cookie = wire.cookie,
@@ -469,19 +540,26 @@ static bool request_take(struct connection *connection)
     if (request.command == NBD_CMD_DISC) {
         return false;
     }
+    uint64_t reserved_pages = 0;
     enum nbd_error error = request_validate(connection, &request);
+    if (error == NBD_SUCCESS && takes_memory(&request) &&
+        !store_reserve(connection_store(connection), request.offset, request.length, &reserved_pages)) {
+        atomic_fetch_add_explicit(&connection->client.export->client->counters.writes_refused, 1,
+                                  memory_order_relaxed);
+        error = NBD_ENOSPC;
+    }
+    client_note(connection, &request, error);
     if (error != NBD_SUCCESS) {
         request_refuse(connection, &request, error);
     } else {
         request_begin(connection, &request);
+        connection->operation.reserved_pages = reserved_pages;
     }
     return true;
 }
 
-enum connection_parse transmit_parse(struct connection *connection)
+static enum connection_parse requests_take(struct connection *connection)
 {
-    atomic_store_explicit(&connection->client.export->active_at_ms, clock_coarse_ms(), memory_order_relaxed);
-    connection->budget = TURN_BUDGET_BYTES;
     uint32_t room_bytes = (uint32_t)sizeof(struct nbd_chunk_status) + STATUS_EXTENTS_MAX * sizeof(struct nbd_extent);
     for (;;) {
         enum progress progress = operation_step(connection);
@@ -494,8 +572,23 @@ enum connection_parse transmit_parse(struct connection *connection)
         if (connection->budget <= 0 || !replies_have_room(&connection->replies, room_bytes)) {
             return PARSE_AGAIN;
         }
+        if (is_delayed(connection)) {
+            return PARSE_DELAYED;
+        }
         if (!request_take(connection)) {
             return PARSE_CLOSE;
         }
     }
+}
+
+enum connection_parse transmit_parse(struct connection *connection)
+{
+    atomic_store_explicit(&connection->client.export->active_at_ms, clock_coarse_ms(), memory_order_relaxed);
+    connection->budget =
+        connection->turn_bytes < TURN_BUDGET_BYTES ? connection->turn_bytes : (int64_t)TURN_BUDGET_BYTES;
+    int64_t budget = connection->budget;
+    enum connection_parse parsed = requests_take(connection);
+    connection->spent_bytes = budget - connection->budget;
+    tally_flush(connection);
+    return parsed;
 }

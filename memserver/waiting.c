@@ -11,26 +11,28 @@
 
 #define LATENCY_DEVICE "/dev/cpu_dma_latency"
 #define IDLE_DRIVER    "/sys/devices/system/cpu/cpuidle/current_driver"
-/* Wakes from the first idle state of hardware in time; a guest with the haltpoll driver polls for nothing but 0. */
+/*
+ * Hardware wakes from its first idle state within 2 us. A guest's haltpoll driver polls only if 0 us are asked for.
+ */
 #define LATENCY_HARDWARE_US 2
 #define LATENCY_GUEST_US    0
-/* The kernel's PM_QOS_CPU_LATENCY_LAT_DEFAULT_VALUE: no request. */
+/* The kernel's PM_QOS_CPU_LATENCY_LAT_DEFAULT_VALUE: any latency will do. */
 #define LATENCY_NONE_US INT32_C(2000000000)
 
-/* A part is long enough to see some requests; one that does not is no load to mind. */
+/* A part ends after PART_NS and PART_REQUESTS; if it lasts PART_MAX_NS, requests are too rare for a trial. */
 #define PART_NS       UINT64_C(4000000)
 #define PART_REQUESTS 32u
 #define PART_MAX_NS   UINT64_C(50000000)
-/* A verdict that is confirmed holds twice as long as the one before. */
+/* How long a verdict holds: if the next trial confirms it, twice as long. */
 #define SETTLED_MIN_NS UINT64_C(32000000)
 #define SETTLED_MAX_NS UINT64_C(256000000)
 #define GAP_NS         (WAITING_GAP_MS * UINT64_C(1000000))
-/* Eager must serve so many times the requests a second. To poll costs more, so it has to bring more. */
+/* How many times the requests a second an eager worker must serve. Polling costs more, so it has to bring more. */
 #define GAIN_AWAKE      1.25
 #define GAIN_POLLS      (4.0 / 3.0)
 #define GAIN_WAITED_FOR 1.1
 
-/* The parts of a trial. The first is not counted: clients take a while to start, and sockets to fill. */
+/* The parts of a trial. The first is not counted, because clients take a while to start, and sockets to fill. */
 static const enum way { THRIFTY, EAGER } trial_ways[] = {THRIFTY, THRIFTY, EAGER, EAGER, THRIFTY};
 #define TRIAL_PARTS (sizeof(trial_ways) / sizeof(trial_ways[0]))
 
@@ -39,7 +41,10 @@ static bool starts_with(const char *text, const char *start)
     return strncmp(text, start, strlen(start)) == 0;
 }
 
-/* -1: processors idle without a driver that would heed it (cpuidle_idle_call(), kernel/sched/idle.c). */
+/*
+ * Returns the wake-up latency to ask for, or -1 if processors idle without a driver that would act on it
+ * (cpuidle_idle_call(), kernel/sched/idle.c).
+ */
 static int32_t latency_wanted_us(void)
 {
     char driver[32] = "none";
@@ -60,12 +65,12 @@ static void latency_open(struct waiting *waiting)
 {
     waiting->latency_us = latency_wanted_us();
     if (waiting->latency_us < 0) {
-        log_debug("no idle driver to ask for quick wake-ups: polls instead, where that pays");
+        log_debug("no idle driver to ask for quick wake-ups: the worker polls instead, where that pays");
         return;
     }
     waiting->latency_fd = open(LATENCY_DEVICE, O_WRONLY | O_CLOEXEC);
     if (waiting->latency_fd < 0) {
-        log_debug("cannot open " LATENCY_DEVICE ": %s: polls instead, where that pays", strerror(errno));
+        log_debug("cannot open " LATENCY_DEVICE ": %s: the worker polls instead, where that pays", strerror(errno));
     }
 }
 

@@ -2,6 +2,7 @@
 #include "memserver/worker.h"
 
 #include "common/log.h"
+#include "memserver/clock.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -14,16 +15,11 @@
 #include <unistd.h>
 
 #define EVENTS_MAX 64
-/* A spin looks at all connections, not only the hot ones, every so many rounds. */
+/* While it spins, the worker looks at all connections, beside the hot ones, every so many rounds. */
 #define SPIN_ROUNDS      8u
 #define SCAN_INTERVAL_MS 500
-
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
+/* A worker whose clients contend has always work; this long after that it may spin again. */
+#define CONTENDED_NS UINT64_C(100000000)
 
 static uint64_t requests_count(const struct worker *worker)
 {
@@ -31,6 +27,13 @@ static uint64_t requests_count(const struct worker *worker)
     return atomic_load_explicit(&counters->reads, memory_order_relaxed) +
            atomic_load_explicit(&counters->writes, memory_order_relaxed) +
            atomic_load_explicit(&counters->trims, memory_order_relaxed);
+}
+
+/* Whether connections of several clients have this worker; those that have opened no export count as one client. */
+static bool is_shared(const struct worker *worker)
+{
+    bool handshakes = atomic_load_explicit(&worker->n_handshaking, memory_order_relaxed) > 0;
+    return worker->fair.n_lanes + (handshakes ? 1 : 0) > 1;
 }
 
 static void hot_remove(struct worker *worker, struct connection *connection)
@@ -84,7 +87,10 @@ static void again_set(struct worker *worker, struct connection *connection, bool
     }
 }
 
-/* How many bytes of the connection are to wake us. More than one: until when at the latest. */
+/*
+ * Sets how many bytes of the connection wake the worker (SO_RCVLOWAT). If it is more than one byte, the connection
+ * gets a deadline, at which the worker serves it whatever has come.
+ */
 static void mark_set(struct worker *worker, struct connection *connection, uint32_t bytes, uint64_t now_ns)
 {
     bool was_gathering = connection->mark_bytes > 1;
@@ -111,7 +117,7 @@ static void mark_set(struct worker *worker, struct connection *connection, uint3
     }
 }
 
-/* After a turn: what is to wake us next. */
+/* Tells gathering what the turn has received, and sets how many bytes wake the worker next. */
 static void gather_note(struct worker *worker, struct connection *connection, enum connection_step step)
 {
     uint32_t n_bytes = (uint32_t)(connection->n_received_bytes - connection->noted_bytes);
@@ -158,7 +164,10 @@ static void connection_end(struct worker *worker, struct connection *connection)
         worker->tried = NULL;
     }
     again_set(worker, connection, false);
+    delays_set(&worker->delays, connection, false);
+    fair_leave(&worker->fair, &connection->fair);
     if (connection->phase != PHASE_TRANSMISSION) {
+        handshakes_leave(worker->handshakes, &connection->handshake);
         atomic_fetch_sub(&worker->n_handshaking, 1);
     } else if (connection->demand_context) {
         worker->waiting.is_waited_for = atomic_fetch_sub(&worker->n_demand, 1) > 1;
@@ -171,11 +180,11 @@ static void connection_end(struct worker *worker, struct connection *connection)
     pthread_mutex_unlock(&worker->lock);
     log_debug("%s: closed", connection->peer);
     connection_free(connection);
-    /* Last: who sees the number fall may count on the rest being done. */
+    /* n_connections falls last: a thread that sees it fall may count on the connection being freed. */
     atomic_fetch_sub(&worker->n_connections, 1);
 }
 
-/* What epoll should report; a system call only when that changes, which it does for readers that fall behind. */
+/* Sets which events epoll reports, if they change, which they do for clients that read too slowly. False: failed. */
 static bool interest_set(struct worker *worker, struct connection *connection, unsigned interest)
 {
     if (connection->interest == interest) {
@@ -190,19 +199,50 @@ static bool interest_set(struct worker *worker, struct connection *connection, u
     return true;
 }
 
-/* One turn of one connection. Returns whether it sent or received anything; it may be gone afterwards. */
+/* Called when the client has opened an export. */
+static void transmission_begin(struct worker *worker, struct connection *connection)
+{
+    const struct export *export = connection->client.export;
+    atomic_fetch_sub(&worker->n_handshaking, 1);
+    atomic_fetch_add(&worker->n_demand, connection->demand_context);
+    worker->waiting.is_waited_for = worker->waiting.is_waited_for || connection->demand_context;
+    fair_join(&worker->fair, &connection->fair,
+              export->client != NULL ? (const void *)export->client : (const void *)export);
+}
+
+/* Runs one turn of a connection, a short one if clients share the worker, and charges its lane. */
+static enum connection_step turn_run(struct worker *worker, struct connection *connection, bool *worked)
+{
+    bool is_short = is_shared(worker);
+    uint64_t before = connection->n_received_bytes + connection->replies.n_sent;
+    bool shakes_hands = connection->phase == PHASE_TLS;
+    connection->turn_bytes = is_short ? FAIR_QUANTUM_BYTES : CONNECTION_LONG_TURN;
+    connection->spent_bytes = 0;
+    enum connection_step step = connection_run(connection, worked);
+    if (is_short) {
+        int64_t moved = (int64_t)(connection->n_received_bytes + connection->replies.n_sent - before);
+        int64_t cost = shakes_hands ? FAIR_QUANTUM_BYTES : FAIR_TURN_BYTES + moved + connection->spent_bytes;
+        fair_charge(&worker->fair, &connection->fair, cost);
+    }
+    return step;
+}
+
+/*
+ * Serves a connection, which may be freed afterwards. If it can go on at once, it is queued, or marked `again`.
+ * Returns whether it sent or received anything.
+ */
 static bool connection_serve(struct worker *worker, struct connection *connection)
 {
     bool was_handshaking = connection->phase != PHASE_TRANSMISSION;
     bool worked;
-    enum connection_step step = connection_run(connection, &worked);
+    enum connection_step step = turn_run(worker, connection, &worked);
     if (was_handshaking && connection->phase == PHASE_TRANSMISSION) {
-        atomic_fetch_sub(&worker->n_handshaking, 1);
-        atomic_fetch_add(&worker->n_demand, connection->demand_context);
-        worker->waiting.is_waited_for = worker->waiting.is_waited_for || connection->demand_context;
+        transmission_begin(worker, connection);
     }
-    again_set(worker, connection, step == STEP_AGAIN);
-    unsigned interest = step == STEP_OUTPUT ? EPOLLOUT : EPOLLIN;
+    bool queues = step == STEP_AGAIN && is_shared(worker);
+    again_set(worker, connection, step == STEP_AGAIN && !queues);
+    delays_set(&worker->delays, connection, step == STEP_DELAYED);
+    unsigned interest = step == STEP_OUTPUT ? EPOLLOUT : step == STEP_DELAYED ? 0 : EPOLLIN;
     if (step == STEP_CLOSED || !interest_set(worker, connection, interest)) {
         connection_end(worker, connection);
         return true;
@@ -210,15 +250,45 @@ static bool connection_serve(struct worker *worker, struct connection *connectio
     if (connection->phase == PHASE_TRANSMISSION) {
         gather_note(worker, connection, step);
     }
-    if (step == STEP_OUTPUT) {
+    if (step == STEP_OUTPUT || step == STEP_DELAYED) {
         hot_remove(worker, connection);
     } else if (worked && connection->mark_bytes == 1) {
         hot_add(worker, connection);
     }
+    if (queues) {
+        fair_add(&worker->fair, &connection->fair);
+    }
     return worked;
 }
 
-/* Only the worker removes: what follows the first one stays valid without the lock. */
+/* Serves a connection that is ready, or queues it if clients share the worker. */
+static void connection_ready(struct worker *worker, struct connection *connection)
+{
+    if (is_shared(worker)) {
+        again_set(worker, connection, false);
+        fair_add(&worker->fair, &connection->fair);
+    } else {
+        connection_serve(worker, connection);
+    }
+}
+
+/* Serves one visit of the queue. */
+static void fair_serve(struct worker *worker)
+{
+    struct fair_node *node;
+    if (worker->fair.n_active > 1) {
+        worker->contended_until_ns = clock_ns() + CONTENDED_NS;
+    }
+    while ((node = fair_next(&worker->fair)) != NULL) {
+        char *at = (char *)node - offsetof(struct connection, fair);
+        connection_serve(worker, (struct connection *)(void *)at);
+    }
+}
+
+/*
+ * Returns the first connection. The links of the list may be followed without the lock, because only the worker
+ * removes connections, and new ones are put before the first.
+ */
 static struct connection *connections_first(struct worker *worker)
 {
     pthread_mutex_lock(&worker->lock);
@@ -227,20 +297,22 @@ static struct connection *connections_first(struct worker *worker)
     return first;
 }
 
-/* Connections that had more to do than one turn allows. */
+/* Serves the connections that had more to do than one turn allows. */
 static void again_serve(struct worker *worker)
 {
     struct connection *connection = worker->n_again > 0 ? connections_first(worker) : NULL;
     while (worker->n_again > 0 && connection != NULL) {
         struct connection *next = connection->next;
         if (connection->again) {
-            connection_serve(worker, connection);
+            connection_ready(worker, connection);
         }
         connection = next;
     }
 }
 
-/* Waits no longer than gathering connections do. */
+/*
+ * Waits for events: for timeout_ms, or, if that is not 0 and connections gather, until the first of their deadlines.
+ */
 static int events_wait(struct worker *worker, struct epoll_event *events, int timeout_ms)
 {
     if (worker->n_gathers == 0 || timeout_ms == 0) {
@@ -256,15 +328,31 @@ static int events_wait(struct worker *worker, struct epoll_event *events, int ti
     return epoll_pwait2(worker->epoll_fd, events, EVENTS_MAX, &timeout, NULL);
 }
 
-/* Those that gathered for long enough. */
+/* Serves the connections whose deadline for gathering has come. */
 static void late_serve(struct worker *worker)
 {
     uint64_t now_ns = worker->n_gathers > 0 ? clock_ns() : 0;
-    /* Downwards: serving may take the one at i away and put the last in its place. */
+    /* Downwards, because serving a connection may remove it, and the last one then takes its place. */
     for (unsigned i = worker->n_gathers; i-- > 0;) {
         if (i < worker->n_gathers && worker->gathers[i]->gather_until_ns <= now_ns) {
-            connection_serve(worker, worker->gathers[i]);
+            connection_ready(worker, worker->gathers[i]);
         }
+    }
+}
+
+/* Serves the connections whose delay is over. */
+static void delayed_serve(struct worker *worker)
+{
+    uint64_t now_ns = worker->delays.first != NULL ? clock_ns() : 0;
+    struct connection *connection = delays_due(&worker->delays, now_ns);
+    while (connection != NULL) {
+        struct connection *next = connection->next_delayed;
+        if (connection->delayed_until_ns > now_ns) {
+            delays_set(&worker->delays, connection, true);
+        } else {
+            connection_ready(worker, connection);
+        }
+        connection = next;
     }
 }
 
@@ -274,20 +362,25 @@ static int events_serve(struct worker *worker, int timeout_ms)
     struct epoll_event events[EVENTS_MAX];
     int n = events_wait(worker, events, timeout_ms);
     for (int i = 0; i < n; i++) {
-        if (events[i].data.ptr == NULL) {
+        struct connection *connection = events[i].data.ptr;
+        if (connection == NULL) {
             worker->stopping = true;
+        } else if (connection->delayed && (events[i].events & (EPOLLHUP | EPOLLERR)) != 0) {
+            /* Nothing can be sent or received any more. Its requests are not taken before the delay is over. */
+            connection_end(worker, connection);
         } else {
-            connection_serve(worker, events[i].data.ptr);
+            connection_ready(worker, connection);
         }
     }
     late_serve(worker);
+    delayed_serve(worker);
     return n;
 }
 
 static bool hot_serve(struct worker *worker)
 {
     bool worked = false;
-    /* Downwards: serving may take the one at i away and put the last in its place. */
+    /* Downwards, because serving a connection may remove it, and the last one then takes its place. */
     for (unsigned i = worker->n_hot; i-- > 0;) {
         if (i < worker->n_hot) {
             worked |= connection_serve(worker, worker->hot[i]);
@@ -296,18 +389,21 @@ static bool hot_serve(struct worker *worker)
     return worked;
 }
 
-/* Says what was done, for the choice of how to wait. */
+/* Tells waiting.c how many requests were served. */
 static void work_note(struct worker *worker, uint64_t now_ns)
 {
     bool trial = worker->tried != NULL && gathering_is_tried(&worker->tried->gathering, now_ns);
     waiting_note(&worker->waiting, now_ns, requests_count(worker), trial);
 }
 
-/* Tries the hot connections until as long as it may has passed without work. */
+/* Tries the hot connections until the time for spinning has passed without work. */
 static void worker_spin(struct worker *worker)
 {
     uint64_t worked_at_ns = clock_ns();
     for (unsigned round = 1; worker->n_hot > 0 && worker->n_again == 0 && !worker->stopping; round++) {
+        if (!fair_is_empty(&worker->fair) || worked_at_ns < worker->contended_until_ns) {
+            return;
+        }
         bool worked = hot_serve(worker);
         if (round % SPIN_ROUNDS == 0) {
             worked |= events_serve(worker, 0) > 0;
@@ -319,14 +415,16 @@ static void worker_spin(struct worker *worker)
         } else if (now_ns - worked_at_ns >= waiting_spin_ns(&worker->waiting)) {
             break;
         } else {
-            /* The kernel likes to put who waits for our reply on this processor: it must not wait for our spinning.
+            /*
+             * The kernel tends to put the thread that waits for the reply on this processor; that thread must not be
+             * held up by the worker's spinning.
              */
             sched_yield();
         }
     }
 }
 
-/* Ends connections that did not get through the handshake in time. */
+/* Ends connections whose client has not chosen an export in time. */
 static void handshakes_scan(struct worker *worker)
 {
     int64_t now_ms = clock_coarse_ms();
@@ -349,7 +447,7 @@ static void handshakes_scan(struct worker *worker)
 
 static int timeout_choose_ms(struct worker *worker)
 {
-    if (worker->n_again > 0) {
+    if (worker->n_again > 0 || !fair_is_empty(&worker->fair)) {
         return 0;
     }
     if (worker->waiting.eager) {
@@ -366,10 +464,11 @@ static void *worker_thread(void *arg)
             worker_spin(worker);
         }
         hot_clear(worker);
-        int timeout_ms = timeout_choose_ms(worker);
-        bool gathers = worker->n_gathers > 0;
+        int timeout_ms = delays_timeout_ms(&worker->delays, timeout_choose_ms(worker));
+        bool gathers = worker->n_gathers > 0 || worker->delays.first != NULL;
         int n = events_serve(worker, timeout_ms);
         again_serve(worker);
+        fair_serve(worker);
         handshakes_scan(worker);
         if (n == 0 && timeout_ms > 0 && !gathers) {
             waiting_rest(&worker->waiting, clock_ns());
@@ -383,7 +482,7 @@ static void *worker_thread(void *arg)
     return NULL;
 }
 
-/* Signals are for the main thread. */
+/* Starts the thread with all signals blocked, because the main thread takes them (signalfd). */
 static int thread_start(struct worker *worker)
 {
     sigset_t all;
@@ -395,7 +494,7 @@ static int thread_start(struct worker *worker)
     return -rc;
 }
 
-/* Waits of less than a millisecond need Linux 5.11 (epoll_wait(2)). */
+/* Whether waits of less than a millisecond are possible: epoll_pwait2() needs Linux 5.11 (epoll_wait(2)). */
 static bool wait_is_fine(int epoll_fd)
 {
     struct epoll_event event;
@@ -403,9 +502,11 @@ static bool wait_is_fine(int epoll_fd)
     return epoll_pwait2(epoll_fd, &event, 1, &now, NULL) == 0;
 }
 
-int worker_start(struct worker *worker, const struct options *options)
+int worker_start(struct worker *worker, const struct options *options, struct handshakes *handshakes)
 {
-    waiting_open(&worker->waiting, options->poll_us, options->keep_awake);
+    worker->handshakes = handshakes;
+    fair_open(&worker->fair);
+    waiting_open(&worker->waiting, options->poll_us, options->keep_awake == KEEP_AWAKE_AUTO);
     worker->handshake_limit_ms = (int64_t)options->handshake_limit_s * 1000;
     pthread_mutex_init(&worker->lock, NULL);
     worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -447,25 +548,29 @@ void worker_stop(struct worker *worker)
     pthread_mutex_destroy(&worker->lock);
 }
 
-int worker_adopt(struct worker *worker, int fd, const char *peer, struct exports *exports)
+int worker_adopt(struct worker *worker, const struct newcomer *newcomer, struct exports *exports,
+                 enum handshakes_room *room)
 {
-    struct connection *connection = connection_new(fd, peer, exports, &worker->counters);
+    int fd = newcomer->fd;
+    struct connection *connection = connection_new(fd, newcomer->peer, exports, &worker->counters);
+    *room = HANDSHAKES_FREE;
     if (connection == NULL) {
         close(fd);
         return -ENOMEM;
     }
+    *room = handshakes_enter(worker->handshakes, &connection->handshake, fd, newcomer->address);
     connection->gathering.always = worker->gathers_always;
     connection->interest = EPOLLOUT;
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = connection};
     atomic_fetch_add(&worker->n_connections, 1);
     atomic_fetch_add(&worker->n_handshaking, 1);
-    /* Under the lock: from the first event on the worker may end the connection, which waits for its place in the
-     * list. */
+    /* Under the lock, because the worker may end the connection from its first event on: it has to find it listed. */
     pthread_mutex_lock(&worker->lock);
     if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
         int rc = -errno;
         pthread_mutex_unlock(&worker->lock);
         atomic_fetch_sub(&worker->n_handshaking, 1);
+        handshakes_leave(worker->handshakes, &connection->handshake);
         connection_free(connection);
         atomic_fetch_sub(&worker->n_connections, 1);
         return rc;

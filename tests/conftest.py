@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Fixtures that all tests share, and the rule that a skip is a failure in CI.
+"""Define the fixtures that all tests share, and the rule that a skip is a failure in CI.
 
-In CI (``GHOSTBOX_CI`` or ``CI`` set to true) a test may be skipped only for what the machine itself cannot do; such a
-reason starts with ``cannot run here:``. A missing tool or package is a failure there.
+In CI (``GHOSTBOX_CI`` or ``CI`` set to true) a test may be skipped only because of the machine; such a reason starts
+with ``cannot run here:``. A missing tool or package is a failure there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import pytest
 
 import ghostbox
 
-# The ghostbox that the tests import (installed, or the working tree) is the one whose command they run.
+# The tests run the command of the ghostbox package that they import (installed, or the working tree).
 PACKAGE_PARENT = str(Path(ghostbox.__file__).resolve().parent.parent)
+ROOT = Path(__file__).resolve().parent.parent
+FILES_BEFORE = pytest.StashKey[set[str]]()
 ALLOWED_SKIP = "cannot run here:"
 GUEST_MODULES = {"test_bench_vm.py", "test_donor_loss.py", "test_shell_and_files.py", "test_up.py"}
 CliRun = subprocess.CompletedProcess[str]
@@ -32,9 +34,10 @@ def in_ci() -> bool:
 
 
 def pytest_configure() -> None:
-    """Let signals reach what the tests start: a shell's background job ignores SIGINT, and what nohup runs SIGHUP.
+    """Let signals reach the programs that the tests start.
 
-    Their children would inherit that.
+    A shell's background job ignores SIGINT, a program under nohup ignores SIGHUP, and their children would inherit
+    that.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,12 +45,37 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def untracked_files() -> set[str]:
+    """Return the files in the work tree that git neither knows nor ignores; nothing without git."""
+    argv = ["git", "-C", str(ROOT), "ls-files", "--others", "--exclude-standard"]
+    try:
+        return set(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines())
+    except FileNotFoundError:
+        return set()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember which files were in the work tree."""
+    if not hasattr(session.config, "workerinput"):  # the workers of pytest-xdist share one tree
+        session.config.stash[FILES_BEFORE] = untracked_files()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, fail a run that left files in the work tree. Elsewhere an editor may have made them."""
+    if FILES_BEFORE in session.config.stash and in_ci():
+        before = session.config.stash[FILES_BEFORE]
+        left = sorted(untracked_files() - before)
+        if left:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print(f"\nthe tests left files in the work tree: {', '.join(left)}", file=sys.stderr)
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Several workers: most tests that boot a whole guest are one's, the others take module by module.
+    """Give most tests that boot a whole guest to one worker, and the others to all workers, module by module.
 
-    A guest takes two processors; the tests of a module share its fixtures. Those of the image and the demo pass beside
-    other guests, and a worker with nothing else left to do may take them.
+    A guest takes two processors; the tests of a module share its fixtures. The tests of the image and the demo pass
+    beside other guests, so a worker with nothing else to do may take them.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -73,7 +101,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """The same for a whole module that skips itself (``pytest.importorskip``)."""
+    """Do the same for a whole module that skips itself (``pytest.importorskip``)."""
     outcome: Any = yield
     report = outcome.get_result()
     if report.skipped and in_ci():
@@ -108,7 +136,7 @@ def ghostbox_dirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def quick_cli(ghostbox_dirs: Path) -> Callable[..., CliRun]:
-    """The same as `ghostbox_cli` by a fork of this process: for tests that run many commands."""
+    """Return `ghostbox_cli` by a fork of this process, for tests that run many commands."""
     from helpers import forked
 
     forked.load_commands()

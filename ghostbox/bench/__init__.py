@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox bench``: every figure beside its reference, taken in the same run, in turns.
+"""Measure every figure beside its reference, in the same run, in turns (``ghostbox bench``).
 
-`model` says what a row is and computes ratios, `lab` runs the processes that are measured, `wire` makes a network of a
-given rate, `faults`, `pressure`, `narrow`, `servers` and `sizes` say what is measured, `vm` (with `vm_…`) what in
-guests, `run` goes through the rounds, `plot` draws.
+`model` defines rows and computes ratios, `lab` runs the processes that are measured, `wire` makes a network of a given
+rate. `faults`, `pressure`, `narrow`, `servers` and `sizes` define what is measured, `vm` (with `vm_…`) what is measured
+in guests. `run` goes through the rounds, `plot` draws.
 """
 
 from ghostbox.bench.model import Report

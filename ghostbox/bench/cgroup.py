@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A control group with a limit of memory, for what has no cache limit of its own (cgroup v2 or v1)."""
+"""Limit a program's memory by a control group, for programs without a cache limit of their own (cgroup v2 or v1)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def missing() -> str | None:
-    """Say why no control group can be made here; None if it can."""
+    """Return why no control group can be made here; None if one can be made."""
     if os.geteuid() != 0:
         return "a limit for nbdfuse needs root (a memory cgroup)"
-    return None if _parent() is not None else "there is no memory cgroup to be had here"
+    return None if _parent() is not None else "this machine has no memory cgroup"
 
 
 @contextlib.contextmanager
 def memory_limited(limit_bytes: int) -> Iterator[Path]:
-    """Make a control group; who joins it has ``limit_bytes``, page cache included.
+    """Make a control group; a process that joins it has ``limit_bytes``, including its page cache.
 
     Raises:
-        ProgramError: it cannot be made.
+        ProgramError: the group cannot be made.
     """
     parent = _parent()
     if parent is None:

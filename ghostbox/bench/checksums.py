@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the checksum of every page costs, which is taken when a page is sent and checked when it comes back."""
+"""Measure the cost of the checksum that is computed when a page is sent and checked when it comes back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ghostbox.bench.faults import cold_random
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source
 
-_N_PAGES = 50  # of a fault's: a checksum takes so much less
+_N_PAGES = 50  # checksums for each fault of the other scenarios, since a checksum takes far less time
 
 
 def scenarios(lab: Lab) -> list[Scenario]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The memory server among 500 connections: the same requests beside them and without them."""
+"""Measure the memory server among 500 connections: the same requests beside them and without them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.bench.lab import EXPORT, Lab, Server
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_most
+from ghostbox.memserver import model as memserver_model
+from ghostbox.system import processes
 
 CROWD = {"idle": 200, "trickle": 200, "slow": 50, "silent": 25, "stuck": 15, "vanish": 10}
-"""Who they are: qemu/bench/nbd_crowd.c says what each does."""
+"""The number of connections of each kind; qemu/bench/nbd_crowd.c says what each kind does."""
 
-_LONGEST_MS = 600_000  # it is ended before
+_LONGEST_MS = 600_000  # the crowd is ended before
 _NOTE = (
     f"{sum(CROWD.values())} connections: {CROWD['trickle']} read 10 times a second, {CROWD['slow']} ask for more than"
     f" they take, {CROWD['silent']} do not finish the handshake, {CROWD['stuck']} a write, {CROWD['vanish']} leave"
@@ -49,13 +50,13 @@ def _scenario(lab: Lab, *, depth: int, connections: int) -> Scenario:
 
 @contextlib.contextmanager
 def crowd(lab: Lab, server: Server) -> Iterator[None]:
-    """Keep the crowd at a server until the end of the block, and wait until the server is rid of it."""
+    """Keep the crowd at a server until the end of the block, and wait until the server has closed its connections."""
     words = {"host": server.host, "port": server.port, "export": EXPORT, "ms": _LONGEST_MS, **CROWD}
     argv: Sequence[str | Path] = [lab.client_program, "crowd", *(f"{key}={value}" for key, value in words.items())]
 
     def connections() -> int:
         assert server.control is not None
-        return int(processes.control_request(server.control, "status")["connections"])
+        return memserver_model.status(server.control).connections
 
     before = connections()
     with lab.running(argv, lambda: connections() >= before + sum(CROWD.values())):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The link to the donors (loopback, if there are none), and what was predicted from it beside what was measured."""
+"""Measure the link to the donors (or loopback), and compare predictions from it with the measurements."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
 
-from ghostbox import prediction
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.model import Contender, Outcome, Predicted, Results, Scenario, Source
-from ghostbox.prediction import LOCALITY_PERCENTS, HostCosts, Link
+from ghostbox.plan import prediction
+from ghostbox.plan.prediction import LOCALITY_PERCENTS, HostCosts, Link
 from ghostbox.units import KIB
 
 NAME = "link"
@@ -18,23 +18,23 @@ _PREDICTED = {"faults", "sequential", *(f"overcommit/{percent}" for percent in L
 
 
 def scenario(lab: Lab) -> Scenario:
-    """Return the measuring of the link, once a round like all others; it has no rows of its own."""
+    """Return the measurement of the link, once a round like all others; it has no rows of its own."""
     return Scenario(NAME, "the link", (Contender(NAME, lambda: _measure(lab)),), ())
 
 
 def is_wanted(names: list[str]) -> bool:
-    """Tell whether one of the scenarios is predicted."""
+    """Tell whether a prediction exists for one of the scenarios."""
     return not _PREDICTED.isdisjoint(names)
 
 
 def compare(results: Mapping[str, Results]) -> list[Predicted]:
-    """Return predictions beside what was measured, as far as it was."""
+    """Return the predictions beside the measurements, as far as these exist."""
     link = _medians(results.get(NAME, Results()), NAME)
     return list(_compared(results, link)) if link else []
 
 
 def _measure(lab: Lab) -> Outcome:
-    """Return the figures of one link, or of the mean of several: each holds as much."""
+    """Return the figures of one link, or the mean of several, each of which holds an equal part of the memory."""
     times = {"poll_us": lab.poll_us, "ms": lab.scale.load_ms}
     trips = [lab.load(part, {**times, "bytes": 4096})["latency"] for part in lab.donor().all]
     rates = [float(lab.load(part, {**times, **_BULK})["bytes_per_s"]) for part in lab.donor().all]
@@ -70,22 +70,18 @@ def _compared(results: Mapping[str, Results], figures: Mapping[str, float]) -> I
     pager = {name: _medians(found, "pager") for name, found in results.items()}
     fault_us = prediction.fault_us(link, host)
     if pager.get("faults"):
-        yield _pair("cold random fault, p50", "µs", fault_us, pager["faults"]["p50_us"])
+        yield Predicted.of("cold random fault, p50", "µs", fault_us, pager["faults"]["p50_us"])
     if pager.get("sequential"):
         bytes_per_s = prediction.sequential_bytes_per_s(link, host)
-        yield _pair("cold sequential read", "B/s", bytes_per_s, pager["sequential"]["bytes_per_s"])
+        yield Predicted.of("cold sequential read", "B/s", bytes_per_s, pager["sequential"]["bytes_per_s"])
     for each in prediction.slowdowns(prediction.fault_mean_us(link, host), host):
         found = results.get(f"overcommit/{each.locality_percent}", Results())
         slower = _ratios(found, "local", "pager")
         if slower:
             what = f"slowdown of Zipf 0.9, {each.locality_percent} % local"
-            yield _pair(what, "×", each.slowdown, statistics.median(slower))
+            yield Predicted.of(what, "×", each.slowdown, statistics.median(slower))
 
 
 def _ratios(results: Results, one: str, other: str) -> list[float]:
     pairs = zip(results.values(Source(one, "per_s")), results.values(Source(other, "per_s")), strict=False)
     return [a / b for a, b in pairs]
-
-
-def _pair(what: str, unit: str, predicted: float, measured: float) -> Predicted:
-    return Predicted(what, unit, predicted, measured, measured / predicted)

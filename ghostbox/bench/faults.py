@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Cold memory: random faults, sequential reads, several threads."""
+"""Measure cold memory: random faults, sequential reads, several threads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ghostbox import processes
-from ghostbox.bench.lab import Lab, missing_tool
+from ghostbox.bench.lab import Lab, Server, missing_tool
 from ghostbox.bench.model import Buckets, Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
+from ghostbox.system import processes
 from ghostbox.units import MIB, PAGE_BYTES
 
 THREADS = (1, 2, 4, 8)
@@ -20,7 +20,7 @@ NBDCOPY_NOTE = "nbdcopy from the same memserver to null:"
 _MEMSERVER_POLL_US = 100  # the default of ghostbox-memserver's --poll-us
 _COPY_TIMEOUT_S = 120.0
 _READ_AROUND = "nbdfuse, no advice"
-# So few touches that none falls on what the kernel read around another (32 pages).
+# With so few touches, none falls into the 32 pages that the kernel reads around another touch.
 _SPARSE = 20
 
 
@@ -38,7 +38,7 @@ def latency(result: dict[str, Any]) -> Outcome:
 
 
 def nbdfuse_contender(lab: Lab, command: str, words: Mapping[str, object], name: str = "nbdfuse") -> Contender:
-    """Return the client on a file of nbdfuse mapped shared, its donor nbdkit: what a user could do today."""
+    """Return the client on an nbdfuse file mapped shared, served by nbdkit: what a user could do without GhostBox."""
 
     def run() -> Outcome:
         with lab.nbdfuse(lab.fuse_donor()) as path:
@@ -54,13 +54,13 @@ def _outcome(result: dict[str, Any]) -> Outcome:
 
 
 def _cold_cache_bytes(lab: Lab) -> int:
-    """Return a cache that holds all that a run touches: nothing is evicted."""
+    """Return the size of a cache in which nothing that a run touches is evicted."""
     return lab.scale.n_faults * PAGE_BYTES * 2 + 32 * MIB
 
 
-def cold_random(lab: Lab) -> Outcome:
-    """Touch pages in random order, each for the first time; latency of one touch."""
-    with lab.pager(lab.donor(), _cold_cache_bytes(lab)) as running:
+def cold_random(lab: Lab, server: Server | None = None) -> Outcome:
+    """Touch pages in random order, each for the first time; return the latency of a touch."""
+    with lab.pager(server or lab.donor(), _cold_cache_bytes(lab)) as running:
         return latency(lab.client("random", _random_words(lab), running))
 
 
@@ -93,7 +93,7 @@ def _random(lab: Lab) -> Scenario:
 
 
 def floor(lab: Lab) -> Outcome:
-    """Take a request and answer of 4 KiB over the network, and an empty round trip of a userfaultfd; their sum."""
+    """Measure a request of 4 KiB over the network, and an empty round trip of a userfaultfd; return their sum."""
     count = lab.scale.n_floor
     fault = lab.client("userfault", {"count": count, "poll_us": lab.poll_us})
     if lab.donors:
@@ -117,7 +117,7 @@ def floor(lab: Lab) -> Outcome:
 
 
 def _drawn(buckets: Buckets, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return ``count`` values with a histogram's distribution, in order."""
+    """Return ``count`` values with a histogram's distribution, in ascending order."""
     uppers, counts = np.array(buckets, dtype=np.float64).T
     places = (np.arange(count) + 0.5) / count * counts.sum()
     found: np.ndarray[Any, np.dtype[np.float64]] = uppers[np.searchsorted(np.cumsum(counts), places)]
@@ -125,21 +125,21 @@ def _drawn(buckets: Buckets, count: int) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def _buckets(values_us: np.ndarray[Any, np.dtype[np.float64]]) -> Buckets:
-    """Return a histogram with 16 buckets a power of two, as the C programs have."""
+    """Return a histogram with 16 buckets a power of two, like those of the C programs."""
     uppers = 2.0 ** (np.ceil(np.log2(values_us) * 16) / 16)
     found, counts = np.unique(np.round(uppers, 3), return_counts=True)
     return [(float(upper), int(count)) for upper, count in zip(found, counts, strict=True)]
 
 
-def cold_sequential(lab: Lab) -> Outcome:
+def cold_sequential(lab: Lab, server: Server | None = None) -> Outcome:
     """Touch all pages in order, each for the first time."""
     size = lab.scale.data_bytes
-    with lab.pager(lab.donor(), size + 64 * MIB) as running:
+    with lab.pager(server or lab.donor(), size + 64 * MIB) as running:
         return _outcome(lab.client("sequential", {"bytes": size}, running))
 
 
 def nbdcopy(lab: Lab) -> Outcome:
-    """Copy the same export to nowhere."""
+    """Copy the same export to null."""
     uri = lab.donor().uri
     began = time.monotonic()
     processes.run([*lab.prefix(), "nbdcopy", uri, "null:"], timeout_s=_COPY_TIMEOUT_S)

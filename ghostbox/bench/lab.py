@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Starts and ends what is measured: servers, pagers, mounts, clients. All of it in one directory that goes in the end.
+"""Start and end the processes that are measured: servers, pagers, mounts, clients. Their files are in one directory.
 
-Every server runs under ``ghostbox-bench-client follow``: the kernel ends it when this process is gone, however it went.
+Every server runs under ``ghostbox-bench-client follow``: the kernel ends it when this process ends, for whatever
+reason.
 """
 
 from __future__ import annotations
@@ -19,24 +20,29 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 
-from ghostbox import donor_bench, pager, processes
+from ghostbox import pager
 from ghostbox.bench import wire
 from ghostbox.bench.scale import Scale
 from ghostbox.bench.wire import Wire
-from ghostbox.donor_client import parse_address
+from ghostbox.donors import bench as donor_bench
+from ghostbox.donors.client import parse_address
 from ghostbox.errors import DeadlineExceeded, ProgramError
+from ghostbox.memserver import model as memserver_model
+from ghostbox.pager.model import PagerStatus
 from ghostbox.paths import Paths
-from ghostbox.processes import ControlError
+from ghostbox.system import processes
+from ghostbox.system.processes import ControlError
 from ghostbox.units import MIB, PAGE_BYTES
 
 _READY_TIMEOUT_S = 60.0
 _CLIENT_TIMEOUT_S = 300.0
-# 512 MiB over 10 Mbit/s.
+# This is long enough for 512 MiB over 10 Mbit/s.
 _LEASE_FILL_TIMEOUT_S = 500.0
-_EXTENT_BYTES = 16 * MIB  # what the pager's pool is made of (--extent)
+_EXTENT_BYTES = 16 * MIB  # the unit of the pager's pool (--extent)
 _LOG_LINES = 5
 EXPORT = "bench"
 
@@ -53,11 +59,11 @@ PACKAGES = {
     "unshare": "util-linux",
     "nsenter": "util-linux",
 }
-"""Debian packages of the programs that give references."""
+"""The Debian packages of the reference programs."""
 
 
 def missing_tool(*names: str) -> str | None:
-    """Say which program is not installed and what to install; None if all are there."""
+    """Return which program is not installed and what to install; None if all are installed."""
     for name in names:
         if processes.which(name) is None:
             return f"{name} is not installed: install {PACKAGES[name]}"
@@ -67,7 +73,7 @@ def missing_tool(*names: str) -> str | None:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process so far, of ended threads, too (its CPU clock, clock_getcpuclockid(3))."""
+    """Return the CPU time of a process so far, with its ended threads (its CPU clock, clock_getcpuclockid(3))."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
@@ -81,7 +87,10 @@ def resident_bytes(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A running NBD server with one export; ``others`` hold the rest of the memory if it is on several."""
+    """Describes a running NBD server with one export; ``others`` hold the rest if the memory is on several servers.
+
+    ``keys`` is the file with the key of an export that needs TLS, or None.
+    """
 
     name: str
     pid: int
@@ -91,42 +100,48 @@ class Server:
     export: str = EXPORT
     size_bytes: int = 0
     others: tuple[Server, ...] = ()
+    keys: Path | None = None
 
     @property
     def uri(self) -> str:
-        """Its export."""
+        """Return the URI of the export."""
         host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.keys is not None:
+            return f"nbds://{self.export}@{host}:{self.port}/{self.export}?tls-psk-file={quote(str(self.keys))}"
         return f"nbd://{host}:{self.port}/{self.export}"
 
     @property
     def all(self) -> tuple[Server, ...]:
-        """This one and the others."""
+        """Return this server and the others."""
         return (self, *self.others)
 
 
 @dataclass(frozen=True)
 class Pager:
-    """A running pager."""
+    """Describes a running pager."""
 
     pid: int
     socket: Path
     control: Path
 
-    def status(self) -> dict[str, Any]:
-        """Return its status."""
-        return dict(processes.control_request(self.control, "status"))
+    def status(self) -> PagerStatus:
+        """Return the pager's status."""
+        found = pager.status(self.control)
+        if found is None:
+            raise ProgramError(f"no pager answers on {self.control}")
+        return found
 
     def network_bytes(self) -> tuple[int, int]:
         """Return bytes read from and written to the donors."""
-        donors = self.status()["donors"]
-        return sum(each["read_bytes"] for each in donors), sum(each["written_bytes"] for each in donors)
+        donors = self.status().donors
+        return sum(each.read_bytes for each in donors), sum(each.written_bytes for each in donors)
 
 
 class Lab:
-    """What a benchmark runs on. Servers that several scenarios use are started once and stay until the end.
+    """Runs what a benchmark measures. Servers that several scenarios use are started once and run until the end.
 
-    With ``donors`` (``host[:port]`` of control APIs) the memory is leased from them, and given back in the end.
-    With ``cable`` our memory servers are at its far end and all else that it runs at the near one.
+    With ``donors`` (``host[:port]`` of control APIs) the memory is leased from them, and given back at the end. With
+    ``cable`` the memory servers are at its far end and all other programs at the near end.
     """
 
     def __init__(self, paths: Paths, scale: Scale, donors: Sequence[str] = (), cable: Wire | None = None) -> None:
@@ -147,7 +162,7 @@ class Lab:
         self._stack.close()
 
     def kept(self, key: str, make: Callable[[], contextlib.AbstractContextManager[T]]) -> T:
-        """Return what ``make`` gave the first time; it ends with the lab."""
+        """Return what ``make`` returned the first time; it ends with the lab."""
         if key not in self._kept:
             self._kept[key] = self._stack.enter_context(make())
         found: T = self._kept[key]
@@ -156,33 +171,33 @@ class Lab:
     def warm_memory(self) -> None:
         """Touch as much free memory as the next run takes, and free it again.
 
-        In a virtual machine the first touch of memory that was given back to the host (free page reporting) costs a
-        fault there, many times what is measured here, of whoever happens to be first.
+        In a virtual machine, the first touch of memory that was given back to the host (free page reporting) causes a
+        fault on the host, many times longer than what is measured here, in whichever process is first.
         """
         with mmap.mmap(-1, self.scale.data_bytes * 3 // 2) as memory:
-            memory.madvise(mmap.MADV_NOHUGEPAGE)  # page by page, as the run will take it
+            memory.madvise(mmap.MADV_NOHUGEPAGE)  # page by page, like the run
             np.frombuffer(memory, dtype=np.uint8)[::PAGE_BYTES] = 1
 
     @cached_property
     def client_program(self) -> Path:
-        """The program in place of QEMU.
+        """Return the program that runs in place of QEMU.
 
         Raises:
-            ProgramError: it is not installed.
+            ProgramError: the program is not installed.
         """
         return self.paths.program("ghostbox-bench-client")
 
     @cached_property
     def _shim(self) -> Path:
-        """A copy of the shim: LD_PRELOAD cannot name a file whose path has a space in it, as the original's may."""
+        """Return a copy of the shim: LD_PRELOAD cannot name a path with a space, which the original's may have."""
         return Path(shutil.copy(self.paths.shim_library, self.directory))
 
     @contextlib.contextmanager
     def running(self, argv: Sequence[str | Path], ready: Callable[[], bool], *, far: bool = False) -> Iterator[int]:
-        """Run a server until the end of the block, at the near or the ``far`` end of the wire; its process id.
+        """Run a server until the end of the block, at the near or the ``far`` end of the wire; yield its process id.
 
         Raises:
-            ProgramError: it ended before it was ready; ``why`` is the end of its log.
+            ProgramError: the server ended before it was ready; ``why`` is the end of its log.
         """
         self._n_started += 1
         name = Path(argv[0]).name
@@ -203,12 +218,12 @@ class Lab:
         argv: list[str | Path] = [self.client_program, command, *(f"{key}={value}" for key, value in words.items())]
         if pager is None:
             return dict(json.loads(processes.run([*self.prefix(far=far), *argv], timeout_s=_CLIENT_TIMEOUT_S)))
-        # It talks to the pager alone, so it may be in any namespace, and nothing else gets the shim.
+        # The client only talks to the pager, so its namespace does not matter; run directly, only it gets the shim.
         env = {"LD_PRELOAD": str(self._shim), "GHOSTBOX_PAGER_SOCKET": str(pager.socket)}
         return dict(json.loads(processes.run([*argv, "memory=remote"], env=env, timeout_s=_CLIENT_TIMEOUT_S)))
 
     def client_and_peer(self, command: str, words: Mapping[str, object], *, far: bool = False) -> dict[str, Any]:
-        """Run a command that brings its own peer, each at its end of the wire; without a wire both are on loopback."""
+        """Run a command that starts its own peer at the other end of the wire; without a wire both use loopback."""
         route = self.cable.route(far=far) if self.cable else {}
         return self.client(command, {**words, **route}, far=far)
 
@@ -218,20 +233,36 @@ class Lab:
             return ()
         return (self.cable.there if far else self.cable.here).prefix
 
+    @property
+    def _far_address(self) -> str:
+        return self.cable.there.address if self.cable else "127.0.0.1"
+
     @cached_property
     def cable_missing(self) -> str | None:
-        """Why there can be no wire here; None if there can."""
+        """Return why there can be no wire here; None if there can be one."""
         if os.geteuid() != 0:
             return "a wire between network namespaces needs root"
         return missing_tool(*wire.TOOLS) or wire.kernel_missing()
 
     def wired(self, rate: str) -> Lab:
-        """Return the lab over a wire of that rate (`Wire.lay`). It stays until the end."""
+        """Return the lab over a wire of that rate (`Wire.lay`). The wire stays until the end."""
         return self.kept(f"wire {rate}", lambda: self._over_wire(rate))
 
     @contextlib.contextmanager
+    def from_here(self, rate: str) -> Iterator[Lab]:
+        """Return a lab whose near end is this machine's own namespace, so that libvirt's QEMU is at that end, too.
+
+        The machine has one more network interface meanwhile.
+        """
+        with self._namespace() as there:
+            cable = Wire.of(os.getpid(), there, wire.DEVICE_HERE)
+            cable.lay(rate)
+            with Lab(self.paths, self.scale, cable=cable) as found:
+                yield found
+
+    @contextlib.contextmanager
     def _over_wire(self, rate: str) -> Iterator[Lab]:
-        scale = replace(self.scale, data_bytes=self.scale.data_bytes // 2)  # a slow wire takes long to fill it
+        scale = replace(self.scale, data_bytes=self.scale.data_bytes // 2)  # filling it over a slow wire takes long
         with self._namespace() as here, self._namespace() as there:
             cable = Wire.of(here, there)
             cable.lay(rate)
@@ -245,7 +276,7 @@ class Lab:
             yield pid
 
     def fill(self, server: Server, timeout_s: float = _READY_TIMEOUT_S) -> None:
-        """Write data over the whole export, so that none of it is a hole."""
+        """Write data over the whole export, so that it has no holes."""
         size = server.size_bytes or self.scale.data_bytes
         words = {"mode": "write", "pattern": "sequential", "bytes": "256K", "depth": 8, "ms": self.scale.fill_ms}
         wanted, done = size // (256 << 10), 0
@@ -257,33 +288,41 @@ class Lab:
 
     def load(self, server: Server, words: Mapping[str, object]) -> dict[str, Any]:
         """Run the lean NBD load on an export; return its result."""
-        where = {"host": server.host, "port": server.port, "export": server.export}
+        where: dict[str, object] = {"host": server.host, "port": server.port, "export": server.export}
+        where |= {"keys": server.keys} if server.keys else {}
         return self.client("load", {**where, **words})
 
     @cached_property
     def poll_us(self) -> int:
-        """How long a pager polls before it sleeps, if it is not told."""
+        """Return how long a pager polls before it sleeps, by default."""
         with self.pager(self.donor(), 16 * MIB) as running:
-            return int(running.status()["poll_us"])
+            return running.status().poll_us
 
     @contextlib.contextmanager
-    def memserver(self, size_bytes: int) -> Iterator[Server]:
-        """Run our memory server with an empty export."""
+    def memserver(self, size_bytes: int, keys: Path | None = None, *, beside: str | None = None) -> Iterator[Server]:
+        """Run GhostBox's memory server with an empty export; with a file of keys the export needs TLS.
+
+        With ``beside`` there is a second export of this name, and one worker serves both.
+        """
         control = self._socket("memserver")
-        host = self.cable.there.address if self.cable else "127.0.0.1"
-        argv: list[str | Path] = [self.paths.memserver_program, "--port", "0", "--size", str(size_bytes)]
+        host = self._far_address
+        total_bytes = size_bytes * (2 if beside else 1)
+        argv: list[str | Path] = [self.paths.memserver_program, "--port", "0", "--size", str(total_bytes)]
+        argv += ["--threads", "1", "--export", f"{beside}={size_bytes}"] if beside else []
         argv += ["--export", f"{EXPORT}={size_bytes}", "--control", control, "--bind", host]
+        argv += ["--tls", "require", "--tls-psk", keys] if keys else []
         with self.running(argv, lambda: _answers(control), far=True) as pid:
-            status = processes.control_request(control, "status")
-            yield Server("memserver", pid, int(status["port"]), control, host)
+            yield Server("memserver", pid, memserver_model.status(control).port, control, host, keys=keys)
 
     @contextlib.contextmanager
-    def nbdkit(self, size_bytes: int) -> Iterator[Server]:
-        """Run nbdkit's memory plugin; it serves the same memory under any export name."""
-        port = free_port()
-        argv = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "memory", str(size_bytes)]
-        with self.running(argv, lambda: _listens(port)) as pid:
-            yield Server("nbdkit", pid, port)
+    def nbdkit(self, size_bytes: int, keys: Path | None = None) -> Iterator[Server]:
+        """Run nbdkit's memory plugin; it serves the same memory under any export name, with keys over TLS only."""
+        port, host = free_port(), self._far_address
+        argv = ["nbdkit", "-f", "-i", host, "-p", str(port)]
+        argv += ["--tls=require", f"--tls-psk={keys}"] if keys else []
+        argv += ["memory", str(size_bytes)]
+        with self.running(argv, lambda: _listens(port, host), far=True) as pid:
+            yield Server("nbdkit", pid, port, None, host, keys=keys)
 
     @contextlib.contextmanager
     def qemu_nbd(self, size_bytes: int) -> Iterator[Server]:
@@ -304,45 +343,55 @@ class Lab:
 
     @contextlib.contextmanager
     def leased(self) -> Iterator[Server]:
-        """Lease `Scale.data_bytes` of the donors, in equal parts, and fill them."""
+        """Lease `Scale.data_bytes` from the donors, in equal parts, and fill them."""
         extents = -(-self.scale.data_bytes // len(self.donors) // _EXTENT_BYTES)
         sizes = dict.fromkeys(self.donors, extents * _EXTENT_BYTES)
-        with donor_bench.leased(sizes, "bench") as leases:
+        with donor_bench.leased(sizes, "bench") as leases, contextlib.ExitStack() as stack:
+            keys = [stack.enter_context(donor_bench.key_file(self.paths, lease)) for lease in leases]
             parts = [
-                Server(address, 0, lease.nbd_port, None, parse_address(address).host, lease.export, lease.size_bytes)
-                for address, lease in zip(sizes, leases, strict=True)
+                Server(
+                    address,
+                    0,
+                    lease.nbd_port,
+                    None,
+                    parse_address(address).host,
+                    lease.export,
+                    lease.size_bytes,
+                    keys=key,
+                )
+                for address, lease, key in zip(sizes, leases, keys, strict=True)
             ]
             for part in parts:
                 self.fill(part, _LEASE_FILL_TIMEOUT_S)
             yield replace(parts[0], others=tuple(parts[1:]))
 
     def donor(self) -> Server:
-        """Return a filled memory server that stays, or what is leased from the donors."""
+        """Return a filled memory server that runs on, or the memory that is leased from the donors."""
         return self.kept("donor", self.leased if self.donors else lambda: self.filled(self.memserver))
 
     def nbdkit_donor(self) -> Server:
-        """Return a filled nbdkit that stays."""
+        """Return a filled nbdkit that runs on."""
         return self.kept("nbdkit", lambda: self.filled(self.nbdkit))
 
     def fuse_donor(self) -> Server:
-        """Return what nbdfuse mounts: nbdkit, the server a user would take, or the lease of the one donor."""
+        """Return the server that nbdfuse mounts: nbdkit, as a user would choose, or the lease of the one donor."""
         return self.donor() if self.donors else self.nbdkit_donor()
 
     def fuse_missing(self) -> str | None:
-        """Say why nbdfuse cannot be a reference; None if it can."""
+        """Return why nbdfuse cannot be a reference; None if it can."""
         return self.single_missing("nbdfuse") or missing_tool("nbdfuse", *(() if self.donors else ("nbdkit",)))
 
     def single_missing(self, name: str) -> str | None:
-        """Say that a program takes no memory that is on several donors; None if it is not."""
+        """Return the reason if the memory is on several donors, of which a program takes only one; otherwise None."""
         return f"{name} takes one export: give one --donor" if len(self.donors) > 1 else None
 
     def qemu_donor(self) -> Server:
-        """Return a filled qemu-nbd that stays."""
+        """Return a filled qemu-nbd that runs on."""
         return self.kept("qemu-nbd", lambda: self.filled(self.qemu_nbd))
 
     @contextlib.contextmanager
     def pager(self, server: Server, cache_bytes: int, *options: str) -> Iterator[Pager]:
-        """Run a pager on one export. What the export holds is the memory's first content."""
+        """Run a pager on one server; the export's content is the memory's first content."""
         listen, control = self._socket("pager"), self._socket("control")
         argv: list[str | Path] = [self.paths.pager_program, "--listen", listen, "--control", control]
         argv += ["--cache", str(cache_bytes), "--contents", "keep", *options]
@@ -396,12 +445,12 @@ def _answers(control: Path) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago, for servers that cannot pick one."""
+    """Return a port that was free a moment ago, for servers that cannot choose one themselves."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+def _listens(port: int, host: str = "127.0.0.1") -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What is measured and how it is judged: contenders, rows, ratios. Nothing here runs anything.
+"""Define what is measured and how it is judged: contenders, rows, ratios. Nothing here runs anything.
 
 A *scenario* has *contenders* that do the same work (the pager, nbdfuse, …). Each runs once a round, in an order that
 rotates, and gives *figures*. A *row* of the table divides a figure by its reference's, round by round, so that what
-slows a whole round down cancels out.
+slows down a whole round cancels out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import enum
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 Buckets = list[tuple[float, int]]
-"""A latency histogram: upper bound in µs, how many."""
+"""A latency histogram: pairs of an upper bound in µs and a count."""
 
 
 class Relation(enum.Enum):
-    """On which side of its target a ratio has to be."""
+    """Names the side of its target on which a ratio has to be."""
 
     AT_LEAST = "at least"
     AT_MOST = "at most"
@@ -26,13 +27,13 @@ class Relation(enum.Enum):
 
 @dataclass(frozen=True)
 class Target:
-    """What a ratio has to reach."""
+    """Is the ratio to reach."""
 
     relation: Relation
     ratio: float
 
     def reached(self, ratio: float) -> bool:
-        """Tell whether ``ratio`` is on the right side."""
+        """Tell whether ``ratio`` is on the right side of the target."""
         return ratio >= self.ratio if self.relation is Relation.AT_LEAST else ratio <= self.ratio
 
     def __str__(self) -> str:
@@ -40,18 +41,18 @@ class Target:
 
 
 def at_least(ratio: float) -> Target:
-    """More is better."""
+    """Return a target for a figure of which more is better."""
     return Target(Relation.AT_LEAST, ratio)
 
 
 def at_most(ratio: float) -> Target:
-    """Less is better."""
+    """Return a target for a figure of which less is better."""
     return Target(Relation.AT_MOST, ratio)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one contender gave in one round."""
+    """Holds the figures of one contender in one round."""
 
     figures: Mapping[str, float]
     latency: Buckets = field(default_factory=list)
@@ -59,9 +60,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that is measured. ``missing`` says what is not there to run it; then ``run`` is never called.
+    """Is a program that is measured. ``missing`` says what it lacks to run; then ``run`` is never called.
 
-    ``ours`` is GhostBox itself: its failure ends the benchmark, a reference's failure costs its rows only.
+    ``ours`` marks GhostBox itself: its failure ends the benchmark, while a reference's failure only empties its rows.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Source:
-    """One figure of one contender. ``label``: what the table calls it, if not by the contender."""
+    """Names one figure of one contender. ``label`` is its name in the table, if not the contender's."""
 
     contender: str
     figure: str
@@ -81,7 +82,7 @@ class Source:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """A line of the table. Of several references the one that is hardest to beat counts."""
+    """Describes a row of the table. Of several references the one that is hardest to beat counts."""
 
     what: str
     unit: str
@@ -93,9 +94,9 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Contenders that do the same work, and the rows that come of it.
+    """Has contenders that do the same work, and the rows that compare them.
 
-    ``takes_memory``: each run fills fresh memory of this machine, so that it must be at hand (`Lab.warm_memory`).
+    ``takes_memory``: each run fills fresh memory of this machine, which has to be ready (`Lab.warm_memory`).
     """
 
     name: str
@@ -107,7 +108,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of several rounds."""
+    """Holds the spread of a value over several rounds."""
 
     median: float
     min: float
@@ -121,7 +122,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """A finished line. Where the figure or its reference is missing there is no ratio, and ``note`` says why."""
+    """Is a finished row. Without a figure or its reference there is no ratio, and ``note`` says why."""
 
     scenario: str
     what: str
@@ -138,13 +139,13 @@ class Row:
 
 @dataclass
 class Results:
-    """All outcomes of one scenario: by contender, one a round. ``missing``: contenders that gave none, and why."""
+    """Holds all outcomes of a scenario: by contender, one a round. ``missing``: why contenders gave none."""
 
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def values(self, source: Source) -> list[float]:
-        """Return one figure's values, a round each; empty if the contender is missing."""
+        """Return one figure's values, one a round; none if the contender is missing."""
         if source.contender in self.missing:
             return []
         return [outcome.figures[source.figure] for outcome in self.outcomes.get(source.contender, [])]
@@ -152,18 +153,45 @@ class Results:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the model of `ghostbox.prediction` said, from the link as this run measured it, and what came of it."""
+    """Holds what `ghostbox.plan` predicts from this run's link, beside the measurement.
+
+    ``ratio`` is the measured figure divided by the predicted one; None if 0 was predicted. ``within``: the prediction
+    is right to `TOLERANCE` of itself, or to ``slack`` in the figure's unit, which is for figures near 0.
+    """
 
     what: str
     unit: str
     predicted: float
     measured: float
-    ratio: float
+    ratio: float | None
+    within: bool
+
+    TOLERANCE: ClassVar[float] = 0.3
+
+    @classmethod
+    def of(cls, what: str, unit: str, predicted: float, measured: float, slack: float = 0.0) -> Predicted:
+        """Return a prediction beside its measurement."""
+        ratio = measured / predicted if predicted > 0.0 else None
+        within = abs(measured - predicted) <= max(cls.TOLERANCE * predicted, slack)
+        return cls(what, unit, predicted, measured, ratio, within)
+
+
+@dataclass(frozen=True)
+class GuestSizes:
+    """Says what the guests of a run have, in bytes, and over which wire (None: loopback)."""
+
+    memory_bytes: int
+    cache_bytes: int
+    remote_bytes: int
+    wire: str | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a benchmark. ``figures``: scenario, contender, figure → a value a round."""
+    """Holds the result of a benchmark. ``figures``: scenario, contender, figure → a value a round.
+
+    ``guests`` is there only if it was measured in guests.
+    """
 
     version: str
     machine: Mapping[str, object]
@@ -174,10 +202,11 @@ class Report:
     missing: Mapping[str, Mapping[str, str]]
     latency: Mapping[str, Mapping[str, Buckets]]
     predictions: list[Predicted] = field(default_factory=list)
+    guests: GuestSizes | None = None
 
 
 def make_row(scenario: Scenario, spec: RowSpec, results: Results) -> Row:
-    """Judge one line."""
+    """Return the finished row."""
     measured = results.values(spec.subject)
     found = [(source, _ratios(measured, results.values(source))) for source in spec.references]
     usable = [(source, ratios) for source, ratios in found if ratios]
@@ -202,7 +231,7 @@ def make_row(scenario: Scenario, spec: RowSpec, results: Results) -> Row:
 
 
 def merge_latency(outcomes: Sequence[Outcome]) -> Buckets:
-    """Add histograms up."""
+    """Return the sum of histograms."""
     total: dict[float, int] = {}
     for outcome in outcomes:
         for upper_us, count in outcome.latency:
@@ -211,7 +240,7 @@ def merge_latency(outcomes: Sequence[Outcome]) -> Buckets:
 
 
 def _ratios(measured: Sequence[float], reference: Sequence[float]) -> list[float]:
-    # A reference of nothing (a CPU time below what the clock can tell) is no figure to divide by.
+    # A reference of 0 (a CPU time below the clock's resolution) cannot be a divisor.
     return [a / b for a, b in zip(measured, reference, strict=False) if b > 0]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The pager over a wire such as people have: there the network is the limit, on loopback the processors are."""
+"""Measure the pager over wires of usual rates, where the network is the limit; on loopback the processors are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostbox.bench.lab import Lab, cpu_s, missing_tool
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
 
 RATES = {"1gbit": "1 Gbit/s", "2.5gbit": "2.5 Gbit/s"}
-"""What tc calls them, and people."""
+"""The rates by tc's names, with the names for people."""
 
 _RAW = Source("wire", "bytes_per_s", "raw TCP")
 _RAW_NOTE = "raw TCP over the same wire, one way"
@@ -66,13 +66,13 @@ def _contender(lab: Lab, rate: str, name: str, measure: _Measure, *tools: str) -
 
 
 def _raw_tcp(wired: Lab, *, to_donor: bool) -> Outcome:
-    """Receive at one end what the peer at the other end sends."""
+    """Receive at one end of the wire what a peer at the other end sends."""
     result = wired.client_and_peer("wire", {"ms": wired.scale.run_ms}, far=to_donor)
     return Outcome({"bytes_per_s": float(result["bytes_per_s"])})
 
 
 def _with_cpu(measure: _Measure) -> _Measure:
-    """Return the same with the CPU time of all programs of the host that ended in it, and of the donor."""
+    """Return the measurement with the CPU time of the host's programs that ended during it, and of the donor."""
 
     def run(wired: Lab) -> Outcome:
         donor = wired.donor()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Draws a report: latency of cold faults, faults/s by threads, what a smaller cache costs, ratios in guests.
+"""Draw a report: latency of cold faults, faults/s by threads, the cost of a smaller cache, ratios in guests.
 
-Needs matplotlib.
+This needs matplotlib.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SUFFIXES = (".png", ".svg")
 
 
 def check(path: Path) -> None:
-    """Find out before the run whether a picture can be drawn after it.
+    """Check before the run that a picture can be drawn after it.
 
     Raises:
-        UsageError: neither .png nor .svg.
-        GhostboxError: matplotlib is not installed, or there is no such directory.
+        UsageError: the file's name ends neither in .png nor in .svg.
+        GhostboxError: matplotlib is not installed, or the directory does not exist.
     """
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"--plot: {path} ends neither in .png nor in .svg")
@@ -35,12 +35,12 @@ def check(path: Path) -> None:
         raise GhostboxError(f"cannot draw {path}: there is no directory {path.absolute().parent}")
     if importlib.util.find_spec("matplotlib") is None:
         raise GhostboxError(
-            f"cannot draw {path}: matplotlib is not installed", hint="pip install matplotlib, or ghostbox[plot]"
+            f"cannot draw {path}: matplotlib is not installed", hint="pip install matplotlib, or ghostbox[bench]"
         )
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the picture; its kind is in the name.
+    """Write the picture; the file's suffix chooses its format.
 
     Raises:
         GhostboxError: there is nothing to draw, or the file cannot be written.
@@ -70,12 +70,12 @@ def _latency(report: Report) -> Callable[[Axes], None] | None:
         return None
 
     def paint(axes: Axes) -> None:
-        for who, buckets in found.items():
+        for name, buckets in found.items():
             total = sum(count for _, count in buckets)
             axes.stairs(
                 [count / total for _, count in buckets],
                 [buckets[0][0] * 0.94, *(upper for upper, _ in buckets)],
-                label=who,
+                label=name,
             )
         axes.set(title="Cold random 4 KiB fault", xlabel="µs", ylabel="share of the faults", xscale="log")
         axes.legend()
@@ -87,7 +87,7 @@ def _threads(report: Report) -> Callable[[Axes], None] | None:
     found = report.figures.get("threads")
     if not found:
         return None
-    points = {int(who.split()[0]): statistics.median(values["per_s"]) for who, values in found.items()}
+    points = {int(name.split()[0]): statistics.median(values["per_s"]) for name, values in found.items()}
 
     def paint(axes: Axes) -> None:
         axes.plot(list(points), list(points.values()), marker="o", label="pager")

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""More memory than the cache holds: the steady state, the scanner beside it, write-back."""
+"""Measure memory that exceeds the cache: the steady state, a scanner beside it, write-back."""
 
 from __future__ import annotations
 
 from concurrent import futures
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.bench import cgroup
 from ghostbox.bench.lab import Lab, Pager
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_least, at_most
+from ghostbox.system import processes
 from ghostbox.units import KIB, MIB, PAGE_BYTES
 
 WRITES_NOTE = "each page is also fetched before it is written to"
 CACHE_PERCENTS = (75, 50, 25, 10)
-# What the client needs beside the array: the drawn sequence and its code. Given to the reference on top.
+# The client's memory beside the array: the drawn sequence and its code. The reference gets it in addition.
 _CLIENT_BYTES = 12 * MIB
 _WARM_TIMEOUT_S = 120.0
 
@@ -43,14 +43,14 @@ def _zipf(lab: Lab, percent: int, *options: str, **words: object) -> Outcome:
         try:
             result = lab.client("zipf", {**_zipf_words(lab), **words, "mark": mark}, running)
         finally:
-            mark.touch()  # a client that failed does not keep the other one waiting
+            mark.touch()  # after a failed client, the other thread must not wait
         moved = sum(running.network_bytes()) - before.result()
         figures = {key: float(value) for key, value in result.items()}
         return Outcome({**figures, "bytes_per_step": moved / figures["count"]})
 
 
 def _network_bytes_at(mark: Path, pager: Pager) -> int:
-    """Wait until the client has warmed up; return what went over the network so far."""
+    """Wait until the client has warmed up; return the bytes that went over the network so far."""
     processes.wait_until(mark.exists, timeout_s=_WARM_TIMEOUT_S, what="the client to warm up", interval_s=0.002)
     return sum(pager.network_bytes())
 

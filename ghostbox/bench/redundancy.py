@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What it costs to write a page back so that a lost donor is survived: a second copy, or XOR parity.
+"""Measure the cost of writing pages back so that a lost donor is survived: a second copy, or XOR parity.
 
-Requests alone (qemu/bench/redundancy.c says how pages lie on the servers), and the pager with one copy and with two.
+The requests are measured alone (qemu/bench/redundancy.c has the layout of pages on the servers), and the pager with one
+copy and with two.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source
 from ghostbox.units import PAGE_BYTES
 
 _N_SERVERS = 4
-# The pager's evict thread has as many buffers, one for each page that has no neighbour (STAGES in qemu/pager/evict.h).
+# The pager's evict thread has this many buffers, one for each page without a neighbour (STAGES in
+# qemu/pager/evict/evict.h).
 _DEPTH = 32
 _ONE = "one copy"
 _REQUESTS = "the requests alone"
@@ -24,7 +26,7 @@ _BYTES_NOTE = "NBD requests and replies, both directions"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to write pages back: ``mode`` and ``k`` are those of ``ghostbox-bench-client redundancy``."""
+    """Is a way to write pages back: ``mode`` and ``k`` are those of ``ghostbox-bench-client redundancy``."""
 
     name: str
     mode: str
@@ -44,7 +46,7 @@ WAYS = (
 
 
 def scenarios(lab: Lab) -> list[Scenario]:
-    """Return the requests alone, and the pager."""
+    """Return the scenario of the requests alone, and the pager's."""
     return [_requests(lab), _pagers(lab)]
 
 
@@ -129,7 +131,7 @@ def _pager(lab: Lab, n_copies: int) -> Outcome:
     with lab.pager(replace(servers[0], others=servers[1:]), cache, *options) as running:
         result = lab.client("write", {"bytes": cache * 4, "count": cache * 8 // PAGE_BYTES, "threads": 2}, running)
         used_s = cpu_s(running.pid) + _cpu_s(servers) - before_s
-        n_pages = int(running.status()["evictions"]["dirty"])
+        n_pages = running.status().evictions.dirty
         moved_bytes = sum(running.network_bytes())
     return Outcome(
         {

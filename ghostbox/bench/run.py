@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Goes through the rounds: every contender of every scenario once a round, in turns."""
+"""Run the rounds: every contender of every scenario once a round, in turns."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import logging
 import os
@@ -21,34 +22,39 @@ from ghostbox.bench import (
     checksums,
     crowd,
     donor_link,
+    encrypted,
     faults,
     narrow,
     pressure,
     redundancy,
     servers,
+    shares,
     sizes,
     vm,
     vm_guests,
+    vm_predicted,
     vm_scale,
 )
 from ghostbox.bench.lab import Lab
-from ghostbox.bench.model import Contender, Report, Results, Scenario, make_row, merge_latency
+from ghostbox.bench.model import Contender, GuestSizes, Report, Results, Scenario, make_row, merge_latency
 from ghostbox.bench.scale import FULL, SHORT
 from ghostbox.errors import GhostboxError, Refused, UsageError
 from ghostbox.paths import Paths
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
-_PARTS = (faults, checksums, pressure, narrow, redundancy, servers, crowd, sizes)
+_PARTS = (faults, checksums, pressure, narrow, encrypted, redundancy, servers, crowd, shares, sizes)
 _DONOR_PARTS = (faults, pressure)  # the others measure servers or wires of their own
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. ``only``: names of scenarios, or the first parts of them (``server/lean``); empty is all.
+    """Says what to run. ``only``: names of scenarios, or the first parts of names (``server/lean``); empty means all.
 
-    ``donors``: on memory leased there, not on loopback (``host[:port]`` of control APIs).
-    ``vm``: in guests, made with the configuration that this returns with some settings of ours on top.
+    ``donors``: measure on memory that is leased there, not on loopback (``host[:port]`` of control APIs). ``vm``:
+    measure in guests, made with the configuration that this returns with some settings on top; ``wire``: their donors
+    and disks are behind a wire of that rate (`wire.Wire.lay`), not on loopback; ``local_bytes``: their memory on this
+    machine, None for the usual.
     """
 
     rounds: int
@@ -56,6 +62,8 @@ class Options:
     only: tuple[str, ...] = ()
     donors: tuple[str, ...] = ()
     vm: vm_guests.LoadConfig | None = None
+    wire: str | None = None
+    local_bytes: int | None = None
 
 
 def scenario_names(paths: Paths) -> list[str]:
@@ -64,21 +72,23 @@ def scenario_names(paths: Paths) -> list[str]:
 
 
 def run(options: Options, paths: Paths, say: Callable[[str], None]) -> Report:
-    """Measure.
+    """Measure, and return the report.
 
     Args:
         options: what to run.
         paths: where the programs are.
-        say: told what is being measured.
+        say: receives what is being measured.
 
     Raises:
-        UsageError: no scenario of that name.
-        Refused: too little memory.
-        ProgramError: something of ours failed.
+        UsageError: there is no scenario of that name, or options exclude each other.
+        Refused: there is too little memory, or no wire can be made.
+        ProgramError: GhostBox itself failed.
         GhostboxError: a guest cannot be made (`vm_guests.check`, `vm_guests.running`).
     """
     if options.donors and options.vm:
         raise UsageError("--donor and --vm exclude each other", why="the guests' donors are started on loopback")
+    if options.wire and not options.vm:
+        raise UsageError("--wire is for --vm", hint="without --vm, `--only link` measures over wires")
     scale = SHORT if options.short else FULL
     _need_memory(options)
     with _ended_by_sigterm(), Lab(paths, scale, options.donors) as lab:
@@ -100,11 +110,17 @@ def _all(lab: Lab) -> list[Scenario]:
 def _in_guests(lab: Lab, config: vm_guests.LoadConfig, options: Options, say: Callable[[str], None]) -> list[Scenario]:
     setup = vm_guests.Setup(lab, config, _vm_scale(options), say, vm_guests.is_emulated(config))
     vm_guests.check(setup)
+    if options.wire is not None:
+        if lab.cable_missing:
+            raise Refused(f"there can be no wire here (--wire {options.wire})", why=lab.cable_missing)
+        rate = options.wire
+        setup = dataclasses.replace(setup, lab=lab.kept("guests' wire", lambda: lab.from_here(rate)))
     return vm.scenarios(setup)
 
 
 def _vm_scale(options: Options) -> vm_scale.VmScale:
-    return vm_scale.SHORT if options.short else vm_scale.FULL
+    usual = vm_scale.SHORT if options.short else vm_scale.FULL
+    return usual if options.local_bytes is None else usual.resized(options.local_bytes)
 
 
 def _needed_bytes(options: Options) -> int:
@@ -139,7 +155,7 @@ def _start(scenario: Scenario) -> Results:
 
 
 def _round(lab: Lab, scenario: Scenario, results: Results, number: int) -> None:
-    """Run each contender once; another one is the first in each round."""
+    """Run each contender once; in each round another contender is the first."""
     order = list(scenario.contenders)
     turn = number % len(order)
     for contender in order[turn:] + order[:turn]:
@@ -171,18 +187,25 @@ def _report(options: Options, scenarios: Sequence[Scenario], results: dict[str, 
         figures={name: _figures(found) for name, found in results.items()},
         missing={name: found.missing for name, found in results.items() if found.missing},
         latency={
-            name: {who: merge_latency(outcomes) for who, outcomes in found.outcomes.items() if outcomes[0].latency}
+            name: {each: merge_latency(outcomes) for each, outcomes in found.outcomes.items() if outcomes[0].latency}
             for name, found in results.items()
             if any(outcomes[0].latency for outcomes in found.outcomes.values())
         },
-        predictions=donor_link.compare(results),
+        predictions=[*donor_link.compare(results), *vm_predicted.compare(results, _vm_scale(options))],
+        guests=_guest_sizes(options),
     )
+
+
+def _guest_sizes(options: Options) -> GuestSizes | None:
+    scale = _vm_scale(options)
+    sizes = GuestSizes(scale.memory_bytes, scale.cache_bytes, scale.remote_bytes, options.wire)
+    return None if options.vm is None else sizes
 
 
 def _figures(results: Results) -> dict[str, dict[str, list[float]]]:
     return {
-        who: {figure: [outcome.figures[figure] for outcome in outcomes] for figure in outcomes[0].figures}
-        for who, outcomes in results.outcomes.items()
+        name: {figure: [outcome.figures[figure] for outcome in outcomes] for figure in outcomes[0].figures}
+        for name, outcomes in results.outcomes.items()
     }
 
 
@@ -207,7 +230,7 @@ def _need_memory(options: Options) -> None:
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: with everything cleaned up."""
+    """Let SIGTERM end the run like Ctrl-C: with everything cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

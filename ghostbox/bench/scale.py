@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How much is done: enough for figures, or just enough to see that everything runs."""
+"""Define the sizes and times of a run: enough for figures, or just enough to check that everything runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ghostbox.units import GIB, MIB
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes and times of one run.
+    """Holds the sizes and times of a run.
 
-    ``data_bytes`` is what the donors hold, ``array_bytes`` what the overcommit works on (the first part of it),
-    ``n_faults`` what a run of cold faults touches, ``sizes_gib`` the sparse memories.
+    ``data_bytes`` is the donors' content, ``array_bytes`` its first part, which the overcommit uses, ``n_faults`` the
+    number of cold faults in a run, ``sizes_gib`` the sizes of the sparse memories.
     """
 
     data_bytes: int

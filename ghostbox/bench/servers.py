@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The memory server beside nbdkit's memory plugin and qemu-nbd over a file in RAM: requests/s and CPU a request.
+"""Measure the memory server beside nbdkit's memory plugin and qemu-nbd over a file in RAM: requests/s, CPU a request.
 
-Two loads: fio's nbd engine, and a lean one of our own that leaves the server the limit (qemu/bench/nbd_load.c).
+There are two loads: fio's nbd engine, and GhostBox's lean client, which leaves the limit to the server
+(qemu/bench/nbd_load.c).
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ghostbox import processes
 from ghostbox.bench.lab import EXPORT, Lab, Server, cpu_s, missing_tool
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, Target, at_least, at_most
+from ghostbox.system import processes
 from ghostbox.units import KIB
 
 NAMES = ("memserver", "nbdkit", "qemu-nbd")
 _FIO_TIMEOUT_S = 60.0
 _CPU_NOTE = (
     "of the process. As root, while that serves more, the memserver asks the kernel to keep processors quick to wake: "
-    "then their idle loop may poll, on nobody's account (`ghostbox-memserver --keep-awake never`)"
+    "then their idle loop may poll, and no process is charged for it (`ghostbox-memserver --keep-awake never`)"
 )
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a server."""
+    """Describes the requests to a server."""
 
     tool: str
     mode: str
@@ -35,13 +36,13 @@ class Load:
 
     @property
     def name(self) -> str:
-        """Its scenario's name."""
+        """Return the scenario's name."""
         shape = "" if self.pattern == "random" else f"{self.pattern}-"
         return f"server/{self.tool}/{shape}{self.mode}/{self.depth}x{self.connections}"
 
     @property
     def title(self) -> str:
-        """What people see."""
+        """Return the title for people."""
         many = f", {self.connections} connections" if self.connections > 1 else ""
         return f"{self.request_bytes // KIB} KiB {self.pattern} {self.mode}, {self.tool}, depth {self.depth}{many}"
 
@@ -75,7 +76,7 @@ def _scenario(lab: Lab, load: Load) -> Scenario:
 
 
 def _targets(load: Load) -> tuple[Target, Target]:
-    """Return those of requests a second (bytes, for large ones) and of CPU a request."""
+    """Return the targets of requests (or bytes) a second, and of CPU a request."""
     if load.pattern == "sequential":
         return at_least(1.2), at_most(0.8)
     if load.tool == "lean":
@@ -89,10 +90,10 @@ def _row(what: str, unit: str, figure: str, target: Target, note: str = "") -> R
 
 
 def _contender(lab: Lab, load: Load, name: str) -> Contender:
-    # The donor and nbdkit are those that other scenarios fill, too.
+    # The donor and nbdkit are shared with the scenarios that fill them.
     start = {"memserver": lab.donor, "nbdkit": lab.nbdkit_donor, "qemu-nbd": lab.qemu_donor}[name]
     tools = ([] if name == "memserver" else [name]) + (["fio"] if load.tool == "fio" else [])
-    # Not every fio has the nbd engine: then its rows are missing, and nothing of ours has failed.
+    # Not every fio has the nbd engine: then its rows are missing, but GhostBox has not failed.
     ours = name == "memserver" and load.tool != "fio"
     return Contender(name, lambda: _measure(lab, load, start()), missing_tool(*tools), ours=ours)
 
@@ -107,20 +108,20 @@ def _measure(lab: Lab, load: Load, server: Server) -> Outcome:
 
 
 def _fio(lab: Lab, load: Load, server: Server) -> tuple[int, float]:
-    """Return requests done, and requests a second."""
+    """Return the number of requests, and requests a second."""
     kind = ("rand" if load.pattern == "random" else "") + load.mode
     argv = ["fio", "--name=bench", "--ioengine=nbd", f"--uri={server.uri}", f"--rw={kind}", "--thread"]
     argv += [f"--bs={load.request_bytes}", f"--iodepth={load.depth}", f"--size={lab.scale.data_bytes}"]
     argv += [f"--numjobs={load.connections}", "--group_reporting", "--randrepeat=0", "--time_based"]
     argv += [f"--runtime={lab.scale.load_ms}ms", "--output-format=json"]
     said = processes.run(argv, timeout_s=_FIO_TIMEOUT_S)
-    # Messages of the engine may stand before the JSON.
+    # Messages of the engine may precede the JSON.
     job = json.loads(said[said.index("{") :])["jobs"][0][load.mode]
     return int(job["total_ios"]), float(job["iops"])
 
 
 def _lean(lab: Lab, load: Load, server: Server) -> tuple[int, float]:
-    """Return requests done, and requests a second."""
+    """Return the number of requests, and requests a second."""
     words = {"port": server.port, "export": EXPORT, "depth": load.depth, "bytes": load.request_bytes}
     words |= {"mode": load.mode, "pattern": load.pattern, "connections": load.connections, "ms": lab.scale.load_ms}
     result = lab.client("load", words)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""What remote memory costs here, and whether its size matters: 1, 16 and 256 GiB, all of it holes."""
+"""Measure the local cost of remote memory, and whether its size matters: 1, 16 and 256 GiB of holes."""
 
 from __future__ import annotations
 
 import time
 
-from ghostbox import processes
 from ghostbox.bench.lab import Lab, resident_bytes
 from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, at_most
+from ghostbox.memserver import model as memserver_model
 from ghostbox.units import GIB, MIB
 
 _CACHE_BYTES = 64 * MIB
 _N_FAULTS = 1000
-# What "flat" may mean: more than what one round differs from the next, far less than in proportion to the size.
+# A figure counts as flat within this ratio: more than rounds differ, far less than the sizes do.
 _FLAT = 1.5
 
 
@@ -65,7 +65,7 @@ def _memserver(lab: Lab) -> Scenario:
     def run() -> Outcome:
         server = lab.donor()
         assert server.control is not None
-        stored = int(processes.control_request(server.control, "status")["resident_bytes"])
+        stored = memserver_model.status(server.control).resident_bytes
         allowed = stored * 1.01 + 16 * MIB
         return Outcome({"resident_bytes": resident_bytes(server.pid), "stored_bytes": stored, "allowed_bytes": allowed})
 

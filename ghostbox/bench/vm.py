@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What is measured in the guests: the same load on GhostBox's node 1, on swap, and with all memory here.
+"""Measure in guests: the same load on GhostBox's node 1, on swap, and with all memory local.
 
-The targets are for the guest as ``ghostbox up`` makes it here (``guest.tiering: auto``). Scenario ``tiering`` measures
-the same guest with its tiering set in each way.
+The targets are for the guest that ``ghostbox up`` makes here (``guest.tiering: auto``). Scenario ``tiering`` measures
+the same guest with each kind of tiering.
 
-A contender's turn is one run of the load, all phases on one mapping, so each finds memory as the one before left it.
-It begins when the guest has given back what the turn before freed: a freed page that is used again at once comes back
-from its donor first, for nothing.
+A contender's turn is one run of the load, all phases on one mapping, so each phase finds memory as the phase before
+left it. The turn begins when the guest has given back what the turn before freed: otherwise a freed page that is used
+again would first be fetched from its donor, without any use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ghostbox.bench.model import Contender, Outcome, RowSpec, Scenario, Source, 
 from ghostbox.bench.vm_guests import Guest, Setup
 from ghostbox.bench.vm_load import Phase
 from ghostbox.bench.vm_scale import WorkSet
-from ghostbox.tiering import How
+from ghostbox.config.tiering import How
+from ghostbox.units import format_bytes
 
 GHOSTBOX, SWAP, LOCAL = vm_guests.GHOSTBOX, vm_guests.SWAP, vm_guests.LOCAL
 ZSWAP = "zswap"
@@ -38,7 +39,7 @@ _WHAT = {
     "scanned50": ("the hot half beside a scanner", "/s"),
     "sort": ("sort of 128 B records", "B/s"),
 }
-# How many times as fast as swap, where the set is less than 1.5 × the local RAM and where it is more.
+# How many times as fast as swap: for sets of less than 1.5 × the local RAM, and for larger sets.
 _TARGETS = {
     "fill": (1.5, 1.5),
     "scan": (8.0, 8.0),
@@ -55,7 +56,7 @@ _LOCAL_NOTE = "a guest that has all of its memory on this machine"
 
 
 def scenarios(setup: Setup) -> list[Scenario]:
-    """Return a scenario for each size of the set, those of a file and of programs, and those of tiering."""
+    """Return a scenario for each size of the set, then those of a file, of programs, and of tiering."""
     return [
         *(_scenario(setup, work) for work in setup.scale.sets),
         _weights(setup),
@@ -79,8 +80,9 @@ def _scenario(setup: Setup, work: WorkSet) -> Scenario:
         *(_settled_row(phase, work.factor) for phase in work.phases if phase in vm_scale.HOT),
         *(_fetched_row(phase, work.factor) for phase in work.phases if phase in vm_scale.SETTLING),
         *_moving_rows(work),
+        _programs_row(setup, work),
     ]
-    return Scenario(f"guest/{work.factor:g}", f"in the guest, {_set(work.factor)}", contenders, tuple(rows))
+    return Scenario(vm_scale.scenario_name(work), f"in the guest, {_set(work.factor)}", contenders, tuple(rows))
 
 
 def _set(factor: float) -> str:
@@ -114,14 +116,14 @@ def _settled_row(phase: str, factor: float) -> RowSpec:
 
 def _fetched_row(phase: str, factor: float) -> RowSpec:
     what, _ = _WHAT[phase]
-    figure = f"{phase}_fetched"
-    note = "pages that came over the network for 1,000 pages accessed (the pager's counters; swapped in)"
+    figure = f"{phase}_network"
+    note = "pages that came over the network for 1,000 pages accessed, also those read ahead (from donors; swapped in)"
     row = f"{what}: pages fetched, {_set(factor)}"
     return RowSpec(row, "‰", Source(GHOSTBOX, figure), (Source(SWAP, figure),), None, note)
 
 
 def _moving_rows(work: WorkSet) -> list[RowSpec]:
-    """Rows of what tiering goes on doing when a phase has settled, in the phase where it does most."""
+    """Return rows on what tiering still does when a phase has settled, in the phase where it does most."""
     moving, movers = Source(GHOSTBOX, "moving"), Source(GHOSTBOX, "movers")
     limits = (
         (Source(GHOSTBOX, "moving_limit", "1 % a minute"), "parts of the set that tiering moves a minute", moving),
@@ -134,21 +136,30 @@ def _moving_rows(work: WorkSet) -> list[RowSpec]:
     ]
 
 
-def _run(setup: Setup, who: str, work: WorkSet, tiering: str = "auto") -> Outcome:
-    guest = _guest(setup, SWAP if who == ZSWAP else who)
-    if who == GHOSTBOX:
+def _programs_row(setup: Setup, work: WorkSet) -> RowSpec:
+    """Return the row on how much of the same local RAM either guest leaves to programs (docs/sizing.md)."""
+    hot = " and ".join(format_bytes(setup.scale.times_local(part)) for part in (0.5, 0.8))
+    note = f"before the fill: node 0 without the kernel's own memory, and the cache. Hot sets of 50 and 80 % are {hot}"
+    what = f"local RAM that programs can have, {_set(work.factor)}"
+    return RowSpec(what, "B", Source(GHOSTBOX, vm_scale.PROGRAMS), (Source(SWAP, vm_scale.PROGRAMS),), None, note)
+
+
+def _run(setup: Setup, name: str, work: WorkSet, tiering: str = "auto") -> Outcome:
+    guest = _guest(setup, SWAP if name == ZSWAP else name)
+    if name == GHOSTBOX:
         guest.set_tiering(tiering)
-    elif who in (SWAP, ZSWAP):
-        guest.set_zswap(who == ZSWAP)
+    elif name in (SWAP, ZSWAP):
+        guest.set_zswap(name == ZSWAP)
     scale = setup.scale
     set_bytes = scale.times_local(work.factor)
     words = f"memory bytes={set_bytes} {scale.pace}"
     if work.sort_bytes:
         words += f" sort_bytes={work.sort_bytes}"
     guest.settle()
+    programs = {vm_scale.PROGRAMS: float(guest.programs_bytes())}
     before = guest.counters()
     phases = guest.load(f"{words} {' '.join(scale.word(phase) for phase in work.phases)}")
-    return Outcome({**_figures(work.phases, phases, set_bytes), **vm_guests.went(before, guest.counters())})
+    return Outcome({**programs, **_figures(work.phases, phases, set_bytes), **vm_guests.went(before, guest.counters())})
 
 
 def _tiering(setup: Setup, work: WorkSet) -> Scenario:
@@ -175,7 +186,7 @@ def _tiering(setup: Setup, work: WorkSet) -> Scenario:
 
 
 def _weights(setup: Setup) -> Scenario:
-    """A file mapped and read from end to end, as an LLM's weights are for every token."""
+    """Return the scenario of a file that is mapped and read from end to end, like an LLM's weights for each token."""
     missing = vm_reference.missing()
     places = {NBD_FILE: (SWAP, vm_guests.NBD_PLACE), OWN_FILE: (SWAP, vm_guests.OWN_PLACE)}
     contenders = (
@@ -198,10 +209,10 @@ def _weights(setup: Setup) -> Scenario:
     return Scenario("weights", "a file in the guest, read again and again", contenders, rows)
 
 
-def _read_file(setup: Setup, who: str, place: str) -> Outcome:
-    """Read the file once, so that memory holds of it what it can; then again, measured."""
-    guest, n_bytes = _guest(setup, who), setup.scale.times_local(setup.scale.weights)
-    if who == GHOSTBOX:
+def _read_file(setup: Setup, name: str, place: str) -> Outcome:
+    """Read the file once, so that memory holds what it can of the file; then again, measured."""
+    guest, n_bytes = _guest(setup, name), setup.scale.times_local(setup.scale.weights)
+    if name == GHOSTBOX:
         guest.set_tiering("auto")
     guest.make_file(place, n_bytes)
     before = guest.counters()
@@ -216,7 +227,7 @@ def _guest(setup: Setup, name: str) -> Guest:
 
 
 def _figures(names: Sequence[str], phases: Sequence[Phase], set_bytes: int) -> dict[str, float]:
-    """Return the figures of each phase, and what tiering does in the one where it does most."""
+    """Return the figures of each phase, and what tiering does in the phase where it does most."""
     found: dict[str, float] = {}
     for name, phase in zip(names, phases, strict=True):
         found |= phase.figures(name, set_bytes)

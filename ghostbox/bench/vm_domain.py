@@ -1,36 +1,37 @@
 # SPDX-License-Identifier: MIT
-"""The reference's domain: the same VM without node 1 and without the shim, with an NBD disk to swap to. Pure."""
+"""Build the reference's domain: the same VM without node 1 and the shim, with an NBD disk for swap. All is pure."""
 
 from __future__ import annotations
 
 import dataclasses
 import xml.etree.ElementTree as ET
 
-from ghostbox import domain_xml
-from ghostbox.domain_xml import QEMU_NAMESPACE
-from ghostbox.plan import VmPlan
+from ghostbox.plan import domain_xml
+from ghostbox.plan.domain_xml import QEMU_NAMESPACE
+from ghostbox.plan.plan import VmPlan
 
-# vda and vdb are the disk and the seed.
+# Other disks have the letters a and b: the VM's disk and the seed.
 _LETTERS = "cdefgh"
 
 
 @dataclasses.dataclass(frozen=True)
 class NbdDisk:
-    """A virtio disk whose blocks lie behind an NBD server on this machine; the guest finds it by its serial."""
+    """Is a virtio disk whose blocks an NBD server holds; the guest finds the disk by its serial number."""
 
     serial: str
     port: int
     export: str
+    host: str = "127.0.0.1"
 
     @property
     def guest_path(self) -> str:
-        """Its device in the guest (udev's persistent name)."""
+        """Return the disk's device in the guest (udev's persistent name)."""
         return f"/dev/disk/by-id/virtio-{self.serial}"
 
 
 def build(plan: VmPlan, disks: tuple[NbdDisk, ...]) -> str:
-    """Return the domain XML of ``plan`` with all memory in one node, and with NBD disks besides its own two."""
-    root = ET.fromstring(domain_xml.build(plan))
+    """Return the domain XML of ``plan`` with all memory in one node, and with NBD disks besides its own two disks."""
+    root = ET.fromstring(domain_xml.build(plan))  # noqa: S314 - our own XML
     _make_local(root)
     devices = root.find("devices")
     assert devices is not None
@@ -56,7 +57,7 @@ def _disk(disk: NbdDisk, target: str) -> ET.Element:
     element = ET.Element("disk", type="network", device="disk")
     ET.SubElement(element, "driver", name="qemu", type="raw", cache="writeback", discard="unmap")
     source = ET.SubElement(element, "source", protocol="nbd", name=disk.export)
-    ET.SubElement(source, "host", name="127.0.0.1", port=str(disk.port))
+    ET.SubElement(source, "host", name=disk.host, port=str(disk.port))
     ET.SubElement(element, "target", dev=target, bus="virtio")
     ET.SubElement(element, "serial").text = disk.serial
     return element

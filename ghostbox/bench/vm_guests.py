@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The two guests of ``ghostbox bench --vm``: one on GhostBox's node 1, one that swaps (`vm_reference`)."""
+"""Run the guests of ``ghostbox bench --vm``: one on GhostBox's node 1, and its references (`vm_reference`)."""
 
 from __future__ import annotations
 
@@ -12,48 +12,55 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import hypervisor, pager, processes, session, tiering
+from ghostbox import pager, session
 from ghostbox.bench import vm_load, vm_reference, vm_session
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.vm_load import Phase
 from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say, Told
 from ghostbox.config import Config
+from ghostbox.config.tiering import How
+from ghostbox.demo.lenders import LOOPBACK, Place
 from ghostbox.errors import GuestError
 from ghostbox.images import ImageStore
+from ghostbox.plan import tiering
+from ghostbox.plan.tiering import Tiering
 from ghostbox.session import Book, readiness
 from ghostbox.session.record import Made
-from ghostbox.ssh import GuestSsh, OpenCommand
-from ghostbox.tiering import How, Tiering
+from ghostbox.system import hypervisor, processes
+from ghostbox.system.ssh import GuestSsh, OpenCommand
+from ghostbox.units import exact_bytes
 
 LoadConfig = Callable[[dict[str, object]], Config]
 GHOSTBOX, SWAP, LOCAL = "ghostbox", "swap", "all local"
-OWN_PLACE, NBD_PLACE = "/var/tmp/ghostbox-weights", "/mnt/ghostbox-weights"
+OWN_PLACE = "/var/tmp/ghostbox-weights"  # noqa: S108 - a path in the guest, which has one user
+NBD_PLACE = "/mnt/ghostbox-weights"
 _N_LENDERS = 2
 _PROGRAM = "ghostbox-guest-load"
-_PROGRAM_THERE = f"/tmp/{_PROGRAM}"
+_PROGRAM_THERE = f"/tmp/{_PROGRAM}"  # noqa: S108 - the same
 _SETUP_TIMEOUT_S = 60.0
-# A sort of memory that is swapped prints nothing until it is done.
+# A sort of swapped memory prints nothing until it is done.
 _LOAD_SILENCE_S = 900.0
 # A guest reports free pages 2 s after they were freed (PAGE_REPORTING_DELAY, mm/page_reporting.c).
 _REPORTING_S = 2.2
 _FEW_PAGES = 8192
+_NODE0 = "/sys/devices/system/node/node0/meminfo"
 _TIERING_STATE = "/run/ghostbox/tiering"
-# A command that a signal ended: as its shell says it, and as SSH does (RFC 4254, 6.10: a signal, then no exit status).
+# These statuses mean that a signal ended a command: the shell's, and SSH's (RFC 4254, 6.10: without an exit status).
 _KILLED = {
     137: "was killed by a signal",
     -1: "ended without an exit status: by a signal, or its SSH session broke",
 }
 _KILLS = re.compile(r"out of memory|oom-kill|killed process|segfault|general protection", re.IGNORECASE)
 _KERNEL_LINES = 5
-# While there is no tiering kswapd finds nothing to reclaim in a full node and gives it up (MAX_RECLAIM_RETRIES,
-# mm/vmscan.c) until somebody else makes progress there. How much is no matter: the file complains if it is less.
+# Without tiering, kswapd finds nothing to reclaim in a full node and gives up (MAX_RECLAIM_RETRIES, mm/vmscan.c) until
+# another process makes progress there. The amount does not matter: writing the file fails if less was reclaimed.
 _WAKE_KSWAPD = "echo 8M > /sys/fs/cgroup/memory.reclaim || true"
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest that is ready for work. ``tiering`` is what it booted with; without KVM it is ``emulated``."""
+    """Is a guest that is ready for work. ``tiering`` is what it booted with; without KVM it is ``emulated``."""
 
     name: str
     ssh: GuestSsh
@@ -65,7 +72,7 @@ class Guest:
         """Run a shell script as the guest's root; return its stdout.
 
         Raises:
-            GuestError: it failed.
+            GuestError: the script failed.
         """
         done = self.ssh.run("sudo sh -e", _SETUP_TIMEOUT_S, stdin=script)
         if done.status != 0:
@@ -74,10 +81,10 @@ class Guest:
         return done.stdout.strip()
 
     def load(self, words: str) -> list[Phase]:
-        """Run the load; return what each phase reports (qemu/bench/guest_load.c), with what the pager did meanwhile.
+        """Run the load; return each phase's report (qemu/bench/guest_load.c), with the pager's counters of that time.
 
         Raises:
-            GuestError: it failed, the guest killed it, or it said nothing for too long.
+            GuestError: the load failed, the guest killed it, or it printed nothing for too long.
         """
         lines: list[tuple[str, dict[str, float]]] = []
         with self.ssh.opened(f"{_PROGRAM_THERE} {words}", silence_s=_LOAD_SILENCE_S) as command:
@@ -99,7 +106,7 @@ class Guest:
             raise GuestError(f"the load in guest '{self.name}' said nothing for {_LOAD_SILENCE_S:.0f} s") from err
 
     def _kernel_said(self) -> str:
-        """Return the last lines of the guest's kernel about processes that it killed; if there are none, the last."""
+        """Return the last lines of the guest's kernel log about killed processes; without any, its last lines."""
         try:
             log = self.root("dmesg").splitlines()
         except GuestError as err:
@@ -108,21 +115,21 @@ class Guest:
         return "\n".join(["the guest's kernel says:", *lines[-_KERNEL_LINES:]])
 
     def make_file(self, path: str, n_bytes: int) -> None:
-        """Make a file for the load to read, unless it is there."""
+        """Make a file for the load to read, unless it exists."""
         known = self.ssh.run(f"stat -c %s {path}", _SETUP_TIMEOUT_S).stdout.strip()
         if known != str(n_bytes):
             self.load(f"file path={path} bytes={n_bytes} write")
             self.forget_files()
 
     def forget_files(self) -> None:
-        """Empty the page cache, so that no other part of the benchmark has to."""
+        """Empty the page cache, so that the next part of the benchmark does not have to."""
         self.root("sync; echo 1 > /proc/sys/vm/drop_caches")
 
     def settle(self) -> None:
-        """Wait until the guest has given back what it freed, so that a run does not begin with dead data to fetch.
+        """Wait until the guest has given back what it freed, so that a run does not begin by fetching dead data.
 
         Raises:
-            DeadlineExceeded: it goes on freeing.
+            DeadlineExceeded: the guest does not stop freeing.
         """
         began_s, began_pages = time.monotonic(), self._discarded()
 
@@ -137,10 +144,16 @@ class Guest:
 
     def _discarded(self) -> int:
         status = None if self.pager_control is None else pager.status(self.pager_control)
-        return 0 if status is None else int(status["discards"]["pages"])
+        return 0 if status is None else status.discards.pages
+
+    def programs_bytes(self) -> int:
+        """Return how much local RAM the guest's programs can have: of node 0, and the pager's cache."""
+        meminfo, zoneinfo = (self.root(f"cat {file}") for file in (_NODE0, "/proc/zoneinfo"))
+        status = None if self.pager_control is None else pager.status(self.pager_control)
+        return vm_load.programs_bytes(meminfo, zoneinfo) + (0 if status is None else status.cache_bytes)
 
     def set_tiering(self, wanted: str) -> None:
-        """Have tiering as at boot, by what ``guest.tiering`` may be set to; kswapd is ready to demote.
+        """Set the guest's tiering as at boot, to a value of ``guest.tiering``; wake kswapd, so that it can demote.
 
         Raises:
             GuestError: the guest's kernel cannot do so.
@@ -150,12 +163,12 @@ class Guest:
         if chosen.how is How.DAMON:
             said = self.root(f"timeout 50 sh -c 'until cat {_TIERING_STATE}; do sleep 1; done' 2> /dev/null")
             if said != "DAMON" and wanted != "auto":
-                raise GuestError(f"guest '{self.name}' has tiering by DAMON not", why=said)
+                raise GuestError(f"guest '{self.name}' has no tiering by DAMON", why=said)
         if chosen.on:
             self.root(_WAKE_KSWAPD)
 
     def set_zswap(self, on: bool) -> None:
-        """Let swap go through memory that is compressed, or not.
+        """Let swap go through compressed memory, or not.
 
         Raises:
             GuestError: the guest's kernel has no zswap.
@@ -166,28 +179,28 @@ class Guest:
             raise GuestError("the guest's kernel has no zswap (CONFIG_ZSWAP)")
 
     def counters(self) -> dict[str, float]:
-        """Return the pager's counters; nothing where there is no pager."""
+        """Return the pager's counters; nothing if the guest has no pager."""
         status = None if self.pager_control is None else pager.status(self.pager_control)
         if status is None:
             return {}
-        found = {f"pager_{key}": value for key, value in status["faults"].items()}
-        found |= {f"pager_readahead_{key}": value for key, value in status["readahead"].items()}
-        found |= {f"pager_evicted_{key}": value for key, value in status["evictions"].items()}
-        for key in ("read_bytes", "written_bytes"):
-            found[f"pager_{key}"] = sum(donor[key] for donor in status["donors"])
+        found = {f"pager_{key}": value for key, value in status.faults}
+        found |= {f"pager_readahead_{key}": value for key, value in status.readahead}
+        found |= {f"pager_evicted_{key}": value for key, value in status.evictions}
+        found["pager_read_bytes"] = sum(donor.read_bytes for donor in status.donors)
+        found["pager_written_bytes"] = sum(donor.written_bytes for donor in status.donors)
         return {key: float(value) for key, value in found.items()}
 
 
 def went(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Return how far counters went."""
+    """Return how far each counter advanced."""
     return {key: value - before.get(key, 0.0) for key, value in after.items()}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the guests are made with.
+    """Holds what the guests are made with.
 
-    ``say`` is told what is going on; ``emulated``: guests of this machine run without KVM.
+    ``say`` receives what is going on; ``emulated``: guests of this machine run without KVM.
     """
 
     lab: Lab
@@ -204,12 +217,12 @@ def is_emulated(load_config: LoadConfig) -> bool:
 
 
 def check(setup: Setup) -> None:
-    """Find out before anything is started whether the guests can be made.
+    """Check, before anything is started, whether the guests can be made.
 
     Raises:
         HypervisorError: libvirt does not answer.
         NotFound: there is no image of the configured name.
-        ProgramError: one of our programs is missing.
+        ProgramError: a program of GhostBox is missing.
     """
     config = setup.load_config({})
     setup.lab.paths.program(_PROGRAM)
@@ -218,22 +231,23 @@ def check(setup: Setup) -> None:
 
 
 def kept(setup: Setup) -> dict[str, Guest]:
-    """Return the guests, which boot the first time that one is asked for and stay until the end."""
+    """Return the guests, which boot the first time that a guest is asked for and run until the end."""
     return setup.lab.kept("guests", lambda: running(setup))
 
 
 @contextlib.contextmanager
 def running(setup: Setup) -> Iterator[dict[str, Guest]]:
-    """Boot the guests side by side; at the end of the block nothing of them is left.
+    """Boot the guests in parallel; at the end of the block nothing of them is left.
 
     Raises:
-        GhostboxError: one does not come up; then nothing is left, either.
+        GhostboxError: a guest does not come up; then nothing is left, either.
     """
     paths, scale = setup.lab.paths, setup.scale
     vm_session.sweep(paths)
     with contextlib.ExitStack() as stack:
-        lent = stack.enter_context(vm_session.lent(_N_LENDERS, scale.remote_bytes, paths))
-        config = setup.load_config(_settings(scale, [each.address for each in lent]))
+        lent = stack.enter_context(vm_session.lent(_N_LENDERS, scale.remote_bytes, paths, place(setup.lab)))
+        settings = _settings(scale, [each.address for each in lent])
+        config = setup.load_config({**settings, "pool.insecure": place(setup.lab) is not LOOPBACK})
         plan = session.make_plan(config, paths, None)
         books = {GHOSTBOX: stack.enter_context(_started(config, setup))}
         if vm_reference.missing() is None:
@@ -248,14 +262,18 @@ def running(setup: Setup) -> Iterator[dict[str, Guest]]:
         yield guests
 
 
+def place(lab: Lab) -> Place:
+    """Return where the guests' donors run: at the far end of the lab's wire, if it has one."""
+    return LOOPBACK if lab.cable is None else Place(lab.prefix(far=True), lab.cable.there.address)
+
+
 def _settings(scale: VmScale, donors: list[str]) -> dict[str, object]:
     return {
         "vm.name": vm_session.own_name(GHOSTBOX),
-        "vm.memory": scale.memory_bytes,
+        "vm.local": exact_bytes(scale.local_bytes),
         "vm.remote_memory": scale.remote_bytes,
         "vm.cpus": 2,
         "vm.ports": [],
-        "pool.cache": scale.cache_bytes,
         "pool.donors": donors,
         "guest.tiering": "auto",
     }
@@ -263,7 +281,7 @@ def _settings(scale: VmScale, donors: list[str]) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _started(config: Config, setup: Setup) -> Iterator[Book]:
-    """Start the guest on remote memory as ``ghostbox up`` does; it boots."""
+    """Start the guest on remote memory like ``ghostbox up``, without waiting for its boot."""
     name, paths = config.vm.name, setup.lab.paths
     try:
         with vm_session.explained():
@@ -277,9 +295,8 @@ def _started(config: Config, setup: Setup) -> Iterator[Book]:
 
 @contextlib.contextmanager
 def _ready(name: str, book: Book, setup: Setup) -> Iterator[Guest]:
-    """Wait until the guest lets us in, and bring the program there."""
+    """Wait until the guest takes a login, and copy the load program into it."""
     record = book.record
-    assert record is not None
     timeout_s = setup.load_config({}).vm.boot_timeout_s
     with vm_session.explained():
         readiness.wait_ready(book, Told(record.name, setup.say), timeout_s=timeout_s)

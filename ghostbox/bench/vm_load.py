@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the load in a guest reports (qemu/bench/guest_load.c), window by window, and the figures that come of it. Pure.
+"""Read what the load in a guest reports (qemu/bench/guest_load.c), window by window, and compute figures. All is pure.
 
-A phase that goes on until its rate has settled reports each window; to each the pager's counters are added as they were
-when the line arrived. So what a figure says of pages fetched is of the windows whose rate is the phase's.
+A phase that runs until its rate has settled reports each window; each report gets the pager's counters from the moment
+when its line arrived. So the figure of fetched pages is for the same windows as the phase's rate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ghostbox.units import PAGE_BYTES
+from ghostbox.units import KIB, PAGE_BYTES
 
 Counters = Mapping[str, float]
 
@@ -23,9 +23,13 @@ _MOVED = {
     "swapped_in": ("pswpin",),
     "swapped_out": ("pswpout",),
 }
-# Pages that came from elsewhere for an access: by the pager, or by swap.
+# The first counts pages that an access waited for, the second all that came, also what was read ahead. Swap has one
+# counter for both.
 _FETCHED_BY_PAGER = "pager_missing_fetch"
-# The one phase with windows that counts bytes, not pages.
+_NETWORK_BYTES = "pager_read_bytes"
+# This counts accesses to inactive pages: faults without the network.
+_SECOND_CHANCES = "pager_minor"
+# Only this phase with windows counts bytes, not pages.
 _COUNTS_BYTES = "scan"
 _A_THOUSAND = 1000.0
 _MINUTE_S = 60.0
@@ -33,7 +37,7 @@ _MINUTE_S = 60.0
 
 @dataclass(frozen=True)
 class Window:
-    """Some seconds of a phase. ``count``: pages (a scan: bytes); ``movers_s``: CPU of the guest's threads that move."""
+    """Holds some seconds of a phase. ``count``: pages (a scan: bytes); ``movers_s``: CPU of threads that move pages."""
 
     count: float
     seconds: float
@@ -44,7 +48,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase that has ended. One that is done once has no windows and is not said to have settled."""
+    """Is a phase that has ended. A phase without windows runs once and does not settle."""
 
     word: str
     per_s: float
@@ -55,11 +59,12 @@ class Phase:
     measured: tuple[Window, ...] = ()
 
     def figures(self, name: str, set_bytes: int) -> dict[str, float]:
-        """Return its figures, each under ``name`` and what it is.
+        """Return the phase's figures; their names begin with ``name``.
 
-        ``_per_s``; ``_settled_s``: seconds until it had settled; ``_fetched``: pages that came over the network for
-        1,000 pages accessed; ``_moving``: pages that the guest's kernel moves, as a part of the set a minute;
-        ``_movers``: the part of one processor that this takes.
+        ``_per_s``; ``_settled_s``: seconds until it had settled; ``_fetched``: pages from donors that an access waited
+        for, of 1,000 pages accessed; ``_network``: all pages that came over the network, also those that were read
+        ahead, likewise; ``_second``: inactive pages that were accessed, likewise; ``_moving``: pages that the guest's
+        kernel moves, as a part of the set a minute; ``_movers``: the part of one processor that this takes.
         """
         found = {f"{name}_per_s": self.per_s}
         found |= {f"{name}_{what}": value for what, value in self.moved.items()}
@@ -68,22 +73,44 @@ class Phase:
         count = sum(window.count for window in self.measured)
         seconds = sum(window.seconds for window in self.measured)
         pages = count / PAGE_BYTES if self.word == _COUNTS_BYTES else count
-        fetched = sum(window.pager.get(_FETCHED_BY_PAGER, 0.0) + window.moved["swapped_in"] for window in self.measured)
+        swapped = sum(window.moved["swapped_in"] for window in self.measured)
+        fetched = sum(window.pager.get(_FETCHED_BY_PAGER, 0.0) for window in self.measured) + swapped
+        network = sum(window.pager.get(_NETWORK_BYTES, 0.0) for window in self.measured) / PAGE_BYTES + swapped
+        second = sum(window.pager.get(_SECOND_CHANCES, 0.0) for window in self.measured)
         moving = sum(window.moved["migrated"] for window in self.measured)
         return {
             **found,
             f"{name}_settled_s": self.settled_s,
             f"{name}_settled": float(bool(self.settled)),
             f"{name}_fetched": fetched / pages * _A_THOUSAND,
+            f"{name}_network": network / pages * _A_THOUSAND,
+            f"{name}_second": second / pages * _A_THOUSAND,
             f"{name}_moving": moving * PAGE_BYTES / set_bytes / seconds * _MINUTE_S,
             f"{name}_movers": sum(window.movers_s for window in self.measured) / seconds,
         }
 
 
-def collect(lines: Iterable[tuple[str, Counters]]) -> list[Phase]:
-    """Return the phases of a load, in their order, from its lines of JSON, each with the pager's counters at that time.
+def programs_bytes(meminfo: str, zoneinfo: str) -> int:
+    """Return how much of node 0's memory programs can have: free memory above the watermark, and pages of programs.
 
-    The counters of the first line of a phase are compared with those at the end of the phase before.
+    Args:
+        meminfo: the guest's /sys/devices/system/node/node0/meminfo. What the kernel can reclaim or demote is on its
+            lists of active and inactive pages.
+        zoneinfo: its /proc/zoneinfo (proc_zoneinfo(5)). Below the low watermark, programs' memory comes from elsewhere.
+    """
+    words = (line.split() for line in meminfo.splitlines())
+    kib = {each[2]: int(each[3]) for each in words if len(each) > 3}
+    low_pages, node = 0, ""
+    for key, value, *_ in (line.split() for line in zoneinfo.splitlines() if len(line.split()) > 1):
+        node = value if key == "Node" else node
+        low_pages += int(value) if key == "low" and node == "0," else 0
+    return (kib["MemFree:"] + kib["Active:"] + kib["Inactive:"]) * KIB - low_pages * PAGE_BYTES
+
+
+def collect(lines: Iterable[tuple[str, Counters]]) -> list[Phase]:
+    """Return the phases of a load, in order, from its lines of JSON, each with the pager's counters at that time.
+
+    The counters of a phase's first line are compared with those at the end of the phase before.
     """
     phases: list[Phase] = []
     windows: list[Window] = []

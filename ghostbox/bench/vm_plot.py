@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draws what was measured in guests: how many times faster each load is, and the spread over the rounds."""
+"""Draw what was measured in guests: how many times faster each load is, and the spread over the rounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def panel(report: Report) -> Callable[[Axes], None] | None:
-    """Return what draws the ratios to swap; None if there are none."""
+    """Return a function that draws the ratios to swap; None if there are none."""
     found = [(row, row.ratio) for row in report.rows if row.scenario.startswith("guest/") and row.target and row.ratio]
     if not found:
         return None

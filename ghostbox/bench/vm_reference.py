@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The other guests, made from the first one's plan: image, processors, disk and cloud-init are the same.
+"""Make the reference guests from the first guest's plan: image, processors, disk and cloud-init are the same.
 
-One is what a user has today: ordinary memory, and swap on a virtio disk behind an NBD server. Its memory is all that
-the first one has on this machine: node 0, the pager's cache, and what the pager itself takes. The other one has all of
-its memory here.
+One reference is what a user has without GhostBox: ordinary memory, and swap on a virtio disk behind an NBD server. Its
+memory equals all that the first guest has on this machine: node 0, the pager's cache, and the pager's own memory. The
+other reference has all of its memory on this machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import secrets
 import uuid
 from collections.abc import Iterator
 
-from ghostbox import hypervisor, pager
+from ghostbox import pager
 from ghostbox.bench import vm_domain, vm_session
 from ghostbox.bench.lab import EXPORT, Lab, free_port, missing_tool, resident_bytes
 from ghostbox.bench.vm_domain import NbdDisk
@@ -22,10 +22,11 @@ from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say
 from ghostbox.errors import ProgramError
 from ghostbox.paths import Paths
-from ghostbox.plan import NetworkPlan, VmPlan, domain_name, local_memory
+from ghostbox.plan.plan import NetworkPlan, VmPlan, domain_name, local_memory
+from ghostbox.plan.tiering import Tiering
 from ghostbox.session import Book, VmState, guest_files, images
 from ghostbox.session.record import Made, locked, now_utc, prepared
-from ghostbox.tiering import Tiering
+from ghostbox.system import hypervisor
 from ghostbox.units import MIB
 
 _USE_DISKS = """\
@@ -39,51 +40,54 @@ chmod 777 /mnt
 
 @dataclasses.dataclass(frozen=True)
 class Disks:
-    """Its disks over NBD: swap, and one for files."""
+    """Holds the reference's disks over NBD: one for swap, and one for files."""
 
     swap: NbdDisk
     files: NbdDisk
 
     @property
     def all(self) -> tuple[NbdDisk, ...]:
-        """In the order in which the guest has them."""
+        """Return the disks in the order in which the guest has them."""
         return (self.swap, self.files)
 
     @property
     def setup(self) -> str:
-        """What root does in the guest to use them."""
+        """Return the script that root runs in the guest to use the disks."""
         return _USE_DISKS.format(swap=self.swap.guest_path, files=self.files.guest_path)
 
 
 def missing() -> str | None:
-    """Say why there can be no reference; None if there can."""
+    """Return why there can be no reference; None if there can be one."""
     return missing_tool("nbdkit")
 
 
 @contextlib.contextmanager
 def disks(lab: Lab, scale: VmScale) -> Iterator[Disks]:
-    """Serve the disks until the end of the block: swap as large as node 1, and room for the file."""
+    """Serve the disks until the end of the block: swap as large as node 1, and space for the file."""
     files_bytes = scale.times_local(scale.weights + scale.database) * 5 // 4 + 64 * MIB
     with lab.nbdkit(scale.remote_bytes) as swap, lab.nbdkit(files_bytes) as files:
-        yield Disks(NbdDisk("ghostbox-swap", swap.port, EXPORT), NbdDisk("ghostbox-files", files.port, EXPORT))
+        yield Disks(
+            NbdDisk("ghostbox-swap", swap.port, EXPORT, swap.host),
+            NbdDisk("ghostbox-files", files.port, EXPORT, files.host),
+        )
 
 
 def fair_bytes(scale: VmScale, book: Book) -> int:
     """Return all memory that the guest of ``book`` has on this machine.
 
     Raises:
-        ProgramError: its pager has ended.
+        ProgramError: the guest's pager has ended.
     """
     status = pager.status(book.files.pager_control)
     if status is None:
         raise ProgramError("the pager has ended", why=f"its log is {book.files.pager_log}")
-    own_bytes = resident_bytes(int(status["pid"]))
+    own_bytes = resident_bytes(status.pid)
     at_boot = local_memory(scale.memory_bytes, scale.remote_bytes)
     return at_boot.node0_bytes + at_boot.node1_bytes + scale.cache_bytes + -(-own_bytes // MIB) * MIB
 
 
 def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int, what: str = "swap") -> VmPlan:
-    """Return the plan of the same VM with other memory, all of it here, with its own address and its own files."""
+    """Return the plan of the same VM with this much local memory only, and with its own address and files."""
     name = vm_session.own_name(what)
     files = paths.vm(name)
     mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
@@ -104,7 +108,7 @@ def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int, what: str = "swap")
 
 @contextlib.contextmanager
 def started(plan: VmPlan, paths: Paths, disks: tuple[NbdDisk, ...], say: Say) -> Iterator[Book]:
-    """Start the VM; it boots. Its record has neither pager nor leases, and so it ends as any VM does."""
+    """Start the VM. Its record has neither a pager nor leases, so it ends like any VM."""
     book = Book(plan.files)
     try:
         say(f"{plan.name}: start")

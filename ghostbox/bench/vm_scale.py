@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""How large the guests are and how long they work."""
+"""Define how large the guests are and how long they work."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from ghostbox.units import GIB, MIB
+from ghostbox.config import split_local
+from ghostbox.units import GIB, MEMORY_BLOCK_BYTES, MIB
 
-# Phases by the names that figures have; percents are of the local RAM. qemu/bench/guest_load.c says what each one does.
+# The keys are the figures' names of phases; percentages are of the local RAM. qemu/bench/guest_load.c defines the
+# phases.
 _WORDS = {
     "zipf09": "zipf:0.9",
     "zipf11": "zipf:1.1",
@@ -18,6 +21,9 @@ _WORDS = {
     "written50": "written:50%",
     "scanned50": "scanned:50%",
 }
+PROGRAMS = "programs_bytes"
+"""The figure of the local RAM that programs can have."""
+
 HOT = ("hot50", "moved50", "hot80", "moved80")
 SETTLING = (*HOT, "written50", "scanned50", "zipf09", "zipf11", "random", "scan")
 ALL_PHASES = ("fill", *SETTLING, "sort")
@@ -26,9 +32,9 @@ LARGE_PHASES = ("fill", "zipf09", "zipf11", "random", "scan")
 
 @dataclass(frozen=True)
 class WorkSet:
-    """Memory to work on, as a multiple of the local RAM, and what is done with it, in this order.
+    """Describes memory to work on, as a multiple of the local RAM, and the phases of work on it, in order.
 
-    ``sort_bytes``: how much of it is sorted, 0 is all.
+    ``sort_bytes``: how much of it is sorted; 0 means all.
     """
 
     factor: float
@@ -38,14 +44,15 @@ class WorkSet:
 
 @dataclass(frozen=True)
 class VmScale:
-    """Sizes and times of a run in guests. Local RAM is what a guest has on this machine: node 0 and the pager's cache.
+    """Holds the sizes and times of a run in guests. Local RAM is a guest's memory here: node 0 and the cache.
 
-    ``weights`` is the size of the file of the part of that name, ``database`` that of the database, each as a multiple
-    of the local RAM. A phase is gone on with for ``least_ms`` to ``most_ms``, in windows of ``window_ms``.
+    It is split as ``vm.local`` splits it for any VM, so that what is measured is what a user gets.
+
+    ``weights`` is the size of the file in the part of that name, ``database`` that of the database, each as a multiple
+    of the local RAM. A phase runs for ``least_ms`` to ``most_ms``, in windows of ``window_ms``.
     """
 
-    memory_bytes: int
-    cache_bytes: int
+    local_bytes: int
     remote_bytes: int
     sets: tuple[WorkSet, ...]
     weights: float
@@ -56,31 +63,48 @@ class VmScale:
     needed_bytes: int
 
     @property
-    def local_bytes(self) -> int:
-        """Memory of a guest on this machine."""
-        return self.memory_bytes + self.cache_bytes
+    def memory_bytes(self) -> int:
+        """Return the size of node 0."""
+        return split_local(self.local_bytes)[0]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return the size of the pager's cache."""
+        return split_local(self.local_bytes)[1]
 
     def times_local(self, factor: float) -> int:
         """Return a multiple of the local RAM, in bytes of whole MiB."""
         return int(self.local_bytes * factor) // MIB * MIB
 
+    def resized(self, local_bytes: int) -> VmScale:
+        """Return the same with another amount of local RAM; remote memory and the need grow or shrink with it."""
+        blocks = -(-self.remote_bytes * local_bytes // (self.local_bytes * MEMORY_BLOCK_BYTES))
+        needed_bytes = self.needed_bytes * local_bytes // self.local_bytes
+        return dataclasses.replace(
+            self, local_bytes=local_bytes, remote_bytes=blocks * MEMORY_BLOCK_BYTES, needed_bytes=needed_bytes
+        )
+
     @property
     def pace(self) -> str:
-        """The words for the load that say how long a phase is gone on with."""
+        """Return the words for the load that say how long a phase runs."""
         return f"window_ms={self.window_ms} least_ms={self.least_ms} most_ms={self.most_ms}"
 
     def word(self, phase: str) -> str:
-        """Return what the load calls a phase."""
+        """Return the load's word for a phase."""
         kind, _, argument = _WORDS.get(phase, phase).partition(":")
         if argument.endswith("%"):
             argument = str(self.times_local(int(argument[:-1]) / 100))
         return f"{kind}:{argument}" if argument else kind
 
 
-# With swap a sort of twice the local RAM takes minutes: it would take most of a run.
+def scenario_name(work: WorkSet) -> str:
+    """Return the name of a set's scenario."""
+    return f"guest/{work.factor:g}"
+
+
+# The large set has no sort: with swap it would take minutes, most of a run.
 FULL = VmScale(
-    memory_bytes=384 * MIB,
-    cache_bytes=64 * MIB,
+    local_bytes=448 * MIB,
     remote_bytes=1024 * MIB,
     sets=(WorkSet(1.2, ALL_PHASES), WorkSet(2.0, LARGE_PHASES)),
     weights=2.0,
@@ -91,14 +115,13 @@ FULL = VmScale(
     needed_bytes=7 * GIB,
 )
 SHORT = VmScale(
-    memory_bytes=256 * MIB,
-    cache_bytes=64 * MIB,
-    remote_bytes=512 * MIB,
-    sets=(WorkSet(1.2, ALL_PHASES, sort_bytes=8 * MIB),),
+    local_bytes=384 * MIB,
+    remote_bytes=768 * MIB,
+    sets=(WorkSet(1.2, ALL_PHASES, sort_bytes=8 * MIB), WorkSet(2.0, LARGE_PHASES)),
     weights=0.2,
     database=0.2,
     window_ms=100,
     least_ms=400,
     most_ms=800,
-    needed_bytes=4 * GIB,
+    needed_bytes=5 * GIB,
 )

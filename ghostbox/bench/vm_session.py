@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""VMs and donors that live as long as the benchmark: however it ends they go, after a kill with the next run."""
+"""Make VMs and donors that live as long as the benchmark; the next run removes what a killed run left."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ghostbox import processes, session
+from ghostbox import session
 from ghostbox.demo import lenders
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted, NotFound
 from ghostbox.paths import Paths
 from ghostbox.session.signals import Interrupts
+from ghostbox.system import processes
 
 _log = logging.getLogger(__name__)
 _PREFIX = "bench"
@@ -28,13 +29,13 @@ def own_name(what: str) -> str:
 
 
 def is_left(name: str) -> bool:
-    """Tell whether a run that is over made the VM or donor of that name."""
+    """Tell whether a run that has ended made the VM or donor of that name."""
     found = re.fullmatch(rf"{_PREFIX}-(\d+)-\w+", name)
     return found is not None and not processes.pid_alive(int(found[1]))
 
 
 def sweep(paths: Paths) -> None:
-    """Remove what a run that was killed left: its VMs and its donors."""
+    """Remove the VMs and donors of a run that was killed."""
     for name in session.names(paths):
         if is_left(name):
             remove(name, paths)
@@ -42,7 +43,7 @@ def sweep(paths: Paths) -> None:
 
 
 def remove(name: str, paths: Paths) -> None:
-    """Remove a VM, whatever came of it and whatever signal comes."""
+    """Remove a VM in whatever state, whatever signal comes."""
     with shielded():
         try:
             session.delete(name, paths, Told(name, _log.debug), force=True)
@@ -53,11 +54,13 @@ def remove(name: str, paths: Paths) -> None:
 
 
 @contextlib.contextmanager
-def lent(n_lenders: int, size_bytes: int, paths: Paths) -> Iterator[list[lenders.Lender]]:
-    """Run donors on loopback that together lend ``size_bytes``."""
+def lent(
+    n_lenders: int, size_bytes: int, paths: Paths, place: lenders.Place = lenders.LOOPBACK
+) -> Iterator[list[lenders.Lender]]:
+    """Run donors that together lend ``size_bytes``, by default on loopback."""
     names = tuple(own_name(str(number + 1)) for number in range(n_lenders))
     try:
-        yield lenders.start(names, size_bytes // n_lenders, paths)
+        yield lenders.start(names, size_bytes // n_lenders, paths, place)
     finally:
         with shielded():
             lenders.stop([each for each in lenders.running(paths) if each.name in names], paths)
@@ -65,7 +68,7 @@ def lent(n_lenders: int, size_bytes: int, paths: Paths) -> Iterator[list[lenders
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Finish the block whatever signal comes."""
+    """Run the block to its end, whatever signal comes."""
     interrupts = Interrupts()
     with interrupts.watched(), interrupts.shielded():
         yield
@@ -73,7 +76,7 @@ def shielded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Take from a session's errors that the VM is kept and how to go on with it: this one goes."""
+    """Drop the hint of a session's errors that the VM runs on: this VM is removed."""
     try:
         yield
     except Interrupted as err:
@@ -83,7 +86,7 @@ def explained() -> Iterator[None]:
 
 
 class Told:
-    """A session's progress, put into the benchmark's one line."""
+    """Shows a session's progress in the benchmark's one line."""
 
     def __init__(self, name: str, say: Say) -> None:
         self.seconds: dict[str, float] = {}
@@ -91,17 +94,17 @@ class Told:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[ToldStage]:
-        """Name the stage."""
+        """Show the stage."""
         self._say(f"{self._name}: {name}")
         yield ToldStage(lambda text: self._say(f"{self._name}: {name}: {text}"))
 
     def note(self, text: str) -> None:
-        """Keep a line between stages for the log."""
+        """Log a line between two stages."""
         _log.debug("%s: %s", self._name, text)
 
 
 @dataclass(frozen=True)
 class ToldStage:
-    """A stage of it."""
+    """Is a stage of `Told`."""
 
     say: Say

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The command line: parses, calls the layers below, prints. No logic of its own."""
+"""Parse the command line, call the layers below, print the results. This package has no logic of its own."""

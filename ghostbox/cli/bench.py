@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox bench``: measure, beside what one would use instead."""
+"""Measure GhostBox beside the alternatives (``ghostbox bench``)."""
 
 from __future__ import annotations
 
@@ -11,41 +11,66 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ghostbox import bench as benchmark
-from ghostbox.bench import Report, plot
-from ghostbox.bench.model import Predicted, Row, Spread
+from ghostbox.bench import Report, narrow, plot
+from ghostbox.bench.model import GuestSizes, Predicted, Row, Spread
 from ghostbox.cli.context import Context
+from ghostbox.cli.key_options import key_option
 from ghostbox.cli.output import Stages, emit, output_options
+from ghostbox.config import settable
+from ghostbox.config.schema import LOCAL
+from ghostbox.donors import known
+from ghostbox.errors import UsageError
 from ghostbox.terminal import Table
-from ghostbox.units import GIB, KIB, MIB
+from ghostbox.units import GIB, KIB, MIB, format_bytes
 
 _ROUNDS, _SHORT_ROUNDS = 5, 1
+_WITHIN = f"within {Predicted.TOLERANCE * 100:.0f} %"
 
 
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox bench                              all of it, 5 rounds, about 16 minutes
-  ghostbox bench --short                      see that everything runs; the figures mean little
+  ghostbox bench                              all parts, 5 rounds, about 20 minutes
+  ghostbox bench --short                      check that everything runs; the figures mean little
   ghostbox bench --only faults,sequential     two parts of it
-  ghostbox bench --only server/lean --json    a group, all figures of all rounds
+  ghostbox bench --only server/lean --json    a group of rows, all figures of all rounds
   ghostbox bench --donor tower                on memory leased from a donor: faults to writes
-  ghostbox bench --plot bench.svg             and a picture
-  ghostbox bench --vm --rounds 1              in guests: beside swap over NBD and all local memory, over an hour
+  ghostbox bench --plot bench.svg             also draw a picture
+  ghostbox bench --vm --rounds 1              in guests, beside swap over NBD and local memory; over an hour
   ghostbox bench --vm --only guest/1.2        … with a set of 1.2 × the local RAM
+  ghostbox bench --vm --only guest/2          … of 2 × the local RAM
+  ghostbox bench --vm --local 896M            … with twice the local RAM, and twice the rest
+  ghostbox bench --vm --wire 1gbit            … over a wire of 1 Gbit/s
+  GHOSTBOX_IMAGE_PACKAGES=redis-server,redis-tools ghostbox image build --name redis
+  ghostbox bench --vm --only redis --image redis   … Redis, in an image that has it
 
 Parts: faults, sequential, threads, checksum, overcommit, traffic, mixed, writes, link (as root: over wires of 1 and
-2.5 Gbit/s), redundancy, server, sizes, memserver-memory; with --vm: guest (guest/1.2 and guest/2, by the size of the
-set), weights, database (SQLite), redis (if the image has it), tiering (the guest's tiering set in each way).
-Run it on a machine that does nothing else. It starts what it needs on loopback and removes it.
+2.5 Gbit/s), tls (faults and reads with and without TLS), redundancy, server, sizes, memserver-memory; with --vm:
+guest (guest/1.2 and guest/2, by the size of the set), weights, database (SQLite), redis (if the image has it), tiering
+(the guest's tiering set in each way).
+Run it on a machine that does nothing else. It starts its servers on loopback, and ends them.
 """
 )
-@click.option("--rounds", type=click.IntRange(1, 100), help="How often everything is measured (5; with --short 1).")
-@click.option("--short", is_flag=True, help="Small sizes and times: checks that it runs.")
-@click.option("--vm", is_flag=True, help="In two guests: one on remote memory, one that swaps (needs an image).")
-@click.option(
-    "--donor", "donors", multiple=True, metavar="HOST[:PORT]", help="On memory of a donor; may be given again."
+@click.option("--rounds", type=click.IntRange(1, 100), help="How often each part is measured (5; with --short 1).")
+@click.option("--short", is_flag=True, help="Use small sizes and times: this only checks that it runs.")
+@click.option("--vm", is_flag=True, help="Measure in two guests: one with remote memory, one that swaps.")
+@key_option("vm.image", help="With --vm: the image of the guests; for Redis one that has it.")
+@key_option(
+    "vm.local", help="With --vm: what the guests have of this machine's RAM, 448M; remote memory grows with it."
 )
-@click.option("--only", metavar="NAME,…", help="Only these parts.")
+@click.option(
+    "--wire",
+    type=click.Choice(list(narrow.RATES)),
+    help="With --vm, as root: put donors and disks behind a wire of that rate, not on loopback.",
+)
+@click.option(
+    "--donor",
+    "donors",
+    multiple=True,
+    metavar="NAME|HOST[:PORT]",
+    help="Measure on a donor's memory; may be given again.",
+)
+@click.option("--only", metavar="NAME,…", help="Measure only these parts.")
 @click.option(
     "--plot", "plot_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw a .png or .svg."
 )
@@ -58,6 +83,7 @@ def bench(
     rounds: int | None,
     short: bool,
     vm: bool,
+    wire: str | None,
     donors: tuple[str, ...],
     only: str | None,
     plot_file: Path | None,
@@ -66,12 +92,16 @@ def bench(
     """Measure page path and memory server, each figure beside its reference from the same run."""
     if plot_file is not None:
         plot.check(plot_file)
+    for key in () if vm else context.flags:
+        raise UsageError(f"{settable()[key].spelling} is for --vm", why="without --vm no guest is made")
     options = benchmark.Options(
         rounds=rounds or (_SHORT_ROUNDS if short else _ROUNDS),
         short=short,
         only=tuple(name.strip() for name in only.split(",") if name.strip()) if only else (),
         vm=context.config if vm else None,
-        donors=tuple(dict.fromkeys(donors)),
+        wire=wire,
+        local_bytes=_local_bytes(context),
+        donors=tuple(dict.fromkeys(known.address_of(each, context.paths) for each in donors)),
     )
     stages = Stages()
     with stages.stage("bench") as stage:
@@ -83,8 +113,13 @@ def bench(
         stages.note(f"drawn: {plot_file}")
 
 
+def _local_bytes(context: Context) -> int | None:
+    loaded = context.config()
+    return loaded.vm.memory_bytes + loaded.pool.cache_bytes if LOCAL.name in context.flags else None
+
+
 def table(report: Report) -> RenderableType:
-    """Show every row, and under it what there is to say about references."""
+    """Show every row, and below the rows the notes on references."""
     shown = Table(box=None, pad_edge=False)
     for title in ("FIGURE", "MEASURED", "REFERENCE", "", "RATIO", "MIN–MAX", "TARGET", ""):
         right = title in ("MEASURED", "REFERENCE", "RATIO", "TARGET")
@@ -99,13 +134,15 @@ def table(report: Report) -> RenderableType:
 
 
 def predictions(found: Sequence[Predicted]) -> RenderableType:
-    """Show what the model said (``ghostbox plan`` uses the same), from the link as it was in this run."""
+    """Show the model's predictions (as ``ghostbox plan`` makes them) from this run's link, beside the measurements."""
     shown = Table(box=None, pad_edge=False)
-    for title in ("PREDICTED FROM THE LINK", "PREDICTED", "MEASURED", "RATIO"):
-        shown.add_column(title, justify="left" if title.startswith("PREDICTED ") else "right", no_wrap=True)
+    for title in ("PREDICTED AS PLAN DOES", "PREDICTED", "MEASURED", "RATIO", ""):
+        right = title in ("PREDICTED", "MEASURED", "RATIO")
+        shown.add_column(title, justify="right" if right else "left", no_wrap=True)
     for each in found:
-        figures = (value(each.predicted, each.unit), value(each.measured, each.unit), ratio(each.ratio))
-        shown.add_row(each.what, *figures)
+        divided = "–" if each.ratio is None else ratio(each.ratio)
+        verdict = Text(_WITHIN, "green") if each.within else Text(f"not {_WITHIN}", "red")
+        shown.add_row(each.what, value(each.predicted, each.unit), value(each.measured, each.unit), divided, verdict)
     return shown
 
 
@@ -153,7 +190,19 @@ def value(number: float, unit: str) -> str:
 def _summary(report: Report) -> str:
     judged = [row for row in report.rows if row.reached is not None]
     text = f"{sum(row.reached is True for row in judged)} of {len(judged)} targets reached"
+    if report.predictions:
+        text += (
+            f", {sum(each.within for each in report.predictions)} of {len(report.predictions)} predictions {_WITHIN}"
+        )
     if report.short:
         text += "; a short run: its figures mean little"
+    if report.guests is not None:
+        text += f". {_guests(report.guests)}"
     cpus, load = report.machine["cpus"], report.machine["load_1min"]
     return f"{text}. {cpus} CPUs, load {load}, Linux {report.machine['kernel']}"
+
+
+def _guests(sizes: GuestSizes) -> str:
+    here = f"{format_bytes(sizes.memory_bytes)} of node 0 and {format_bytes(sizes.cache_bytes)} of cache"
+    far = "loopback" if sizes.wire is None else f"a wire of {sizes.wire}"
+    return f"Guests: {here}, {format_bytes(sizes.remote_bytes)} on donors over {far}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which VM a command is about when its name is left out. Every command that takes a VM's name asks here."""
+"""Choose the VM of a command whose name was left out. Every command that takes a VM's name asks here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ghostbox.errors import GhostboxError, NotFound, UsageError
 
 
 def chosen(context: Context, name: str | None) -> str:
-    """Return the VM's name: the one given; or the configuration's; or that of the only VM there is.
+    """Return the VM's name: the given name, the configuration's, or that of the only VM.
 
     Raises:
-        UsageError: it is no name, or there are several VMs and nothing says which one.
+        UsageError: ``name`` cannot be a VM's name, or there are several VMs and nothing says which one.
         NotFound: there is no VM at all.
     """
     found = chosen_or_none(context, name)
@@ -23,7 +23,7 @@ def chosen(context: Context, name: str | None) -> str:
 
 
 def chosen_or_none(context: Context, name: str | None) -> str | None:
-    """Do the same; None where nothing is named and there is no VM.
+    """Return the VM's name as `chosen` does; None where no VM is named and none exists.
 
     Raises:
         UsageError: see `chosen`.
@@ -42,7 +42,7 @@ def chosen_or_none(context: Context, name: str | None) -> str | None:
 
 
 def chosen_for_up(context: Context, name: str | None) -> str:
-    """Return which VM to start: as `chosen` does; where there is none, the one that the configuration names.
+    """Return the name of the VM to start, as `chosen` does; if no VM exists, the name in the configuration.
 
     Raises:
         UsageError: see `chosen`.
@@ -51,13 +51,13 @@ def chosen_for_up(context: Context, name: str | None) -> str:
 
 
 def likely(context: Context) -> str:
-    """Return the VM that is meant if any is, for a command that needs none: the only one, or the configuration's."""
+    """Return the VM for a command that can do without: the only VM, or the configuration's."""
     there = session.names(context.paths)
     return there[0] if len(there) == 1 else context.config().vm.name
 
 
 def _checked(name: str) -> str:
-    """A name becomes a path."""
+    """Return a name that may become part of a path."""
     try:
         return str(kinds.VM_NAME.parse(name))
     except GhostboxError as err:

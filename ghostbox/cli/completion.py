@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the shell offers for names: VMs, images, donors, keys. A mistake here must never disturb who types."""
+"""Complete names in the shell: VMs, images, donors, keys. An error here must never disturb the user who types."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-from ghostbox import config, known_donors, paths
+from ghostbox import config, paths
 from ghostbox.config import definition
+from ghostbox.donors import known as known_donors
 from ghostbox.errors import GhostboxError
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def _offering(find: Callable[[], Iterable[str]]) -> Complete:
-    """Make a completion of what ``find`` returns; what cannot be read offers nothing."""
+    """Make a completion from what ``find`` returns; after an error it offers nothing."""
 
     @functools.wraps(find)
     def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -37,22 +38,29 @@ def vms() -> Iterable[str]:
 
 @_offering
 def images() -> Iterable[str]:
-    """Return the names of all images, and of the one that can be built."""
+    """Return the names of all images, and of the image that `image build` makes without options."""
     return sorted({"debian", *(file.stem for file in paths.find().images.glob("*.json"))})
 
 
 @_offering
 def donors() -> Iterable[str]:
-    """Return the donors of the configuration, and those that this host knows."""
+    """Return the donors of the configuration, and the names and addresses of those that this host knows."""
     known = known_donors.load(paths.find())
-    return dict.fromkeys([*config.load().pool.donors, *(each.address for each in known)])
+    names = [each.name for each in known if each.name and not each.name.startswith("-")]
+    return dict.fromkeys([*config.load().pool.donors, *names, *(each.address for each in known)])
 
 
 @_offering
 def settings() -> Iterable[str]:
-    """Return what `set` takes: names of VMs, and keys with an equals sign."""
+    """Return the words of `set`: names of VMs, and keys with an equals sign."""
     names = sorted(file.parent.name for file in (paths.find().state / "vms").glob("*/vm.json"))
     return [*names, *(f"{key}=" for key in definition.vm_keys())]
+
+
+@_offering
+def memservers() -> Iterable[str]:
+    """Return the names of this machine's memservers, whether they run or not."""
+    return sorted(file.parent.name for file in paths.find().memserver_state("*").parent.glob("*/identity.json"))
 
 
 @_offering
@@ -62,17 +70,18 @@ def keys() -> Iterable[str]:
 
 
 _ARGUMENTS = {"name": vms, "address": donors, "addresses": donors, "names": donors, "words": vms}
+_OWN = {("image", "delete"): {"name": images}, ("set",): {"words": settings}}
 _OPTIONS = {"vm": vms, "image": images, "donors": donors, "removed": keys}
 
 
 def attach(command: click.Command, words: tuple[str, ...]) -> None:
-    """Have a command, and those below it, offer what their arguments and options may name; ``words`` call it."""
-    own = {("image", "delete"): {"name": images}, ("set",): {"words": settings}}.get(words, {})
+    """Let a command, and its subcommands, complete their arguments and options; ``words`` are the command's path."""
+    own = {"name": memservers} if words[:1] in (("memserver",), ("token",)) else _OWN.get(words, {})
     for parameter in command.params:
         table = _ARGUMENTS if isinstance(parameter, click.Argument) else _OPTIONS
         found = {**table, **own}.get(parameter.name or "")
         if found is not None and not getattr(parameter, "is_flag", False):
-            parameter._custom_shell_complete = found  # click's constructors take it, and nothing else does
+            parameter._custom_shell_complete = found  # click takes this only in constructors
     if isinstance(command, click.Group):
         for name, nested in command.commands.items():
             attach(nested, (*words, name))

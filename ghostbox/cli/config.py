@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox config``, ``ghostbox paths``, ``ghostbox completion``: about the installation itself."""
+"""Show the installation itself: ``ghostbox config``, ``ghostbox paths``, ``ghostbox completion``."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def config() -> None:
 Examples:
   ghostbox config show
   ghostbox config show --origin --json
-  ghostbox config show --vm work --origin      what a VM is defined as
+  ghostbox config show --vm work --origin      the definition of a VM
 """
 )
-@click.option("--origin", is_flag=True, help="Say where each value comes from.")
-@click.option("--vm", metavar="NAME", help="What this VM is defined as, instead.")
+@click.option("--origin", is_flag=True, help="Show where each value comes from.")
+@click.option("--vm", metavar="NAME", help="Show this VM's definition instead.")
 @output_options
 @click.pass_obj
 def show(context: Context, origin: bool, vm: str | None, output: str) -> None:
-    """Show every key with the value that holds."""
+    """Show every key with its value."""
     loaded, shown = context.config(), list(keys())
     if vm is not None:
         loaded, shown = _defined(context, vm), ["vm.name", *definition.vm_keys()]
@@ -49,7 +49,7 @@ def show(context: Context, origin: bool, vm: str | None, output: str) -> None:
 
 
 def _defined(context: Context, vm: str) -> Config:
-    from ghostbox import session  # most of what is here needs no libvirt
+    from ghostbox import session  # imported late: the other commands here need no libvirt
 
     return session.defined(vm, context.paths, context.config())
 
@@ -83,7 +83,7 @@ Examples:
 @output_options
 @click.pass_obj
 def validate(context: Context, file: Path | None, output: str) -> None:
-    """Check FILE, or the configuration that holds here."""
+    """Check FILE, or the configuration of this directory."""
     loaded = validate_file(file) if file is not None else load({}, context.config_file)
     set_keys = [name for name in keys() if loaded.origin(name) != "default"]
     what = str(file) if file is not None else "the configuration"
@@ -99,7 +99,7 @@ Examples:
 @output_options
 @click.pass_obj
 def path(context: Context, output: str) -> None:
-    """Show which configuration files are looked for, the strongest first."""
+    """Show the paths of the configuration files, the strongest first."""
     rows = [
         {"role": found.role, "path": str(found.path), "exists": document.is_there(found.path)}
         for found in file_candidates(context.config_file)
@@ -122,7 +122,7 @@ Examples:
 @output_options
 @click.pass_obj
 def paths(context: Context, output: str) -> None:
-    """Show where programs and files are."""
+    """Show the paths of programs and files."""
     found = context.paths
     data = {
         "memserver": str(found.memserver_program),

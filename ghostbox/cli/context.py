@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What the global options say, handed to every command as ``@click.pass_obj``."""
+"""Hold the global options, which every command gets by ``@click.pass_obj``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import click
-from click.core import ParameterSource
 
 from ghostbox import config, log, paths
 from ghostbox.config import Config
@@ -16,66 +13,53 @@ from ghostbox.config import Config
 
 @dataclass
 class Context:
-    """The global options of this run. ``output`` is the format that results and errors are printed in."""
+    """Holds the global options of this run, and its flags for keys of the configuration.
+
+    ``output`` is the format of results and errors. ``flags`` are the values of the command's flags, by dotted key, and
+    ``variables`` the environment variables that some of these came from (`key_options`).
+    """
 
     config_file: Path | None = None
     config_file_from_environment: bool = False
     verbosity: int = 0
     color: bool | None = None
     output: str = "table"
+    flags: dict[str, object] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> paths.Paths:
-        """Where state, sockets, images and programs are."""
+        """Return the paths of state, sockets, images and programs."""
         return paths.find()
 
     def config(self, cli: Mapping[str, object] | None = None, words: Mapping[str, object] | None = None) -> Config:
-        """Return the configuration of this command.
+        """Return the configuration of this command, with the values of its flags.
 
         Args:
-            cli: what flags say, by dotted key; None where one was not given.
-            words: what ``KEY=VALUE`` says, by dotted key.
+            cli: further values that count as given by flags, by dotted key.
+            words: the values of ``KEY=VALUE`` words, by dotted key.
         """
-        loaded = config.load(cli, self.config_file, words=words, labels=_labels(cli or {}))
-        return config.with_origins(loaded, {**self._file_of_environment(loaded), **_flags_from_environment(cli or {})})
+        given = {**self.flags, **(cli or {})}
+        loaded = config.load(given, self.config_file, words=words, variables=self.variables)
+        return config.with_origins(loaded, self._file_of_environment(loaded))
 
     def _file_of_environment(self, loaded: Config) -> dict[str, str]:
-        """Return the origins of what is in the file that ``GHOSTBOX_CONFIG`` names: it lies around, nobody gave it."""
+        """Return the origins of values from the file that ``GHOSTBOX_CONFIG`` names."""
         if not self.config_file_from_environment:
             return {}
         begin = f"{self.config_file}:"
         return {key: loaded.origin(key) for key in loaded.given if loaded.origin(key).startswith(begin)}
 
+    def agrees_to(self, address: str) -> bool:
+        """Tell whether the donor at ``address`` may be used without encryption: a VM uses it so, or the user says so.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+        """
+        from ghostbox.session import insecure
+
+        return address in insecure.donors(self.paths) or self.config().pool.insecure
+
     def set_up_log(self) -> None:
         """Make log records follow the global options."""
         log.set_up(self.verbosity, color=self.color)
-
-
-def _labels(cli: Mapping[str, object]) -> dict[str, str]:
-    """Return what the command that runs calls its options and arguments: errors about a value begin with that."""
-    context = click.get_current_context(silent=True)
-    found = {} if context is None else {each.name: each for each in context.command.params}
-    labels = {}
-    for key in cli:
-        parameter = found.get(key.partition(".")[2])
-        if isinstance(parameter, click.Option):
-            labels[key] = max(parameter.opts, key=len)
-        elif parameter is not None:
-            labels[key] = parameter.human_readable_name.upper()
-        elif context is not None:
-            labels[key] = key
-    return labels
-
-
-def _flags_from_environment(cli: Mapping[str, object]) -> dict[str, str]:
-    """Return the origins of those flags that click took from ``GHOSTBOX_<OPTION>``."""
-    context = click.get_current_context(silent=True)
-    if context is None:
-        return {}
-    names = {
-        parameter
-        for parameter in context.params
-        if context.get_parameter_source(parameter) is ParameterSource.ENVIRONMENT
-    }
-    leaves = {key: key.partition(".")[2] for key, value in cli.items() if value not in (None, (), [])}
-    return {key: f"environment GHOSTBOX_{leaf.upper()}" for key, leaf in leaves.items() if leaf in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox demo``: show everything on this machine alone."""
+"""Show GhostBox on this machine alone (``ghostbox demo``)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 from ghostbox import demo as demonstration
 from ghostbox.cli import show
 from ghostbox.cli.context import Context
+from ghostbox.cli.key_options import key_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.demo import DemoResult
 from ghostbox.units import format_bytes
@@ -19,17 +20,17 @@ from ghostbox.units import format_bytes
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox demo           two donors and a VM on this machine; the VM stays
-  ghostbox demo --json    the same, the result as JSON
-  ghostbox demo --down    remove all of it
+  ghostbox demo           two donors and a VM on this machine; the VM runs on
+  ghostbox demo --json    the same, with the result as JSON
+  ghostbox demo --down    remove the VM and its donors
 """
 )
 @click.option("--down", is_flag=True, help="Remove the demo's VM and its donors.")
-@click.option("--name", default=demonstration.VM_NAME, show_default=True, help="Name of the VM.")
+@key_option("vm.name", default=demonstration.VM_NAME, show_default=True, expose_value=True)
 @output_options
 @click.pass_obj
 def demo(context: Context, /, down: bool, name: str, output: str) -> int:
-    """Show everything on this machine alone: a VM on the memory of two donors, filled and checked from inside."""
+    """Show GhostBox on this machine alone: a VM on the memory of two donors, which a program in it fills and checks."""
     stages = Stages()
     if down:
         demonstration.tear_down(context.paths, stages, name)
@@ -50,10 +51,10 @@ def _summary(result: DemoResult) -> RenderableType:
             ),
         ),
         *(("problem", Text(problem, "red")) for problem in result.problems),
-        ("went out", f"{format_bytes(result.traffic.written_bytes)} to the donors"),
+        ("went out", f"{format_bytes(result.traffic.written_bytes)} to the donors{_way(result)}"),
         ("came back", f"{format_bytes(result.traffic.read_bytes)}, {result.traffic.fetched_pages} pages waited for"),
         ("rates", _rates(result)),
-        ("donors hold", ", ".join(f"{who} {format_bytes(held)}" for who, held in result.donor_bytes.items())),
+        ("donors hold", ", ".join(f"{donor} {format_bytes(held)}" for donor, held in result.donor_bytes.items())),
         ("memory tiers", ", ".join(f"node {nodes}: {tier}" for tier, nodes in result.tiers.items())),
         ("", ""),
         ("look around", Text.assemble((f"ghostbox shell {result.name}", "bold"), f"  or  {result.ssh_command}")),
@@ -62,6 +63,10 @@ def _summary(result: DemoResult) -> RenderableType:
     numa = Panel(result.numa, title="the guest's memory (numactl --hardware)", border_style="dim", expand=False)
     color = "green" if good else "red"
     return Group(numa, Panel(show.pairs(rows), title="GhostBox", border_style=color, expand=False))
+
+
+def _way(result: DemoResult) -> str:
+    return ", over TLS" if result.over_tls else ""
 
 
 def _name_flag(name: str) -> str:

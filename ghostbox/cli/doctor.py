@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox doctor``: what is wrong with this machine, and the command that mends it."""
+"""Check this machine, and show the command that mends each fault (``ghostbox doctor``)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Examples:
   ghostbox doctor --role donor
   ghostbox doctor --json
 
-Exit code 5 when a check fails; a warning is no failure. Nothing is changed.
+The exit code is 5 if a check fails; a warning is no failure. Nothing is changed.
 """
 )
-@click.option("--role", type=click.Choice([role.value for role in Role]), help="Only what this role needs.")
+@click.option("--role", type=click.Choice([role.value for role in Role]), help="Check only what this role needs.")
 @output_options
 @click.pass_obj
 def doctor(context: Context, role: str | None, output: str) -> None:
-    """Check this machine: what was found, why it matters, what mends it."""
+    """Check this machine; show what was found, why it matters, and what mends it."""
     checks = run(Machine(context.config(), context.paths), Role if role is None else [Role(role)])
     failed = [check.name for check in checks if check.result is Result.FAIL]
     emit({"ok": not failed, "checks": checks}, output, lambda: Group(*(_lines(check) for check in checks)))

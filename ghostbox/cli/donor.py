@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox donor``: look at donors and their leases, and change the donors of a VM that runs."""
+"""Show donors and their leases, and change the donors of a running VM (``ghostbox donor``)."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from ghostbox import donor_bench, donors, known_donors, prediction
+from ghostbox import donors
 from ghostbox.cli.chosen import chosen, likely
 from ghostbox.cli.context import Context
+from ghostbox.cli.key_options import key_option
 from ghostbox.cli.options import BYTES, confirm, yes_option
-from ghostbox.cli.output import Stages, emit, output_options
-from ghostbox.donor_bench import Measured
-from ghostbox.donor_client import DonorClient, DonorStatus, Lease
-from ghostbox.errors import DonorTooSmall, PoolDegraded, ProgramError, UsageError
-from ghostbox.prediction import HostCosts
+from ghostbox.cli.output import Stages, emit, output_options, plain
+from ghostbox.cli.scan import scan_donors
+from ghostbox.cli.show import CHANNEL_COLORS
+from ghostbox.donors import bench as donor_bench
+from ghostbox.donors import known as known_donors
+from ghostbox.donors import trust
+from ghostbox.donors.bench import Measured
+from ghostbox.donors.client import DonorClient, DonorStatus, Lease
+from ghostbox.donors.trust import Means
+from ghostbox.errors import DonorTooSmall, GhostboxError, PoolDegraded, ProgramError, Untrusted, UsageError
+from ghostbox.plan import prediction
+from ghostbox.plan.prediction import HostCosts
 from ghostbox.session import donor_commands, unreleased
 from ghostbox.session.donor_commands import Added, Drained, Listed
 from ghostbox.session.signals import Interrupts
@@ -29,15 +38,20 @@ from ghostbox.units import MIB, format_bytes, format_duration
 @click.group(
     epilog="""\b
 Examples:
+  ghostbox donor scan
   ghostbox donor list
   ghostbox donor leases tower
   ghostbox donor bench
-  ghostbox donor add attic
+  ghostbox donor add gbt1_...
   ghostbox donor drain tower
 """
 )
 def donor() -> None:
-    """Look at donors and their leases; note them; add and drain those of a VM that runs."""
+    """Find donors; show them and their leases; pair with donors; add and drain the donors of a running VM."""
+
+
+_insecure = key_option("pool.insecure")
+donor.add_command(scan_donors)
 
 
 @donor.command(
@@ -48,25 +62,29 @@ Examples:
   ghostbox donor list tower 192.168.7.3:10810 -o json
 """,
 )
-@click.argument("addresses", metavar="[ADDRESS]...", nargs=-1)
+@click.argument("addresses", metavar="[NAME|ADDRESS]...", nargs=-1)
+@_insecure
 @output_options
 @click.pass_obj
 def list_donors(context: Context, /, addresses: tuple[str, ...], output: str) -> None:
-    """Show what donors offer; exit code 6 if one does not answer."""
+    """Show what donors offer; exit code 6 if a donor does not answer."""
     if addresses:
-        asked = donors.survey([donor_commands.address_of(each, context.paths) for each in addresses])
-        found = [Listed(item.address, item.status, item.error, known=False) for item in asked]
+        asked = donors.survey([known_donors.address_of(each, context.paths) for each in addresses])
+        found = [
+            Listed(item.address, item.status, item.error, known=False, channel=trust.means_of(item.address))
+            for item in asked
+        ]
     else:
         found = donor_commands.listed(context.config().pool.donors, context.paths)
     if not found:
         raise UsageError(
             "no donor is known",
-            hint="note one: ghostbox donor add ADDRESS; or name donors, or set pool.donors in the configuration",
+            hint="add one: ghostbox donor add TOKEN; or name donors, or set pool.donors in the configuration",
         )
     emit([_row(item) for item in found], output, lambda: _donor_table(found))
     for item in found:
         for lease in item.unreleased:
-            Stages().note(_owed(lease))
+            Stages().note(_describe_unreleased(lease))
     silent = [item for item in found if item.error is not None]
     if silent:
         raise PoolDegraded(
@@ -79,14 +97,14 @@ def list_donors(context: Context, /, addresses: tuple[str, ...], output: str) ->
 def _row(item: Listed) -> dict[str, object]:
     error = item.error and item.error.message
     row: dict[str, object] = {"address": item.address, "status": item.status, "error": error}
-    return row | {"known": item.known, "unreleased": item.unreleased}
+    return row | {"known": item.known, "unreleased": item.unreleased, "channel": item.channel}
 
 
-def _owed(item: Unreleased) -> str:
+def _describe_unreleased(item: Unreleased) -> str:
     size, donor = format_bytes(item.lease.size_bytes), item.lease.donor
     return (
         f"donor {donor} may still hold {size} of VM '{item.vm}' (lease {item.lease.name}), not released since"
-        f" {item.since}: it is tried again; if it is gone for good: ghostbox donor forget {donor} --write-off"
+        f" {item.since}: GhostBox tries again; if the donor is gone for good: ghostbox donor forget {donor} --write-off"
     )
 
 
@@ -97,14 +115,16 @@ Examples:
   ghostbox donor info [fd00::7]:10810 --json
 """
 )
-@click.argument("address")
+@click.argument("address", metavar="NAME|ADDRESS")
+@_insecure
 @output_options
 @click.pass_obj
 def info(context: Context, /, address: str, output: str) -> None:
     """Show all about one donor."""
-    with DonorClient(donor_commands.address_of(address, context.paths)) as client:
+    with DonorClient(known_donors.address_of(address, context.paths)) as client:
         status = client.status()
-    emit(status, output, lambda: _info_table(status))
+    shown = {**plain(status), "channel": client.channel.means}
+    emit(shown, output, lambda: _info_table(status, client.channel.means))
 
 
 @donor.command(
@@ -113,12 +133,13 @@ Examples:
   ghostbox donor leases tower
 """
 )
-@click.argument("address")
+@click.argument("address", metavar="NAME|ADDRESS")
+@_insecure
 @output_options
 @click.pass_obj
 def leases(context: Context, /, address: str, output: str) -> None:
-    """Show the leases of one donor and who holds them."""
-    with DonorClient(donor_commands.address_of(address, context.paths)) as client:
+    """Show the leases of one donor and their holders: with a paired donor, those of this host."""
+    with DonorClient(known_donors.address_of(address, context.paths)) as client:
         found = client.leases()
     emit(found, output, lambda: _lease_table(found))
 
@@ -127,17 +148,18 @@ def leases(context: Context, /, address: str, output: str) -> None:
     epilog="""\b
 Examples:
   ghostbox donor release tower ana-vm1
-  ghostbox donor release tower ana-vm1 --force -y      even if a VM still uses it
+  ghostbox donor release tower ana-vm1 --force -y      even if a VM still uses the lease
 """
 )
-@click.argument("address")
+@click.argument("address", metavar="NAME|ADDRESS")
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Release it even if connections are open; their VM loses its memory.")
+@_insecure
+@click.option("--force", is_flag=True, help="Release the lease even if connections are open; the VM loses its memory.")
 @yes_option
 @click.pass_obj
 def release(context: Context, /, address: str, name: str, force: bool, yes: bool) -> None:
-    """End a lease; what it holds is gone."""
-    with DonorClient(donor_commands.address_of(address, context.paths)) as client:
+    """End a lease; its content is lost."""
+    with DonorClient(known_donors.address_of(address, context.paths)) as client:
         lease = client.lease(name)
         confirm(f"Release {format_bytes(lease.size_bytes)} held by {lease.holder}?", yes=yes)
         client.release_lease(name, force=force)
@@ -152,16 +174,17 @@ Examples:
 """,
 )
 @click.argument("names", metavar="[NAME|ADDRESS]...", nargs=-1)
+@_insecure
 @output_options
 @click.pass_obj
 def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> None:
-    """Measure the links to donors; `up --dry-run` predicts from them. Exit code 6 if not all could be measured."""
+    """Measure the links to donors, from which `plan` predicts. Exit code 6 if not all could be measured."""
     config = context.config()
     noted = tuple(each.address for each in known_donors.load(context.paths))
     configured = config.pool.donors or noted
     if not names and not configured:
         raise UsageError("no donor is given", hint="name donors, note them (ghostbox donor add), or set pool.donors")
-    known = [donor_commands.address_of(name, context.paths) for name in names]
+    known = [known_donors.address_of(name, context.paths) for name in names]
     addresses = [donor_bench.resolve(name, configured) for name in known] or list(configured)
     stages = Stages()
     host: HostCosts | None = None
@@ -178,7 +201,9 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
             for line in donor_commands.measured_by_vms(item.address, context.paths):
                 stages.note(line)
     _raise_if_alone(found)
-    rows = [{"name": item.name, "given": item.address, "link": item.link, "error": _said(item)} for item in found]
+    rows = [
+        {"name": item.name, "given": item.address, "link": item.link, "error": _error_message(item)} for item in found
+    ]
     emit({"donors": rows, "host": host}, output, lambda: _link_table(found, host))
     failed = [item.error for item in found if item.error is not None]
     if failed:
@@ -189,27 +214,42 @@ def bench_donors(context: Context, /, names: tuple[str, ...], output: str) -> No
         )
 
 
-_vm = click.option("--vm", "vm", metavar="NAME", help="Which VM, if there are several.")
+_TOKEN_CHARS = 4096
+_CHANNELS = {
+    Means.TLS: "over TLS",
+    Means.LOCAL: "on this machine",
+    Means.INSECURE: "without encryption",
+    None: "not paired",
+}
+
+_vm = click.option("--vm", "vm", metavar="NAME", help="Name the VM, if there are several.")
 
 
 @donor.command(
     "add",
     epilog="""\b
 Examples:
-  ghostbox donor add attic                    note it: `up` uses it. A VM that runs borrows its fair share there
+  ghostbox donor add gbt1_...                 pair with the donor that printed this line, and note it for `up`
+  ghostbox donor add - < token                the same, with the token neither on the screen nor in the history
+  ghostbox donor add attic                    a running VM borrows its fair share from a donor that is known
   ghostbox donor add attic --vm work --size 8G
-  ghostbox donor add attic --size 2G --more   2 GiB more of a donor that the VM uses
+  ghostbox donor add attic --size 2G --more   borrow 2 GiB more from a donor that the VM uses
+  ghostbox donor add 192.168.7.2 --insecure   a donor without encryption, on a network that you trust wholly
 """,
 )
-@click.argument("address")
+@click.argument("address", metavar="TOKEN|NAME|ADDRESS|-")
 @_vm
+@_insecure
 @click.option("--size", type=BYTES, help="How much to borrow; the default is what is missing, or a fair share.")
 @click.option("--more", is_flag=True, help="Borrow more from a donor that the VM uses already.")
 @output_options
 @click.pass_obj
 def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, more: bool, output: str) -> None:
-    """Note a donor. A VM that runs uses it at once: its memory spreads over it in the background."""
+    """Pair with a donor by a token, or note one. A running VM uses it at once, and spreads to it in the background."""
     default = likely(context)
+    if address == "-":
+        # What the donor prints is a whole command; its last word is the token.
+        address = (sys.stdin.readline(_TOKEN_CHARS).split() or [""])[-1]
     with Interrupts().watched():
         found = donor_commands.add(vm, default, address, size, context.paths, Stages(), more=more)
     emit(found, output, lambda: _added(found))
@@ -220,9 +260,10 @@ def _added(found: Added) -> str:
     offer = f"{format_bytes(status.free_bytes)} of {format_bytes(status.size_bytes)} are free"
     if found.lease is not None:
         return f"VM '{found.vm}' has {format_bytes(found.lease.size_bytes)} from {found.lease.donor}"
-    word = "noted" if found.new else "known already"
+    word = "paired" if found.paired else "noted" if found.new else "known already"
     state = "" if not status.draining else f", but it is {status.state}"
-    return f"{word}: donor '{status.name}' at {found.donor.address}, {offer}{state}; `ghostbox up` uses it"
+    way = _CHANNELS[found.channel]
+    return f"{word}: donor '{status.name}' at {found.donor.address}, {way}, {offer}{state}; `ghostbox up` uses it"
 
 
 @donor.command(
@@ -230,52 +271,56 @@ def _added(found: Added) -> str:
     epilog="""\b
 Examples:
   ghostbox donor forget attic                 `up` does not use it any more
-  ghostbox donor forget attic --write-off     it will not be back: what it may hold for VMs of before is given up
+  ghostbox donor forget attic --write-off     the donor is gone for good: give up what it may hold for former VMs
 """,
 )
 @click.argument("address", metavar="NAME|ADDRESS")
-@click.option("--write-off", is_flag=True, help="Give up leases of VMs that do not run any more, for good.")
+@click.option("--write-off", is_flag=True, help="Give up, for good, the leases of VMs that do not run any more.")
 @yes_option
 @click.pass_obj
 def forget_donor(context: Context, /, address: str, write_off: bool, yes: bool) -> None:
-    """Forget a donor that `donor add` noted; VMs that run go on using it."""
+    """Forget a donor that `donor add` noted, and end the pairing with it; refused while a VM needs the pairing."""
     if write_off:
         donor_commands.check_unused(address, context.paths)
     owed = donor_commands.owed_by(address, context.paths)
     if write_off and owed:
         total = format_bytes(sum(each.lease.size_bytes for each in owed))
         confirm(f"Give up {len(owed)} leases ({total}) that donor {address} may still hold?", yes=yes)
-    found = donor_commands.forget(address, context.paths)
+    found = donor_commands.part(address, context.paths, write_off=write_off)
     stages = Stages()
-    if found is not None:
-        stages.note(f"donor {found.address} is forgotten")
+    if found.donor is not None:
+        stages.note(f"donor {found.donor.address} is forgotten")
+    for pairing in found.pairings:
+        stages.note(f"the pairing with donor '{pairing.name}' is ended")
+    for line in found.notes:
+        stages.note(line)
     if write_off:
         unreleased.write_off(context.paths.state, owed)
         stages.note(f"{len(owed)} leases there are written off")
         return
     for each in owed:
-        stages.note(_owed(each))
+        stages.note(_describe_unreleased(each))
 
 
 @donor.command(
     "drain",
     epilog="""\b
 Examples:
-  ghostbox donor drain attic                move what it holds to the others, then give its memory back
-  ghostbox donor drain attic --to-host      … to this host, if the others have no room
-  ghostbox donor drain this-host --no-wait  and from here to the others again
+  ghostbox donor drain attic                move its content to the others, then give its memory back
+  ghostbox donor drain attic --to-host      move it to this host, if the others have no room
+  ghostbox donor drain this-host --no-wait  move it from this host to the others again
 
-A donor that was drained is not borrowed from again until it is named: ghostbox donor add, or up --donor.
+The VM borrows from a drained donor only after it was named again: ghostbox donor add, or up --donor.
 """,
 )
-@click.argument("address")
+@click.argument("address", metavar="NAME|ADDRESS")
 @_vm
 @click.option("--to-host", is_flag=True, help="Borrow what the others lack from this machine's own memory.")
-@click.option("--wait/--no-wait", default=True, help="Wait until it is empty (the default), or only begin.")
+@click.option("--wait/--no-wait", default=True, help="Wait until the donor is empty (the default), or only begin.")
 @output_options
 @click.pass_obj
 def drain_donor(context: Context, /, address: str, vm: str | None, to_host: bool, wait: bool, output: str) -> None:
-    """Empty a donor of a VM that runs: its memory moves to the others, live. Refused if it does not fit there."""
+    """Empty a donor of a running VM. Its content moves to the other donors; without room there, this is refused."""
     name = chosen(context, vm)
     with Interrupts().watched():
         found = donor_commands.drain(name, address, context.paths, Stages(), to_host=to_host, wait=wait)
@@ -285,7 +330,7 @@ def drain_donor(context: Context, /, address: str, vm: str | None, to_host: bool
 def _drained(found: Drained) -> str:
     if found.done:
         return f"donor {found.donor} holds nothing of VM '{found.vm}' any more"
-    how_far = f"ghostbox status {found.vm} shows how far it is"
+    how_far = f"ghostbox status {found.vm} shows the progress"
     return f"{format_bytes(found.bytes_to_move)} move away from {found.donor}: {how_far}"
 
 
@@ -293,14 +338,14 @@ def _drained(found: Drained) -> str:
     "keep",
     epilog="""\b
 Examples:
-  ghostbox donor keep attic      it stays after all: what was moved stays where it is
+  ghostbox donor keep attic      keep the donor after all; what has moved stays where it is
 """,
 )
-@click.argument("address")
+@click.argument("address", metavar="NAME|ADDRESS")
 @_vm
 @click.pass_obj
 def keep_donor(context: Context, /, address: str, vm: str | None) -> None:
-    """Call a drain off."""
+    """Call a drain off; the VM uses the donor again."""
     name = chosen(context, vm)
     donor_commands.keep(name, address, context.paths)
     Stages().note(f"VM '{name}' keeps donor {address}")
@@ -311,7 +356,7 @@ def _raise_if_alone(found: Sequence[Measured]) -> None:
         raise found[0].error
 
 
-def _said(item: Measured) -> str | None:
+def _error_message(item: Measured) -> str | None:
     return None if item.error is None else item.error.message
 
 
@@ -337,28 +382,38 @@ def _table(*titles: str) -> Table:
 
 
 def _donor_table(found: Sequence[Listed]) -> Table:
-    table = _table("address", "name", "state", "size", "free", "resident", "leases")
+    table = _table("address", "name", "state", "size", "free", "resident", "leases", "channel")
     for item in found:
         status = item.status
         if status is None:
-            state = Text("of before", style="dim") if item.error is None else Text("no answer", style="red")
+            state = Text("former", style="dim") if item.error is None else Text(_reason(item.error), style="red")
             table.add_row(Text(item.address), "", state)
             continue
         sizes = [format_bytes(size) for size in (status.size_bytes, status.free_bytes, status.resident_bytes)]
-        table.add_row(Text(item.address), Text(status.name), _state(status), *sizes, str(status.leases))
+        names = (Text(item.address), Text(status.name), _state(status))
+        table.add_row(*names, *sizes, str(status.leases), _means(item.channel))
     return table
+
+
+def _reason(error: GhostboxError) -> str:
+    return "not trusted" if isinstance(error, Untrusted) else "no answer"
+
+
+def _means(found: Means | None) -> Text:
+    return Text(str(found or "-"), style=CHANNEL_COLORS.get(str(found), ""))
 
 
 def _state(status: DonorStatus) -> Text:
     return Text(status.state, style="yellow" if status.draining else "green")
 
 
-def _info_table(status: DonorStatus) -> Table:
+def _info_table(status: DonorStatus, means: Means) -> Table:
     table = Table(box=None, show_header=False)
     rows = {
         "name": status.name,
         "address": status.address,
         "state": status.state,
+        "channel": str(means),
         "version": status.version,
         "NBD port": str(status.nbd_port),
         "size": format_bytes(status.size_bytes),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of VMs, and their names for other programs: ``ghostbox cp``, ``ghostbox ssh-config``."""
+"""Copy files of VMs, and let other programs find VMs by name: ``ghostbox cp``, ``ghostbox ssh-config``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ghostbox.session.copying import Options
     epilog="""\b
 Examples:
   ghostbox cp notes.txt work:                 into the home directory of the VM 'work'
-  ghostbox cp :results.csv .                  back; with one VM only its name may be left out
-  ghostbox cp -r src data work:/srv           directories with all that is in them
-  ghostbox cp ./a:b.txt "work:a b/c.txt"      a colon in a name here: with ./ in front
+  ghostbox cp :results.csv .                  copy back; with one VM only, its name may be left out
+  ghostbox cp -r src data work:/srv           copy directories with all that is in them
+  ghostbox cp ./a:b.txt "work:a b/c.txt"      a local name with a colon begins with ./
 
-Names are taken literally: * and ? in a VM's path are no patterns.
+Names are taken literally: * and ? in a VM's path are not patterns.
 """
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE…")
@@ -43,18 +43,18 @@ def cp(context: Context, /, sources: tuple[str, ...], target: str, recursive: bo
     epilog="""\b
 Examples:
   ghostbox ssh-config               the Host blocks of all VMs
-  ghostbox ssh-config work          that of one
+  ghostbox ssh-config work          the Host block of one VM
   ghostbox ssh-config --install     from now on: ssh work, scp, rsync, VS Code
   ghostbox ssh-config --uninstall
 """,
 )
 @click.argument("name", required=False)
 @click.option("--install", is_flag=True, help="Put one Include line at the top of ~/.ssh/config.")
-@click.option("--uninstall", is_flag=True, help="Take that line away again.")
-@click.option("--file", type=click.Path(), metavar="FILE", help="Another file than ~/.ssh/config.")
+@click.option("--uninstall", is_flag=True, help="Take that line out again.")
+@click.option("--file", type=click.Path(), metavar="FILE", help="Use this file instead of ~/.ssh/config.")
 @click.pass_obj
 def ssh_config(context: Context, /, name: str | None, install: bool, uninstall: bool, file: str | None) -> None:
-    """Print what ssh needs to find VMs by name, or include it in your own ssh configuration."""
+    """Print the ssh configuration that finds VMs by name, or include it in your own."""
     if install and uninstall:
         raise UsageError("--install and --uninstall exclude each other")
     paths = context.paths
@@ -76,8 +76,8 @@ def _change(file: Path, context: Context, *, install: bool) -> None:
     paths, stages = context.paths, Stages()
     done = ssh_include.install(file, paths, record.names(paths)) if install else ssh_include.uninstall(file, paths)
     if not done.changed:
-        stages.note(f"{file} has it already" if install else f"{file} has no such line")
+        stages.note(f"{file} has the line already" if install else f"{file} has no such line")
         return
     stages.note(f"{file}: {'added' if install else 'removed'} the line {done.line}")
     for name in done.shadowed:
-        stages.note(f"warning: it has a Host '{name}' of its own, and the VM of that name now comes before it")
+        stages.note(f"warning: the file has its own Host '{name}'; the VM of that name now comes before it")

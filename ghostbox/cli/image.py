@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox image``: guest images."""
+"""Build, import, list and delete guest images (``ghostbox image``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _store(context: Context) -> ImageStore:
 
 
 def _bases_in_use(context: Context) -> set[Path]:
-    """Return the disks that VMs' disks stand on."""
+    """Return the images that VMs' disks stand on."""
     found = (backing_file(disk) for disk in (context.paths.state / "vms").glob("*/disk.qcow2"))
     return {base for base in found if base is not None}
 
@@ -51,21 +51,21 @@ def image() -> None:
 @image.command(
     epilog="""\b
 Examples:
-  ghostbox image build                    nothing to do if it is there already
-  ghostbox image build --force            again, with today's package versions
+  ghostbox image build                    does nothing if the image exists
+  ghostbox image build --force            build again, with today's package versions
   ghostbox image build --recipe my.yaml --name mine
 
-Without --recipe, image.suite and image.packages of the configuration count.
+Without --recipe, the configuration's image.suite and image.packages are used.
 """
 )
-@click.option("--name", help="Name of the image; the recipe's if not given.")
+@click.option("--name", help="Name of the image; the default is the recipe's name.")
 @click.option(
     "--recipe",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What to build; a Debian guest if not given.",
+    help="The recipe to build; the default is a Debian guest.",
 )
-@click.option("--mirror", metavar="URI", help="Debian archive to take packages from; apt's own if not given.")
-@click.option("--force", is_flag=True, help="Build even if the image is there. VMs keep the one that they use.")
+@click.option("--mirror", metavar="URI", help="Debian archive to take packages from; the default is apt's own.")
+@click.option("--force", is_flag=True, help="Build even if the image exists. VMs keep the image that they use.")
 @output_options
 @click.pass_obj
 def build(
@@ -93,12 +93,12 @@ Examples:
 """,
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", help="Name of the image; made of the file's if not given.")
-@click.option("--sha256", metavar="HEX", help="Refuse the file if its checksum is another.")
+@click.option("--name", help="Name of the image; the default comes from the file's name.")
+@click.option("--sha256", metavar="HEX", help="Refuse the file if its checksum differs.")
 @output_options
 @click.pass_obj
 def import_(context: Context, file: Path, name: str | None, sha256: str | None, output: str) -> None:
-    """Take in FILE, a ready cloud image (qcow2 or raw, with cloud-init); it is booted by firmware."""
+    """Import FILE, a cloud image with cloud-init. Its format is qcow2 or raw; firmware boots it."""
     with Stages().stage("image") as stage:
         taken = _store(context).import_file(file, name, sha256, stage.say)
         stage.say(taken.name)

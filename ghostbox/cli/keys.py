@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keys that are pressed while a command watches something: ``q`` ends it, as everywhere."""
+"""Read keys that are pressed while a command watches something: ``q`` ends the command."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _END = frozenset(b"qQ")
 
 @contextmanager
 def pressed() -> Iterator[Callable[[float], bool]]:
-    """Read keys one by one until the end of the block.
+    """Read single keys until the end of the block.
 
     Yields:
-        A function that waits for so many seconds and tells whether to go on; it returns at once when ``q`` is pressed.
-        Where stdin is no terminal it only waits.
+        A function that waits for a number of seconds and tells whether to go on; it returns at once when ``q`` is
+        pressed. If stdin is no terminal, it only waits.
     """
     if not sys.stdin.isatty():
         yield _only_wait

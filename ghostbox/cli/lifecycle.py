@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands for what a VM is, and for its life: start, stop, restart, set, edit, rename, clone, autostart."""
+"""Change a VM's definition and its life: set, edit, start, stop, restart, rename, clone, autostart."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.options import VM_NAME, name_argument, timeout_option
 from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.cli.vm import down
-from ghostbox.cli.vm_options import by_key, full_key, vm_options
+from ghostbox.cli.vm_options import vm_options
 from ghostbox.config import document
+from ghostbox.config.definition import full_key
 from ghostbox.errors import GhostboxError, PoolDegraded, UsageError
 from ghostbox.session import autostart as autostarting
 from ghostbox.session import defining, lifecycle
@@ -30,32 +31,33 @@ from ghostbox.units import parse_duration
     "set",
     epilog="""\b
 Examples:
-  ghostbox set --memory 8G --cache 2G          of the only VM there is
-  ghostbox set work pool.slow=20ms cpus=4      any key of the configuration
-  ghostbox set work --unset pool.cache         back to its default
-  ghostbox config show --vm work --origin      what it is now
+  ghostbox set --memory 8G --cache 2G          change the only VM
+  ghostbox set --local 6G                      RAM here in all; while the VM runs, its cache takes the change
+  ghostbox set work pool.slow=20ms cpus=4      any key of a definition
+  ghostbox set work --unset pool.cache         the default again
+  ghostbox config show --vm work --origin      show the definition
 
-A VM that runs takes at once what its pager can take (cache, readahead, rebuilding, what to do on a donor's loss); the
-rest counts at its next start.
+A running VM takes at once what its pager can take (cache, readahead, rebuilding, the reaction to a donor's loss); the
+rest applies at its next start.
 """,
 )
 @click.argument("words", nargs=-1, metavar="[NAME] [KEY=VALUE]...")
 @vm_options
-@click.option("--unset", "removed", multiple=True, metavar="KEY", help="Back to the default; may be given again.")
+@click.option("--unset", "removed", multiple=True, metavar="KEY", help="Use the default again; may be given again.")
 @output_options
 @click.pass_obj
-def set_(context: Context, /, words: tuple[str, ...], removed: tuple[str, ...], output: str, **flags: object) -> None:
-    """Change what a VM is: its definition, which `up` starts. Exit code 5 if the VM cannot become that."""
+def set_(context: Context, /, words: tuple[str, ...], removed: tuple[str, ...], output: str) -> None:
+    """Change a VM's definition. Exit code 5 if the VM cannot take the change."""
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise UsageError(f"one VM at a time, not {' '.join(names)}", hint="settings are KEY=VALUE")
     vm = chosen(context, names[0] if names else None)
     pairs = (word.partition("=") for word in words if "=" in word)
     settings = {full_key(key): document.scalar(value) for key, _, value in pairs}
-    given = {key: value for key, value in by_key(flags).items() if value not in (None, ())}
-    if not settings and not given and not removed:
-        raise UsageError("nothing to set", hint=f"what it is: ghostbox config show --vm {vm}; what there is: --help")
-    config = context.config({**given, "vm.name": vm}, settings)
+    if not settings and not context.flags and not removed:
+        hint = f"ghostbox config show --vm {vm} shows the definition, --help the options"
+        raise UsageError("nothing to set", hint=hint)
+    config = context.config({"vm.name": vm}, settings)
     found = defining.change(config, [full_key(key) for key in removed], context.paths, Stages())
     emit(found, output, lambda: _changed(found))
 
@@ -63,7 +65,7 @@ def set_(context: Context, /, words: tuple[str, ...], removed: tuple[str, ...], 
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox edit work                      with $VISUAL or $EDITOR
+  ghostbox edit work                      use $VISUAL or $EDITOR
   ghostbox edit work --from work.yaml     take a file instead
 """
 )
@@ -74,7 +76,7 @@ Examples:
 @output_options
 @click.pass_obj
 def edit(context: Context, /, name: str | None, file: Path | None, output: str) -> None:
-    """Edit what a VM is, its definition, as a file; it is checked before it is taken."""
+    """Edit a VM's definition as a file; the file is checked before it is taken."""
     vm, config, stages = chosen(context, name), context.config(), Stages()
     draft = defining.draft(vm, config, context.paths)
     if file is not None:
@@ -86,15 +88,15 @@ def edit(context: Context, /, name: str | None, file: Path | None, output: str) 
             found = defining.take(draft, config, context.paths, stages)
             break
         except GhostboxError as err:
-            if file is None and _again(err):
+            if file is None and _asks_to_edit_again(err):
                 continue
             raise _kept(err, draft, given=file) from err
     draft.file.unlink(missing_ok=True)
     emit(found, output, lambda: _changed(found))
 
 
-def _again(err: GhostboxError) -> bool:
-    """Tell whether the user wants to edit once more, after an error; only one at a terminal is asked."""
+def _asks_to_edit_again(err: GhostboxError) -> bool:
+    """Ask whether to edit again after an error; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         return False
     for word, text in (("error", err.message), ("why", err.why), ("fix", err.hint)):
@@ -104,7 +106,7 @@ def _again(err: GhostboxError) -> bool:
 
 
 def _kept(err: GhostboxError, draft: Draft, *, given: Path | None) -> GhostboxError:
-    """Return an error that also says where the user's work is: it is never thrown away."""
+    """Return an error that also says where the edited copy is: the user's work is never thrown away."""
     unchanged = f"the definition of VM '{draft.name}' stays as it was"
     if given is not None:
         draft.file.unlink(missing_ok=True)
@@ -118,13 +120,13 @@ def _kept(err: GhostboxError, draft: Draft, *, given: Path | None) -> GhostboxEr
 
 def _changed(found: Changed) -> RenderableType:
     if not found.changes:
-        return f"VM '{found.name}' is that already: nothing changes"
+        return f"the definition of VM '{found.name}' says that already: nothing changes"
     return "\n".join(str(each) for each in found.changes)
 
 
 _timeout = click.option("--timeout", metavar="TIME", help="How long to wait for SSH, then for cloud-init.")
 _no_wait = click.option("--no-wait", is_flag=True, help="Return as soon as the VM runs.")
-_overcommit = click.option("--overcommit", is_flag=True, help="Also if this machine has too little memory for it.")
+_overcommit = click.option("--overcommit", is_flag=True, help="Start even if this machine has too little memory.")
 _stop_timeout = click.option(
     "--stop-timeout", default="2m", show_default=True, metavar="TIME", help="How long the guest may take to shut down."
 )
@@ -133,7 +135,7 @@ _stop_timeout = click.option(
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox start             the only VM there is
+  ghostbox start             start the only VM
   ghostbox start work --no-wait
 """
 )
@@ -146,7 +148,7 @@ Examples:
 def start(
     context: Context, /, name: str | None, timeout: str | None, no_wait: bool, overcommit: bool, output: str
 ) -> None:
-    """Start a VM that is there, as it is defined; `up` also makes one, and changes it."""
+    """Start an existing VM as it is defined; `up` also makes VMs and changes them."""
     vm = chosen(context, name)
     session.Book(context.paths.vm(vm)).need(vm, context.paths)
     _start(context, vm, timeout, output, no_wait=no_wait, overcommit=overcommit)
@@ -155,12 +157,12 @@ def start(
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox restart             shut it down in order, then start it: changes of its definition count from then on
+  ghostbox restart             shut the VM down, then start it with its present definition
   ghostbox restart work --force --no-wait
 """
 )
 @name_argument
-@click.option("--force", is_flag=True, help="Pull the plug; what the guest has not written is lost.")
+@click.option("--force", is_flag=True, help="End it at once; what the guest has not written is lost.")
 @_stop_timeout
 @_timeout
 @_no_wait
@@ -179,7 +181,7 @@ def restart(
     overcommit: bool,
     output: str,
 ) -> None:
-    """Switch a VM off and on again. One that is stopped is started."""
+    """Shut a VM down and start it again; a stopped VM is only started."""
     vm = chosen(context, name)
     session.down(vm, context.paths, Stages(), force=force, timeout_s=parse_duration(stop_timeout))
     _start(context, vm, timeout, output, no_wait=no_wait, overcommit=overcommit)
@@ -207,7 +209,7 @@ stop = click.Command(
     epilog="""\b
 Examples:
   ghostbox stop                shut the VM down in order
-  ghostbox stop work --force   pull the plug
+  ghostbox stop work --force   end it at once
 """,
 )
 
@@ -223,7 +225,7 @@ Examples:
 @output_options
 @click.pass_obj
 def rename(context: Context, /, name: str, new: str, output: str) -> None:
-    """Give a VM that is stopped another name. Exit code 5 if it runs or the name is taken."""
+    """Give a stopped VM another name. Exit code 5 if the VM runs or the name is taken."""
     lifecycle.rename(name, new, context.paths)
     emit({"name": new, "was": name}, output, lambda: f"VM '{name}' is now '{new}'")
 
@@ -233,9 +235,9 @@ def rename(context: Context, /, name: str, new: str, output: str) -> None:
 Examples:
   ghostbox clone work lab        then: ghostbox start lab
 
-The copy has the disks and the definition of its source, but for forwarded ports and autostart, and an identity of its
-own: MAC address, SSH keys, host name, machine id. It stands on the same image, and on nothing else of its source: each
-of the two can be changed and deleted without the other. Where the file system can, the copy takes no room at first.
+The copy has the disks and the definition of its source, except forwarded ports and autostart, and an identity of its
+own: MAC address, SSH keys, host name, machine id. The two share only the image: each can be changed and deleted
+without the other. On a file system that can share blocks, the copy takes no space at first.
 """
 )
 @click.argument("name", type=VM_NAME)
@@ -243,7 +245,7 @@ of the two can be changed and deleted without the other. Where the file system c
 @output_options
 @click.pass_obj
 def clone(context: Context, /, name: str, new: str, output: str) -> None:
-    """Copy a VM that is stopped. Exit code 5 if it runs or the name is taken."""
+    """Copy a stopped VM. Exit code 5 if the VM runs or the name is taken."""
     stages = Stages()
     found = lifecycle.clone(name, new, context.config(), context.paths, stages)
     for key, value in found.left_out.items():
@@ -260,7 +262,7 @@ Examples:
 """
 )
 def autostart() -> None:
-    """Say which VMs start with this machine, and start them."""
+    """Choose which VMs start with this machine, and start them."""
 
 
 @autostart.command(
@@ -273,7 +275,7 @@ Examples:
 @output_options
 @click.pass_obj
 def on(context: Context, /, name: str | None, output: str) -> None:
-    """Have a VM started when this machine starts (vm.autostart)."""
+    """Let a VM start when this machine starts (vm.autostart)."""
     _set_autostart(context, name, output, wanted=True)
 
 
@@ -300,15 +302,15 @@ def _set_autostart(context: Context, name: str | None, output: str, *, wanted: b
 @autostart.command(
     epilog="""\b
 Examples:
-  ghostbox autostart run                   what the service of this machine does at boot
+  ghostbox autostart run                   what the host service runs at boot
   ghostbox autostart run --timeout 2m --json
 """
 )
-@timeout_option("10m", "How long to wait for donors, network and libvirt, all VMs together.")
+@timeout_option("10m", "How long to wait for donors, network and libvirt, for all VMs together.")
 @output_options
 @click.pass_obj
 def run(context: Context, /, timeout: float, output: str) -> None:
-    """Start all VMs that start with this machine; donors may come late. Exit code 6 if some do not run in the end."""
+    """Start all VMs that start with this machine; wait for late donors. Exit code 6 if a VM does not run in the end."""
     found = autostarting.run(lambda name: context.config({"vm.name": name}), context.paths, Stages(), timeout_s=timeout)
     lines = [f"{each.name} {each.state or 'does not run'}" for each in found]
     emit(found, output, lambda: "\n".join(lines) or "no VM starts with this machine: ghostbox autostart on NAME")
@@ -317,5 +319,5 @@ def run(context: Context, /, timeout: float, output: str) -> None:
         raise PoolDegraded(
             f"{len(failed)} of {len(found)} VMs do not run",
             why="\n".join(f"{each.name}: {each.error}" for each in failed),
-            hint="when that is mended: ghostbox autostart run",
+            hint="when the cause is mended: ghostbox autostart run",
         )

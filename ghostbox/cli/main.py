@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The command ``ghostbox``: its global options, where each subcommand lives, and the one place that catches errors.
+"""Run the command ``ghostbox``: global options, the subcommands' modules, and the one place that catches errors.
 
-A subcommand's module is imported when the command is run: start-up stays fast, and a module that cannot be imported
-breaks its own command only.
+A subcommand's module is imported when the command is run: the program starts fast, and a module that cannot be imported
+breaks only its own command.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from ghostbox import __version__
 from ghostbox.cli import options
 from ghostbox.cli.context import Context
 from ghostbox.errors import EXIT_CODES, GhostboxError, Interrupted, exhausted
+from ghostbox.system import consent
 from ghostbox.terminal import printable, set_up_streams
 
 
 @dataclass(frozen=True)
 class Command:
-    """Where a subcommand lives (its module) and its line in ``ghostbox --help``."""
+    """Holds a subcommand's module, and its line in ``ghostbox --help``."""
 
     module: str
     help: str
@@ -40,11 +41,11 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "up": Command("ghostbox.cli.vm", "Create and start a VM with the RAM of the donors."),
         "plan": Command("ghostbox.cli.plan", "Predict what a VM's remote memory will cost."),
         "down": Command("ghostbox.cli.vm", "Shut a VM down and give its memory back."),
-        "start": Command("ghostbox.cli.lifecycle", "Start a VM that is there."),
+        "start": Command("ghostbox.cli.lifecycle", "Start an existing VM."),
         "stop": Command("ghostbox.cli.lifecycle", "The same as down."),
-        "restart": Command("ghostbox.cli.lifecycle", "Switch a VM off and on again."),
-        "set": Command("ghostbox.cli.lifecycle", "Change what a VM is."),
-        "edit": Command("ghostbox.cli.lifecycle", "Edit what a VM is, as a file."),
+        "restart": Command("ghostbox.cli.lifecycle", "Shut a VM down and start it again."),
+        "set": Command("ghostbox.cli.lifecycle", "Change a VM's definition."),
+        "edit": Command("ghostbox.cli.lifecycle", "Edit a VM's definition as a file."),
         "rename": Command("ghostbox.cli.lifecycle", "Give a VM another name."),
         "clone": Command("ghostbox.cli.lifecycle", "Copy a VM."),
         "autostart": Command("ghostbox.cli.lifecycle", "Start VMs when this machine starts."),
@@ -53,38 +54,39 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "ssh-config": Command("ghostbox.cli.files", "Let ssh, scp and editors find VMs by name."),
         "list": Command("ghostbox.cli.vm", "List the VMs."),
         "info": Command("ghostbox.cli.vm", "Show what a VM is made of."),
-        "status": Command("ghostbox.cli.vm", "Show whether a VM runs and how its memory does."),
-        "recover": Command("ghostbox.cli.recover", "Go on with a VM whose pager died."),
-        "top": Command("ghostbox.cli.top", "Watch the remote memory of a VM at work."),
+        "status": Command("ghostbox.cli.vm", "Show whether a VM runs, and the health of its memory."),
+        "recover": Command("ghostbox.cli.recover", "Give a VM whose pager died another pager."),
+        "top": Command("ghostbox.cli.top", "Watch the remote memory of a VM."),
         "logs": Command("ghostbox.cli.vm", "Show the logs of a VM, its pager and its donors."),
         "console": Command("ghostbox.cli.vm", "Attach to the serial console."),
         "wait": Command("ghostbox.cli.vm", "Wait until a VM is ready."),
-        "delete": Command("ghostbox.cli.vm", "Delete a VM and its disk."),
-        "snapshot": Command("ghostbox.cli.snapshot", "Keep what a stopped VM's disks are, and go back to it."),
+        "delete": Command("ghostbox.cli.vm", "Delete a VM and its disks."),
+        "snapshot": Command("ghostbox.cli.snapshot", "Keep the state of a stopped VM's disks, and restore it."),
         "export": Command("ghostbox.cli.snapshot", "Write a stopped VM into one file."),
-        "import": Command("ghostbox.cli.snapshot", "Make a VM of such a file."),
+        "import": Command("ghostbox.cli.snapshot", "Make a VM from an exported file."),
     },
     "Donors": {
         "memserver": Command("ghostbox.cli.memserver", "Lend this machine's RAM."),
-        "donor": Command("ghostbox.cli.donor", "Look at donors and their leases; add and drain them."),
+        "token": Command("ghostbox.cli.token", "Pair hosts with a donor of this machine."),
+        "donor": Command("ghostbox.cli.donor", "Show donors and their leases; add and drain donors."),
     },
     "Images": {
         "image": Command("ghostbox.cli.image", "Build, import, list and delete guest images."),
     },
     "This installation": {
-        "demo": Command("ghostbox.cli.demo", "Show everything on this machine alone."),
-        "bench": Command("ghostbox.cli.bench", "Measure it, beside what one would use instead."),
-        "doctor": Command("ghostbox.cli.doctor", "Check this machine and say what mends it."),
+        "demo": Command("ghostbox.cli.demo", "Show GhostBox on this machine alone."),
+        "bench": Command("ghostbox.cli.bench", "Measure GhostBox beside the alternatives."),
+        "doctor": Command("ghostbox.cli.doctor", "Check this machine, and show what mends it."),
         "service": Command("ghostbox.cli.service", "Start a donor, or the VMs, with this machine."),
         "config": Command("ghostbox.cli.config", "Show and check the configuration."),
-        "paths": Command("ghostbox.cli.config", "Show where programs and files are."),
+        "paths": Command("ghostbox.cli.config", "Show the paths of programs and files."),
         "completion": Command("ghostbox.cli.config", "Print a completion script for a shell."),
     },
 }
 HIDDEN: Mapping[str, Command] = {
-    "supervise": Command("ghostbox.cli.supervise", "Look after a VM until it ends."),
+    "supervise": Command("ghostbox.cli.supervise", "Supervise a VM until it ends."),
     "share-files": Command("ghostbox.cli.share_files", "Serve a shared folder of a VM."),
-    "settle-leases": Command("ghostbox.cli.settle_leases", "Release what donors that were silent still hold."),
+    "settle-leases": Command("ghostbox.cli.settle_leases", "Release leases whose donors did not answer earlier."),
 }
 ALIASES: Mapping[str, str] = {"ssh": "shell", "ls": "list", "rm": "delete"}
 
@@ -96,7 +98,7 @@ Examples:
   ghostbox shell                                 log in
 
 -c, -v, -q and --no-color may also stand behind the command. Every option can be given in the environment:
---remote-memory is GHOSTBOX_REMOTE_MEMORY. A VM that is there is changed by the command line alone.
+--remote-memory is GHOSTBOX_REMOTE_MEMORY. Only the command line changes an existing VM.
 
 \b
 Exit codes:
@@ -112,7 +114,7 @@ ghostbox: one Linux VM with the RAM of all your machines
   ghostbox up --remote-memory 16G --donor tower  on the host: a VM with 16 GiB more
   ghostbox shell                                 log in
   ghostbox status                                how it does
-  ghostbox doctor                                what this machine lacks, and what mends it
+  ghostbox doctor                                show what this machine lacks, and what mends it
 
 All commands: ghostbox --help"""
 
@@ -123,21 +125,21 @@ def commands() -> dict[str, Command]:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for, and listed in sections."""
+    """Is a group that imports its commands when they are asked for, and lists them in sections."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""
         return list(commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is no such name."""
+        """Import a command; return None if there is no such name."""
         entry = {**commands(), **HIDDEN}.get(ALIASES.get(cmd_name, cmd_name))
         return None if entry is None else _import(ALIASES.get(cmd_name, cmd_name), entry.module)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or fail with the nearest name."""
+        """Find the command; if there is none, fail and name the nearest."""
         name = args[0]
         if not name.startswith("-") and name not in {**commands(), **HIDDEN, **ALIASES}:
             near = difflib.get_close_matches(name, [*commands(), *ALIASES], n=1)
@@ -157,22 +159,26 @@ def _import(name: str, module_name: str) -> click.Command:
     try:
         members = vars(importlib.import_module(module_name)).values()
     except (ImportError, SyntaxError) as err:
-        raise _broken(name, module_name, str(err)) from err
+        raise _broken(name, module_name, str(err), missing=getattr(err, "name", None)) from err
     command = next((found for found in members if isinstance(found, click.Command) and found.name == name), None)
     if command is None:
-        raise _broken(name, module_name, "it is not there")
+        raise _broken(name, module_name, "the module has no such command")
     _flatten_env(command)
     if "_GHOSTBOX_COMPLETE" in os.environ:
         importlib.import_module("ghostbox.cli.completion").attach(command, (name,))
     return options.add_global_options(command)
 
 
-def _broken(name: str, module_name: str, why: str) -> GhostboxError:
-    return GhostboxError(
-        f"cannot load the command '{name}' from {module_name}",
-        why=why,
-        hint="install GhostBox again: ./bootstrap install",
-    )
+def _broken(name: str, module_name: str, why: str, *, missing: str | None = None) -> GhostboxError:
+    """Return the error for a command that cannot be imported; ``missing`` is the module that was not found."""
+    if missing is not None and missing.partition(".")[0] != "ghostbox":
+        return GhostboxError(
+            f"'{name}' needs the Python package {missing}, which this installation lacks",
+            why="it was installed for another role (donor or host)",
+            hint="./bootstrap install installs what both roles need",
+        )
+    hint = "install GhostBox again: ./bootstrap install"
+    return GhostboxError(f"cannot load the command '{name}' from {module_name}", why=why, hint=hint)
 
 
 def _flatten_env(command: click.Command) -> None:
@@ -194,19 +200,22 @@ def _flatten_env(command: click.Command) -> None:
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """One Linux VM with the RAM of all your machines."""
-    ctx.ensure_object(Context).set_up_log()
+    context = ctx.ensure_object(Context)
+    context.set_up_log()
+    consent.withdraw()
+    consent.by(context.agrees_to)
     if ctx.invoked_subcommand is None:
         click.echo(_SHORT_HELP)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command and return its exit code; every error ends here."""
+    """Run one command and return its exit code; every error is reported here."""
     context = Context(output=_wanted_output(argv))
     try:
         result: Any = cli.main(list(argv), prog_name="ghostbox", obj=context, standalone_mode=False)
     except GhostboxError as err:
         return _report(err, context)
-    except click.exceptions.NoArgsIsHelpError as err:  # a group of commands by itself: `ghostbox donor`
+    except click.exceptions.NoArgsIsHelpError as err:  # a group without a subcommand, e.g. `ghostbox donor`
         click.echo(err.ctx.get_help() if err.ctx else _SHORT_HELP)
         return 0
     except click.ClickException as err:
@@ -223,7 +232,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """Entry point of the console script."""
+    """Run the program; the console script calls this."""
     set_up_streams()
     if os.environ.get("HOME") == "":
         del os.environ["HOME"]
@@ -236,7 +245,7 @@ def _usage(err: click.ClickException) -> GhostboxError:
 
 
 def _wanted_output(argv: Sequence[str]) -> str:
-    """Guess the format before the command line is parsed: a wrong command line is reported in it too."""
+    """Guess the output format before the command line is parsed: errors of the command line also use it."""
     words = list(argv[: argv.index("--")] if "--" in argv else argv)
     wanted = [new for old, new in itertools.pairwise(words) if old in {"-o", "--output"}]
     wanted += [word.partition("=")[2] for word in words if word.startswith("--output=")]

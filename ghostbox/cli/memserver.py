@@ -1,62 +1,77 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox memserver``: lend this machine's RAM."""
+"""Lend this machine's RAM (``ghostbox memserver``)."""
 
 from __future__ import annotations
 
 import json
+import sys
+from datetime import datetime
 
 import click
 from click.core import ParameterSource
 from rich.text import Text
 
+from ghostbox.cli.clients import COMMANDS
 from ghostbox.cli.context import Context
-from ghostbox.cli.options import SECONDS
+from ghostbox.cli.key_options import KeyOption, key_options, memserver_name
+from ghostbox.cli.options import MOMENT, SECONDS
 from ghostbox.cli.output import Stages, echo, emit, output_options, plain
-from ghostbox.donor_client import DonorStatus
+from ghostbox.donors.client import DonorStatus
 from ghostbox.errors import UsageError
+from ghostbox.memserver import audit
 from ghostbox.memserver import drain as draining
 from ghostbox.memserver.opening import ServiceOptions, default_name
 from ghostbox.memserver.pressure import PressureLimit
-from ghostbox.memserver.service import Ready, run
-from ghostbox.units import format_bytes
+from ghostbox.memserver.secure import FIRST_TOKEN_S
+from ghostbox.memserver.service import Ready, Reports, run
+from ghostbox.units import format_bytes, format_duration
 
 
 @click.group(
     invoke_without_command=True,
-    subcommand_metavar="[drain [OPTIONS]]",
+    subcommand_metavar="[drain|audit|clients|suspend|resume|revoke [OPTIONS]]",
     epilog="""\b
 Examples:
-  ghostbox memserver                                       lend what is free, to this machine only
+  ghostbox memserver                                       lend the free memory, to this machine only
+  ghostbox memserver --size 16G --bind 0.0.0.0             lend to paired hosts, over TLS
   ghostbox memserver --size 16G --bind 192.168.7.2 --insecure
   ghostbox memserver --size 50% --reserve 4G --drain-timeout 1h
-  ghostbox memserver --size auto --drain-on-pressure 20%   give back what this machine comes to need
-  ghostbox memserver drain                                 get all of it back from the hosts
+  ghostbox memserver --size auto --drain-on-pressure 20%   give back memory that this machine needs later
+  ghostbox memserver drain                                 get all memory back from the hosts
+  ghostbox memserver audit --since 1d                      leases and refusals of the last day
+  ghostbox memserver clients                               hosts that are paired (ghostbox token create pairs one)
 
-SIGTERM, Ctrl-C or the end of its terminal ends it: at once if no lease is held, otherwise when the last one was
-released. It waits for that without limit and says who holds what; a second Ctrl-C asks whether to end at once.
+SIGTERM, Ctrl-C or the end of its terminal ends the memserver: at once if no lease is held, otherwise when the last
+lease is released. It waits without limit and names the holders; a second Ctrl-C asks whether to end at once.
 """,
 )
-@click.option("--size", help="Memory to lend: 16G, 50% of the RAM, or auto (what is available, less the reserve).")
-@click.option("--reserve", help="Available memory that is never lent.")
-@click.option("--bind", help="Address to listen on; any but loopback needs --insecure.")
-@click.option("--port", type=int, help="Port of the NBD server, 0 picks one.")
-@click.option("--control-port", type=int, help="Port of the control API, 0 picks one.")
-@click.option("--name", help="Name of this donor; several on one machine need one each.")
-@click.option("--machine", help="Name of the physical machine, if several virtual ones on it lend.")
-@click.option("--drain-timeout", help="How long to wait for leases to end before their memory is lost; none: no limit.")
-@click.option("--remind-every", help="While it waits: how often it says who holds what.")
-@click.option("--drain-on-pressure", help="Drain by itself from this share of time waiting for memory (20%), or never.")
-@click.option("--pressure-file", help="Where that is read: /proc/pressure/memory, or a cgroup's memory.pressure.")
-@click.option("--insecure", is_flag=True, default=None, help="Listen on the network without encryption or passwords.")
-@click.option("--json", "as_json", is_flag=True, help="Say that it is ready as one JSON object.")
+@key_options(
+    "memserver.size",
+    "memserver.reserve",
+    "memserver.bind",
+    "memserver.port",
+    "memserver.control_port",
+    "memserver.name",
+    "memserver.machine",
+    "memserver.drain_timeout",
+    "memserver.remind_every",
+    "memserver.drain_on_pressure",
+    "memserver.pressure_file",
+    "memserver.lock_memory",
+    "memserver.secure",
+    "memserver.insecure",
+    "memserver.announce",
+)
+@click.option("--json", "as_json", is_flag=True, help="Report that the memserver serves as one JSON object.")
 @click.pass_context
-def memserver(ctx: click.Context, /, as_json: bool, **flags: object) -> None:
+def memserver(ctx: click.Context, /, as_json: bool) -> None:
     """Lend this machine's RAM, in the foreground."""
     context = ctx.ensure_object(Context)
     if ctx.invoked_subcommand is not None:
         _refuse_misplaced(ctx)
+        context.flags.clear()  # flags from the environment are for a memserver that starts
         return
-    settings = context.config({f"memserver.{key}": value for key, value in flags.items()}).memserver
+    settings = context.config().memserver
     options = ServiceOptions(
         name=settings.name or default_name(),
         size=settings.size,
@@ -70,49 +85,65 @@ def memserver(ctx: click.Context, /, as_json: bool, **flags: object) -> None:
         pressure=None
         if settings.drain_on_pressure_percent is None
         else PressureLimit(settings.drain_on_pressure_percent, settings.pressure_file),
+        lock_memory=settings.lock_memory,
         insecure=settings.insecure,
+        secure=settings.secure,
+        announce=settings.announce,
     )
-    run(options, context.paths, lambda ready: echo(json.dumps(plain(ready)) if as_json else _line(ready)))
+    if as_json:
+        run(options, context.paths, Reports(lambda ready: echo(json.dumps(plain(ready)))))
+    else:  # a log is no place for a secret: only a terminal gets the token
+        say_token = _say_token if sys.stdout.isatty() else None
+        run(options, context.paths, Reports(lambda ready: echo(_line(ready)), say_token))
+
+
+def _say_token(token: str) -> None:
+    echo(f"to pair a host, run there within {format_duration(FIRST_TOKEN_S)}:\n  ghostbox donor add {token}")
+
+
+for _command in COMMANDS:
+    memserver.add_command(_command)
 
 
 def _line(ready: Ready) -> str:
-    verb = "goes on lending" if ready.adopted else "lends"
+    verb = "still lends" if ready.adopted else "lends"
     held = f", {ready.leases} leases held" if ready.leases else ""
+    secure = "s" if ready.secure else ""
     return (
-        f"{ready.name} {verb} {format_bytes(ready.size_bytes)}: control API http://{ready.control_address},"
-        f" NBD nbd://{ready.nbd_address} (data plane pid {ready.data_plane_pid}){held}"
+        f"{ready.name} {verb} {format_bytes(ready.size_bytes)}: control API http{secure}://{ready.control_address},"
+        f" NBD nbd{secure}://{ready.nbd_address} (data plane pid {ready.data_plane_pid}){held}"
     )
 
 
 @memserver.command(
     epilog="""\b
 Examples:
-  ghostbox memserver drain                   no new leases; wait until all hosts have moved away
+  ghostbox memserver drain                   give no new leases; wait until all hosts have moved away
   ghostbox memserver drain --no-wait
   ghostbox memserver drain --undo            lend again
 
-The hosts see it within seconds and move their pages to their other donors. The memserver goes on running.
+The hosts see the drain within seconds and move their pages to their other donors. The memserver runs on.
 """
 )
-@click.option("--name", help="Name of the donor, if several run here or it is not the machine's.")
+@memserver_name
 @click.option("--timeout", type=SECONDS, help="How long to wait for the hosts (memserver.drain_timeout: no limit).")
 @click.option("--wait/--no-wait", default=True, help="Wait until no lease is held any more.")
-@click.option("--undo", is_flag=True, help="Take it back: lend again.")
+@click.option("--undo", is_flag=True, help="Take the drain back: lend again.")
 @output_options
 @click.pass_obj
-def drain(context: Context, /, name: str | None, timeout: float | None, wait: bool, undo: bool, output: str) -> None:
-    """Ask for the memory back that the memserver running on this machine lends."""
-    settings = context.config({"memserver.name": name}).memserver
-    running = draining.find(settings.name or default_name(), context.paths)
+def drain(context: Context, /, timeout: float | None, wait: bool, undo: bool, output: str) -> None:
+    """Ask the hosts for this machine's memory."""
+    settings = context.config().memserver
+    found = draining.find(settings.name or default_name(), context.paths)
     if undo:
-        status = draining.undo(running)
+        status = draining.undo(found)
         emit(status, output, lambda: _drained(status))
         return
-    status = draining.start(running)
+    status = draining.start(found)
     if wait and status.leases:
         with Stages().stage("drain") as stage:
             timeout_s = settings.drain_timeout_s if timeout is None else timeout
-            status = draining.wait(running, timeout_s=timeout_s, say=stage.say)
+            status = draining.wait(found, timeout_s=timeout_s, say=stage.say)
             stage.detail = "no lease is held"
     emit(status, output, lambda: _drained(status))
 
@@ -122,12 +153,37 @@ def _drained(status: DonorStatus) -> Text:
     return Text(f"{status.name} is {status.state}: {held}")
 
 
+@memserver.command(
+    "audit",
+    epilog="""\b
+Examples:
+  ghostbox memserver audit                   the whole log
+  ghostbox memserver audit --since 2h -n 20
+  ghostbox memserver audit --since 2026-11-29T10:00 --json
+
+The log has leases that were made, refused (with the reason), ended and lost, limits that were hit, and drains: each
+with the address of the request, and the host and VM that it named. Neither proves who sent it.
+""",
+)
+@memserver_name
+@click.option("--since", type=MOMENT, help="Show lines from this time on, or of so long a time: 2026-11-29T10:00, 2h.")
+@click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Show only the last N lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each line.")
+@click.pass_obj
+def audit_(context: Context, /, since: datetime | None, lines: int | None, as_json: bool) -> None:
+    """Show this donor's audit log: leases, refusals, drains."""
+    settings = context.config().memserver
+    entries = audit.find(settings.name or default_name(), context.paths, since)
+    for entry in entries if lines is None else entries[len(entries) - min(lines, len(entries)) :]:
+        echo(json.dumps(entry.said()) if as_json else str(entry))
+
+
 def _refuse_misplaced(ctx: click.Context) -> None:
-    """Refuse options between `memserver` and its subcommand: they would be those of a memserver that is started."""
+    """Refuse options between `memserver` and its subcommand: they belong to a memserver that starts."""
     for parameter in ctx.command.params:
         given = parameter.name is not None and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.expose_value:
+        if given and (parameter.expose_value or isinstance(parameter, KeyOption)):
             raise UsageError(
                 f"{parameter.opts[-1]} is an option of ghostbox memserver itself",
-                hint=f"put the options of {ctx.invoked_subcommand} behind it",
+                hint=f"put the options of {ctx.invoked_subcommand} behind that word",
             )

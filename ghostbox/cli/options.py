@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Options and arguments that several commands share."""
+"""Define options and arguments that several commands share."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Bytes(click.ParamType[int]):
-    """A size; the command receives bytes (``4GiB`` → 4294967296)."""
+    """Is a size; the command receives bytes (``4GiB`` → 4294967296)."""
 
     name = "size"
 
@@ -36,7 +37,7 @@ class Bytes(click.ParamType[int]):
 
 
 class Seconds(click.ParamType[float]):
-    """A duration; the command receives seconds (``5m`` → 300.0)."""
+    """Is a duration; the command receives seconds (``5m`` → 300.0)."""
 
     name = "duration"
 
@@ -48,8 +49,25 @@ class Seconds(click.ParamType[float]):
             self.fail(_sentence(err), param, ctx)
 
 
+class Moment(click.ParamType[datetime]):
+    """Is a moment in the past: a time, or how long ago it was (``2h``); the command receives a time with its zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Parse a time, in this machine's zone if it names no zone, or a duration before now."""
+        try:
+            return datetime.now(UTC) - timedelta(seconds=units.parse_duration(value))
+        except (GhostboxError, OverflowError):
+            pass
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"'{value}' is neither a time (2026-11-29T10:00) nor a duration before now (2h)", param, ctx)
+
+
 class VmName(click.ParamType[str]):
-    """The name of a VM."""
+    """Is the name of a VM."""
 
     name = "name"
 
@@ -63,20 +81,21 @@ class VmName(click.ParamType[str]):
 
 BYTES = Bytes()
 SECONDS = Seconds()
+MOMENT = Moment()
 VM_NAME = VmName()
 
 
 class WordsCommand(click.Command):
-    """A command whose ``words`` are a name and another command's words, which are left as they are.
+    """Is a command whose ``words`` are a name and another command's words, which stay as they are.
 
-    Options of ours stand before the first word. A ``--`` before it, which click swallows, is put back
+    The command's own options stand before the first word. A ``--`` before that word, which click removes, is put back
     (`split_words`).
     """
 
     allow_interspersed_args = False
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse options, and keep the rest."""
+        """Parse the options, and keep the rest."""
         given = list(args)
         rest = super().parse_args(ctx, args)
         words = tuple(ctx.params.get("words") or ())
@@ -87,7 +106,7 @@ class WordsCommand(click.Command):
 
 
 def split_words(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """Tell the name from the command: the first word is the name, unless it is ``--``; so may be the second."""
+    """Split the words into the VM's name and the command; a ``--`` stands in the name's place or behind it."""
     if not words:
         return None, ()
     if words[0] == "--":
@@ -111,7 +130,7 @@ def timeout_option(default: str, text: str) -> Callable[[F], F]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone.
+    """Ask before an action that cannot be undone.
 
     Raises:
         UsageError: there is no terminal to ask on.
@@ -125,7 +144,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def add_global_options(command: click.Command) -> click.Command:
-    """Let ``-c``, ``-v``, ``-q``, ``--no-color`` also stand behind a command's name; twice is harmless."""
+    """Let ``-c``, ``-v``, ``-q``, ``--no-color`` also stand behind a command's name; a second call adds nothing."""
     if isinstance(command, click.Group):
         for nested in command.commands.values():
             add_global_options(nested)
@@ -150,7 +169,7 @@ def global_options(*, hidden: bool) -> list[click.Option]:
         click.Option(
             ["-v", "--verbose"],
             count=True,
-            help="Say more; -vv for debugging, with tracebacks.",
+            help="Log more; -vv is for debugging, with tracebacks.",
             callback=_set_verbose,
             expose_value=False,
             hidden=hidden,
@@ -158,7 +177,7 @@ def global_options(*, hidden: bool) -> list[click.Option]:
         click.Option(
             ["-q", "--quiet"],
             is_flag=True,
-            help="Errors only.",
+            help="Show only errors.",
             callback=_set_quiet,
             expose_value=False,
             hidden=hidden,
@@ -166,7 +185,7 @@ def global_options(*, hidden: bool) -> list[click.Option]:
         click.Option(
             ["--no-color"],
             is_flag=True,
-            help="No colors (NO_COLOR does the same).",
+            help="Use no colors (NO_COLOR does the same).",
             callback=_set_no_color,
             expose_value=False,
             hidden=hidden,
@@ -181,7 +200,7 @@ def _context(ctx: click.Context) -> Context:
 def _set_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is None:
         return
-    config.validate_file(Path(value))  # also for a command that needs none of it
+    config.validate_file(Path(value))  # checked also for a command that needs no configuration
     _context(ctx).config_file = Path(value)
     from_environment = ctx.get_parameter_source("config") is ParameterSource.ENVIRONMENT
     _context(ctx).config_file_from_environment = from_environment

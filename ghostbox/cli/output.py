@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What commands print: results on stdout as table, JSON or YAML; progress on stderr.
+"""Print what commands show: results on stdout as a table, JSON or YAML; progress on stderr.
 
-Strings are shown as they are, wherever they come from; what has a colour is a ``Text`` (`ghostbox.terminal`).
+Strings are shown as they are, wherever they come from; only a ``Text`` has colours (`ghostbox.terminal`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import Any, TypeVar
 
 import click
 import yaml
+from pydantic import BaseModel
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
 from ghostbox.cli.context import Context
+from ghostbox.system.documents import Part
 from ghostbox.terminal import PlainConsole, printable, writes_unicode
 from ghostbox.units import format_duration
 
@@ -52,7 +54,7 @@ def output_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def echo(text: str, *, nl: bool = True) -> None:
-    """Print text on stdout; control characters in it are shown and not sent."""
+    """Print text on stdout; its control characters are shown in readable form."""
     click.echo(printable(text), nl=nl)
 
 
@@ -60,9 +62,9 @@ def emit(data: object, fmt: str, table: Callable[[], RenderableType]) -> None:
     """Print a result on stdout.
 
     Args:
-        data: dataclasses, mappings, lists, scalars; what JSON and YAML show.
+        data: dataclasses, mappings, lists, scalars; JSON and YAML show this.
         fmt: ``table``, ``json`` or ``yaml``.
-        table: makes what people see; called only when it is wanted.
+        table: makes what people see; called only for the format ``table``.
     """
     if fmt == "json":
         echo(json.dumps(plain(data), indent=2))
@@ -73,9 +75,16 @@ def emit(data: object, fmt: str, table: Callable[[], RenderableType]) -> None:
 
 
 def plain(data: object) -> Any:
-    """Return ``data`` as what JSON and YAML know: dataclasses become mappings; paths, dates and enums text."""
+    """Return ``data`` as types of JSON and YAML: dataclasses and models become mappings, unknown types text.
+
+    A dataclass's fields with ``secret`` in their metadata are left out.
+    """
+    if isinstance(data, BaseModel):
+        return data.model_dump(mode="json", exclude_unset=True)
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
-        return {field.name: plain(getattr(data, field.name)) for field in dataclasses.fields(data)}
+        hidden = "further" if isinstance(data, Part) else None  # a newer version's, which mean nothing here
+        shown = [each for each in dataclasses.fields(data) if not (each.name == hidden or each.metadata.get("secret"))]
+        return {each.name: plain(getattr(data, each.name)) for each in shown}
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, enum.Enum):
@@ -90,7 +99,7 @@ def plain(data: object) -> Any:
 
 
 def stdout_console() -> Console:
-    """Return a console for results: as wide as needed when it is not a terminal, so that nothing is cut off."""
+    """Return a console for results; without a terminal it is wide enough that nothing is cut off."""
     return _console(stderr=False)
 
 
@@ -107,7 +116,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 class Stage:
-    """One stage of work; ``detail`` is what the line says at its end."""
+    """Is one stage of work; ``detail`` stands on the stage's last line."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -120,16 +129,15 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """How long it has been at work."""
+        """Return how long the stage has run."""
         return time.monotonic() - self.began
 
 
 class Stages:
-    """Named stages of work with their elapsed time, on stderr.
+    """Shows named stages of work with their elapsed time, on stderr.
 
-    On a terminal the stage at work has a line with a spinner, the time it has taken so far and what it does now.
-    Elsewhere each stage is a plain line at its start, one every ``news_s`` seconds, and one at its end. ``quiet``
-    prints nothing.
+    On a terminal the running stage has a line with a spinner, its time so far and its detail. Elsewhere a stage has a
+    plain line at its start, one every ``news_s`` seconds, and one at its end. ``quiet`` prints nothing.
 
         stages = Stages()
         with stages.stage("image") as stage:
@@ -148,7 +156,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Run a stage; an exception marks it as failed and goes on."""
+        """Run a stage; an exception marks the stage as failed and is raised again."""
         stage = Stage(name)
         try:
             with self._shown(stage):
@@ -159,13 +167,13 @@ class Stages:
         self._end(stage, Text("done  ", "green"))
 
     def note(self, text: str) -> None:
-        """Print a line between stages."""
+        """Print a line between two stages."""
         if not self.quiet:
-            self._console.print(text, soft_wrap=True)  # a command in it can be copied whole
+            self._console.print(text, soft_wrap=True)  # soft wrap, so that a command in the text can be copied whole
 
     @contextmanager
     def _shown(self, stage: Stage) -> Iterator[None]:
-        """Show a stage while it is at work."""
+        """Show a stage while it runs."""
         if self.quiet:
             yield
         elif self._console.is_terminal:
@@ -173,7 +181,7 @@ class Stages:
                 yield
         else:
             self._console.print(f"{stage.name:<12} …")
-            with _news(stage, self._console, self._news_s):
+            with _timed_lines(stage, self._console, self._news_s):
                 yield
 
     def _end(self, stage: Stage, word: Text) -> None:
@@ -184,7 +192,7 @@ class Stages:
 
 
 class _Working:
-    """The line of a stage at work: drawn anew several times a second, never longer than the terminal is wide."""
+    """Is the line of a running stage: drawn several times a second, never longer than the terminal is wide."""
 
     def __init__(self, stage: Stage, console: Console) -> None:
         self._stage = stage
@@ -199,8 +207,8 @@ class _Working:
 
 
 @contextmanager
-def _news(stage: Stage, console: Console, interval_s: float) -> Iterator[None]:
-    """Print now and then how long a stage has been at work, and what it does: silence looks like a hang."""
+def _timed_lines(stage: Stage, console: Console, interval_s: float) -> Iterator[None]:
+    """Print at intervals how long a stage has run, and its detail: silence looks like a hang."""
     over = threading.Event()
 
     def tell() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox plan``: what ``up`` would do and what is to be expected of it; the same as ``up --dry-run``."""
+"""Show what ``up`` would do and predict how the VM's memory performs (``ghostbox plan``, ``up --dry-run``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ONLY_FOR_UP = {"autostart", "dry_run", "printed", "timeout", "no_wait", "no_rec
     epilog="""\b
 Examples:
   ghostbox donor bench                                measure the links first
-  ghostbox plan                                       then see what they are good for
+  ghostbox plan                                       then see the prediction
   ghostbox plan --donor tower --remote-memory 16G --json
 """,
 )

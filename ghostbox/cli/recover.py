@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command that gives a VM another pager."""
+"""Give a VM another pager (``ghostbox recover``)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ghostbox.cli.output import Stages, emit, output_options
 from ghostbox.session import Recovered
 
 _SAID = {
-    "recovered": "VM '{name}' goes on: its pager had died, another one took over (pid {pid})",
-    "restarted": "VM '{name}' goes on with a new pager (pid {pid})",
-    "restored": "VM '{name}' goes on: its pager's files were gone, the pager (pid {pid}) has made them anew",
+    "recovered": "VM '{name}' runs again: its pager had died, another pager (pid {pid}) took over",
+    "restarted": "VM '{name}' has a new pager (pid {pid})",
+    "restored": "the files of VM '{name}'s pager were gone; the pager (pid {pid}) has made them anew",
     "none": "the pager of VM '{name}' is well (pid {pid}); nothing was done",
 }
 
@@ -23,16 +23,16 @@ _SAID = {
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox recover                  the guest froze because its pager died: go on
-  ghostbox recover work --restart   replace the pager of a VM that runs, by a newer version of it
+  ghostbox recover                  give a guest that froze because its pager died another pager
+  ghostbox recover work --restart   replace the pager of a running VM, e.g. by a newer version
 """
 )
 @name_argument
-@click.option("--restart", is_flag=True, help="Also if the pager is well: it hands over to a new one.")
+@click.option("--restart", is_flag=True, help="Replace the pager also if it is well: it hands over to a new pager.")
 @output_options
 @click.pass_obj
 def recover(context: Context, /, name: str | None, restart: bool, output: str) -> None:
-    """Give a VM whose pager died another one; nothing is lost."""
+    """Give a VM whose pager died another pager; nothing is lost."""
     vm = chosen(context, name)
     found = session.recover(vm, context.paths, Stages(), restart=restart)
     emit(found, output, lambda: _sentence(found))

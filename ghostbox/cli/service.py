@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox service``: a donor, or the VMs of this host, started with the machine by systemd."""
+"""Let systemd start a donor, or this host's VMs, with the machine (``ghostbox service``)."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from ghostbox import services
 from ghostbox.cli.context import Context
 from ghostbox.cli.memserver import memserver
 from ghostbox.cli.output import emit, output_options
-from ghostbox.services import Kind, ServiceStatus
+from ghostbox.system import services
+from ghostbox.system.services import Kind, ServiceStatus
 from ghostbox.terminal import Table
 
 _KIND = click.argument("kind", type=click.Choice([kind.value for kind in Kind]))
 _USER = click.option(
-    "--user", is_flag=True, help="The user's own systemd, not the system's (for root; others have no choice)."
+    "--user", is_flag=True, help="Use the user's own systemd, not the system's (for root; other users have no choice)."
 )
 
 
 @click.group(
     epilog="""\b
 Examples:
-  ghostbox service install donor -- --size 24G --bind 192.168.7.2 --insecure
+  ghostbox service install donor -- --size 24G --bind 0.0.0.0
   ghostbox service install host
   ghostbox service status
   ghostbox service uninstall donor
 
-Exit code 5 where systemd does not run.
+The exit code is 5 where systemd does not run.
 """
 )
 def service() -> None:
-    """Have systemd start a donor, or the VMs of this host, with the machine."""
+    """Let systemd start a donor, or the VMs of this host, with the machine."""
 
 
 @service.command(
     context_settings={"ignore_unknown_options": True},
     epilog="""\b
 Examples:
-  ghostbox service install donor -- --size 24G --bind 192.168.7.2 --insecure
+  ghostbox service install donor -- --size 24G --bind 0.0.0.0
   ghostbox service install host
   ghostbox service install host --user
 
-`donor` takes the options of `ghostbox memserver` (behind --). What it says is in the journal. Stopped, it waits without
-limit for the hosts to move their memory away, and says every minute who holds what. So does a machine that shuts down,
-until its systemd loses patience (30 minutes; 2 with --user): drain it before. A donor that is killed is started again
-and goes on with the memory that it lent. `host` starts the VMs with `ghostbox autostart on`, and their supervisors.
-Installing again changes the options.
+`donor` takes the options of `ghostbox memserver` (behind --). Its log is in the journal. When the service is stopped,
+the memserver waits without limit until the hosts have moved their memory away, and names the holders every minute.
+When the machine shuts down, systemd waits for that only 30 minutes (2 with --user): drain the donor before. A memserver
+that is killed is started again and lends the same memory. `host` starts the VMs that have `ghostbox autostart on`, and
+their supervisors. Installing a service again changes its options.
 """,
 )
 @_KIND
@@ -58,8 +58,8 @@ Installing again changes the options.
 def install(context: Context, /, kind: str, user: bool, options: tuple[str, ...], output: str) -> None:
     """Install a service and start it, now and with the machine."""
     if Kind(kind) is Kind.DONOR:
-        given = memserver.make_context("memserver", list(options), parent=click.get_current_context()).params
-        context.config({f"memserver.{key}": value for key, value in given.items() if key != "as_json"})
+        memserver.make_context("memserver", list(options), parent=click.get_current_context())
+        context.config()  # this checks the options' values
     elif options:
         raise click.UsageError(f"'{kind}' takes no options: {' '.join(options)}")
     file = () if context.config_file is None else ("-c", str(context.config_file.absolute()))
@@ -70,8 +70,8 @@ def install(context: Context, /, kind: str, user: bool, options: tuple[str, ...]
 @service.command(
     epilog="""\b
 Examples:
-  ghostbox service uninstall donor       waits until no host holds its memory any more
-  ghostbox service uninstall host        VMs go on running, and are not started with the machine any more
+  ghostbox service uninstall donor       wait until no host holds its memory any more
+  ghostbox service uninstall host        VMs run on, and are not started with the machine any more
 """
 )
 @_KIND
@@ -79,7 +79,7 @@ Examples:
 @output_options
 @click.pass_obj
 def uninstall(context: Context, /, kind: str, user: bool, output: str) -> None:
-    """Stop a donor's service; forget a service. One that is not installed is no error."""
+    """Remove a service; a donor's service is stopped first. A service that is not installed is no error."""
     wanted = services.service(Kind(kind), user=user)
     removed = services.uninstall(wanted)
     text = "is uninstalled" if removed else "was not installed"
@@ -97,7 +97,7 @@ Examples:
 @output_options
 @click.pass_obj
 def status(context: Context, /, user: bool, output: str) -> None:
-    """Show which services are installed, whether they run, and whether they start with the machine."""
+    """Show which services are installed and run. It also shows whether they start with the machine."""
     found = [services.status(services.service(kind, user=user)) for kind in Kind]
     emit(found, output, lambda: _table(found))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The hidden command that releases what donors which did not answer still hold. Other commands start it."""
+"""Release leases whose donors did not answer earlier: a hidden command that other commands start."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ Examples:
 )
 @click.pass_obj
 def settle_leases(context: Context, /) -> None:
-    """Release what donors that were silent still hold."""
+    """Release leases whose donors did not answer earlier."""
     unreleased.settle(context.paths)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The hidden command that serves a shared folder. Nobody needs to call it: `up` does, and the VM's supervisor."""
+"""Serve a shared folder: a hidden command that `up` and the VM's supervisor start."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ Examples:
 @click.option("--lock", hidden=True, help="Names the folder on the command line; it is not read.")
 @click.pass_obj
 def share_files(context: Context, /, name: str, number: int, lock: str | None) -> None:
-    """Serve a shared folder of a VM until the guest goes away."""
+    """Serve a shared folder of a VM until the guest ends the connection."""
     share_server.serve(name, number, context.paths)

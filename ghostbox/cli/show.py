@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Tables for people: VMs, plans, status. They fit on a terminal of 80 × 24, and nothing that matters is cut off there.
+"""Make tables for people: VMs, plans, status. They fit on a terminal of 80 × 24 without cutting off what matters.
 
-Strings are shown as they are; what has a colour is a ``Text``.
+Strings are shown as they are; only a ``Text`` has colours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ghostbox import health
-from ghostbox.health import Level
-from ghostbox.plan import ImagePlan, NetworkPlan, VmPlan
-from ghostbox.prediction import Everyday, Forecast, Link
+from ghostbox.pager import health
+from ghostbox.pager.health import Level
+from ghostbox.pager.model import PagerDonor, PagerStatus
+from ghostbox.plan.plan import ImagePlan, NetworkPlan, VmPlan
+from ghostbox.plan.prediction import Everyday, Forecast, Link
+from ghostbox.plan.workloads import Expected
 from ghostbox.session import UpResult, VmInfo, VmState, VmStatus, VmSummary
 from ghostbox.terminal import Table
 from ghostbox.units import PAGE_BYTES, format_bytes, format_duration
@@ -25,6 +27,7 @@ _COLORS[VmState.UNMANAGED] = "red"
 
 
 DONOR_COLORS = {"up": "green", "slow": "yellow", "draining": "yellow", "drained": "dim", "removed": "dim"}
+CHANNEL_COLORS = {"tls": "green", "insecure": "bold red"}
 _LEVELS = {Level.OK: "green", Level.DEGRADED: "yellow", Level.LOST: "bold red"}
 
 
@@ -39,7 +42,7 @@ def pairs(rows: Iterable[tuple[str, object]]) -> Table:
 
 
 def grid(*titles: str, names: Sequence[str] = (), figures: Sequence[str] = ()) -> Table:
-    """Return an empty table whose columns ``names`` are folded where there is little room; others are not."""
+    """Return an empty table whose columns ``names`` are folded where there is little space; other columns are not."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for title in titles:
         folds = title in names
@@ -49,14 +52,14 @@ def grid(*titles: str, names: Sequence[str] = (), figures: Sequence[str] = ()) -
 
 
 def up_result(result: UpResult) -> RenderableType:
-    """Show how to get into the VM."""
+    """Show how to log in to the VM."""
     verb = "runs already" if result.already_running else "runs"
     login = (f"ghostbox shell {result.name}", "bold")
     return Text.assemble(f"VM '{result.name}' {verb}. Log in: ", login, f", or: {result.ssh_command}")
 
 
 def plan(found: VmPlan) -> RenderableType:
-    """Show what ``up`` would do, and what is to be expected of it."""
+    """Show what ``up`` would do, and the predicted performance."""
     head = pairs(
         [
             ("VM", f"{found.name} (domain {found.domain})"),
@@ -66,7 +69,11 @@ def plan(found: VmPlan) -> RenderableType:
             ("remote memory", format_bytes(found.remote_memory_bytes)),
             *(("  from", f"{share.address}: {format_bytes(share.size_bytes)}") for share in found.shares),
             ("copies", _copies(found)),
-            ("cache", f"{format_bytes(found.pager.cache_bytes)}, so {_here(found)} of this machine's RAM in all"),
+            ("cache", f"{format_bytes(found.pager.cache_bytes)}, so {_local_text(found)} of this machine's RAM in all"),
+            (
+                "for programs",
+                f"{format_bytes(found.for_programs.usable_bytes)} of that; the guest's kernel takes the rest",
+            ),
             ("disk", f"{format_bytes(found.disk_bytes)} on image {_image(found.image)}"),
             *((f"disk{number}", format_bytes(disk.size_bytes)) for number, disk in enumerate(found.disks, start=2)),
             *(("share", str(each)) for each in found.folders),
@@ -76,10 +83,11 @@ def plan(found: VmPlan) -> RenderableType:
             ("tiering", found.guest.tiering),
         ]
     )
-    return Group(head, "", forecast(found.forecast, found.memory_bytes + found.pager.cache_bytes))
+    here_bytes = found.memory_bytes + found.pager.cache_bytes
+    return Group(head, "", forecast(found.forecast, here_bytes), *uses(found.uses, here_bytes))
 
 
-def _here(found: VmPlan) -> str:
+def _local_text(found: VmPlan) -> str:
     return format_bytes(found.memory_bytes + found.pager.cache_bytes)
 
 
@@ -105,7 +113,7 @@ def _copies(found: VmPlan) -> str:
 
 
 def forecast(found: Forecast, here_bytes: int) -> RenderableType:
-    """Show what remote memory will cost beside ``here_bytes`` of local memory and cache; in everyday terms first."""
+    """Show what remote memory will cost beside ``here_bytes`` of local memory and cache; everyday examples first."""
     about = "about " if found.assumed else ""
     slower = [f"{each.slowdown:,.0f} × at {each.locality_percent} %" for each in found.slowdowns]
     rows: list[tuple[str, object]] = [
@@ -124,8 +132,29 @@ def forecast(found: Forecast, here_bytes: int) -> RenderableType:
     return pairs(rows)
 
 
+def uses(found: Sequence[Expected], here_bytes: int) -> list[RenderableType]:
+    """Show which share of a program's accesses waits for a donor, by kind of program and size of its memory."""
+    if not found:
+        return []
+    factors = list(dict.fromkeys(each.factor for each in found))
+    sizes = " and ".join(f"{factor:g} ×" for factor in factors)
+    table = grid("A PROGRAM THAT READS", *(f"{factor:g} ×" for factor in factors), names=("A PROGRAM THAT READS",))
+    for name in dict.fromkeys(each.name for each in found):
+        table.add_row(name, *(_waiting(each) for each in found if each.name == name))
+    about = f"accesses that wait for a donor, of a program with {sizes} the {format_bytes(here_bytes)} here, settled:"
+    return ["", about, table]
+
+
+def _waiting(found: Expected) -> str:
+    if found.bytes_per_s:
+        return f"{format_bytes(int(found.bytes_per_s))}/s"
+    if found.waits == 0.0:
+        return "none"
+    return f"{found.waits:.1%}" if found.waits < 0.0995 else f"{found.waits:.0%}"
+
+
 def _seconds(found: Everyday) -> str:
-    """Say how long something takes, beside what it takes in local memory: ``4 s instead of 1``."""
+    """Return how long an action takes, compared with local memory: ``4 s instead of 1``."""
     if found.remote_s < 1.15 * found.local_s:
         return f"{_rounded(found.remote_s)} s, as in local memory"
     return f"{_rounded(found.remote_s)} s instead of {_rounded(found.local_s)}"
@@ -151,7 +180,7 @@ def _image(image: ImagePlan) -> str:
 
 
 def summaries(found: Sequence[VmSummary]) -> RenderableType:
-    """Show one line a VM."""
+    """Show a line for each VM."""
     titles = ("NAME", "STATE", "HEALTH", "CPUS", "LOCAL", "REMOTE", "VIRT", "SSH", "IMAGE")
     table = grid(*titles, names=("NAME", "IMAGE"), figures=("CPUS",))
     for each in found:
@@ -198,12 +227,12 @@ def info(found: VmInfo) -> RenderableType:
 
 
 def status(found: VmStatus) -> RenderableType:
-    """Show how a VM does: what matters first, the counters last."""
+    """Show a VM's status: the important lines first, the counters last."""
     rows: list[tuple[str, object]] = [("VM", found.name), ("state", _state(found))]
     if found.pager is None:
         return pairs(rows)
     rows += [("health", level(None if found.health is None else found.health.level)), *_memory_rows(found)]
-    return Group(pairs(rows), "", _donors(found.pager["donors"]), "", pairs(_counter_rows(found.pager)))
+    return Group(pairs(rows), "", _donors(found.pager.donors), "", pairs(_counter_rows(found.pager)))
 
 
 def _state(found: VmStatus) -> Text:
@@ -218,7 +247,7 @@ def _state(found: VmStatus) -> Text:
 
 
 def health_notes(found: VmStatus | VmInfo) -> list[str]:
-    """Return what is wrong with a VM's memory and its disk, and what to do about it."""
+    """Return what is wrong with a VM's memory and its disks, and advice."""
     problems = [each for each in (found.problem, found.disk_problem) if each is not None]
     problems += () if found.health is None else found.health.problems
     lines = []
@@ -231,59 +260,81 @@ def health_notes(found: VmStatus | VmInfo) -> list[str]:
 
 def _memory_rows(found: VmStatus) -> list[tuple[str, object]]:
     assert found.pager is not None
-    pages, cache = found.pager["pages"], format_bytes(found.pager["cache_bytes"])
+    pages, cache = found.pager.pages, format_bytes(found.pager.cache_bytes)
 
-    def size(key: str) -> str:
-        return format_bytes(pages[key] * PAGE_BYTES)
+    def size(n_pages: int) -> str:
+        return format_bytes(n_pages * PAGE_BYTES)
 
     in_use = "" if found.in_use_bytes is None else f", {format_bytes(found.in_use_bytes)} in use"
     return [
-        ("remote", f"{format_bytes(pages['total'] * PAGE_BYTES)}{in_use}"),
-        ("cache", f"{size('resident')} resident, {size('inactive')} inactive of {cache}"),
-        ("on donors", f"{size('on_donor')}; {size('dirty')} not written yet"),
+        ("remote", f"{size(pages.total)}{in_use}"),
+        ("cache", f"{size(pages.resident)} resident, {size(pages.inactive)} inactive of {cache}"),
+        ("on donors", f"{size(pages.on_donor)}; {size(pages.dirty)} not written yet"),
     ]
 
 
-def _counter_rows(pager: Mapping[str, Any]) -> list[tuple[str, object]]:
-    faults, evictions, fetch = pager["faults"], pager["evictions"], pager["latency"]["fetch"]
+def _counter_rows(pager: PagerStatus) -> list[tuple[str, object]]:
+    faults, evictions, fetch = pager.faults, pager.evictions, pager.latency.fetch
     return [
-        ("faults", f"{faults['missing_fetch']} fetched, {faults['missing_zero']} new, {faults['minor']} found again"),
-        ("fetch time", f"p50 {_us(fetch, 'p50_us')}, p99 {_us(fetch, 'p99_us')}"),
-        ("evicted", f"{evictions['clean']} clean, {evictions['dirty']} dirty, {evictions['zero']} zero pages"),
+        ("faults", f"{faults.missing_fetch} fetched, {faults.missing_zero} new, {faults.minor} found again"),
+        ("fetch time", f"p50 {_us(fetch.p50_us)}, p99 {_us(fetch.p99_us)}"),
+        ("evicted", f"{evictions.clean} clean, {evictions.dirty} dirty, {evictions.zero} zero pages"),
         ("kernel", _kernel(pager)),
     ]
 
 
-def _kernel(pager: Mapping[str, Any]) -> str:
-    """Say how writes are noticed, and what this kernel's userfaultfd lacks (or was told to hide)."""
-    how = "tracks writes itself" if pager["dirty_tracking"] == "wp-async" else "writes are write-protect faults"
-    missing = [name for name, there in pager["features"].items() if not there]
-    return f"{how} ({pager['dirty_tracking']})" + (f"; without {', '.join(missing)}" if missing else "")
+def _kernel(pager: PagerStatus) -> str:
+    """Return how the pager notices writes, and which features of userfaultfd are missing (or were told to hide)."""
+    how = "tracks writes itself" if pager.dirty_tracking == "wp-async" else "writes are write-protect faults"
+    missing = [name for name, there in pager.features.items() if not there]
+    return f"{how} ({pager.dirty_tracking})" + (f"; without {', '.join(missing)}" if missing else "")
 
 
-def _us(histogram: Mapping[str, Any], key: str) -> str:
-    value = histogram.get(key)
+def _us(value: float | None) -> str:
     return "-" if not value else f"{value:.0f} µs"
 
 
-def _donors(donors: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Show a line a donor, even if it lends several pieces of memory; not those that hold nothing and never will."""
-    titles = ("DONOR", "STATE", "SIZE", "READ", "WRITTEN", "ERRORS")
-    table = grid(*titles, names=("DONOR",), figures=titles[2:])
+def _donors(donors: Sequence[PagerDonor]) -> RenderableType:
+    """Show a line for each donor, however many leases it has; removed donors are left out."""
+    titles = ("DONOR", "STATE", "CHANNEL", "SIZE", "READ", "WRITTEN", "ERRORS")
+    table = grid(*titles, names=("DONOR",), figures=titles[3:])
     away: list[str] = []
     for (name, state), alike in health.together(donors).items():
-        sizes = [
-            format_bytes(sum(each[key] for each in alike)) for key in ("export_bytes", "read_bytes", "written_bytes")
-        ]
-        errors = sum(each["errors"] for each in alike)
-        table.add_row(name, Text(state, DONOR_COLORS.get(state, "red")), *sizes, str(errors))
+        sizes = (
+            sum(each.export_bytes for each in alike),
+            sum(each.read_bytes for each in alike),
+            sum(each.written_bytes for each in alike),
+        )
+        errors = sum(each.errors for each in alike)
+        shown = Text(state, DONOR_COLORS.get(state, "red"))
+        table.add_row(name, shown, _channel(alike), *map(format_bytes, sizes), str(errors))
         absence = health.absence(alike[0])
         away += [f"  {name}: {absence}"] if absence else []
     return Group(table, *away)
 
 
+def _channel(alike: Sequence[PagerDonor]) -> Text:
+    """Show how the bytes of a donor's exports go; of several ways the worst."""
+    channels = {each.channel for each in alike}
+    found = next((each for each in ("insecure", "local", "tls") if each in channels), "-")
+    return Text(found, CHANNEL_COLORS.get(found, ""))
+
+
+def channel_notes(found: VmStatus) -> list[str]:
+    """Return a warning if memory of the VM goes over a network without encryption."""
+    donors = () if found.pager is None else found.pager.donors
+    open_to_all = [each for each in donors if each.channel == "insecure" and each.state != "removed"]
+    names = dict.fromkeys(health.name_of(each) for each in open_to_all)
+    if not names:
+        return []
+    return [
+        f"warning: what VM '{found.name}' keeps on {', '.join(names)} is neither encrypted nor protected (--insecure):"
+        " to pair, on the donor: ghostbox token create; here: ghostbox donor add TOKEN, then down and up"
+    ]
+
+
 def level(found: Level | None) -> Text:
-    """Show how the memory of a VM does."""
+    """Show the health of a VM's memory."""
     return Text("-") if found is None else Text(str(found), _LEVELS[found])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox snapshot``, ``export`` and ``import``: what a stopped VM is, kept beside it or carried elsewhere."""
+"""Keep a stopped VM's state beside it, or in a file: ``ghostbox snapshot``, ``export`` and ``import``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Examples:
 """
 )
 def snapshot() -> None:
-    """Keep what a stopped VM's disks are, and go back to it."""
+    """Keep the state of a stopped VM's disks, and restore it."""
 
 
 @snapshot.command(
@@ -38,7 +38,7 @@ def snapshot() -> None:
 Examples:
   ghostbox down work && ghostbox snapshot create work before-upgrade
 
-All disks of the VM and its definition are in it. It takes space only as the guest writes over what it holds.
+A snapshot has all disks of the VM and its definition. It takes space only as the guest overwrites data.
 """
 )
 @_first
@@ -46,7 +46,7 @@ All disks of the VM and its definition are in it. It takes space only as the gue
 @output_options
 @click.pass_obj
 def create(context: Context, /, first: str, second: str | None, output: str) -> None:
-    """Keep what the disks of a stopped VM are now."""
+    """Make a snapshot of a stopped VM."""
     vm, name = _split(context, first, second)
     made = snapshots.create(vm, name, context.paths)
     emit(made, output, lambda: f"snapshot '{made.name}' of VM '{vm}' is made: {_disks(made)}")
@@ -75,7 +75,7 @@ Examples:
   ghostbox snapshot restore work before-upgrade        asks first
   ghostbox snapshot restore work before-upgrade -y
 
-To keep what the disks are now, make another snapshot first.
+To keep the present state, make another snapshot first.
 """
 )
 @_first
@@ -84,9 +84,9 @@ To keep what the disks are now, make another snapshot first.
 @output_options
 @click.pass_obj
 def restore(context: Context, /, first: str, second: str | None, yes: bool, output: str) -> None:
-    """Put the disks and the definition of a stopped VM back to a snapshot; what is on the disks now is lost."""
+    """Restore a stopped VM's disks and definition. The disks' present content is lost."""
     vm, name = _split(context, first, second)
-    confirm(f"Put VM '{vm}' back to snapshot '{name}', and lose what was written to its disks since?", yes=yes)
+    confirm(f"Restore snapshot '{name}' of VM '{vm}', and lose what was written to its disks since?", yes=yes)
     found = snapshots.restore(vm, name, context.paths)
     emit(found, output, lambda: f"VM '{vm}' is as it was at {found.created_at}: {_disks(found)}")
 
@@ -102,7 +102,7 @@ Examples:
 @yes_option
 @click.pass_obj
 def delete(context: Context, /, first: str, second: str | None, yes: bool) -> None:
-    """Remove a snapshot of a stopped VM. The disks stay as they are."""
+    """Remove a snapshot of a stopped VM. The disks' content stays."""
     vm, name = _split(context, first, second)
     confirm(f"Delete snapshot '{name}' of VM '{vm}'?", yes=yes)
     snapshots.delete(vm, name, context.paths)
@@ -110,7 +110,7 @@ def delete(context: Context, /, first: str, second: str | None, yes: bool) -> No
 
 
 def _split(context: Context, first: str, second: str | None) -> tuple[str, str]:
-    """Return the VM and the other word; the only VM there is need not be named."""
+    """Return the VM and the other word; the name of the only VM may be left out."""
     return (chosen(context, None), first) if second is None else (chosen(context, first), second)
 
 
@@ -130,10 +130,10 @@ def _table(found: list[Snapshot]) -> Table:
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox export work work.ghostbox        its disks, its kernel and its definition, in one file
+  ghostbox export work work.ghostbox        write disks, kernel and definition into one file
   scp work.ghostbox other: && ssh other ghostbox import work.ghostbox
 
-Snapshots, keys and addresses are not in it. While it is written it takes up to twice its size.
+Snapshots, keys and addresses are not in the file. While it is written, it takes up to twice its size.
 """
 )
 @_first
@@ -141,7 +141,7 @@ Snapshots, keys and addresses are not in it. While it is written it takes up to 
 @output_options
 @click.pass_obj
 def export(context: Context, /, first: str, second: str | None, output: str) -> None:
-    """Write a stopped VM into one file that stands alone."""
+    """Write a stopped VM into one file, which needs no image."""
     vm, word = _split(context, first, second)
     file = Path(word)
     made = archive.export(vm, file, context.config({"vm.name": vm}), context.paths, Stages())
@@ -152,21 +152,21 @@ def export(context: Context, /, first: str, second: str | None, output: str) -> 
     "import",
     epilog="""\b
 Examples:
-  ghostbox import work.ghostbox                 under the name that it has there
-  ghostbox import work.ghostbox --name copy     a VM of its own: other keys, address and UUID
+  ghostbox import work.ghostbox                 keep the name that the file has
+  ghostbox import work.ghostbox --name copy     another name; keys, address and UUID are always new
   ghostbox up copy --donor tower
 
-The file is checked whole; one that is damaged or cut off leaves nothing behind.
+The whole file is checked; a damaged or cut-off file leaves nothing behind.
 """,
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", type=VM_NAME, metavar="NAME", help="Name of the new VM; the default is the exported one's.")
+@click.option("--name", type=VM_NAME, metavar="NAME", help="Name of the new VM; the default is the exported VM's name.")
 @output_options
 @click.pass_obj
 def import_(context: Context, /, file: Path, name: str | None, output: str) -> None:
-    """Make a VM of a file that `export` wrote."""
+    """Make a VM from a file that `export` wrote."""
     stages = Stages()
     made = archive.import_(file, name, context.paths, stages)
-    emit(made, output, lambda: f"VM '{made.name}' is there. Start it: ghostbox up {made.name} --donor HOST")
+    emit(made, output, lambda: f"VM '{made.name}' is imported. Start it: ghostbox up {made.name} --donor HOST")
     if made.left_out:
-        stages.note(f"left out, as it belonged to the other host: {', '.join(made.left_out)}")
+        stages.note(f"left out, since these keys belong to the other host: {', '.join(made.left_out)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox top``: watch a VM's remote memory at work."""
+"""Watch a VM's remote memory (``ghostbox top``)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ghostbox import page_map, terminal
-from ghostbox import top as watching
+from ghostbox import terminal
 from ghostbox.cli import keys, show
+from ghostbox.cli import rates as watching
 from ghostbox.cli.chosen import chosen
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import SECONDS, name_argument
 from ghostbox.cli.output import echo, plain, stdout_console
+from ghostbox.cli.rates import DonorRates, Sample
 from ghostbox.errors import UsageError
-from ghostbox.health import Level
-from ghostbox.page_map import Cell, Look, PageMap
+from ghostbox.pager import page_map
+from ghostbox.pager.health import Level
+from ghostbox.pager.page_map import Cell, Look, PageMap
 from ghostbox.session.signals import Interrupts
-from ghostbox.top import DonorRates, Sample
 from ghostbox.units import MIB, format_bytes, format_duration
 
 _INTERVAL_MIN_S = 0.1
@@ -45,7 +46,7 @@ _STYLES = {
     Look.DIRTY: "magenta",
     Look.POISONED: "bold red",
 }
-# Without colours each look has a letter of its own, a small one where less than half of the cell is here.
+# Without colours each look has a letter of its own, a small letter if less than half of the cell is on this host.
 _LETTERS = {Look.RESIDENT: "R", Look.INACTIVE: "I", Look.DIRTY: "W"}
 _WORDS = {
     Look.RESIDENT: "resident",
@@ -60,16 +61,16 @@ _WORDS = {
     epilog="""\b
 Examples:
   ghostbox top                        watch the VM until q or Ctrl-C
-  ghostbox top work --interval 5s     another one, calmer
-  ghostbox top --json --count 10      ten seconds of it, one object a line
+  ghostbox top work --interval 5s     another VM, every five seconds
+  ghostbox top --json --count 10      ten seconds, one object a line
   ghostbox top --json --map           with the map of the remote memory
 """
 )
 @name_argument
-@click.option("--interval", type=SECONDS, default="1s", show_default=True, help="Time between two looks.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a look.")
-@click.option("--map/--no-map", "with_map", default=None, help="With a map of node 1 (on a terminal: yes).")
+@click.option("--interval", type=SECONDS, default="1s", show_default=True, help="Time between two samples.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a sample.")
+@click.option("--map/--no-map", "with_map", default=None, help="Show a map of node 1 (the default on a terminal).")
 @click.pass_obj
 def top(
     context: Context,
@@ -81,7 +82,7 @@ def top(
     as_json: bool,
     with_map: bool | None,
 ) -> None:
-    """Watch the faults, the cache and the donors of a VM. Without a terminal: a line a look."""
+    """Watch the faults, the cache and the donors of a VM. Without a terminal, each sample is a line."""
     if interval < _INTERVAL_MIN_S:
         raise UsageError(f"--interval: {interval:g} s is less than {_INTERVAL_MIN_S:g} s")
     vm = chosen(context, name)
@@ -97,10 +98,10 @@ def top(
         else:
             _print(line(sample) for sample in look())
     except BrokenPipeError:
-        # Whoever read has enough. Nothing may be flushed into the pipe when we end.
+        # The reader has closed the pipe. Python flushes stdout at exit, which must not write into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        return  # the usual way to end it
+        return  # Ctrl-C is a usual way to end `top`
 
 
 def _object(sample: Sample, *, with_map: bool) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _print(lines: Iterator[str]) -> None:
 
 def _live(samples: Iterator[Sample]) -> None:
     console = stdout_console()
-    with Live("waiting for the first look … (q ends it)", console=console, auto_refresh=False) as live:
+    with Live("waiting for the first sample … (q ends top)", console=console, auto_refresh=False) as live:
         for sample in samples:
             live.update(screen(sample, console), refresh=True)
 
@@ -145,7 +146,7 @@ def _not_up(donor: DonorRates) -> str:
 
 
 def screen(sample: Sample, console: Console) -> RenderableType:
-    """Return a sample as what a terminal shows: the map has the lines that the figures leave."""
+    """Return a sample for a terminal; the map has the lines that the figures leave."""
     figures = view(sample)
     if sample.map is None or not sample.map.n_cells or console.width < _MAP_WIDTH_MIN:
         return figures
@@ -188,7 +189,7 @@ def view(sample: Sample) -> RenderableType:
 
 
 def _health_rows(sample: Sample) -> list[tuple[str, object]]:
-    """Nothing while all is well."""
+    """Return the lines on the VM's health; none if all is well."""
     if sample.health.level is Level.OK:
         return []
     rows: list[tuple[str, object]] = [("health", show.level(sample.health.level))]
@@ -200,14 +201,14 @@ def _health_rows(sample: Sample) -> list[tuple[str, object]]:
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The signs of the map: shades in colours, or a letter for each look where there are none."""
+    """Holds the signs of the map: shades in colours, or without colours a letter for each look."""
 
     colored: bool
     density: str
 
     @classmethod
     def of(cls, console: Console) -> Self:
-        """Return those that a console can show."""
+        """Return the signs that a console can show."""
         colored = not console.no_color and console.color_system is not None
         return cls(colored, _DENSITY if terminal.writes_unicode(console.file) else _DENSITY_ASCII)
 
@@ -224,7 +225,7 @@ class Glyphs:
         return self.density[min(int(cell.here * len(self.density)), len(self.density) - 1)], style
 
     def legend(self) -> Text:
-        """Return what they mean."""
+        """Return the meaning of the signs."""
         words = [
             Text.assemble(self.cell(Cell(look, 0.0 if look is Look.REMOTE else 1.0)), f" {word}")
             for look, word in _WORDS.items()
@@ -234,19 +235,19 @@ class Glyphs:
 
 
 def map_legend(found: PageMap, glyphs: Glyphs, *, n_cells: int) -> Text:
-    """Say what the map shows."""
+    """Return the line that explains the map."""
     size = format_bytes(found.length_bytes // max(min(n_cells, found.n_cells), 1))
     return Text.assemble(f"node 1, a character for {size}: ", glyphs.legend())
 
 
 def heat_map(found: PageMap, glyphs: Glyphs, *, columns: int, rows: int) -> Text:
-    """Show where the pages of node 1 are: a character a cell, denser the more of it is here."""
+    """Show where the pages of node 1 are: a character for each cell, denser the more of the cell is on this host."""
     cells = page_map.grid(found, columns=columns, rows=rows)
     return Text("\n").join(_line(line, glyphs) for line in cells)
 
 
 def _line(cells: list[Cell], glyphs: Glyphs) -> Text:
-    """Put neighbours of one colour together: a terminal far away is sent less."""
+    """Join neighbours of one style, so that fewer bytes go to the terminal."""
     runs = itertools.groupby(map(glyphs.cell, cells), key=operator.itemgetter(1))
     return Text.assemble(*(("".join(glyph for glyph, _ in run), style) for style, run in runs))
 

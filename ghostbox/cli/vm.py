@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands for VMs: up, down, shell, list, info, status, logs, console, wait, delete."""
+"""Define the commands for VMs: up, down, shell, list, info, status, logs, console, wait, delete."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections.abc import Mapping
 
 import click
 
-from ghostbox import domain_xml, session
+from ghostbox import session
 from ghostbox.cli import show
 from ghostbox.cli.chosen import chosen, chosen_for_up
 from ghostbox.cli.context import Context
 from ghostbox.cli.options import WordsCommand, confirm, split_words, yes_option
 from ghostbox.cli.output import Stages, echo, emit, output_options, plain
-from ghostbox.cli.vm_options import by_key, vm_options
+from ghostbox.cli.vm_options import vm_options
 from ghostbox.config import Config
 from ghostbox.errors import NotFound, NotRunning, PoolDegraded
-from ghostbox.health import Level
+from ghostbox.pager.health import Level
+from ghostbox.plan import domain_xml
+from ghostbox.plan.plan import with_uses
 from ghostbox.session import VmState, definition, events, guest_files, logs, record
 from ghostbox.units import parse_duration
 
@@ -29,23 +31,26 @@ _name = click.argument("name", required=False)
     epilog="""\b
 Examples:
   ghostbox up --donor tower --remote-memory 16G          borrow 16 GiB from 'tower'
-  ghostbox up work --memory 4G --cache 2G -p 8080:80     a second VM, port 8080 leads to its port 80
-  ghostbox up --donor tower --donor attic --replicas 2   any one of the two may die
-  ghostbox up lan --donor tower --network bridge:br0     a machine of its own on the LAN
-  ghostbox up -c lab.yaml --dry-run                      what would be done
-  ghostbox up --print xml                                the libvirt domain, and nothing is done
+  ghostbox up work --memory 4G --cache 2G -p 8080:80     make a second VM, whose port 80 is port 8080 here
+  ghostbox up --donor tower --donor attic --replicas 2   either donor may die
+  ghostbox up lan --donor tower --network bridge:br0     give the VM its own address on the LAN
+  ghostbox up -c lab.yaml --dry-run                      show what would be done
+  ghostbox up --print xml                                print the libvirt domain, and do nothing
 """
 )
 @_name
 @vm_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option(
-    "--print", "printed", type=click.Choice(["plan", "xml", "cloud-init"]), help="Print one thing and do nothing."
+    "--print",
+    "printed",
+    type=click.Choice(["plan", "xml", "cloud-init"]),
+    help="Print a part of the plan and do nothing.",
 )
 @click.option("--timeout", metavar="TIME", help="How long to wait for SSH, then for cloud-init.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the VM runs.")
-@click.option("--no-recover", is_flag=True, help="Leave a VM alone whose pager died.")
-@click.option("--overcommit", is_flag=True, help="Also if this machine has too little memory for it.")
+@click.option("--no-recover", is_flag=True, help="Leave a VM frozen whose pager died.")
+@click.option("--overcommit", is_flag=True, help="Start even if this machine has too little memory.")
 @output_options
 @click.pass_obj
 def up(
@@ -60,14 +65,13 @@ def up(
     no_recover: bool,
     overcommit: bool,
     output: str,
-    **flags: object,
 ) -> None:
-    """Create a VM with the RAM of the donors, or start one that is there as it is defined.
+    """Create a VM with the RAM of the donors, or start an existing VM as it is defined.
 
-    What is given for a VM that is there becomes a part of its definition, as by `ghostbox set`.
+    Options that are given for an existing VM change its definition, as `ghostbox set` does.
     """
     timeout_s = None if timeout is None else parse_duration(timeout)
-    config = context.config({**by_key(flags), "vm.name": chosen_for_up(context, name)})
+    config = context.config({"vm.name": chosen_for_up(context, name)})
     if dry_run or printed:
         _print_plan(context, config, printed or "plan", output)
         return
@@ -95,18 +99,19 @@ def _print_plan(context: Context, config: Config, what: str, output: str) -> Non
     elif what == "cloud-init":
         echo(guest_files.preview_user_data(plan), nl=False)
     else:
-        emit(plan, output, lambda: show.plan(plan))
+        shown = with_uses(plan)
+        emit(shown, output, lambda: show.plan(shown))
 
 
 @click.command(
     epilog="""\b
 Examples:
   ghostbox down                shut the VM down in order
-  ghostbox down work --force   pull the plug
+  ghostbox down work --force   end it at once
 """
 )
 @_name
-@click.option("--force", is_flag=True, help="Pull the plug; what the guest has not written is lost.")
+@click.option("--force", is_flag=True, help="End it at once; what the guest has not written is lost.")
 @click.option("--timeout", default="2m", show_default=True, metavar="TIME", help="How long the guest may take.")
 @output_options
 @click.pass_obj
@@ -120,7 +125,7 @@ def down(context: Context, /, name: str | None, force: bool, timeout: str, outpu
 
 
 def _done(result: Mapping[str, object], output: str) -> None:
-    """Print the result of a command that has nothing to show to people."""
+    """Print the result of a command that prints no table."""
     if output != "table":
         emit(result, output, lambda: "")
 
@@ -130,13 +135,13 @@ def _done(result: Mapping[str, object], output: str) -> None:
     epilog="""\b
 Examples:
   ghostbox shell                        log in
-  ghostbox shell work free -h           run one command; its exit code is ours
-  ghostbox shell -- numactl --hardware  in the VM whose name may be left out
+  ghostbox shell work free -h           run one command, and return its exit code
+  ghostbox shell -- numactl --hardware  run a command in the only VM
   ghostbox shell work 'ls | wc -l'      one word is a line for the guest's shell
-  ghostbox shell --wait work            as soon as it has booted
+  ghostbox shell --wait work            log in as soon as the guest has booted
 
-The first word is the VM's name, unless it stands behind --; all that follows is the command. Of several words each is
-one argument of it. Exit codes: the command's; 1 if ssh itself fails, 3 if the VM does not run.
+The first word is the VM's name, unless it stands behind --; the other words are the command. Each of several words is
+one argument of the command. The exit code is the command's; 1 if ssh itself fails, 3 if the VM does not run.
 """,
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[NAME] [--] [COMMAND…]")
@@ -154,7 +159,7 @@ def shell(context: Context, /, words: tuple[str, ...], wait_first: bool) -> int:
 
 
 def _check_is_name(context: Context, given: str | None, command: tuple[str, ...]) -> None:
-    """Refuse a command in the place of the name, and say where it goes."""
+    """Refuse a command in the place of the name, with a hint where the command goes."""
     have = record.names(context.paths)
     if given is None or given in have or not have:
         return
@@ -180,7 +185,7 @@ def list_(context: Context, /, output: str) -> None:
     emit(found, output, lambda: show.summaries(found))
     for each in found:
         if each.state is VmState.BROKEN:
-            Stages().note(f"VM '{each.name}' is frozen, its pager died: ghostbox recover {each.name}")
+            Stages().note(f"VM '{each.name}' is frozen since its pager died: ghostbox recover {each.name}")
         if each.problem is not None:
             Stages().note(f"VM '{each.name}': {each.problem.text}: ghostbox status {each.name}")
         if each.disk_problem is not None:
@@ -210,25 +215,25 @@ def info(context: Context, /, name: str | None, output: str) -> None:
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox status            exit code 0 if it runs, 3 if not, 6 if a donor is missing (and what to do)
-  ghostbox status --json     with all counters of the pager
+  ghostbox status            show the health, with advice if something is wrong
+  ghostbox status --json     show all counters of the pager
 """
 )
 @_name
-@click.option("--no-recover", is_flag=True, help="Only look, even if the VM is frozen because its pager died.")
+@click.option("--no-recover", is_flag=True, help="Start no other pager for a VM that is frozen because its pager died.")
 @output_options
 @click.pass_obj
 def status(context: Context, /, name: str | None, no_recover: bool, output: str) -> int:
-    """Show whether a VM runs and how it does; exit code 3 if it does not run, 6 if its memory or its disk is not well.
+    """Show a VM's state and health; exit code 3 if the VM does not run, 6 if its memory or a disk has a problem.
 
-    A VM that is frozen because its pager died gets another one, as by `ghostbox recover`.
+    A VM that is frozen because its pager died gets another pager, as by `ghostbox recover`.
     """
     found = session.status(chosen(context, name), context.paths, heal_pager=not no_recover)
     emit(found, output, lambda: show.status(found))
     stages = Stages()
     if found.state is VmState.BROKEN:
-        stages.note(f"VM '{found.name}' is frozen, its pager died: ghostbox recover {found.name}")
-    for line in show.health_notes(found):
+        stages.note(f"VM '{found.name}' is frozen since its pager died: ghostbox recover {found.name}")
+    for line in (*show.health_notes(found), *show.channel_notes(found)):
         stages.note(line)
     if found.disk_problem is not None or found.problem is not None:
         return PoolDegraded.exit_code
@@ -242,23 +247,23 @@ def status(context: Context, /, name: str | None, no_recover: bool, output: str)
     "logs",
     epilog="""\b
 Examples:
-  ghostbox logs                         the guest's console
-  ghostbox logs work --source pager -f  what the pager says, as it comes
+  ghostbox logs                         show the guest's console
+  ghostbox logs work --source pager -f  follow the pager's log
   ghostbox logs --source qemu -n 20
-  ghostbox logs --source events         donors that went and came, copies that were made
+  ghostbox logs --source events         show donors that failed or returned, copies that were made
 """,
 )
 @_name
-@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C or the end of the VM.")
+@click.option("-f", "--follow", is_flag=True, help="Show new lines until Ctrl-C or the end of the VM.")
 @click.option(
     "--source", type=click.Choice([str(each) for each in logs.Source]), default="boot", show_default=True,
-    help="boot: the guest's console; events: what befell its memory; memserver: the donors on this machine.",
+    help="boot: the guest's console; events: what happened to its memory; memserver: the donors on this machine.",
 )  # fmt: skip
-@click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object for each line.")
+@click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help="Show only the last N lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each line.")
 @click.pass_obj
 def logs_(context: Context, /, name: str | None, follow: bool, source: str, lines: int | None, as_json: bool) -> None:
-    """Show the logs of a VM, its pager and its donors. Exit code 4 if there is none yet."""
+    """Show the logs of a VM, its pager and its donors. Exit code 4 if the log does not exist yet."""
     name = "" if source == logs.Source.MEMSERVER and name is None else chosen(context, name)
     files = logs.find(name, logs.Source(source), context.paths)
     if as_json:
@@ -274,7 +279,7 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
         for line in logs.lines(file, lines):
             echo(shown(line))
     if source == logs.Source.EVENTS and not any(file.exists() for file in files):
-        Stages().note(f"nothing has befallen the memory of VM '{name}'")
+        Stages().note(f"nothing has happened to the memory of VM '{name}'")
     if follow:
         for text in logs.follow(files, logs.ended(name, context.paths)):
             echo("".join(map(shown, text.splitlines(keepends=True))), nl=False)
@@ -283,10 +288,10 @@ def logs_(context: Context, /, name: str | None, follow: bool, source: str, line
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox console           leave it with Ctrl-]
+  ghostbox console           attach; Ctrl-] detaches
 
-Where SSH does not help: vm.user is logged in there, without a password. Who may open it (root, libvirt's group) may
-replace the VM's disk as well.
+Use it where SSH does not help: vm.user is logged in there, without a password. Users who may open it (root, libvirt's
+group) may replace the VM's disk as well.
 """
 )
 @_name
@@ -299,19 +304,24 @@ def console(context: Context, /, name: str | None) -> None:
 @click.command(
     epilog="""\b
 Examples:
-  ghostbox wait                               until SSH works and cloud-init is done
+  ghostbox wait                               wait until SSH works and cloud-init is done
   ghostbox wait work --for stopped --timeout 1h
 """
 )
 @_name
 @click.option(
-    "--for", "event", type=click.Choice(["ready", "stopped"]), default="ready", show_default=True, help="For what."
+    "--for",
+    "event",
+    type=click.Choice(["ready", "stopped"]),
+    default="ready",
+    show_default=True,
+    help="What to wait for.",
 )
 @click.option("--timeout", metavar="TIME", help="How long to wait; the default is vm.boot_timeout.")
 @output_options
 @click.pass_obj
 def wait(context: Context, /, name: str | None, event: str, timeout: str | None, output: str) -> None:
-    """Wait until a VM is ready, or stopped. Exit code 124 if it took too long, 3 if it will not be ready."""
+    """Wait until a VM is ready, or stopped. Exit code 124 after the timeout, 3 if the VM does not run."""
     name = chosen(context, name)
     given_s = None if timeout is None else parse_duration(timeout)
     own = session.defined(name, context.paths, context.config()).vm.boot_timeout_s
@@ -328,17 +338,17 @@ def wait(context: Context, /, name: str | None, event: str, timeout: str | None,
 Examples:
   ghostbox delete work       asks first
   ghostbox delete work -y --force
-  ghostbox delete work --forget    a copy of a VM that was started on another machine
+  ghostbox delete work --forget    remove a copy of a VM that another machine started
 """
 )
 @_name
 @yes_option
-@click.option("--force", is_flag=True, help="Also if it runs: the plug is pulled.")
-@click.option("--forget", is_flag=True, help="Remove the files of another machine's VM: end nothing, release nothing.")
+@click.option("--force", is_flag=True, help="Delete the VM even if it runs: it is ended at once.")
+@click.option("--forget", is_flag=True, help="Remove the files of another machine's VM; nothing is ended or released.")
 @output_options
 @click.pass_obj
 def delete(context: Context, /, name: str | None, yes: bool, force: bool, forget: bool, output: str) -> None:
-    """Delete a VM and its disk. Exit code 5 if it runs."""
+    """Delete a VM and its disks. Exit code 5 if the VM runs."""
     if force and forget:
         raise click.UsageError("--force ends a VM, --forget ends nothing: give one of them")
     name = chosen(context, name)
@@ -365,5 +375,5 @@ def _forget(context: Context, name: str, *, yes: bool, output: str) -> None:
     stages.note(f"VM '{name}' is forgotten here: {place} is removed, nothing was ended or released")
     for lease in leases:
         stages.note(
-            f"if it is gone there too, its memory goes back by: ghostbox donor release {lease.donor} {lease.name}"
+            f"if the VM is gone there, too, give its memory back: ghostbox donor release {lease.donor} {lease.name}"
         )

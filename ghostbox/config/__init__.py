@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The configuration: what can be set, what it means, where each value came from."""
+"""Define the configuration: its keys, their meaning, and where each value comes from."""
 
-from ghostbox.config.load import file_candidates, from_settings, load, validate_file, with_origins
+from ghostbox.config.load import file_candidates, from_settings, load, split_local, validate_file, with_origins
 from ghostbox.config.schema import (
     Config,
     ExtraDisk,
@@ -17,6 +17,7 @@ from ghostbox.config.schema import (
     SharedFolder,
     VmConfig,
     keys,
+    settable,
 )
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "from_settings",
     "keys",
     "load",
+    "settable",
+    "split_local",
     "validate_file",
     "with_origins",
 ]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The definition of a VM: the part of the configuration that is the VM's own, a YAML file in its state directory.
+"""Read and write the definition of a VM: the part of the configuration that is the VM's own, in its state directory.
 
-What counts for a VM, the strongest first:
+Values for a VM come from, the strongest first:
 
     the command line   flags of this command, and the file that ``-c`` names; they change the definition
-    the definition     what the VM was made with, or what ``set`` and ``edit`` wrote
+    the definition     the values when the VM was made, or what ``set`` and ``edit`` wrote
     defaults
 
-What lies around (environment, ./ghostbox.yaml, the user's file, the system's file) counts once: when the VM is made,
-its values go into the definition. So a later command from another directory starts the same VM.
+The settings of this machine (environment, ./ghostbox.yaml, the user's file, the system's file) are used once: when the
+VM is made, they go into the definition. So a later command from another directory starts the same VM.
 
-``vm.name`` is not in a definition: the directory says it.
+A definition does not have ``vm.name``: the directory's name is the VM's.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from ghostbox.config import document
-from ghostbox.config.load import LOCAL, from_settings, unknown_key
+from ghostbox.config.load import from_settings, unknown_key
 from ghostbox.config.rewrite import rewritten
-from ghostbox.config.schema import Config, Key
+from ghostbox.config.schema import LOCAL, Config, Key
 from ghostbox.config.schema import keys as all_keys
 from ghostbox.errors import ConfigError
 
 __all__ = [
-    "LOCAL",
     "SECTIONS",
     "check_key",
     "combined",
     "frozen",
+    "full_key",
     "lying_around",
     "new_text",
     "opening",
@@ -42,12 +42,17 @@ __all__ = [
 SECTIONS = ("vm", "pool", "pager", "guest", "libvirt")
 _NAME = "vm.name"
 _ALWAYS = ("vm.memory", "vm.remote_memory", "vm.cpus", "vm.disk", "vm.image", "vm.user")
-"""The VM's hardware is written down even where it is the default: the defaults of a later version change nothing."""
+"""The keys that each definition has, also with a default's value: a later version's defaults must not change a VM."""
 
 
 def vm_keys() -> Mapping[str, Key]:
     """Return every key that a definition may have, by its dotted name."""
     return {name: key for name, key in all_keys().items() if key.section in SECTIONS and name != _NAME}
+
+
+def full_key(word: str) -> str:
+    """Return the dotted name of a key that may lack its section; any other word is returned unchanged."""
+    return {key.leaf: name for name, key in {**vm_keys(), LOCAL.name: LOCAL}.items()}.get(word, word)
 
 
 def parse(text: str, place: Path | str, name: str, base: Path) -> Config:
@@ -60,7 +65,8 @@ def parse(text: str, place: Path | str, name: str, base: Path) -> Config:
         base: the directory that relative paths are resolved against.
 
     Raises:
-        ConfigError: not YAML, a key that a definition has not, a value out of range; the message names file and line.
+        ConfigError: the text is not YAML, a key cannot stand in a definition, or a value is out of range; the message
+            names file and line.
     """
     settings: dict[str, tuple[object, str]] = {}
     for entry in document.parse(text, place):
@@ -74,11 +80,12 @@ def check_key(name: str, place: str) -> None:
     """Refuse a key that is not the VM's own.
 
     Raises:
-        ConfigError: ``vm.name``, a key of a donor or of images, or one that does not exist; ``place`` is where it is.
+        ConfigError: the key is ``vm.name``, belongs to a donor or to images, or does not exist; ``place`` is where it
+            stands.
     """
-    if name == LOCAL:
+    if name == LOCAL.name:
         raise ConfigError(
-            f"{place}: {LOCAL} is not a part of a VM's definition, which has vm.memory and pool.cache",
+            f"{place}: {name} is not a part of a VM's definition, which has vm.memory and pool.cache",
             hint="to have both written: ghostbox set --local SIZE",
         )
     if name not in all_keys():
@@ -97,12 +104,12 @@ def check_key(name: str, place: str) -> None:
 
 
 def frozen(config: Config) -> dict[str, Any]:
-    """Return what the definition of a VM that is made from ``config`` says: as plain data, by dotted key."""
+    """Return the definition of a VM that is made from ``config``: plain data, by dotted key."""
     return {name: config.written(name) for name in vm_keys() if name in _ALWAYS or config.origin(name) != "default"}
 
 
 def opening(name: str) -> str:
-    """Return the comment that a definition begins with."""
+    """Return the comment at the beginning of a definition."""
     return (
         f"# What `ghostbox up {name}` starts. To change it: ghostbox set {name}, or ghostbox edit {name}.\n"
         f"# A key that is not here has its default: ghostbox config show --vm {name} --origin\n"
@@ -115,7 +122,7 @@ def new_text(name: str, values: Mapping[str, Any]) -> str:
 
 
 def combined(defined: Config, over: Config, names: Iterable[str]) -> Config:
-    """Return ``defined`` with the values that ``over`` has for some keys, and with all that is not the VM's own."""
+    """Return ``defined`` with ``over``'s values of some keys, and of all keys that are not the VM's own."""
     taken = {name: over.value(name) for name in names}
     elsewhere = [name for name, key in all_keys().items() if key.section not in SECTIONS]
     taken.update({name: over.value(name) for name in elsewhere})
@@ -123,7 +130,7 @@ def combined(defined: Config, over: Config, names: Iterable[str]) -> Config:
 
 
 def lying_around(config: Config, defined: Config) -> list[str]:
-    """Return the keys that the environment or a file sets otherwise than a definition does."""
+    """Return the keys that the environment or a file sets to another value than the definition."""
     return [
         name
         for name in vm_keys()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Reads a YAML file into values that know their line.
+"""Read a YAML file into values that know their line.
 
-The YAML 1.2 core rules are used for plain words: ``8080:22`` is text (YAML 1.1 reads it as base 60) and ``no`` is
-text.
+Plain words follow the core rules of YAML 1.2: ``8080:22`` is text (YAML 1.1 reads it as base 60), and so is ``no``.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ghostbox.errors import ConfigError
 
 @dataclass(frozen=True)
 class Entry:
-    """One ``section.key: value`` of a file."""
+    """Holds one ``section.key: value`` of a file."""
 
     name: str
     value: object
@@ -27,7 +26,7 @@ class Entry:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the plain-word rules of YAML 1.2."""
+    """Is SafeLoader with the plain-word rules of YAML 1.2."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - pyyaml's interface
 
@@ -43,7 +42,7 @@ for _tag, _pattern, _first in _WORDS:
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether there is such a file. One in a directory that we may not look into counts: `read` says why not."""
+    """Tell whether a file exists. A file in a directory that this user may not read counts: `read` says why."""
     try:
         return path.is_file()
     except PermissionError:
@@ -51,10 +50,10 @@ def is_there(path: Path) -> bool:
 
 
 def read(path: Path) -> list[Entry]:
-    """Return the entries of a configuration file, in its order.
+    """Return the entries of a configuration file, in the file's order.
 
     Raises:
-        ConfigError: not readable, not YAML, or not a mapping of sections.
+        ConfigError: the file cannot be read, is not YAML, or is not a mapping of sections.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,7 +67,7 @@ def parse(text: str, where: Path | str) -> list[Entry]:
     """Return the entries of a configuration's text, in its order; ``where`` is the file that errors name.
 
     Raises:
-        ConfigError: not YAML, or not a mapping of sections.
+        ConfigError: the text is not YAML, or not a mapping of sections.
     """
     loader = _Loader(text)
     try:
@@ -84,7 +83,7 @@ def parse(text: str, where: Path | str) -> list[Entry]:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Return the tree of a text that `parse` reads; each node knows the lines that it stands on."""
+    """Return the tree of a text that `parse` reads; each node has its line numbers."""
     loader = _Loader(text)
     try:
         return loader.get_single_node()
@@ -93,10 +92,10 @@ def compose(text: str) -> yaml.Node | None:
 
 
 def scalar(text: str) -> object:
-    """Return what a single value means as it would in a file: ``3`` is a number, ``[a, b]`` a list, ``null`` None.
+    """Return the value of a word, as in a file: ``3`` is a number, ``[a, b]`` a list, ``null`` None.
 
     Raises:
-        ConfigError: it is not YAML.
+        ConfigError: the word is not YAML.
     """
     loader = _Loader(text)
     try:
@@ -126,6 +125,6 @@ def _pairs(path: Path | str, node: yaml.Node, what: str) -> list[tuple[str, yaml
     seen: set[str] = set()
     for key, _ in node.value:
         if str(key.value) in seen:
-            raise ConfigError(f"{path}:{key.start_mark.line + 1}: '{key.value}' is there twice")
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: '{key.value}' stands there twice")
         seen.add(str(key.value))
     return [(str(key.value), value) for key, value in node.value]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The kinds of configuration values: each parses what a person wrote into the type that the program uses.
+"""Define the kinds of configuration values; each parses what a person wrote into the program's type.
 
-A kind takes what YAML, an environment variable or a flag gives (text, number, list, None), and returns the typed
-value or raises `UsageError` with a message that fits behind ``key: ``.
+A kind takes a value from YAML, an environment variable or a flag (text, number, list, None). It returns the typed
+value, or raises `UsageError` with a message that fits behind ``key: ``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ghostbox.errors import UsageError
 
 
 class Kind(Protocol):
-    """What every kind of value can do."""
+    """Describes what every kind of value can do."""
 
     def parse(self, raw: object) -> object:
-        """Return the typed value of ``raw``; raise UsageError if it is not one."""
+        """Return the typed value of ``raw``; raise UsageError if ``raw`` is none of this kind."""
 
 
 @dataclass(frozen=True)
 class PortForward:
-    """A port of the host's loopback that leads to a port of the guest (TCP)."""
+    """Is a port of the host's loopback that leads to a port of the guest (TCP)."""
 
     host: int
     guest: int
@@ -38,7 +38,7 @@ class PortForward:
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """The network of a VM: ``user`` (QEMU's own), or a ``bridge`` or ``libvirt`` network of that name."""
+    """Is the network of a VM: ``user`` (QEMU's own), or a ``bridge`` or ``libvirt`` network with a name."""
 
     kind: str = "user"
     name: str = ""
@@ -49,7 +49,7 @@ class NetworkChoice:
 
 @dataclass(frozen=True)
 class ExtraDisk:
-    """A disk besides the first one."""
+    """Is a disk besides the VM's first disk."""
 
     size_bytes: int
 
@@ -59,7 +59,7 @@ class ExtraDisk:
 
 @dataclass(frozen=True)
 class SharedFolder:
-    """A directory of this host that the guest sees."""
+    """Is a directory of this host that the guest sees."""
 
     directory: Path
     read_only: bool = False
@@ -68,18 +68,18 @@ class SharedFolder:
         return f"{self.directory}:ro" if self.read_only else f"{self.directory}:rw"
 
     def below(self, base: Path) -> SharedFolder:
-        """Return it with a relative directory taken from ``base``."""
+        """Return the folder with a relative directory resolved against ``base``."""
         return SharedFolder(base / self.directory, self.read_only)
 
 
 @dataclass(frozen=True)
 class Size:
-    """A size in bytes, written ``512M`` or ``4GiB``."""
+    """Is a size in bytes, written ``512M`` or ``4GiB``."""
 
     minimum: int = 0
 
     def parse(self, raw: object) -> int:
-        """Return bytes."""
+        """Return the size in bytes."""
         if isinstance(raw, bool) or not isinstance(raw, (str, int)):
             raise _not_a("a size", raw, "write a size such as 512M or 4GiB")
         n_bytes = units.parse_bytes(int(raw) if isinstance(raw, str) and raw.isdigit() else raw)
@@ -92,10 +92,10 @@ class Size:
 
 @dataclass(frozen=True)
 class PageMultiple(Size):
-    """A size that is a power of two of pages (extents, readahead)."""
+    """Is a size that is a power of two of at least one page (extents, readahead)."""
 
     def parse(self, raw: object) -> int:
-        """Return bytes."""
+        """Return the size in bytes."""
         n_bytes = super().parse(raw)
         if n_bytes % units.PAGE_BYTES or n_bytes & (n_bytes - 1):
             raise UsageError(f"{units.format_bytes(n_bytes)} is not a power of two of at least 4 KiB")
@@ -104,14 +104,14 @@ class PageMultiple(Size):
 
 @dataclass(frozen=True)
 class Duration:
-    """A time in seconds, written ``90s`` or ``5m``; ``optional`` allows null or ``none``: no limit."""
+    """Is a time in seconds, written ``90s`` or ``5m``; ``optional`` allows null or ``none``: no limit."""
 
     minimum: float = 0.0
     maximum: float = math.inf
     optional: bool = False
 
     def parse(self, raw: object) -> float | None:
-        """Return seconds, or None if it is optional and there is no limit."""
+        """Return the time in seconds; None if there is no limit."""
         if self.optional and (raw is None or str(raw).lower() in ("none", "null")):
             return None
         if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
@@ -126,7 +126,7 @@ class Duration:
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number between two bounds."""
+    """Is a whole number between two bounds."""
 
     minimum: int
     maximum: int
@@ -143,10 +143,10 @@ class Integer:
 
 @dataclass(frozen=True)
 class Percent:
-    """A share written ``20%``; null or ``never`` is none."""
+    """Is a share, written ``20%``; null or ``never`` means none."""
 
     def parse(self, raw: object) -> float | None:
-        """Return percent."""
+        """Return the percentage, or None."""
         if raw is None or raw == "never":
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(raw))
@@ -157,7 +157,7 @@ class Percent:
 
 @dataclass(frozen=True)
 class Boolean:
-    """True or false."""
+    """Is true or false."""
 
     def parse(self, raw: object) -> bool:
         """Return the truth value."""
@@ -171,7 +171,7 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words. What `Boolean` takes is taken, too, and means ``on`` or ``off``."""
+    """Is one of some words. The words of `Boolean` are also accepted; they mean ``on`` or ``off``."""
 
     words: tuple[str, ...]
     on: str
@@ -190,7 +190,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A word; ``pattern`` and ``what`` say which words are allowed, ``optional`` allows null."""
+    """Is a word; ``pattern`` and ``what`` say which words are allowed, ``optional`` allows null."""
 
     what: str = "text"
     pattern: str = r".+"
@@ -198,7 +198,7 @@ class Text:
     optional: bool = False
 
     def parse(self, raw: object) -> str | None:
-        """Return the word, or None if it is optional and null."""
+        """Return the word; None if it is null and optional."""
         if raw is None and self.optional:
             return None
         if raw is None or isinstance(raw, (bool, list, dict)):
@@ -213,7 +213,7 @@ class Text:
 
 @dataclass(frozen=True)
 class File:
-    """A path, or null; ``~`` is expanded, the loader resolves it against the place it was written in."""
+    """Is a path, or null; ``~`` is expanded. The loader resolves it against the place where it is written."""
 
     def parse(self, raw: object) -> Path | None:
         """Return the path."""
@@ -223,13 +223,13 @@ class File:
             raise _not_a("a path", raw)
         try:
             return Path(raw).expanduser()
-        except RuntimeError as err:  # no such user, or no home directory
+        except RuntimeError as err:  # there is no such user, or no home directory
             raise UsageError(f"'{raw}': there is no such home directory", hint="write the whole path") from err
 
 
 @dataclass(frozen=True)
 class Port:
-    """A forwarded port, written ``HOST:GUEST``."""
+    """Is a forwarded port, written ``HOST:GUEST``."""
 
     def parse(self, raw: object) -> PortForward:
         """Return the pair."""
@@ -244,7 +244,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Network:
-    """A network, written ``user``, ``bridge:NAME`` or ``libvirt:NAME``."""
+    """Is a network, written ``user``, ``bridge:NAME`` or ``libvirt:NAME``."""
 
     def parse(self, raw: object) -> NetworkChoice:
         """Return the choice."""
@@ -252,7 +252,7 @@ class Network:
             return raw
         if raw == "user":
             return NetworkChoice()
-        # Linux: an interface's name has at most 15 bytes, no '/' and no white space (dev_valid_name, net/core/dev.c).
+        # In Linux an interface's name has at most 15 bytes, no '/' and no white space (dev_valid_name, net/core/dev.c).
         match = re.fullmatch(r"(bridge):([^\s/:]{1,15})|(libvirt):([^\s/]{1,64})", str(raw))
         if match is None:
             raise _not_a("a network", raw, "write user, bridge:NAME (such as bridge:br0) or libvirt:NAME")
@@ -261,7 +261,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Disk:
-    """A further disk, written as its size."""
+    """Is a further disk, written as its size."""
 
     def parse(self, raw: object) -> ExtraDisk:
         """Return the disk."""
@@ -270,7 +270,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Share:
-    """A shared directory, written ``DIR``, ``DIR:ro`` or ``DIR:rw``; ``~`` is expanded."""
+    """Is a shared directory, written ``DIR``, ``DIR:ro`` or ``DIR:rw``; ``~`` is expanded."""
 
     def parse(self, raw: object) -> SharedFolder:
         """Return the folder."""
@@ -281,13 +281,13 @@ class Share:
         if mode not in ("ro", "rw"):
             word, mode = text, "rw"
         if not isinstance(raw, (str, Path)) or not word or "\0" in word:
-            raise _not_a("a shared directory", raw, "write DIR, or DIR:ro for one that the guest only reads")
+            raise _not_a("a shared directory", raw, "write DIR, or DIR:ro for a directory that the guest only reads")
         return SharedFolder(Path(word).expanduser(), mode == "ro")
 
 
 @dataclass(frozen=True)
 class Many:
-    """A list of another kind; in an environment variable its members are separated by commas."""
+    """Is a list of another kind; in an environment variable commas separate its members."""
 
     member: Kind
 

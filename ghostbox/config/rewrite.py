@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Changes single keys in the text of a configuration file; comments and the order of what is there stay.
+"""Change single keys in the text of a configuration file; its comments and the order of its keys stay.
 
-The text is changed line by line where a key stands on lines of its own below its section. Where it does not (a section
-written as ``vm: {cpus: 2}``, an anchor), the whole file is written anew, without its comments: the values count.
+The text is changed line by line if a key stands on lines of its own below its section. If it does not (a section is
+written as ``vm: {cpus: 2}``, or has an anchor), the whole file is written anew with the same values, without its
+comments.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ def rewritten(text: str, changes: Mapping[str, Any], removed: Sequence[str] = ()
     Args:
         text: YAML that `document.parse` reads.
         changes: new values by dotted key, as plain data.
-        removed: dotted keys that are taken out; one that is not there is no error.
+        removed: dotted keys to take out; a key that is missing is no error.
     """
     wanted = {entry.name: entry.value for entry in document.parse(text, "the definition") if entry.name not in removed}
     wanted.update(changes)
     changed = text if not text or text.endswith("\n") else text + "\n"
     try:
         for name in removed:
-            changed = _without(changed, name)
+            changed = _without_value(changed, name)
         for name, value in changes.items():
-            changed = _with(changed, name, value)
+            changed = _with_value(changed, name, value)
         found = {entry.name: entry.value for entry in document.parse(changed, "the definition")}
     except (ConfigError, _Unusual):
         found = {}
-    return changed if found == wanted else _anew(text, wanted)
+    return changed if found == wanted else _rewritten(text, wanted)
 
 
 class _Unusual(Exception):
-    """The file is written in a way that is not changed line by line."""
+    """Is raised for a text that cannot be changed line by line."""
 
 
-def _anew(text: str, values: Mapping[str, Any]) -> str:
-    """Write all values, behind the comment that the file begins with."""
+def _rewritten(text: str, values: Mapping[str, Any]) -> str:
+    """Write all values, behind the comment at the beginning of the file."""
     lines = text.splitlines(keepends=True)
     n_opening = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
     sections: dict[str, dict[str, Any]] = {}
@@ -69,7 +70,7 @@ def _flow(value: Any) -> str:
     return dumped.removesuffix("\n...\n").removesuffix("\n")
 
 
-def _with(text: str, name: str, value: Any) -> str:
+def _with_value(text: str, name: str, value: Any) -> str:
     section_name, _, key_name = name.partition(".")
     lines = text.splitlines(keepends=True)
     section = _section(text, section_name)
@@ -89,7 +90,7 @@ def _with(text: str, name: str, value: Any) -> str:
     return "".join([*lines[:first], _line(key_name, value, comment).replace(_INDENT, indent, 1), *lines[last + 1 :]])
 
 
-def _without(text: str, name: str) -> str:
+def _without_value(text: str, name: str) -> str:
     section_name, _, key_name = name.partition(".")
     section = _section(text, section_name)
     found = None if section is None else _find(section, key_name)
@@ -115,7 +116,7 @@ def _root(text: str) -> yaml.MappingNode:
 
 
 def _section(text: str, name: str) -> yaml.MappingNode | None:
-    """Return a section whose keys stand on lines of their own; None if it is not there, or empty."""
+    """Return a section whose keys stand on lines of their own; None if the section is missing or empty."""
     found = _find(_root(text), name)
     if found is None or found[1].tag == "tag:yaml.org,2002:null":
         return None
@@ -136,7 +137,7 @@ def _line_of(text: str, name: str) -> int:
 
 
 def _last_line(node: yaml.Node) -> int:
-    """Return the last line that a value stands on. PyYAML ends a block where the next thing begins, behind comments."""
+    """Return the last line of a value. PyYAML ends a block where the next node begins, behind comments."""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
         return max(_last_line(child) for child in children)
@@ -146,6 +147,6 @@ def _last_line(node: yaml.Node) -> int:
 
 
 def _comment(line: str, value: yaml.Node) -> str:
-    """Return what stands behind a value on its last line, if that is a comment."""
+    """Return the comment behind a value on its last line; empty if there is none."""
     rest = line.rstrip("\n")[value.end_mark.column :]
     return rest if rest.strip().startswith("#") else ""

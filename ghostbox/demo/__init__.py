@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox demo``: the whole product on one machine, and a proof from inside the guest that it works."""
+"""Show the whole product on one machine, and prove from inside the guest that it works (``ghostbox demo``)."""
 
 from ghostbox.demo.run import VM_NAME, DemoResult, Traffic, problems, run, tear_down
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The demo: two donors on loopback, a VM on their memory, a program in it that fills and checks that memory."""
+"""Run the demo: two secure donors on loopback, a VM on their memory, a program in it that fills and checks that memory.
+
+The demo pairs its donors with this host, as ``donor add`` does, so that the pages go over TLS.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,14 @@ from typing import Any
 from ghostbox import donors, pager, session
 from ghostbox.config import Config
 from ghostbox.demo import lenders
+from ghostbox.donors import trust
 from ghostbox.errors import GhostboxError, GuestError, NotFound
+from ghostbox.pager.model import PagerDonor, PagerStatus
 from ghostbox.paths import Paths
 from ghostbox.session import Book
 from ghostbox.session.progress import Progress
 from ghostbox.session.readiness import guest
-from ghostbox.ssh import GuestSsh
+from ghostbox.system.ssh import GuestSsh
 from ghostbox.units import GIB, MIB
 
 VM_NAME = "demo"
@@ -33,10 +38,11 @@ SETTINGS: dict[str, object] = {
     "vm.memory": MEMORY_BYTES,
     "vm.remote_memory": REMOTE_BYTES,
     "pool.cache": CACHE_BYTES,
-    "guest.tiering": "off",  # the program is bound to node 1, and is to stay there
+    "guest.tiering": "off",  # the program is bound to node 1, and its pages must stay there
 }
 
 _WORKLOAD_TIMEOUT_S = 900.0
+_WORKLOAD_THERE = "/tmp/ghostbox-workload.py"  # noqa: S108 - the demo's guest has one user
 _SHORT_TIMEOUT_S = 60.0
 _NUMA_COMMAND = "numactl --hardware"
 _TIERS_COMMAND = "grep -H . /sys/devices/virtual/memory_tiering/memory_tier*/nodelist"
@@ -46,7 +52,7 @@ _LOOK_INTERVAL_S = 0.5
 
 @dataclass(frozen=True)
 class Traffic:
-    """What went between the pager and the donors while the program ran; bytes and counts."""
+    """Counts what went between the pager and the donors while the program ran; bytes and counts."""
 
     written_bytes: int
     read_bytes: int
@@ -56,7 +62,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo saw. ``problems`` is empty if all is well."""
+    """Holds what the demo found. ``problems`` is empty if all is well; ``over_tls``: no page went without TLS."""
 
     name: str
     virt: str
@@ -70,6 +76,7 @@ class DemoResult:
     check_bytes_per_s: float
     random_reads_per_s: float
     traffic: Traffic
+    over_tls: bool
     donor_bytes: dict[str, int]
     stage_seconds: dict[str, float]
     ssh_command: str
@@ -79,20 +86,20 @@ class DemoResult:
 def run(
     load_config: Callable[[dict[str, object]], Config], paths: Paths, progress: Progress, name: str = VM_NAME
 ) -> DemoResult:
-    """Run the demo; the VM and its donors stay for looking around.
+    """Run the demo; the VM and its donors run on, so that the user can look around.
 
     Args:
         load_config: returns the configuration with these settings on top.
-        paths: where everything lives.
-        progress: is told the stages.
+        paths: where everything is.
+        progress: receives the stages.
         name: of the VM; its donors are NAME-1 and NAME-2.
 
     Raises:
-        GhostboxError: something failed before the result was there.
+        GhostboxError: a step failed before there was a result.
     """
     before = lenders.running(paths)
     with progress.stage("memservers") as stage:
-        lent = lenders.start(_lender_names(name), REMOTE_BYTES // N_LENDERS, paths)
+        lent = lenders.start(_lender_names(name), REMOTE_BYTES // N_LENDERS, paths, lenders.SECURE)
         stage.say(", ".join(f"{each.name} at {each.address}" for each in lent))
     try:
         config = load_config({**SETTINGS, "vm.name": name, "pool.donors": [each.address for each in lent]})
@@ -123,7 +130,7 @@ def _lender_names(name: str) -> tuple[str, ...]:
 def _prove(name: str, paths: Paths, progress: Progress, lent: list[str]) -> DemoResult:
     """Look at the guest's memory, run the program, compare the pager's counters before and after.
 
-    ``lent``: the donors' addresses. The VM may have leases of an earlier demo's, which was killed, donors and all.
+    ``lent`` are the donors' addresses. The VM may also have leases of donors of an earlier demo that was killed.
     """
     book = Book(paths.vm(name))
     record = book.need(name, paths)
@@ -134,6 +141,7 @@ def _prove(name: str, paths: Paths, progress: Progress, lent: list[str]) -> Demo
         with progress.stage("workload") as stage:
             stage.say(f"fill and check {WORKLOAD_BYTES // MIB} MiB of node {_REMOTE_NODE}")
             counters = _counters(book)
+            over_tls = all(trust.means_of_uri(donor.uri) is trust.Means.TLS for donor in counters.donors)
             report, donor_bytes = _run_watched(ssh, lent)
             traffic = _traffic(counters, _counters(book))
     n_bytes = report["bytes"]
@@ -150,6 +158,7 @@ def _prove(name: str, paths: Paths, progress: Progress, lent: list[str]) -> Demo
         check_bytes_per_s=n_bytes / report["check_s"],
         random_reads_per_s=report["random_pages"] / report["random_s"],
         traffic=traffic,
+        over_tls=over_tls,
         donor_bytes=donor_bytes,
         stage_seconds=dict(progress.seconds),
         ssh_command=session.info(name, paths).ssh_command,
@@ -158,7 +167,7 @@ def _prove(name: str, paths: Paths, progress: Progress, lent: list[str]) -> Demo
 
 
 def problems(report: dict[str, Any], tiers: dict[str, str], traffic: Traffic) -> tuple[str, ...]:
-    """Return what is not as promised: a wrong byte, memory that was not remote, nodes in one tier."""
+    """Return what went wrong: wrong bytes, memory that was not remote, nodes in one tier."""
     found = []
     if report["wrong_pages"]:
         found.append(f"{report['wrong_pages']} pages came back wrong, the first is {report['first_wrong_page']}")
@@ -174,7 +183,7 @@ def problems(report: dict[str, Any], tiers: dict[str, str], traffic: Traffic) ->
 def _run_watched(ssh: GuestSsh, lent: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
     """Run the program; return its report, and the most bytes that each donor held meanwhile.
 
-    After its end the guest gives its memory back.
+    The donors are asked while the program runs: after its end the guest gives its memory back.
     """
     ended = threading.Event()
     with futures.ThreadPoolExecutor(max_workers=1) as aside:
@@ -197,9 +206,9 @@ def _most_held(lent: Sequence[str], ended: threading.Event) -> dict[str, int]:
 
 def _run_workload(ssh: GuestSsh) -> dict[str, Any]:
     program = Path(__file__).with_name("workload.py").read_text()
-    ssh.put_text("/tmp/ghostbox-workload.py", program)
+    ssh.put_text(_WORKLOAD_THERE, program)
     seed = secrets.randbits(32)
-    command = f"numactl --membind={_REMOTE_NODE} python3 /tmp/ghostbox-workload.py {WORKLOAD_BYTES} {seed}"
+    command = f"numactl --membind={_REMOTE_NODE} python3 {_WORKLOAD_THERE} {WORKLOAD_BYTES} {seed}"
     done = ssh.run(command, _WORKLOAD_TIMEOUT_S)
     try:
         return dict(json.loads(done.stdout))
@@ -224,7 +233,7 @@ def _tiers(listing: str) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: int(item[0].removeprefix("memory_tier"))))
 
 
-def _counters(book: Book) -> dict[str, Any]:
+def _counters(book: Book) -> PagerStatus:
     found = pager.status(book.files.pager_control)
     if found is None:
         raise GhostboxError(
@@ -233,16 +242,13 @@ def _counters(book: Book) -> dict[str, Any]:
     return found
 
 
-def _traffic(before: dict[str, Any], after: dict[str, Any]) -> Traffic:
-    def of_donors(status: dict[str, Any], key: str) -> int:
-        return sum(donor[key] for donor in status["donors"])
-
-    def evicted(status: dict[str, Any]) -> int:
-        return sum(status["evictions"][key] for key in ("clean", "dirty", "zero"))
+def _traffic(before: PagerStatus, after: PagerStatus) -> Traffic:
+    def grown(counter: Callable[[PagerDonor], int]) -> int:
+        return sum(map(counter, after.donors)) - sum(map(counter, before.donors))
 
     return Traffic(
-        written_bytes=of_donors(after, "written_bytes") - of_donors(before, "written_bytes"),
-        read_bytes=of_donors(after, "read_bytes") - of_donors(before, "read_bytes"),
-        fetched_pages=after["faults"]["missing_fetch"] - before["faults"]["missing_fetch"],
-        evicted_pages=evicted(after) - evicted(before),
+        written_bytes=grown(lambda donor: donor.written_bytes),
+        read_bytes=grown(lambda donor: donor.read_bytes),
+        fetched_pages=after.faults.missing_fetch - before.faults.missing_fetch,
+        evicted_pages=after.evictions.pages - before.evictions.pages,
     )

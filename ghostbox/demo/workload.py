@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Runs inside the guest (nothing but Python's own library): fills memory with a pattern and checks every page.
+"""Fill memory with a pattern and check every page. This program runs in the guest, on Python's own library.
 
     numactl --membind=1 python3 workload.py BYTES SEED
 
-Every page holds its own number and the seed, so a page that comes back in another's place, old, or as zeroes is
-seen. Prints one JSON object; exits 1 if a page was wrong.
+Every page holds its own number and the seed, so the check finds a page that comes back in another's place, in an old
+version, or as zeroes. The program prints one JSON object, and exits with 1 if a page was wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RANDOM_READS = 4096
 
 
 def pattern(page: int, seed: int) -> bytes:
-    """Return the content of a page: two words that no other page has, over and over."""
+    """Return the content of a page: two words that no other page has, repeated."""
     return struct.pack("<QQ", (page * 0x9E3779B97F4A7C15 + seed) % _WORD, page ^ seed) * (PAGE_BYTES // 16)
 
 
@@ -40,7 +40,7 @@ def wrong_pages(memory: mmap.mmap, pages: range | list[int], seed: int) -> list[
 
 
 def pages_by_node(n_pages: int) -> dict[str, int]:
-    """Return on which NUMA nodes the pages of our largest mapping lie (numa_maps, proc(5))."""
+    """Return on which NUMA nodes the pages of this process's largest mapping are (numa_maps, proc(5))."""
     with open("/proc/self/numa_maps", encoding="ascii") as stream:  # noqa: PTH123 - pathlib costs a second under TCG
         lines = [line for line in stream if re.search(r"\b(?:anon|dirty)=", line)]
     found = [{node: int(count) for node, count in re.findall(r" N(\d+)=(\d+)", line)} for line in lines]
@@ -48,7 +48,7 @@ def pages_by_node(n_pages: int) -> dict[str, int]:
 
 
 def timed(work: object, *arguments: object) -> tuple[float, object]:
-    """Return how long a call took, and what it returned."""
+    """Return how long a call took, and its result."""
     began = time.monotonic()
     assert callable(work)
     result = work(*arguments)
@@ -56,12 +56,13 @@ def timed(work: object, *arguments: object) -> tuple[float, object]:
 
 
 def main(n_bytes: int, seed: int) -> int:
-    """Fill, check in order, check some pages in random order; report."""
+    """Fill the memory, check all pages in order and some in random order, and report."""
     n_pages = n_bytes // PAGE_BYTES
     memory = mmap.mmap(-1, n_pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     fill_s, _ = timed(fill, memory, n_pages, seed)
     check_s, wrong = timed(wrong_pages, memory, range(n_pages), seed)
-    some = random.Random(seed).sample(range(n_pages), min(_RANDOM_READS, n_pages))
+    drawn = random.Random(seed)  # noqa: S311 - these numbers choose pages and protect nothing
+    some = drawn.sample(range(n_pages), min(_RANDOM_READS, n_pages))
     random_s, wrong_at_random = timed(wrong_pages, memory, some, seed)
     assert isinstance(wrong, list)
     assert isinstance(wrong_at_random, list)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks this machine: what was found, why it matters, the command that mends it. Changes nothing."""
+"""Check this machine: what was found, why it matters, the command that mends it. This changes nothing."""
 
 from ghostbox.doctor.checks import CHECKS, Role, run
 from ghostbox.doctor.model import Check, Machine, Result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Can libvirt and QEMU run the VM, and with hardware help."""
+"""Check that libvirt and QEMU can run the VM, and with hardware support."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from ghostbox import hypervisor, processes
 from ghostbox.doctor.model import Check, Machine, fail, ok, warn
 from ghostbox.errors import GhostboxError, LibvirtDenied
-from ghostbox.hypervisor import accounts, kvm
 from ghostbox.session import shim_copy
+from ghostbox.system import hypervisor, processes
+from ghostbox.system.hypervisor import accounts, kvm
 
 _QEMU = "qemu-system-x86_64"
 _OLDEST_QEMU = (7, 2)
@@ -19,7 +19,7 @@ _SYSTEMD = Path("/run/systemd/system")
 
 
 def qemu(name: str, machine: Machine) -> Check:
-    """QEMU is there and not older than what was tried."""
+    """Check that QEMU is installed, and not older than the versions that GhostBox is tested with."""
     if processes.which(_QEMU) is None:
         return fail(name, f"{_QEMU} is not installed", why="it runs the VM", fix="sudo apt install qemu-system-x86")
     text = processes.run([_QEMU, "--version"], timeout_s=20)
@@ -27,12 +27,12 @@ def qemu(name: str, machine: Machine) -> Check:
     if match is None:
         return warn(name, text.partition("\n")[0], why="its version cannot be read")
     if (int(match[1]), int(match[2])) < _OLDEST_QEMU:
-        return warn(name, f"QEMU {match[0]}", why="GhostBox is tried with 7.2 and later", fix="install a newer QEMU")
+        return warn(name, f"QEMU {match[0]}", why="GhostBox is tested with 7.2 and later", fix="install a newer QEMU")
     return ok(name, f"QEMU {match[0].removeprefix('version ')}")
 
 
 def libvirt(name: str, machine: Machine) -> Check:
-    """The daemon answers, or `ghostbox up` can start it."""
+    """Check that the daemon answers, or that `ghostbox up` can start it."""
     uri = machine.config.libvirt.uri
     try:
         with hypervisor.connect(uri, start_daemon=False):
@@ -58,7 +58,7 @@ def _no_libvirt(name: str, uri: str, err: GhostboxError) -> Check:
 
 
 def kvm_access(name: str, machine: Machine) -> Check:
-    """/dev/kvm opens for us and for the user that QEMU runs as (if not, libvirt takes 76 s to start a domain)."""
+    """Check that this user and QEMU's user can open /dev/kvm (otherwise libvirt takes 76 s to start a domain)."""
     if not machine.kvm.exists():
         why = "no hardware virtualisation, or the kvm module is not loaded: the VM is emulated, about ten times slower"
         return warn(name, f"{machine.kvm} does not exist", why=why, fix="turn on VT-x or AMD-V in the firmware")
@@ -71,7 +71,7 @@ def kvm_access(name: str, machine: Machine) -> Check:
 
 
 def kvm_guest(name: str, machine: Machine) -> Check:
-    """A probe guest really runs under KVM."""
+    """Check that a probe guest really runs under KVM."""
     usable, reason = hypervisor.kvm_usable(machine.config.libvirt.uri, anew=True)
     if usable:
         return ok(name, reason)
@@ -80,7 +80,7 @@ def kvm_guest(name: str, machine: Machine) -> Check:
 
 
 def storage(name: str, machine: Machine) -> Check:
-    """The user that QEMU runs as can reach disks, images and sockets; of our programs it has copies."""
+    """Check that QEMU's user can reach disks, images and sockets, and that a copy of the shim has a place."""
     account = hypervisor.qemu_user(machine.config.libvirt.uri)
     for place in (machine.paths.state, machine.paths.images, machine.paths.runtime):
         blocked = accounts.unreachable_part(place / "file", account)
@@ -94,7 +94,7 @@ def storage(name: str, machine: Machine) -> Check:
 
 
 def security(name: str, machine: Machine) -> Check:
-    """AppArmor and SELinux confine QEMU so that the shim is not loaded; `up` then runs this domain unconfined."""
+    """Report whether AppArmor or SELinux is on; `up` exempts the VM's domain from it, so that the shim is loaded."""
     active = []
     if _read(machine.sys / "module/apparmor/parameters/enabled") == "Y":
         active.append("AppArmor")

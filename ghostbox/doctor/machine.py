@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The machine itself: Python, kernel, our programs, memory, swap, ports."""
+"""Check the machine itself: Python, kernel, GhostBox's programs, memory, swap, ports."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import socket
 from pathlib import Path
 
 import ghostbox
-from ghostbox import processes
 from ghostbox.doctor.model import Check, Machine, fail, ok, warn
 from ghostbox.errors import GhostboxError
 from ghostbox.memserver import memory
+from ghostbox.system import processes
 from ghostbox.units import format_bytes, parse_bytes
 
 _REINSTALL = "./bootstrap install"
 _TESTED = {"12": "bookworm", "13": "trixie"}
-"""Releases of Debian, by VERSION_ID of os-release(5), on which the whole suite passes (tests/lab)."""
+"""The releases of Debian on which the whole test suite passes (tests/lab), by VERSION_ID of os-release(5)."""
 
 
 def python_version(name: str, machine: Machine) -> Check:
-    """For information: pip refuses to install into a Python that is too old."""
+    """Report Python's version; pip refuses to install into a Python that is too old."""
     return ok(name, f"Python {platform.python_version()}, ghostbox {ghostbox.__version__}")
 
 
 def kernel(name: str, machine: Machine) -> Check:
-    """For information: what matters of the kernel is probed, not read from its version."""
+    """Report the kernel's version; its features are probed, not derived from the version."""
     system = platform.uname()
     if system.system != "Linux" or system.machine != "x86_64":
         found = f"{system.system} on {system.machine}"
@@ -35,7 +35,7 @@ def kernel(name: str, machine: Machine) -> Check:
 
 
 def system(name: str, machine: Machine) -> Check:
-    """The distribution is one on which GhostBox is tested."""
+    """Check that GhostBox is tested on this distribution."""
     try:
         lines = machine.os_release.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -45,19 +45,19 @@ def system(name: str, machine: Machine) -> Check:
     tested = ", ".join(f"{number} ({nickname})" for number, nickname in _TESTED.items())
     if values.get("ID") == "debian" and values.get("VERSION_ID") in _TESTED:
         return ok(name, found)
-    why = f"GhostBox is tested on Debian {tested}; elsewhere nobody knows what is missing"
+    why = f"GhostBox is tested on Debian {tested}; on others something may be missing"
     if "debian" in (values.get("ID"), *values.get("ID_LIKE", "").split()):
         return warn(name, found, why=why, fix="./bootstrap test runs the whole test suite")
     return warn(name, found, why=why, fix="./bootstrap packages lists what is needed, with unverified names for others")
 
 
 def programs(name: str, machine: Machine) -> Check:
-    """The C programs are installed, run, and are of the same build as this command."""
+    """Check that the C programs are installed, run, and are of this command's version."""
     found = machine.paths
     for path in (found.memserver_program, found.pager_program, found.shim_library):
         if not path.is_file():
             why = "the C programs are installed beside the Python package"
-            return fail(name, f"{path.name} is not there ({path.parent})", why=why, fix=_REINSTALL)
+            return fail(name, f"{path.name} is missing in {path.parent}", why=why, fix=_REINSTALL)
     for path in (found.memserver_program, found.pager_program):
         try:
             answer = processes.run([path, "--version"], timeout_s=20).strip()
@@ -70,7 +70,7 @@ def programs(name: str, machine: Machine) -> Check:
 
 
 def memory_for_vm(name: str, machine: Machine) -> Check:
-    """The VM's local RAM and the cache fit into what is available now."""
+    """Check that the VM's local RAM and the cache fit into the memory that is available now."""
     settings = machine.config
     needed_bytes = settings.vm.memory_bytes + settings.pool.cache_bytes
     available_bytes = memory.read_facts(machine.proc).available_bytes
@@ -85,7 +85,7 @@ def memory_for_vm(name: str, machine: Machine) -> Check:
 
 
 def memory_to_lend(name: str, machine: Machine) -> Check:
-    """`ghostbox memserver` would find as much as it is told to lend."""
+    """Check that the memory which `ghostbox memserver` is to lend is available."""
     settings = machine.config.memserver
     facts = memory.read_facts(machine.proc)
     found = f"{format_bytes(facts.available_bytes)} of {format_bytes(facts.total_bytes)} available"
@@ -97,18 +97,18 @@ def memory_to_lend(name: str, machine: Machine) -> Check:
 
 
 def hugepages(name: str, machine: Machine) -> Check:
-    """Reserved huge pages are memory that neither the VM nor the cache can use."""
+    """Check for reserved huge pages: neither the VM nor the cache can use that memory."""
     values = _meminfo(machine.proc)
     reserved_bytes = values.get("HugePages_Free", 0) * values.get("Hugepagesize", 0)
     if reserved_bytes:
-        why = "GhostBox uses 4 KiB pages for remote memory; reserved huge pages lie idle"
+        why = "GhostBox uses 4 KiB pages for remote memory; reserved huge pages stay unused"
         found = f"{format_bytes(reserved_bytes)} reserved as huge pages"
-        return warn(name, found, why=why, fix="sudo sysctl vm.nr_hugepages=0, unless something else needs them")
+        return warn(name, found, why=why, fix="sudo sysctl vm.nr_hugepages=0, unless another program needs them")
     return ok(name, "none reserved")
 
 
 def swap(name: str, machine: Machine) -> Check:
-    """Swap on a host or donor moves RAM that somebody counts on to a disk."""
+    """Check for swap: on a host or donor it moves RAM that others rely on to a disk."""
     total_bytes = _meminfo(machine.proc).get("SwapTotal", 0)
     if total_bytes:
         why = "memory that is lent, or that caches what is lent, may be swapped to disk: slower than the network"
@@ -117,12 +117,12 @@ def swap(name: str, machine: Machine) -> Check:
 
 
 def nbd_port(name: str, machine: Machine) -> Check:
-    """The data plane's port is free."""
+    """Check that the data plane's port is free."""
     return _port(name, machine.config.memserver.bind, machine.config.memserver.port, "memserver.port")
 
 
 def control_port(name: str, machine: Machine) -> Check:
-    """The control API's port is free."""
+    """Check that the control API's port is free."""
     return _port(name, machine.config.memserver.bind, machine.config.memserver.control_port, "memserver.control_port")
 
 
@@ -139,13 +139,13 @@ def _port(name: str, bind: str, port: int, key: str) -> Check:
         )
     except OSError as err:
         why = f"{os.strerror(err.errno or 0)}; a memserver that runs here already is one reason"
-        fix = f"ss -ltnp 'sport = :{port}' shows who listens; or choose another {key}"
+        fix = f"ss -ltnp 'sport = :{port}' shows the program that listens; or choose another {key}"
         return fail(name, f"{where} cannot be listened on", why=why, fix=fix)
     return ok(name, f"{where} is free")
 
 
 def _meminfo(proc: Path) -> dict[str, int]:
-    """Return /proc/meminfo in bytes; counters without a unit as they are."""
+    """Return /proc/meminfo in bytes; counters without a unit are returned unchanged."""
     values = {}
     for line in (proc / "meminfo").read_text().splitlines():
         key, _, rest = line.partition(":")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A check's outcome, and the machine it looks at."""
+"""Define the result of a check, and the machine that is checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ghostbox.paths import Paths
 
 
 class Result(enum.StrEnum):
-    """OK; WARN: it works, less well; FAIL: it does not work."""
+    """Names a check's result. OK; WARN: GhostBox works, less well; FAIL: GhostBox does not work."""
 
     OK = "ok"
     WARN = "warn"
@@ -21,7 +21,7 @@ class Result(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check. ``why`` and ``fix`` are set where the result is not OK."""
+    """Holds the result of one check. ``why`` and ``fix`` are set if the result is not OK."""
 
     name: str
     result: Result
@@ -32,7 +32,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is looked at; the paths are other ones only in tests."""
+    """Describes the machine that is checked; only tests use other paths."""
 
     config: Config
     paths: Paths
@@ -44,15 +44,15 @@ class Machine:
 
 
 def ok(name: str, found: str) -> Check:
-    """Return a check that is well."""
+    """Return the result of a check that is well."""
     return Check(name, Result.OK, found)
 
 
 def warn(name: str, found: str, *, why: str, fix: str | None = None) -> Check:
-    """Return a check that is not as it should be, and does not stop anything."""
+    """Return the result of a check that found a problem which does not stop anything."""
     return Check(name, Result.WARN, found, why, fix)
 
 
 def fail(name: str, found: str, *, why: str, fix: str | None = None) -> Check:
-    """Return a check without which the role cannot work."""
+    """Return the result of a check without which the role cannot work."""
     return Check(name, Result.FAIL, found, why, fix)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Can the pager do its work: /dev/userfaultfd, and what the kernel's userfaultfd offers."""
+"""Check that the pager can work: /dev/userfaultfd, and the features of the kernel's userfaultfd."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import grp
 import json
 import os
 
-from ghostbox import processes
 from ghostbox.doctor.model import Check, Machine, fail, ok, warn
 from ghostbox.errors import GhostboxError
+from ghostbox.system import processes
 
 _UDEV = (
     """echo 'KERNEL=="userfaultfd", GROUP="kvm", MODE="0660"' | sudo tee /etc/udev/rules.d/60-ghostbox.rules"""
@@ -19,7 +19,7 @@ _JOIN = "sudo usermod -aG kvm $USER, then log in again"
 
 
 def device(name: str, machine: Machine) -> Check:
-    """The pager must be able to open /dev/userfaultfd (QEMU need not)."""
+    """Check that the pager can open /dev/userfaultfd (QEMU need not)."""
     path = machine.userfaultfd
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
@@ -38,7 +38,7 @@ def device(name: str, machine: Machine) -> Check:
 
 
 def features(name: str, machine: Machine) -> Check:
-    """What `ghostbox-pager --probe` says of this kernel."""
+    """Check what `ghostbox-pager --probe` says of this kernel."""
     try:
         answer = processes.run([machine.paths.pager_program, "--probe"], timeout_s=20)
         probed = json.loads(answer)

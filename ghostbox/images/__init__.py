@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Guest images: built from Debian's packages or imported; VMs use overlays, the base is never written."""
+"""Build guest images from Debian's packages, or import them; VMs use overlays, so an image is never written to."""
 
 from ghostbox.images.imports import backing_file
 from ghostbox.images.model import Image

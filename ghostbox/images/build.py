@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Making a guest image from Debian's packages: mmdebstrap, mke2fs, qemu-img. No mount, no loop device, no root needed.
+"""Build a guest image from Debian's packages with mmdebstrap, mke2fs and qemu-img; no mount, loop device or root.
 
-mmdebstrap unpacks and configures the packages in namespaces of its own (``--mode=unshare``: when it is killed, all
-that it started dies with it). Still inside them, ``images/export.sh`` writes the kernel, the initrd and the file
-system; then qemu-img makes the qcow2. All in one scratch directory, which is removed whatever happens.
+mmdebstrap unpacks and configures the packages in namespaces of its own (``--mode=unshare``: if it is killed, all its
+processes die with it). Inside them, ``images/export.sh`` writes the kernel, the initrd and the file system; then
+qemu-img makes the qcow2. Everything happens in one scratch directory, which is always removed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.errors import DeadlineExceeded, ImageError
 from ghostbox.images import mirrors, qemu_img
 from ghostbox.images.recipe import Recipe
+from ghostbox.system import processes
 from ghostbox.units import format_bytes
 
 Progress = Callable[[str], None]
@@ -44,7 +44,7 @@ _DISK_FULL = re.compile(r"No space left on device|Could not allocate block|ENOSP
 
 @dataclass(frozen=True)
 class BuiltFiles:
-    """What a build leaves in its output directory."""
+    """Holds the files that a build leaves in its output directory."""
 
     disk: Path
     kernel: Path
@@ -57,7 +57,7 @@ def build_files(recipe: Recipe, out: Path, progress: Progress, mirror: str | Non
     Args:
         recipe: what to build.
         out: an empty directory on the file system that will keep the image.
-        progress: is told each step.
+        progress: receives each step.
         mirror: a Debian archive to use instead of those that apt knows.
 
     Raises:
@@ -71,7 +71,7 @@ def build_files(recipe: Recipe, out: Path, progress: Progress, mirror: str | Non
         _write_setup(recipe, scratch / "setup.sh")
         exported = scratch / "export"
         exported.mkdir()
-        exported.chmod(0o777)  # the namespace's root writes here; it is not our user
+        exported.chmod(0o777)  # the namespace's root, which is another user, writes here
         argv = _mmdebstrap_argv(recipe, scratch, mirrors.sources_list(recipe.suite, recipe.components, mirror))
         _run_logged(argv, scratch, recipe.build_space_bytes, progress)
         progress("making the qcow2 disk")
@@ -86,10 +86,10 @@ def build_files(recipe: Recipe, out: Path, progress: Progress, mirror: str | Non
 
 
 def check_space(directory: Path, needed_bytes: int) -> None:
-    """Check that the file system of ``directory`` has room.
+    """Check that the file system of ``directory`` has enough free space.
 
     Raises:
-        ImageError: it has less than ``needed_bytes``.
+        ImageError: the file system has less than ``needed_bytes``.
     """
     free_bytes = shutil.disk_usage(directory).free
     if free_bytes < needed_bytes:
@@ -99,7 +99,7 @@ def check_space(directory: Path, needed_bytes: int) -> None:
 def _disk_full(directory: Path, needed_bytes: int, free_bytes: int) -> ImageError:
     return ImageError(
         f"no space for the image in {directory}: {format_bytes(needed_bytes)} needed, {format_bytes(free_bytes)} free",
-        hint="free some space, or set GHOSTBOX_CACHE_DIR to a directory that has it",
+        hint="free some space, or set GHOSTBOX_CACHE_DIR to a directory with enough",
     )
 
 
@@ -114,7 +114,7 @@ def _check_tools() -> None:
 
 
 def check_user(user: str, uid: int, subordinate_ids: str) -> None:
-    """Check that a user who is not root may have a namespace of their own with more than one id in it.
+    """Check that a user other than root may have a namespace with more than one user id.
 
     Args:
         user: login name.
@@ -122,7 +122,7 @@ def check_user(user: str, uid: int, subordinate_ids: str) -> None:
         subordinate_ids: content of /etc/subuid, lines of ``name-or-uid:first:count`` (subuid(5)).
 
     Raises:
-        ImageError: no line is theirs.
+        ImageError: no line is for this user.
     """
     if uid == 0 or any(line.split(":")[0] in (user, str(uid)) for line in subordinate_ids.splitlines()):
         return
@@ -141,7 +141,10 @@ def _subordinate_ids() -> str:
 
 @contextmanager
 def _scratch_directory(out: Path) -> Iterator[Path]:
-    """A directory for the build. A user's own cache is closed to the namespace's root, so a user's lies in TMPDIR."""
+    """Make a directory for the build, and remove it at the end of the block.
+
+    For a user other than root it is in TMPDIR: the namespace's root cannot enter that user's cache.
+    """
     parent = out if os.geteuid() == 0 else Path(tempfile.gettempdir())
     scratch = Path(tempfile.mkdtemp(prefix="ghostbox-build-", dir=parent))
     scratch.chmod(0o1777 if os.geteuid() else 0o755)
@@ -152,7 +155,7 @@ def _scratch_directory(out: Path) -> Iterator[Path]:
 
 
 def _remove_tree(directory: Path) -> None:
-    """Remove what a build left; refuse to walk into a mount, whose files are not ours."""
+    """Remove what a build left; never walk into a mount, whose files belong to something else."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     inside = [line.split()[4] for line in mounts if line.split()[4].startswith(f"{directory}/")]
     if inside:
@@ -162,7 +165,7 @@ def _remove_tree(directory: Path) -> None:
 
 
 def _write_tree(recipe: Recipe, tree: Path) -> None:
-    """Lay the recipe's files out as they will lie in the guest; a masked unit is a link to /dev/null."""
+    """Write the recipe's files in the places that they have in the guest; a masked unit is a link to /dev/null."""
     for file in recipe.files:
         target = tree / file.path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +206,7 @@ def _mmdebstrap_argv(recipe: Recipe, scratch: Path, sources: Sequence[str]) -> l
 
 
 def _run_logged(argv: Sequence[str], scratch: Path, needed_bytes: int, progress: Progress) -> None:
-    """Run mmdebstrap in a process group of its own, report its steps, end it if we are interrupted."""
+    """Run mmdebstrap in a process group of its own, report its steps, and end it if this command is interrupted."""
     log = scratch / "log"
     env = {"TMPDIR": str(scratch), "PATH": processes.search_path(), "LC_ALL": "C.UTF-8"}
     child = processes.start_detached(argv, log_path=log, env=env)
@@ -230,7 +233,7 @@ def _report_steps(log: Path, said: list[str], progress: Progress) -> None:
 
 
 def _end_group(pid: int) -> None:
-    """SIGTERM lets mmdebstrap clean up after itself; SIGKILL ends what is left (its namespaces go with it)."""
+    """End mmdebstrap: SIGTERM lets it clean up, SIGKILL ends the rest (its namespaces go with it)."""
     for sig, wait_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
             os.killpg(pid, sig)
@@ -240,12 +243,12 @@ def _end_group(pid: int) -> None:
 
 
 def _explained(output: str, scratch: Path, needed_bytes: int) -> ImageError:
-    """Return the error that a failed tool's output means."""
+    """Return the error for a failed tool's output."""
     if _DISK_FULL.search(output):
         return _disk_full(scratch.parent, needed_bytes, shutil.disk_usage(scratch).free)
     lines = [line for line in output.splitlines() if line.strip() and not line.startswith("I:")]
     return ImageError(
         "cannot build the guest image",
         why="\n".join(lines[-6:]) or None,
-        hint="ghostbox -vv image build shows all; a Debian mirror of your own: --mirror URI",
+        hint="ghostbox -vv image build shows all output; --mirror URI takes another Debian mirror",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ready cloud images: what is checked before one is taken in."""
+"""Check cloud images before they are imported, and copy them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from ghostbox.errors import ImageError, exhausted
+from ghostbox.errors import ImageError, hint_for
 from ghostbox.images import qemu_img
 from ghostbox.images.qemu_img import DiskInfo
 
@@ -21,33 +21,34 @@ _QCOW2_HEADER = struct.Struct(">4sIQI")  # magic, version, offset and length of 
 
 
 def name_from(path: Path) -> str:
-    """Return an image name made of a file name: ``Debian-13_x.qcow2`` gives ``debian-13_x``."""
+    """Return an image name from a file name: ``Debian-13_x.qcow2`` gives ``debian-13_x``."""
     return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "image"
 
 
 def is_file_name(text: str) -> bool:
-    """Tell whether what should be an image's name is a file's, as far as its end or a slash shows."""
+    """Tell whether an image's name looks like a file: it has a slash or a disk's suffix."""
     return "/" in text or Path(text).suffix.lower() in _SUFFIXES
 
 
 def advice(file: str) -> str:
-    """Return how a VM is made from a disk file."""
+    """Return how to make a VM from a disk file."""
     name = name_from(Path(file))
     return f"ghostbox image import {shlex.quote(file)} --name {name}, then --image {name}"
 
 
 def inspect(path: Path, sha256: str | None) -> tuple[str, DiskInfo]:
-    """Return a file's SHA-256 and what disk it is.
+    """Return a file's SHA-256 and its format and sizes.
 
     Raises:
-        ImageError: unreadable, another checksum, neither qcow2 nor raw, cut off, or not whole by itself.
+        ImageError: the file cannot be read, has another checksum, is neither qcow2 nor raw, is cut off, or needs
+            another file.
     """
     digest = _digest(path)
     if sha256 is not None and digest != sha256.strip().lower():
         raise ImageError(
             f"{path} has another SHA-256 than given",
             why=f"it has {digest}, given was {sha256.strip().lower()}",
-            hint="download it again, and check that the checksum is this file's",
+            hint="download it again, and check that the checksum belongs to this file",
         )
     found = qemu_img.info(path)
     if found.format == "qcow2":
@@ -74,14 +75,14 @@ def copy(source: Path, found: DiskInfo, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as err:
-        hint = None if (known := exhausted(err)) is None else known.hint
-        raise ImageError(f"cannot write {target}: {err.strerror}", hint=hint) from err
+        raise ImageError(f"cannot write {target}: {err.strerror}", hint=hint_for(err)) from err
 
 
 def backing_file(overlay: Path) -> Path | None:
     """Return the disk that a qcow2 file stands on; None if it has none or is no qcow2.
 
-    Read from the file's header (QEMU's docs/interop/qcow2.txt), since a running VM holds qemu-img's lock on it.
+    The name is read from the file's header (QEMU's docs/interop/qcow2.txt), since a running VM holds the lock that
+    qemu-img needs.
     """
     try:
         with overlay.open("rb") as file:
@@ -95,10 +96,10 @@ def backing_file(overlay: Path) -> Path | None:
 
 
 def check_whole(path: Path) -> None:
-    """Refuse what is no qcow2 disk that is whole by itself.
+    """Refuse a disk that is no complete qcow2 file.
 
     Raises:
-        ImageError: it is another format, stands on another file, keeps its data in one, or is cut off.
+        ImageError: the file has another format, stands on another file, keeps its data in another file, or is cut off.
     """
     found = qemu_img.info(path, "qcow2")
     if found.data_file is not None:
@@ -107,7 +108,7 @@ def check_whole(path: Path) -> None:
 
 
 def _quoted(path: Path) -> str:
-    """Return a file as a shell and qemu-img take it."""
+    """Return a file's absolute path, quoted for a shell."""
     return shlex.quote(str(path.absolute()))
 
 
@@ -123,16 +124,16 @@ def _check_qcow2(path: Path, found: DiskInfo) -> None:
     if found.backing is not None:
         raise ImageError(
             f"{path} is not whole: it stands on {found.backing}",
-            hint=f"qemu-img convert -O qcow2 {_quoted(path)} whole.qcow2, and import that",
+            hint=f"qemu-img convert -O qcow2 {_quoted(path)} whole.qcow2, and import whole.qcow2",
         )
     end_bytes = qemu_img.check_end_bytes(path)
-    # The last compressed cluster may end before the cluster does.
+    # The file may end within the last cluster if that is compressed.
     if path.stat().st_size + found.cluster_bytes <= end_bytes:
         raise _cut_off(path, end_bytes)
 
 
 def _check_raw(path: Path) -> None:
-    """A raw disk has no magic of its own: ask for a boot sector, and if it has a GPT, for the whole of it."""
+    """Check for a boot sector, and for a complete GPT if there is one: a raw disk has no magic number of its own."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         boot, header = file.read(_SECTOR_BYTES), file.read(_SECTOR_BYTES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the guest's packages come from: the mirrors that this machine's own apt uses, and how it reaches them."""
+"""Find the mirrors for the guest's packages: those of this machine's apt, with its settings for reaching them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 import re
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.errors import ImageError, ProgramError
+from ghostbox.system import processes
 
 _log = logging.getLogger(__name__)
 _FORMAT = "$(REPO_URI)|$(RELEASE)|$(ORIGIN)|$(LABEL)"
@@ -17,7 +17,7 @@ _ARCHIVE_URI = re.compile(r".*/debian/?")
 _INDEX_URI = re.compile(r"^'(?P<uri>[^']+/)dists/(?P<release>[^/']+)/[^']*'", re.MULTILINE)
 _SECURITY_RELEASE = re.compile(r"[a-z]+-security")
 _SECURITY_URI = re.compile(r".*/debian-security/?|.*//security\..*")
-# Settings that say how to reach a mirror, and whether this machine's clock can be believed.
+# These are apt's settings of how to reach a mirror, and whether this machine's clock is reliable.
 _PASSED_ON = re.compile(r"Acquire::(https?::|ftp::|Retries|Check-Valid-Until|Check-Date|ForceIPv[46])", re.IGNORECASE)
 
 
@@ -37,19 +37,19 @@ def sources_list(suite: str, components: tuple[str, ...], mirror: str | None = N
     archive, security = known_archives(f"{_index_targets()}\n{_configured()}")
     lines = [_line(archive, release, components) for release in (suite, f"{suite}-updates")]
     if security is None:
-        _log.warning("apt on this machine knows no archive of security updates: the guest will get none either")
+        _log.warning("apt on this machine knows no archive of security updates: the guest will not get any either")
     else:
         lines.append(_line(security, f"{suite}-security", components))
     return lines
 
 
 def apt_options() -> list[str]:
-    """Return this machine's apt settings about proxies, retries and dates, as ``Name "value";``."""
+    """Return this machine's apt settings on proxies, retries and dates, as ``Name "value";``."""
     return passed_on(processes.run(["apt-config", "dump"], timeout_s=30))
 
 
 def passed_on(dump: str) -> list[str]:
-    """Return those lines of ``apt-config dump`` that the guest's packages are to be fetched with."""
+    """Return the lines of ``apt-config dump`` that also apply when the guest's packages are fetched."""
     return [line for line in dump.splitlines() if _PASSED_ON.match(line) and '""' not in line]
 
 
@@ -58,12 +58,12 @@ def _index_targets() -> str:
         return processes.run(["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"], timeout_s=30)
     except ProgramError as err:
         raise ImageError(
-            "cannot ask apt for its mirrors", why=err.message, hint="name one: ghostbox image build --mirror URI"
+            "cannot ask apt for its mirrors", why=err.message, hint="name a mirror: ghostbox image build --mirror URI"
         ) from err
 
 
 def _configured() -> str:
-    """Return what apt would fetch, in the form of `_index_targets`, which has only those whose lists were fetched."""
+    """Return what apt would fetch, like `_index_targets`, which has only archives whose lists were fetched."""
     try:
         planned = processes.run(["apt-get", "update", "--print-uris"], timeout_s=30)
     except ProgramError as err:
@@ -73,7 +73,7 @@ def _configured() -> str:
 
 
 def configured(planned: str) -> str:
-    """Return the archives among the lines of ``apt-get update --print-uris``, as `known_archives` takes them."""
+    """Return the archives in the lines of ``apt-get update --print-uris``, in the form that `known_archives` takes."""
     return "\n".join(f"{found['uri']}|{found['release']}||" for found in _INDEX_URI.finditer(planned))
 
 
@@ -81,8 +81,8 @@ def known_archives(targets: str) -> tuple[str, str | None]:
     """Return the URIs of the Debian archive and of its security updates.
 
     Args:
-        targets: lines of ``apt-get indextargets``: URI, release, origin, label; the last two are empty where apt has
-            not fetched the lists yet.
+        targets: lines of ``apt-get indextargets``: URI, release, origin, label; the last two are empty if apt has not
+            fetched the lists yet.
 
     Raises:
         ImageError: no Debian archive is among them.
@@ -99,13 +99,13 @@ def known_archives(targets: str) -> tuple[str, str | None]:
     if archive is None:
         raise ImageError(
             "apt on this machine knows no Debian archive, and the guest is made of Debian's packages",
-            hint="name one: ghostbox image build --mirror URI",
+            hint="name a mirror: ghostbox image build --mirror URI",
         )
     return archive, security
 
 
 def _is_security(release: str, uri: str) -> bool:
-    """Tell whether a release whose lists were never fetched is Debian's security archive, wherever it lies."""
+    """Tell whether a release whose lists were never fetched is Debian's security archive, at whatever URI."""
     return _SECURITY_RELEASE.fullmatch(release) is not None and "debian" in uri
 
 

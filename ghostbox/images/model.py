@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a finished image is."""
+"""Describe a finished image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Image:
 
     @property
     def directory(self) -> Path:
-        """Where the image's files lie; nothing else lies there."""
+        """Return the directory that holds only this image's files."""
         return self.disk.parent
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def check_name(name: str) -> str:
     """Return ``name`` if it may name an image.
 
     Raises:
-        UsageError: it has other characters than lower-case letters, digits, ``.``, ``_`` and ``-``.
+        UsageError: the name has other characters than lower-case letters, digits, ``.``, ``_`` and ``-``.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(

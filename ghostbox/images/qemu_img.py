@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""qemu-img: what a disk file is, and new disk files."""
+"""Ask about disk files and make them, with qemu-img."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.errors import ImageError, ProgramError
+from ghostbox.system import processes
 
 _TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
 class DiskInfo:
-    """``format`` as QEMU names it; ``virtual_bytes`` is the size that the guest sees."""
+    """Describes a disk file. ``format`` is QEMU's name; ``virtual_bytes`` is the size that the guest sees."""
 
     format: str
     virtual_bytes: int
@@ -25,10 +25,10 @@ class DiskInfo:
 
 
 def info(path: Path, disk_format: str | None = None) -> DiskInfo:
-    """Return what qemu-img says of a disk file; ``disk_format`` None lets it look what format that is.
+    """Return what qemu-img says of a disk file; with ``disk_format`` None, qemu-img finds out the format.
 
     Raises:
-        ImageError: it cannot be read as a disk.
+        ImageError: the file cannot be read as a disk.
     """
     known = () if disk_format is None else ("-f", disk_format)
     data = json.loads(_run("info", "--output=json", *known, path, what=f"{path} is not a disk image"))
@@ -45,26 +45,26 @@ def check_end_bytes(path: Path) -> int:
     """Check a qcow2 file's structure and return where its last cluster ends.
 
     Raises:
-        ImageError: it is damaged.
+        ImageError: the file is damaged.
     """
     data = json.loads(_run("check", "--output=json", "-f", "qcow2", path, what=f"{path} is damaged or cut off"))
     return int(data["image-end-offset"])
 
 
 def convert(source: Path, target: Path, source_format: str = "raw") -> None:
-    """Copy a disk into a new qcow2 file; zeroes take no space.
+    """Copy a disk into a new qcow2 file, in which zeroes take no space.
 
     Raises:
-        ImageError: qemu-img failed (a full disk is its usual reason).
+        ImageError: qemu-img failed, most often since the disk is full.
     """
     _run("convert", "-f", source_format, "-O", "qcow2", source, target, what=f"cannot write {target}")
 
 
 def flatten(source: Path, target: Path) -> None:
-    """Copy a qcow2 disk with all that it stands on into a new, compressed one; internal snapshots stay behind.
+    """Copy a qcow2 disk, with all that it stands on, into a new compressed disk, without internal snapshots.
 
     Raises:
-        ImageError: qemu-img failed (a full disk is its usual reason).
+        ImageError: qemu-img failed, most often since the disk is full.
     """
     _run(
         "convert", "-c", "-W", "-f", "qcow2", "-O", "qcow2", "-o", "compression_type=zstd", source, target,
@@ -73,9 +73,9 @@ def flatten(source: Path, target: Path) -> None:
 
 
 def create_overlay(backing: Path | str, target: Path, size_bytes: int) -> None:
-    """Make a qcow2 that holds only what differs from ``backing``, which is never written.
+    """Make a qcow2 that holds only differences from ``backing``, which is never written to.
 
-    Text names the backing file as seen from the directory of ``target``, and goes on doing so if that is renamed.
+    If ``backing`` is text, it names the file relative to the directory of ``target``, also after that was renamed.
 
     Raises:
         ImageError: qemu-img failed.
@@ -87,7 +87,7 @@ def create_overlay(backing: Path | str, target: Path, size_bytes: int) -> None:
 
 
 def create(target: Path, size_bytes: int) -> None:
-    """Make an empty qcow2 that stands alone; it takes space as it is written.
+    """Make an empty qcow2 without a backing file; it takes space as it is written.
 
     Raises:
         ImageError: qemu-img failed.
@@ -96,7 +96,7 @@ def create(target: Path, size_bytes: int) -> None:
 
 
 def grow(disk: Path, size_bytes: int) -> None:
-    """Make a qcow2 disk larger; what is new reads as zeroes.
+    """Make a qcow2 disk larger; the new part reads as zeroes.
 
     Raises:
         ImageError: qemu-img failed.
@@ -108,14 +108,14 @@ def snapshots(disk: Path) -> tuple[str, ...]:
     """Return the tags of the internal snapshots of a qcow2 disk.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the disk cannot be read.
     """
     data = json.loads(_run("info", "--output=json", disk, what=f"{disk} cannot be read"))
     return tuple(str(each["name"]) for each in data.get("snapshots", ()))
 
 
 def create_snapshot(disk: Path, tag: str) -> None:
-    """Keep what a qcow2 disk has now, inside it.
+    """Keep a qcow2 disk's present content as an internal snapshot.
 
     Raises:
         ImageError: qemu-img failed.
@@ -124,7 +124,7 @@ def create_snapshot(disk: Path, tag: str) -> None:
 
 
 def apply_snapshot(disk: Path, tag: str) -> None:
-    """Put a qcow2 disk back to what it was, its size too.
+    """Restore a qcow2 disk, with its size, from an internal snapshot.
 
     Raises:
         ImageError: qemu-img failed.
@@ -142,7 +142,7 @@ def delete_snapshot(disk: Path, tag: str) -> None:
 
 
 def _run(command: str, *words: str | Path, what: str) -> str:
-    """Run qemu-img; files are named from the root on, or it takes ``a:b`` for a protocol and ``-x`` for an option."""
+    """Run qemu-img with absolute paths: it takes ``a:b`` for a protocol and ``-x`` for an option."""
     argv = [word.absolute() if isinstance(word, Path) else word for word in words]
     try:
         return processes.run(["qemu-img", command, *argv], timeout_s=_TIMEOUT_S)

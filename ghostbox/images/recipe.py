@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a built guest image consists of (``images/debian.yaml``)."""
+"""Read the recipe of a guest image (``images/debian.yaml``)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A text file put into the guest; ``mode`` is its permission bits."""
+    """Is a text file to put into the guest; ``mode`` is its permission bits."""
 
     path: str
     text: str
@@ -42,7 +42,7 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A guest image to build. Equal ``hash`` means equal image, up to newer package versions."""
+    """Describes a guest image to build. Images with an equal ``hash`` are equal, except for newer package versions."""
 
     name: str
     suite: str
@@ -60,10 +60,10 @@ class Recipe:
 
 
 def load_recipe(path: Path | None = None) -> Recipe:
-    """Read a recipe; None is the one that comes with GhostBox.
+    """Read a recipe; None means the recipe that comes with GhostBox.
 
     Raises:
-        ImageError: the file is missing, no YAML, or a key is unknown or missing.
+        ImageError: the file is missing or no YAML, or a key is unknown, missing or wrong.
     """
     path = path or paths.data_file("images/debian.yaml")
     export_script = paths.data_file("images/export.sh")
@@ -85,7 +85,7 @@ def load_recipe(path: Path | None = None) -> Recipe:
 def customized(recipe: Recipe, suite: str, packages: Sequence[str]) -> Recipe:
     """Return ``recipe`` for another Debian release and with further packages (``image.suite``, ``image.packages``).
 
-    One that says nothing new returns the recipe as it is, hash and all; order and repetition say nothing.
+    If these change nothing, the recipe itself is returned, with its hash; order and repetition do not matter.
     """
     further = tuple(sorted(set(packages) - set(recipe.packages)))
     if suite == recipe.suite and not further:

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The images of this machine.
+"""Keep the images of this machine.
 
-    images/NAME.json              what the image is, and which directory is its own; replaced in one step
-    images/NAME@HASH-TIME/        its files; never written again once NAME.json points at it
-    images/NAME@HASH-TIME/image.json  what NAME.json said: disks that stand on it go on doing so when that is replaced
-    images/NAME@HASH-TIME/overlays  the VM disks that were made on it, a path a line; those gone since do not count
-    images/.NAME.new-XXXX/        a build or import at work; renamed at its end, removed if it fails
+    images/NAME.json              describes the image, and names its directory; replaced in one step
+    images/NAME@HASH-TIME/        the image's files; never written again once NAME.json names the directory
+    images/NAME@HASH-TIME/image.json  a copy of NAME.json, for disks that still stand on it after NAME.json was replaced
+    images/NAME@HASH-TIME/overlays  the VM disks that were made on it, a path a line; deleted disks do not count
+    images/.NAME.new-XXXX/        a running build or import; renamed at its end, removed if it fails
     images/.NAME.lock             held (flock) while the image is built, imported or deleted
 
-VMs' overlays name the base by its path, so a rebuild makes a new directory and leaves the old one to those who use it.
+VMs' overlays name the base by its path, so a rebuild makes a new directory and leaves the old one to its overlays.
 """
 
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -28,18 +28,19 @@ from ghostbox.images.build import Progress, build_files, check_space
 from ghostbox.images.imports import backing_file
 from ghostbox.images.model import Image, check_name, image_from_json
 from ghostbox.images.recipe import Recipe
+from ghostbox.system import locks, state_files
 from ghostbox.units import format_bytes
 
 _OVERLAYS = "overlays"
 _DESCRIPTION = "image.json"
 
 
-def _say_nothing(_step: str) -> None:
+def _no_progress(_step: str) -> None:
     pass
 
 
 class ImageStore:
-    """The images below one directory."""
+    """Keeps the images below one directory."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -48,8 +49,8 @@ class ImageStore:
         """Return the image called ``name``.
 
         Raises:
-            NotFound: there is none.
-            ImageError: its files are gone.
+            NotFound: there is no such image.
+            ImageError: the image's files are gone.
         """
         try:
             return _whole_image(self._record(_checked(name)))
@@ -57,12 +58,12 @@ class ImageStore:
             raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name)) from err
 
     def under(self, overlay: Path) -> Image | None:
-        """Return the image that a VM's disk stands on, superseded or not; None if there is no such disk.
+        """Return the image that a VM's disk stands on, superseded or not; None if the disk does not exist.
 
-        Only this image goes with the disk: over another base it is garbage, and another kernel misses its modules.
+        Only this image fits the disk: over another base the disk is garbage, and another kernel lacks its modules.
 
         Raises:
-            ImageError: the disk stands on nothing that this store has.
+            ImageError: the disk stands on no image of this store.
         """
         if not overlay.exists():
             return None
@@ -76,11 +77,11 @@ class ImageStore:
         raise ImageError(
             f"{overlay} stands on no image that is known",
             why=f"its base is {base or 'not named in its header'}",
-            hint=f"put its base back where it was; {overlay} has what the VM wrote",
+            hint=f"put its base back in its place; {overlay} has what the VM wrote",
         )
 
     def list(self) -> list[Image]:
-        """Return all whole images, by name."""
+        """Return all complete images, sorted by name."""
         images = []
         for record in sorted(self._root.glob("*.json")):
             try:
@@ -92,30 +93,30 @@ class ImageStore:
     def build(
         self,
         recipe: Recipe,
-        progress: Progress = _say_nothing,
+        progress: Progress = _no_progress,
         *,
         name: str | None = None,
         force: bool = False,
         mirror: str | None = None,
         in_use: Collection[Path] | None = None,
     ) -> Image:
-        """Return the image of ``recipe``, building it unless it is there already.
+        """Return the image of ``recipe``, building it unless it exists.
 
         Args:
             recipe: what to build.
-            progress: is told each step.
+            progress: receives each step.
             name: of the image; None takes the recipe's.
-            force: build even if an equal image is there.
+            force: build even if an equal image exists.
             mirror: a Debian archive to use instead of those that apt knows.
-            in_use: disks that overlays stand on, besides those that this store made; what else is superseded is
+            in_use: disks that overlays stand on, besides those that this store made; other superseded images are
                 removed. None removes nothing.
 
         Raises:
-            ImageError: no space, no mirror, a tool is missing or failed.
+            ImageError: there is no space or no mirror, or a tool is missing or failed.
         """
         name = check_name(name or recipe.name)
         with self._locked(name, progress):
-            found = None if force else self._whole(name)
+            found = None if force else self._get_or_none(name)
             if found is not None and found.recipe_hash == recipe.hash:
                 progress(f"{name}, built {found.created_at[:10]}")
                 return found
@@ -139,26 +140,27 @@ class ImageStore:
             return image
 
     def import_file(
-        self, path: Path, name: str | None = None, sha256: str | None = None, progress: Progress = _say_nothing
+        self, path: Path, name: str | None = None, sha256: str | None = None, progress: Progress = _no_progress
     ) -> Image:
-        """Copy a ready cloud image (qcow2 or raw) into the store; the firmware will boot it.
+        """Copy a cloud image (qcow2 or raw) into the store; the firmware will boot it.
 
         Args:
             path: the file.
-            name: of the image; None makes one of the file's name.
-            sha256: what the file's SHA-256 must be, in hex.
-            progress: is told each step.
+            name: of the image; None derives it from the file's name.
+            sha256: the SHA-256 that the file must have, in hex.
+            progress: receives each step.
 
         Raises:
-            ImageError: not readable, another checksum, no disk image, cut off, or no space.
-            Refused: there is an image of that name.
+            ImageError: the file cannot be read, has another checksum, is no disk image, is cut off, or there is no
+                space.
+            Refused: an image of that name exists.
         """
         name = check_name(imports.name_from(path) if name is None else name)
         with self._locked(name, progress):
             if self._record(name).exists():
                 raise Refused(
-                    f"an image named '{name}' is there already",
-                    hint=f"choose another: --name, or: ghostbox image delete {name}",
+                    f"an image named '{name}' exists already",
+                    hint=f"choose another name (--name), or: ghostbox image delete {name}",
                 )
             progress("checking the file")
             digest, found = imports.inspect(path, sha256)
@@ -190,28 +192,28 @@ class ImageStore:
             in_use: disks that overlays stand on (``backing_file`` of each VM's disk).
 
         Raises:
-            NotFound: there is none.
-            Refused: a VM's disk stands on it.
+            NotFound: there is no such image.
+            Refused: a VM's disk stands on the image.
         """
         check_name(name)
         if not self._record(name).exists():
             raise NotFound(f"no image named '{name}'", hint=self._hint_for_missing(name))
-        with self._locked(name, _say_nothing):
+        with self._locked(name, _no_progress):
             directories = self._directories(name)
             if any(_is_used(directory, in_use) for directory in directories):
                 raise Refused(
                     f"image '{name}' is the base of a VM's disk",
-                    hint="it stays until no VM has it as its base; ghostbox list shows them",
+                    hint="it stays until no VM has it as its base; ghostbox list shows the VMs",
                 )
             self._record(name).unlink(missing_ok=True)
             for directory in directories:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def create_overlay(self, image: Image, target: Path, size_bytes: int) -> None:
-        """Make a VM's disk: what differs from the image, of ``size_bytes`` as the guest sees it.
+        """Make a VM's disk as an overlay of the image; the guest sees a disk of ``size_bytes``.
 
         Raises:
-            ImageError: smaller than the image, or qemu-img failed.
+            ImageError: ``size_bytes`` is smaller than the image, or qemu-img failed.
         """
         if size_bytes < image.virtual_bytes:
             raise ImageError(
@@ -219,7 +221,7 @@ class ImageStore:
                 f"which has {format_bytes(image.virtual_bytes)}",
                 hint=f"give vm.disk at least {format_bytes(image.virtual_bytes)}",
             )
-        # Noted first, so that no other command, whose VMs may be others, takes the image for unused.
+        # The overlay is recorded first, so that no command of another installation takes the image for unused.
         with suppress(PermissionError), (image.directory / _OVERLAYS).open("a") as file:
             file.write(f"{target.absolute()}\n")
         qemu_img.create_overlay(image.disk, target, size_bytes)
@@ -227,7 +229,7 @@ class ImageStore:
     def _record(self, name: str) -> Path:
         return self._root / f"{name}.json"
 
-    def _whole(self, name: str) -> Image | None:
+    def _get_or_none(self, name: str) -> Image | None:
         try:
             return self.get(name)
         except (NotFound, ImageError):
@@ -246,17 +248,20 @@ class ImageStore:
 
     @contextmanager
     def _locked(self, name: str, progress: Progress) -> Iterator[None]:
-        """Hold the image's lock; while it is held, whatever another build of it left behind is rubbish."""
+        """Hold the image's lock, and remove what a killed build of it left behind."""
         _make_traversable(self._root)
-        with (self._root / f".{name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress(f"waiting for another command that works on image '{name}'")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        file = self._root / f".{name}.lock"
+        try:
+            lock = locks.take(file)
+        except locks.Held:
+            progress(f"waiting for another command that works on image '{name}'")
+            lock = locks.take(file, wait=True)
+        try:
             for left in self._root.glob(f".{name}.new-*"):
                 shutil.rmtree(left, ignore_errors=True)
             yield
+        finally:
+            os.close(lock)
 
     @contextmanager
     def _new_directory(self, name: str) -> Iterator[Path]:
@@ -268,7 +273,7 @@ class ImageStore:
             shutil.rmtree(new, ignore_errors=True)
 
     def _adopt(self, new: Path, image: Image) -> Image:
-        """Give the finished directory its name and point the image at it."""
+        """Give the finished directory its name and let the image's description name it."""
         stamp = image.created_at.translate(str.maketrans("", "", "-:+"))
         final = self._root / f"{image.name}@{image.recipe_hash[:12]}-{stamp}"
         for file in new.iterdir():
@@ -287,10 +292,8 @@ class ImageStore:
             )
         }
         record = self._record(image.name)
-        draft = record.with_suffix(".json.new")
-        draft.write_text(json.dumps(data, indent=2) + "\n")
-        shutil.copyfile(draft, final / _DESCRIPTION)
-        draft.replace(record)
+        state_files.write(final / _DESCRIPTION, data, mode=0o644)
+        state_files.write(record, data, mode=0o644)
         return image_from_json(data)
 
     def _prune(self, current: Image, in_use: Collection[Path] | None) -> None:
@@ -302,7 +305,7 @@ class ImageStore:
 
 
 def _checked(name: str) -> str:
-    """Return ``name`` if it may name an image; who gives a file is told how to take it in."""
+    """Return ``name`` if it may name an image; for a file's name the error says how to import the file."""
     try:
         return check_name(name)
     except UsageError as err:
@@ -312,10 +315,10 @@ def _checked(name: str) -> str:
 
 
 def _whole_image(record: Path) -> Image:
-    """Read what an image is, and check that its files are there. Raises FileNotFoundError if ``record`` is not."""
+    """Read an image's description, and check its files. Raises FileNotFoundError if ``record`` does not exist."""
     try:
         data = json.loads(record.read_text())
-        # A VM that was imported has its image beside it, by relative paths: its directory may get another name.
+        # The image of an imported VM has relative paths, since the VM's directory may get another name.
         beside = {key: str(record.parent / data[key]) for key in ("disk", "kernel", "initrd") if data[key] is not None}
         image = image_from_json(data | beside)
     except FileNotFoundError:
@@ -329,7 +332,7 @@ def _whole_image(record: Path) -> Image:
 
 
 def _is_used(directory: Path, in_use: Collection[Path]) -> bool:
-    """Tell whether a disk stands on an image: one the caller knows, or one that we made and that is still there."""
+    """Tell whether a disk stands on an image: one of ``in_use``, or one that this store made and that still exists."""
     try:
         made = (directory / _OVERLAYS).read_text().splitlines()
     except OSError:
@@ -339,7 +342,7 @@ def _is_used(directory: Path, in_use: Collection[Path]) -> bool:
 
 
 def _make_traversable(directory: Path) -> None:
-    """Make ``directory`` and its missing parents so that QEMU's own user can pass, whatever our umask is."""
+    """Make ``directory`` and its missing parents so that QEMU's own user can pass, whatever the umask is."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""No request may make the donor keep more than a few KiB of it in memory."""
+"""Limit a request's body, so that no client makes the donor keep more than 64 KiB of it in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_BODY_BYTES = 64 * 1024
 
 
 class BodyLimit:
-    """ASGI middleware: reads the body itself, up to the limit, and answers 413 to a longer one."""
+    """Is ASGI middleware that reads the body itself, up to the limit, and answers 413 to a longer one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,7 +35,7 @@ class BodyLimit:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives the body once and then what really comes (a disconnect)."""
+    """Return a ``receive`` that returns the body once, and then what the client really sends (a disconnect)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

@@ -1,55 +1,62 @@
 # SPDX-License-Identifier: MIT
-"""One ``ghostbox-memserver`` process: started or adopted, watched, driven through its control socket.
+"""Start or adopt a ``ghostbox-memserver`` process, watch it, and drive it through its control socket.
 
-It runs in a session of its own and holds no end of a pipe to us, so nothing that happens to this process reaches it.
+The process runs in a session of its own and has no pipe to this process, so it survives the end of this process.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ghostbox import process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError, ProgramError, Refused, hint_for
+from ghostbox.memserver import model
+from ghostbox.memserver.model import PROGRAM, Export, PlaneStatus
 from ghostbox.memserver.records import PlaneRecord
 from ghostbox.paths import make_directory
-from ghostbox.processes import ControlError
+from ghostbox.system import process_table, processes
+from ghostbox.system.pidfd import Process
+from ghostbox.system.processes import ControlError
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
 
 OOM_SCORE_ADJ = 800
-"""The kernel's first choice when the donor runs out of memory is the data plane: it holds the lent memory, so that
-killing it gives the owner his RAM back at once, while killing the control plane would give back next to nothing and
-the owner's own programs are not ours to sacrifice. Not 1000: a program of the owner that by itself outweighs the
-lent memory by four fifths of all RAM is the culprit, and an almost empty memserver would die in vain. The control
-plane keeps the score that it was started with, survives, and reports the loss."""
+"""The OOM score adjustment that makes the kernel choose the data plane first when the donor runs out of memory. Its end
+gives the owner the lent RAM back at once; the end of the control plane would free next to nothing, and the owner's
+programs must not die for GhostBox. The value is not 1000: a program of the owner that is larger than the lent memory by
+four fifths of all RAM is itself the cause, and the end of an almost empty memserver would not help. The control plane
+keeps the score that it was started with, survives, and reports the loss."""
 
 RESTORE = signal.SIGUSR1
-"""What the C program takes as the wish to make its control socket anew; versions before 2026-11-29 would end."""
+"""The signal at which the C program makes its control socket anew; versions before 2026-11-29 end at it."""
 
 PRIVILEGED_PORTS = 1024
-"""Ports below are for root, or for whom net.ipv4.ip_unprivileged_port_start lets in (ip(7))."""
+"""Below this port only root may listen, unless net.ipv4.ip_unprivileged_port_start is lower (ip(7))."""
+
+_CANNOT_LOCK = "RLIMIT_MEMLOCK"  # in the data plane's log
 
 _START_TIMEOUT_S = 20.0
 _RESTORE_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 30.0
 _ADOPT_TIMEOUT_S = 5.0
-_REQUEST_TIMEOUT_S = 30.0  # a forced removal waits for the clients to be gone, and for their requests before that
-_MAX_SOCKET_PATH = 107  # sun_path less its final zero, unix(7)
+_REQUEST_TIMEOUT_S = 30.0  # a forced removal first waits for the clients' requests and connections to end
+_NAMED_BY = 2  # the last parts of the control socket's path: the memserver's name, and the socket's
+_MAX_SOCKET_PATH = 107  # the size of sun_path less its final zero byte, unix(7)
 
 
 @dataclass(frozen=True)
 class PlaneSettings:
-    """How to start the C program. ``port`` 0 picks one."""
+    """Holds how to start the C program. ``port`` 0 lets the kernel choose a port; ``tls``: it answers nothing else."""
 
     program: Path
     control_socket: Path
@@ -59,44 +66,21 @@ class PlaneSettings:
     size_bytes: int
     donor_id: str
     machine: str
-
-
-@dataclass(frozen=True)
-class Export:
-    """One export as the data plane sees it."""
-
-    name: str
-    size_bytes: int
-    resident_bytes: int
-    incarnation: str
-    connections: int
-    idle_s: float
-
-
-@dataclass(frozen=True)
-class PlaneStatus:
-    """The data plane's own account. ``also`` are the addresses that it listens on besides ``host`` and ``port``."""
-
-    pid: int
-    host: str
-    port: int
-    size_bytes: int
-    exported_bytes: int
-    resident_bytes: int
-    exports: dict[str, Export]
-    also: tuple[tuple[str, int], ...] = ()
+    lock_memory: bool = False
+    tls: bool = False
 
 
 class DataPlane:
-    """A running data plane; make one by ``start`` or ``adopt``.
+    """Drives a running data plane; ``start`` and ``adopt`` make one.
 
-    ``pidfd`` becomes readable when the process has ended, whoever its parent is. ``settings`` are those it runs with:
-    what starts it again as it was.
+    ``pidfd`` becomes readable when the process has ended, also if its parent is another process. ``settings`` are those
+    that the process runs with, so that it can be started again in the same way.
     """
 
     def __init__(self, settings: PlaneSettings, record: PlaneRecord, reap: Callable[[], int | None]) -> None:
         self.record = record
-        self.pidfd = os.pidfd_open(record.pid)
+        self._process = Process(record.pid)
+        self.pidfd = self._process.descriptor
         self._control_socket = settings.control_socket
         self._reap = reap
         found = self.status()
@@ -107,7 +91,9 @@ class DataPlane:
         """Start the program and wait until it serves.
 
         Raises:
-            ProgramError: it cannot be run or ended at once; ``why`` holds the end of its log.
+            ProgramError: the program cannot be run, or ended at once; ``why`` has the end of its log.
+            Refused: the path of the control socket is too long.
+            DeadlineExceeded: the program did not answer in time.
         """
         _check_socket_path(settings.control_socket)
         _make_directory(settings.control_socket)
@@ -115,6 +101,8 @@ class DataPlane:
         argv: list[str | Path] = [settings.program, "--bind", settings.bind, "--port", str(settings.port)]
         argv += ["--size", str(settings.size_bytes), "--control", settings.control_socket]
         argv += ["--donor-id", settings.donor_id, "--machine", settings.machine]
+        argv += ["--lock-memory"] if settings.lock_memory else []
+        argv += ["--tls", "require"] if settings.tls else []
         child = processes.start_detached(argv, log_path=settings.log_path)
         _prefer_as_victim(child.pid)
 
@@ -130,28 +118,35 @@ class DataPlane:
         if child.returncode is not None:
             raise _start_failure(settings, child.returncode, log_start)
         _log.info("data plane started: pid %d, %s", child.pid, format_bytes(settings.size_bytes))
-        return cls(settings, _record_of(child.pid, settings.control_socket), child.poll)
+        record = replace(_record_of(child.pid, settings.control_socket), tls=settings.tls)
+        return cls(settings, record, child.poll)
 
     @classmethod
     def adopt(cls, settings: PlaneSettings, known: PlaneRecord | None) -> DataPlane | None:
-        """Take over a data plane that an earlier control plane left running; None if there is none.
+        """Take over a data plane that an earlier control plane left running; return None if there is none.
 
-        It is known by its record, wherever its control socket is, and makes that anew if it was removed.
+        The process is found through its record, wherever its control socket is. If no record names it (the records were
+        damaged, or the control plane was killed before it wrote them), it is found in the process table. A socket that
+        was removed is made anew.
 
         Raises:
-            ProgramError: one is there and does not answer.
+            ProgramError: a data plane runs and does not answer.
         """
-        if known is not None and _lives(known):
+        if known is None or not _is_alive(known):
+            known = _unrecorded(settings)
+        if known is not None:
             control_socket = Path(known.control_socket or settings.control_socket)
             _make_socket_anew(known.pid, control_socket)
             settings = replace(settings, control_socket=control_socket)
         control_socket = settings.control_socket
         _check_socket_path(control_socket)
         try:
-            pid = int(processes.control_request(control_socket, "status", timeout_s=_ADOPT_TIMEOUT_S)["pid"])
+            pid = model.status(control_socket, timeout_s=_ADOPT_TIMEOUT_S).pid
         except ControlError as err:
+            if err.code != "gone":
+                raise
             nobody = isinstance(err.__cause__, (FileNotFoundError, ConnectionRefusedError))
-            if nobody and (known is None or not _lives(known)):
+            if nobody and known is None:
                 return None
             raise _no_answer(control_socket, known, err) from err
         found = _record_of(pid, control_socket)
@@ -167,32 +162,27 @@ class DataPlane:
         return plane
 
     def close(self) -> None:
-        """Give the pidfd back; the process goes on."""
-        os.close(self.pidfd)
+        """Close the pidfd; the process runs on."""
+        self._process.close()
 
     def exit_status(self) -> int | None:
-        """Return the exit status of an ended data plane, or None if it was not our child (it was adopted)."""
+        """Return the exit status of an ended data plane; None if it runs, or is no child (it was adopted)."""
         return self._reap()
 
     def alive(self) -> bool:
         """Tell whether the process still runs."""
-        return self.exit_status() is None and processes.pid_alive(self.record.pid)
+        return self.exit_status() is None and not self._process.ended()
 
     def status(self) -> PlaneStatus:
-        """Ask the data plane for its exports and sizes.
+        """Return the data plane's exports and sizes.
 
         Raises:
-            ControlError: it is gone.
+            ControlError: the data plane is gone, or its answer has an unknown form (``misfit``).
         """
-        reply = self._request("status")
-        exports = (_export(item) for item in reply["exports"])
-        sizes = (reply["size_bytes"], reply["exported_bytes"], reply["resident_bytes"])
-        also = tuple((each["host"], each["port"]) for each in reply.get("also", ()))
-        named = {item.name: item for item in exports}
-        return PlaneStatus(reply["pid"], reply["host"], reply["port"], *sizes, named, also)
+        return PROGRAM.understood(PlaneStatus, self._request("status"), self._control_socket, "status")
 
     def listen(self, host: str, port: int) -> None:
-        """Have it listen on one more address, which is named first from then on; connections stay.
+        """Let the data plane listen on one more address, which it reports first from then on; connections stay.
 
         Raises:
             ControlError: ``unavailable``, or ``unknown-command`` of an older program.
@@ -201,24 +191,64 @@ class DataPlane:
         found = self.status()
         self.settings = replace(self.settings, bind=found.host, port=found.port)
 
-    def add_export(self, name: str, size_bytes: int) -> Export:
-        """Make an export of zeroes.
+    @property
+    def tls(self) -> bool:
+        """Tell whether it answers nothing without TLS; if no record says so, whether each of its leases has a key."""
+        return self.status().tls if self.record.tls is None else self.record.tls
+
+    def add_export(
+        self, name: str, size_bytes: int, *, tls_psk: str | None = None, client: str | None = None
+    ) -> Export:
+        """Make an export that reads as zeroes.
+
+        Args:
+            name: of the export.
+            size_bytes: its size.
+            tls_psk: its key, hexadecimal, without which nobody opens it; None: it has none.
+            client: the id of the client whose limits hold for it.
 
         Raises:
-            ControlError: ``exists``, ``too-small``, ``invalid`` or ``gone``.
+            ControlError: ``exists``, ``too-small``, ``invalid``, ``gone`` or ``misfit``.
         """
-        return _export(self._request("export-add", name=name, size_bytes=size_bytes))
+        more = {key: value for key, value in (("tls_psk", tls_psk), ("client", client)) if value is not None}
+        answer = self._request("export-add", name=name, size_bytes=size_bytes, **more)
+        return PROGRAM.understood(Export, answer, self._control_socket, "export-add")
 
     def remove_export(self, name: str, *, force: bool) -> None:
         """Remove an export and give its memory back to the operating system.
 
         Raises:
-            ControlError: ``not-found``, ``busy`` (connections and not ``force``) or ``gone``.
+            ControlError: ``not-found``, ``busy`` (connections are open and not ``force``) or ``gone``.
         """
         self._request("export-remove", name=name, force=force)
 
+    def shut_out(self, client: str) -> None:
+        """End all connections of a client's exports, and let none of them come back, until `let_in`.
+
+        Raises:
+            ControlError: ``gone``, or ``unknown-command`` of an older program.
+        """
+        self._request("client-set", client=client, max_connections=0)
+        try:
+            self._request("client-close", client=client)
+        except ControlError as err:
+            if err.code != "not-found":
+                raise
+
+    def let_in(self, client: str) -> None:
+        """Let the connections of a client come back.
+
+        Raises:
+            ControlError: ``gone``. An older program has shut nobody out.
+        """
+        try:
+            self._request("client-set", client=client, max_connections=None)
+        except ControlError as err:
+            if err.code != "unknown-command":
+                raise
+
     def stop(self) -> None:
-        """End the process; its memory is given back. A process that is gone is no error."""
+        """End the process, which frees its memory. A process that is gone already is no error."""
         try:
             self._request("shutdown")
         except ControlError as err:
@@ -227,19 +257,19 @@ class DataPlane:
             processes.wait_until(lambda: not self.alive(), timeout_s=_STOP_TIMEOUT_S, what="end of the data plane")
         except GhostboxError as err:
             _log.warning("%s: it is killed", err)
-            processes.terminate(self.record.pid)
-        self._control_socket.unlink(missing_ok=True)  # left behind if it was killed
+            self._process.end()
+        self._control_socket.unlink(missing_ok=True)  # a killed process leaves its socket behind
 
     def _request(self, cmd: str, **args: Any) -> Any:
-        """Send a command. A socket that was removed (a cleaner, the end of a login) is made anew, once."""
+        """Send a command. A socket that was removed (temporary files were cleaned, a login ended) is made anew once."""
         try:
             return processes.control_request(self._control_socket, cmd, timeout_s=_REQUEST_TIMEOUT_S, **args)
         except ControlError as err:
-            if not isinstance(err.__cause__, FileNotFoundError) or not self._made_anew():
+            if not isinstance(err.__cause__, FileNotFoundError) or not self._try_new_socket():
                 raise
         return processes.control_request(self._control_socket, cmd, timeout_s=_REQUEST_TIMEOUT_S, **args)
 
-    def _made_anew(self) -> bool:
+    def _try_new_socket(self) -> bool:
         if not self.alive():
             return False
         try:
@@ -250,16 +280,13 @@ class DataPlane:
         return True
 
 
-def _export(reply: dict[str, Any]) -> Export:
-    return Export(**{key: reply[key] for key in Export.__dataclass_fields__})
-
-
 def _answers(control_socket: Path, pid: int) -> bool:
     try:
-        reply = processes.control_request(control_socket, "status", timeout_s=1.0)
-    except ControlError:
+        return model.status(control_socket, timeout_s=1.0).pid == pid
+    except ControlError as err:
+        if err.code != "gone":
+            raise
         return False
-    return bool(reply["pid"] == pid)
 
 
 def _record_of(pid: int, control_socket: Path) -> PlaneRecord:
@@ -268,7 +295,39 @@ def _record_of(pid: int, control_socket: Path) -> PlaneRecord:
     )
 
 
-def _lives(known: PlaneRecord) -> bool:
+def running_id(program: Path, control_socket: Path) -> str | None:
+    """Return the donor id of a data plane that runs with this control socket; None if none is seen."""
+    for pid in processes.find(program.name, "--control", str(control_socket)):
+        if process_table.is_own(pid):
+            return _value(process_table.words(pid), "--donor-id") or None
+    return None
+
+
+def _unrecorded(settings: PlaneSettings) -> PlaneRecord | None:
+    """Return a data plane of this memserver that runs and that no record names; None if none is seen.
+
+    Its command line has the control socket of this memserver; or, in the runtime directory of another login, a socket
+    of the same name, and this memserver's id.
+    """
+    for pid in processes.find(settings.program.name, "--control"):
+        words = process_table.words(pid)
+        control_socket = Path(_value(words, "--control"))
+        ours = control_socket == settings.control_socket or (
+            _value(words, "--donor-id") == settings.donor_id
+            and control_socket.parts[-_NAMED_BY:] == settings.control_socket.parts[-_NAMED_BY:]
+        )
+        if ours and process_table.is_own(pid):
+            _log.warning("the data plane (pid %d) runs, and no record names it", pid)
+            return _record_of(pid, control_socket)
+    return None
+
+
+def _value(words: Sequence[str], option: str) -> str:
+    """Return the value of an option in a command line; it is empty if the option is missing."""
+    return next((value for name, value in itertools.pairwise(words) if name == option), "")
+
+
+def _is_alive(known: PlaneRecord) -> bool:
     same = known.boot_id == process_table.boot_id() and known.start_ticks == process_table.start_ticks(known.pid)
     return same and processes.pid_alive(known.pid)
 
@@ -283,10 +342,10 @@ def _make_directory(control_socket: Path) -> None:
 
 
 def _make_socket_anew(pid: int, control_socket: Path) -> None:
-    """Have a data plane that lives make its control socket anew, if that is gone.
+    """Let a running data plane make its control socket anew, if the socket is gone.
 
     Raises:
-        GhostboxError: the directory cannot be made, or the data plane is of a version that cannot do it.
+        GhostboxError: the directory cannot be made, or the data plane's version cannot make the socket anew.
     """
     if control_socket.exists():
         return
@@ -304,7 +363,7 @@ def _make_socket_anew(pid: int, control_socket: Path) -> None:
     raise ProgramError(
         f"the control socket {control_socket} is gone, and the data plane (pid {pid}) does not make it anew",
         why="it is of an earlier version; the hosts are served as before, but no lease can be made or ended",
-        hint="move its leases away on the hosts (ghostbox donor drain), then start it again",
+        hint="on the hosts, move its leases away (ghostbox donor drain); then start it again",
     )
 
 
@@ -333,6 +392,8 @@ def _start_failure(settings: PlaneSettings, returncode: int, log_start: int) -> 
     hint = f"another --port, if this one is taken; the log is {settings.log_path}"
     if os.strerror(errno.EACCES) in why and 0 < settings.port < PRIVILEGED_PORTS:
         hint = f"ports below {PRIVILEGED_PORTS} are root's: choose another --port, or run as root"
+    if _CANNOT_LOCK in why:
+        hint = f"raise the limit as it says, or leave --lock-memory out; the log is {settings.log_path}"
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return ProgramError(
         f"{settings.program.name} did not start on {settings.bind} port {settings.port}: status {returncode}",
@@ -342,7 +403,7 @@ def _start_failure(settings: PlaneSettings, returncode: int, log_start: int) -> 
 
 
 def _prefer_as_victim(pid: int) -> None:
-    """Set the OOM score; a process may always raise that of its own user's processes (proc(5))."""
+    """Set the OOM score; a process may always raise the score of its own user's processes (proc(5))."""
     try:
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     except OSError as err:

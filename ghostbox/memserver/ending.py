@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""How a memserver ends that still holds leases: it waits, says what for, and asks before it gives memory up.
+"""End a memserver that still holds leases: it waits, names the holders, and asks before it gives memory up.
 
 first signal (a terminal that closes counts)   no new leases; hosts see `draining`; ends with the last lease
-every minute                                   says who holds what, and what they can do
+every minute                                   names each holder, and what to do on its host
 second signal                                  asks: ends N leases, once more within 10 s
-    another one within that time                   ends (130), the leases are given up
---drain-timeout, if there is one               ends (124), the leases are given up
+    another signal within that time            ends (130), the leases are given up
+--drain-timeout, if it is set                  ends (124), the leases are given up
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from collections.abc import Awaitable, Callable
 from ghostbox.errors import DeadlineExceeded, GhostboxError, Interrupted
 from ghostbox.memserver import records
 from ghostbox.memserver.leases import DrainCause, Lease, LeaseBook
-from ghostbox.processes import ControlError
+from ghostbox.system.processes import ControlError
 from ghostbox.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)
 CONFIRM_S = 10.0
-"""So long after the question another signal is the answer."""
-_NO_ANSWER_S = 1.0  # not so soon: a key that is hit several times answers nothing that nobody has read
+"""A signal within this time after the question confirms it."""
+_NO_ANSWER_S = 1.0  # a key that comes sooner was pressed before the question was read
 
 WaitFor = Callable[[Callable[[], bool], float | None], Awaitable[bool]]
 
 
 class Signals:
-    """The signals that came: whether to end, whether to ask, whether that was answered."""
+    """Keeps what the signals so far ask for: whether to end, whether to ask, whether the user has confirmed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -42,7 +42,7 @@ class Signals:
         self.confirmed = False
 
     def note(self, number: int) -> None:
-        """Take a signal. SIGHUP begins, and no more: a terminal that closes sends it to a program more than once."""
+        """Take a signal. SIGHUP only begins the end: a closing terminal sends it to a program more than once."""
         if not self.ending:
             self.ending = True
         elif number == signal.SIGHUP:
@@ -54,17 +54,17 @@ class Signals:
 
     @property
     def to_ask(self) -> bool:
-        """Tell whether the question is to be put."""
+        """Tell whether to ask the question."""
         return self._to_ask
 
     def asked(self) -> None:
-        """Note that it was put: the time for its answer runs from now on."""
+        """Note that the question was asked: the time for the answer begins."""
         self._to_ask = False
         self._asked_at = self._clock()
 
 
 class Ending:
-    """The wait for the last lease."""
+    """Waits for the last lease."""
 
     def __init__(
         self,
@@ -76,15 +76,15 @@ class Ending:
         timeout_s: float | None,
         remind_every_s: float,
     ) -> None:
-        """Prepare.
+        """Prepare the wait.
 
         Args:
             name: of the memserver.
             book: its leases.
-            signals: what came, and what comes.
+            signals: the signals so far, and later ones.
             address: of the control API, as the holders may know it.
-            timeout_s: after which the leases are given up; None: never.
-            remind_every_s: how often it says what it waits for.
+            timeout_s: the time after which the leases are given up; None waits without limit.
+            remind_every_s: the time between two logs of what is waited for.
         """
         self._name = name
         self._book = book
@@ -94,21 +94,24 @@ class Ending:
         self._remind_every_s = remind_every_s
 
     async def wait(self, wait_for: WaitFor) -> GhostboxError | None:
-        """Wait until no lease is left, by ``wait_for``; returns what to report if some had to be given up."""
-        self._book.drain(DrainCause.ENDING)
+        """Wait, by ``wait_for``, until no lease is left; return the error to report if leases had to be given up.
+
+        What takes the lock of the lease book runs in threads: the lock is held while a data plane starts.
+        """
+        await asyncio.to_thread(self._book.drain, DrainCause.ENDING)
         started = time.monotonic()
         while self._book.count() and not self._signals.confirmed:
-            await asyncio.to_thread(self._say_who_holds)
+            await asyncio.to_thread(self._log_holders)
             left_s = None if self._timeout_s is None else started + self._timeout_s - time.monotonic()
             if left_s is not None and left_s <= 0:
-                return self._given_up(self._too_late)
+                return await asyncio.to_thread(self._give_up, self._too_late)
             pause_s = self._remind_every_s if left_s is None else min(self._remind_every_s, left_s)
-            await wait_for(self._has_news, pause_s)
+            await wait_for(self._must_react, pause_s)
             if self._signals.to_ask and not self._signals.confirmed and self._book.count():
                 self._ask()
-        return self._given_up(self._interrupted) if self._book.count() else None
+        return await asyncio.to_thread(self._give_up, self._interrupted) if self._book.count() else None
 
-    def _has_news(self) -> bool:
+    def _must_react(self) -> bool:
         return not self._book.count() or self._signals.to_ask or self._signals.confirmed
 
     def _ask(self) -> None:
@@ -116,7 +119,7 @@ class Ending:
         _log.warning("ends %d leases, their memory is lost: once more within %s", n, f"{CONFIRM_S:g} s")
         self._signals.asked()
 
-    def _given_up(self, report: Callable[[str], GhostboxError]) -> GhostboxError:
+    def _give_up(self, report: Callable[[str], GhostboxError]) -> GhostboxError:
         n_leases = self._book.count()
         _log.warning("ends now: %d leases are given up", n_leases)
         self._book.give_up()
@@ -128,23 +131,23 @@ class Ending:
         )
 
     def _interrupted(self, message: str) -> GhostboxError:
-        return Interrupted(message, why="signals came again after it had asked")
+        return Interrupted(message, why="another signal confirmed the question")
 
-    def _say_who_holds(self) -> None:
+    def _log_holders(self) -> None:
         try:
-            lines = [line for lease in self._book.all() for line in self._about(lease)]
+            lines = [line for lease in self._book.all() for line in self._holder_lines(lease)]
         except ControlError as err:
             lines = [err.message]
         limit = "" if self._timeout_s is None else f", after {format_duration(self._timeout_s)} at the latest"
         _log.warning(
-            "leases are held, new ones are not given: it ends when the last one is released%s"
+            "leases are held, and no new ones are given: the memserver ends when the last lease is released%s"
             " (a second signal asks whether to end at once):\n%s",
             limit,
             "\n".join(f"  {line}" for line in lines),
         )
 
-    def _about(self, lease: Lease) -> list[str]:
-        """Return who holds it, and what they can do. Names come from outside: they are quoted."""
+    def _holder_lines(self, lease: Lease) -> list[str]:
+        """Return the holder of a lease, and what to do on its host. Names come from outside, so they are quoted."""
         holder = lease.record.holder
         if holder == records.UNKNOWN_HOLDER:
             return [str(lease)]

@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""One memserver of a name at a time: a lock that the kernel drops when its holder dies, however it dies."""
+"""Allow one memserver of a name at a time, by a lock that the kernel drops whenever its holder ends."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.errors import GhostboxError, Refused, hint_for
 from ghostbox.paths import make_directory
+from ghostbox.system import locks
 
 
 class HeldLock:
-    """A lock that we hold; its file says who we are."""
+    """Is a lock that this process holds; the lock's file names this process."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
         self._path = path
 
     def write(self, control_address: str = "") -> None:
-        """Write our pid, and once there is one the address of the control API, for `running`."""
+        """Write this process's id, and the control API's address once there is one, for `running`."""
         text = f"{os.getpid()} {control_address}\n"
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, text.encode(), 0)
+            locks.write(self._descriptor, text)
         except OSError as err:
             raise GhostboxError(
                 f"cannot write {self._path}: {err.strerror}", hint=hint_for(err, "set GHOSTBOX_RUNTIME_DIR")
@@ -37,39 +35,44 @@ class HeldLock:
 
 @dataclass(frozen=True)
 class Running:
-    """A memserver that says it runs here: its process, and where its control API is."""
+    """Holds what a running memserver's lock file says: its process id and the address of its control API."""
 
     pid: int
     control_address: str
 
 
+def owner_socket(runtime: Path) -> Path:
+    """Return the path of the owner's socket of the memserver with this runtime directory."""
+    return runtime / "owner.sock"
+
+
 def running(directory: Path) -> Running | None:
-    """Return what the lock file in ``directory`` says, if it is held and its holder serves."""
+    """Return what the lock file in ``directory`` says, if the lock is held and its holder serves."""
     try:
         pid, control_address = (directory / "lock").read_text().split()
     except (OSError, ValueError):
         return None
-    return Running(int(pid), control_address) if not processes.is_unlocked(directory / "lock") else None
+    return Running(int(pid), control_address) if not locks.is_free(directory / "lock") else None
 
 
 @contextmanager
 def name_lock(name: str, directory: Path, former: Path) -> Iterator[HeldLock]:
-    """Hold the lock of the memserver called ``name``; its file names our pid, for the one who finds it locked.
+    """Hold the lock of the memserver called ``name``; its file has this process's id.
 
-    It lies in the state directory, which no cleaner and no logout removes. ``former`` is the runtime directory, where
-    versions before 2026-11-29 had it.
+    The lock is in the state directory, which neither a logout nor the cleaning of temporary files removes. ``former``
+    is the runtime directory, where versions before 2026-11-29 had it.
 
     Raises:
-        Refused: another process holds it.
+        Refused: another process holds the lock.
         GhostboxError: ``directory`` cannot be made or written.
     """
     path = directory / "lock"
     try:
         make_directory(directory, 0o700)
-        if not processes.is_unlocked(former / "lock"):
+        if not locks.is_free(former / "lock"):
             raise _already_runs(name, former / "lock")
-        descriptor = _lock_file(path)
-    except BlockingIOError as err:
+        descriptor = locks.take(path)
+    except locks.Held as err:
         raise _already_runs(name, path) from err
     except OSError as err:
         raise GhostboxError(
@@ -81,9 +84,9 @@ def name_lock(name: str, directory: Path, former: Path) -> Iterator[HeldLock]:
         held.write()
         yield held
     finally:
-        path.unlink(missing_ok=True)  # still locked, so it is ours
+        path.unlink(missing_ok=True)  # this process still holds the lock, so the file is its own
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # a data plane that lives on has its socket there
+        with contextlib.suppress(OSError):  # a data plane that runs on has its socket there
             former.rmdir()
 
 
@@ -91,19 +94,5 @@ def _already_runs(name: str, path: Path) -> Refused:
     holder = next(iter(path.read_text().split()), "unknown")
     return Refused(
         f"memserver '{name}' is already running (pid {holder})",
-        hint=f"choose another --name, or end that one: kill {holder} (it waits until nobody holds a lease)",
+        hint=f"choose another --name, or end the running one: kill {holder} (it waits until no host holds a lease)",
     )
-
-
-def _lock_file(path: Path) -> int:
-    """Open and lock the file; again if its last holder removed it between the two."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)

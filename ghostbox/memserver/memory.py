@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""How much of its RAM a donor may lend: ``--size`` and ``--reserve`` against what the machine has.
+"""Decide how much of its RAM a donor may lend: ``--size`` and ``--reserve`` compared with the available memory.
 
-The owner of the donor comes first: what is lent can never exceed what is available now, less the reserve. Available
-is the kernel's own estimate (``MemAvailable``, proc(5)), or the room below the memory limit of our control group where
-that is smaller (a container, a systemd slice). Of the two limits that version 2 has the lower one counts: above
-``memory.high`` a group is not ended but throttled until it hardly moves, and with it all who have memory here.
+The donor's owner has priority: what is lent can never exceed the available memory, less the reserve. Available is the
+kernel's own estimate (``MemAvailable``, proc(5)), or the room below the memory limit of this process's control group if
+that is smaller (a container, a systemd slice). Of the two limits of cgroup version 2 the lower counts: the kernel does
+not end a group above ``memory.high``, but throttles all programs in it until they hardly run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HINT_SIZE = "write a size such as 16G, a share of the machine's RAM such as 50%
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """What the machine has, in bytes; ``limited_by`` names the control group whose limit is the smaller one."""
+    """Holds the machine's memory, in bytes; ``limited_by`` names the control group whose limit is smaller."""
 
     total_bytes: int
     available_bytes: int
@@ -35,7 +35,7 @@ class MemoryFacts:
 
 @dataclass(frozen=True)
 class _GroupFiles:
-    """The names one version of the control group interface gives its files (kernel: cgroup-v1, cgroup-v2)."""
+    """Holds the names of a control group's files in one version of the interface (kernel: cgroup-v1, cgroup-v2)."""
 
     limits: tuple[str, ...]
     usage: str
@@ -49,7 +49,7 @@ _V2 = _GroupFiles(("memory.max", "memory.high"), "memory.current", "inactive_fil
 def read_facts(
     proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"), *, member: str = "self"
 ) -> MemoryFacts:
-    """Return the machine's RAM, or the tightest control group's of process ``member`` where that is less."""
+    """Return the machine's RAM, or the room in the tightest control group of process ``member`` if that is less."""
     memory = psutil.virtual_memory()
     facts = MemoryFacts(memory.total, memory.available)
     for directory, files in _own_groups(proc / member / "cgroup", groups):
@@ -58,7 +58,7 @@ def read_facts(
 
 
 def _own_groups(membership: Path, groups: Path) -> list[tuple[Path, _GroupFiles]]:
-    """Return our memory control group and all those above it, in both versions of the interface."""
+    """Return the process's memory control group and all its ancestors, in both versions of the interface."""
     found: list[tuple[Path, _GroupFiles]] = []
     try:
         lines = membership.read_text().splitlines()
@@ -83,7 +83,7 @@ def _limit_by_group(facts: MemoryFacts, group: Path, files: _GroupFiles) -> Memo
     usage_bytes = _number(group / files.usage)
     try:
         stat = (group / "memory.stat").read_text().split()
-    except OSError:  # no such group here
+    except OSError:  # this group does not exist at this place
         return facts
     if not limits or usage_bytes is None:
         return facts
@@ -96,7 +96,7 @@ def _limit_by_group(facts: MemoryFacts, group: Path, files: _GroupFiles) -> Memo
 
 
 def _number(file: Path) -> int | None:
-    """Return what a group's file says; None if it is not there, or says "max": no limit."""
+    """Return the number in a group's file; None if the file does not exist, or says "max": no limit."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -104,10 +104,10 @@ def _number(file: Path) -> int | None:
 
 
 def requested_bytes(size: str, facts: MemoryFacts) -> int | None:
-    """Return the bytes that ``--size`` names in whole pages, or None for ``auto``.
+    """Return the bytes that ``--size`` names, rounded down to whole pages, or None for ``auto``.
 
     Raises:
-        UsageError: neither a size, nor a percentage, nor ``auto``.
+        UsageError: ``size`` is neither a size, nor a percentage, nor ``auto``.
     """
     if size.strip().lower() == AUTO:
         return None
@@ -120,11 +120,11 @@ def size_to_lend(size: str, reserve_bytes: int, facts: MemoryFacts) -> int:
     Args:
         size: ``16G``, ``50%`` (of all RAM) or ``auto`` (all that is available, less the reserve).
         reserve_bytes: what must stay free for the machine's owner.
-        facts: what the machine has now.
+        facts: the machine's present memory.
 
     Raises:
         UsageError: ``size`` cannot be read or is too little.
-        Refused: more than is available less the reserve, or too little to be of use.
+        Refused: ``size`` is more than is available less the reserve, or that is too little to be of use.
     """
     lendable = max(0, facts.available_bytes - reserve_bytes) // PAGE_BYTES * PAGE_BYTES
     wanted = requested_bytes(size, facts)
@@ -146,7 +146,7 @@ def size_to_lend(size: str, reserve_bytes: int, facts: MemoryFacts) -> int:
 
 
 def _amount(text: str, facts: MemoryFacts) -> int:
-    """Return the bytes of a size or of a percentage of all RAM, in whole pages."""
+    """Return the bytes of a size, or of a percentage of all RAM, in whole pages."""
     match = _PERCENT.fullmatch(text.strip())
     if match is None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What happens before a memserver serves: options checked, control port opened, data plane adopted or started."""
+"""Prepare a memserver: check its options, open the control port, adopt or start the data plane."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from ghostbox.errors import GhostboxError, Refused, UsageError
 from ghostbox.memserver import memory
-from ghostbox.memserver.data_plane import PRIVILEGED_PORTS, DataPlane, PlaneSettings, PlaneStatus
+from ghostbox.memserver.data_plane import PRIVILEGED_PORTS, DataPlane, PlaneSettings
+from ghostbox.memserver.model import Address, PlaneStatus
 from ghostbox.memserver.pressure import PressureLimit, read_pressure
 from ghostbox.memserver.records import PlaneRecord
-from ghostbox.processes import ControlError
+from ghostbox.system.processes import ControlError
 from ghostbox.units import GIB, format_bytes
 
 _log = logging.getLogger(__name__)
@@ -30,9 +31,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """The options of ``ghostbox memserver``. A port of 0 picks one; ``size`` as it was written.
+    """Holds the options of ``ghostbox memserver``. A port of 0 lets the kernel choose; ``size`` is as it was written.
 
-    ``drain_timeout_s`` is None where the wait for the last lease has no limit.
+    ``drain_timeout_s`` is None where the wait for the last lease has no limit. ``secure``: only paired hosts are
+    served, over TLS; `check_options` sets it for an address that others reach, unless ``insecure`` is set.
     """
 
     name: str
@@ -45,21 +47,26 @@ class ServiceOptions:
     drain_timeout_s: float | None = None
     remind_every_s: float = 60.0
     pressure: PressureLimit | None = None
+    lock_memory: bool = False
     insecure: bool = False
+    secure: bool = False
+    announce: bool = True
 
 
 def default_name() -> str:
-    """Return the machine's name, as far as it may be a memserver's."""
+    """Return the machine's host name, with the characters that a memserver's name may have."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")[:63] or "donor"
 
 
 def check_options(options: ServiceOptions) -> ServiceOptions:
-    """Return the options with ``bind`` as a plain IP address.
+    """Return the options with ``bind`` as a plain IP address, and ``secure`` as it is to be.
 
     Raises:
-        UsageError: the name or the address cannot be used.
-        Refused: the address is not loopback and ``insecure`` is not set; or the memory pressure cannot be read.
+        UsageError: the name or the address cannot be used, or ``secure`` and ``insecure`` are both set.
+        Refused: the memory pressure cannot be read.
     """
+    if options.secure and options.insecure:
+        raise UsageError("--secure and --insecure contradict each other", hint="leave one of them out")
     if not _NAME.fullmatch(options.name):
         raise UsageError(
             f"'{options.name}' cannot be the name of a memserver",
@@ -73,24 +80,19 @@ def check_options(options: ServiceOptions) -> ServiceOptions:
             f"'{options.bind}' is not an IP address",
             hint="--bind takes an address of this machine (ip -brief address), or 0.0.0.0 for all of them",
         ) from err
-    if not address.is_loopback and not options.insecure:
-        raise Refused(
-            f"refusing to listen on {bind}: there is no encryption and no authentication yet",
-            why=_INSECURE,
-            hint="on a network that you trust wholly, add --insecure",
-        )
-    if not address.is_loopback:
+    secure = options.secure or not (address.is_loopback or options.insecure)
+    if not (address.is_loopback or secure):
         _log.warning("listening on %s without encryption or authentication: %s", bind, _INSECURE)
     if options.pressure is not None:
         read_pressure(options.pressure.path)
-    return replace(options, bind=bind)
+    return replace(options, bind=bind, secure=secure)
 
 
 def listen(bind: str, port: int) -> socket.socket:
     """Return a socket bound to the control port.
 
     Raises:
-        GhostboxError: the address is not ours, or the port is taken.
+        GhostboxError: the address is not this machine's, or the port is taken.
     """
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -98,13 +100,13 @@ def listen(bind: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # getaddrinfo knows the number of the interface that a link-local address names (fe80::1%eth0).
+        # getaddrinfo looks up the number of the interface that a link-local address names (fe80::1%eth0).
         flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
         [(*_, address)] = socket.getaddrinfo(bind, port, family, socket.SOCK_STREAM, flags=flags)
         listener.bind(address)
     except OSError as err:
         listener.close()
-        why = f"it has no interface {bind.partition('%')[2]}" if isinstance(err, socket.gaierror) else err.strerror
+        why = f"no interface {bind.partition('%')[2]} exists" if isinstance(err, socket.gaierror) else err.strerror
         hint = "choose another --control-port (0 picks one) or --bind"
         if isinstance(err, PermissionError) and port < PRIVILEGED_PORTS:
             hint = f"ports below {PRIVILEGED_PORTS} are root's: choose another --control-port, or run as root"
@@ -115,7 +117,7 @@ def listen(bind: str, port: int) -> socket.socket:
 
 
 def listen_again(bind: str, port: int) -> socket.socket | None:
-    """Return a socket bound to a control port of before, for hosts that know that one; None if that cannot be."""
+    """Return a socket at an earlier control address, which hosts may know; None if it cannot be bound."""
     try:
         return listen(bind, port)
     except GhostboxError as err:
@@ -126,14 +128,14 @@ def listen_again(bind: str, port: int) -> socket.socket | None:
 def open_plane(options: ServiceOptions, settings: PlaneSettings, known: PlaneRecord | None) -> tuple[DataPlane, bool]:
     """Return the data plane and whether it was adopted.
 
-    One that an earlier control plane left is adopted if it is what the options ask for. If it is not, but holds no
-    lease, it is replaced. If it holds leases, it listens on the address of the options from now on, and on the earlier
-    ones as well: hosts look for their memory there.
+    A data plane that an earlier control plane left is adopted if it fits the options. If it does not fit and holds no
+    lease, it is replaced. If it holds leases, it listens on the options' address from now on, and on the earlier
+    addresses as well: hosts look for their memory there.
 
     Raises:
-        Refused: the one left over holds leases and has another size, or is not to be reached as before; or too little
-            memory.
-        ProgramError: it cannot be started, or the one left over does not answer.
+        Refused: the data plane holds leases and has another size, or must not listen on its earlier addresses; or there
+            is too little memory.
+        ProgramError: the data plane cannot be started, or one that was left does not answer.
     """
     plane = DataPlane.adopt(settings, known)
     if plane is not None:
@@ -148,20 +150,35 @@ def open_plane(options: ServiceOptions, settings: PlaneSettings, known: PlaneRec
 
 
 def _adopted(options: ServiceOptions, plane: DataPlane, status: PlaneStatus) -> bool:
-    """Make a data plane that was found what the options ask for; False if it is not, and may be replaced."""
+    """Fit a data plane that was found to the options; False if it does not fit and holds nothing."""
     try:
         wanted_bytes = memory.requested_bytes(options.size, memory.read_facts())
         other_size = wanted_bytes not in (None, status.size_bytes)
         elsewhere = not _listens_there(options, status)
         if not status.exports:
-            return not (other_size or elsewhere)
+            return not (options.secure != plane.tls or other_size or elsewhere or options.lock_memory != status.locked)
         if other_size:
             raise _differs(
                 options,
                 status,
                 f"lends {format_bytes(status.size_bytes)}, --size says {options.size}",
-                hint=f"go on with it: --size {status.size_bytes}; another size needs an empty donor:"
+                hint=f"to keep it: --size {status.size_bytes}; another size needs an empty donor:"
                 " ghostbox memserver drain",
+            )
+        if options.lock_memory and not status.locked:
+            raise _differs(
+                options,
+                status,
+                "does not lock its memory, some of which may be in this machine's swap",
+                hint="to keep it: no --lock-memory; to lock it, get the memory back first: ghostbox memserver drain",
+            )
+        if options.secure != plane.tls:
+            raise _differs(
+                options,
+                status,
+                "serves its leases over TLS" if plane.tls else "serves its leases without TLS",
+                hint=f"to keep it: {'--secure' if plane.tls else '--insecure'}; or get its memory back first, with"
+                " the options as they were: ghostbox memserver drain",
             )
         if elsewhere:
             _move(options, plane, status)
@@ -172,22 +189,22 @@ def _adopted(options: ServiceOptions, plane: DataPlane, status: PlaneStatus) -> 
 
 
 def _listens_there(options: ServiceOptions, status: PlaneStatus) -> bool:
-    """Tell whether it is reached where the options say first of all; port 0 takes the one that is there."""
+    """Tell whether the data plane's first address and port are the options'; port 0 accepts any port."""
     same_host = ipaddress.ip_address(options.bind) == ipaddress.ip_address(status.host)
     return same_host and options.nbd_port in (0, status.port)
 
 
 def _move(options: ServiceOptions, plane: DataPlane, status: PlaneStatus) -> None:
-    """Have a data plane with leases listen where the options say, too."""
-    before = [(status.host, status.port), *status.also]
-    named = ", ".join(f"{host} port {port}" for host, port in before)
-    open_to_network = [host for host, _ in before if not ipaddress.ip_address(host).is_loopback]
-    if open_to_network and not options.insecure:
+    """Let a data plane with leases listen at the options' address, too."""
+    before = [Address(host=status.host, port=status.port), *status.also]
+    named = ", ".join(f"{each.host} port {each.port}" for each in before)
+    open_to_network = [each.host for each in before if not ipaddress.ip_address(each.host).is_loopback]
+    if open_to_network and not (options.insecure or options.secure):
         raise _differs(
             options,
             status,
-            f"is reached on {named} by those who hold them, and without --insecure it must not listen there",
-            hint=f"go on with it: --bind {open_to_network[0]} --insecure; or get its memory back first:"
+            f"listens on {named}, where hosts reach their leases; that is not allowed without --insecure",
+            hint=f"to keep it: --bind {open_to_network[0]} --insecure; or get its memory back first:"
             " ghostbox memserver drain",
         )
     try:
@@ -199,11 +216,11 @@ def _move(options: ServiceOptions, plane: DataPlane, status: PlaneStatus) -> Non
             status,
             f"listens on {named}" + (", and is of an older version that cannot listen elsewhere" if old else ""),
             why=None if old else err.message,
-            hint=f"go on with it: --bind {status.host} --port {status.port}"
+            hint=f"to keep it: --bind {status.host} --port {status.port}"
             if old
-            else "another --bind or --port (0 takes the one that it has)",
+            else "choose another --bind or --port (0 takes the port that the data plane has)",
         ) from err
-    _log.warning("its leases are reached on %s as before, besides %s", named, options.bind)
+    _log.warning("the leases can still be reached on %s, besides %s", named, options.bind)
 
 
 def _differs(options: ServiceOptions, status: PlaneStatus, what: str, *, hint: str, why: str | None = None) -> Refused:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""When a donor runs short of memory: the kernel's pressure stall information (PSI, kernel: accounting/psi).
+"""Read whether a donor is short of memory, from the kernel's pressure stall information (PSI, kernel: accounting/psi).
 
-The line ``some avg10=12.50 avg60=3.10 …`` says in which share of the last 10 and 60 s at least one task waited for
-memory. A donor may be told to drain by itself over a limit of that (``memserver.drain_on_pressure``).
+The line ``some avg10=12.50 avg60=3.10 …`` has the share of the last 10 and 60 s in which at least one task waited for
+memory. A donor can be told to drain by itself above a limit (``memserver.drain_on_pressure``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SOME = re.compile(r"^some avg10=(?P<avg10>\d+\.\d+) avg60=(?P<avg60>\d+\.\d+) "
 
 @dataclass(frozen=True)
 class Pressure:
-    """Shares of time in percent."""
+    """Holds shares of time, in percent."""
 
     avg10: float
     avg60: float
@@ -26,7 +26,7 @@ class Pressure:
 
 @dataclass(frozen=True)
 class PressureLimit:
-    """Drain when ``avg10`` of ``path`` reaches ``percent``."""
+    """Is the limit at which to drain: when ``avg10`` of ``path`` reaches ``percent``."""
 
     percent: float
     path: Path
@@ -34,8 +34,8 @@ class PressureLimit:
     def crossed(self, now: Pressure, *, draining: bool) -> bool:
         """Tell whether to drain.
 
-        It ends at half the limit only, and when the last minute as a whole is under it too: what was driven out for
-        want of memory must not come back at the first breath.
+        A drain ends only when the last 10 s are below half the limit and the last minute is below the limit: memory
+        that was moved away must not come back in the next quiet moment.
         """
         if draining:
             return now.avg10 >= self.percent / 2 or now.avg60 >= self.percent
@@ -43,10 +43,10 @@ class PressureLimit:
 
 
 def read_pressure(path: Path) -> Pressure:
-    """Return the pressure that ``path`` tells of: ``/proc/pressure/memory``, or ``memory.pressure`` of a cgroup.
+    """Return the pressure in the file ``path``: ``/proc/pressure/memory``, or ``memory.pressure`` of a control group.
 
     Raises:
-        Refused: there is no such file, or it holds something else.
+        Refused: there is no such file, or it has another format.
     """
     hint = "start the kernel with psi=1, choose another --pressure-file, or leave --drain-on-pressure out"
     try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""One running memserver: from its options to its end.
+"""Run a memserver, from its options to its end.
 
     checks → lock → control port → data plane (adopted or started) → leases reconciled → serving
     serving ──data plane died──► restarted, leases of a new incarnation ──► serving
     serving ──`memserver drain`, memory pressure──► no new leases, hosts move away ──taken back──► serving
     serving ──SIGTERM/SIGINT/SIGHUP──► draining ──last lease released──► ended (0); more in `ending`
 
-Everything that blocks (the data plane's start, its control socket) runs in threads; the loop only waits.
+All that blocks (the data plane's start, its control socket) runs in threads, never in the event loop.
 """
 
 from __future__ import annotations
@@ -25,18 +25,29 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from starlette.types import ASGIApp
+
+from ghostbox import __version__
+from ghostbox.discovery import announce
+from ghostbox.discovery.record import Announced
 from ghostbox.errors import ProgramError, Refused
-from ghostbox.memserver import records
+from ghostbox.memserver import audit, audit_gaps, records
+from ghostbox.memserver.access import AllRights, Guard
 from ghostbox.memserver.app import make_app
-from ghostbox.memserver.data_plane import DataPlane, PlaneSettings
+from ghostbox.memserver.audit import AuditLog, Event
+from ghostbox.memserver.clients import owner_of
+from ghostbox.memserver.data_plane import DataPlane, PlaneSettings, running_id
+from ghostbox.memserver.doors import owners_door
 from ghostbox.memserver.ending import Ending, Signals
 from ghostbox.memserver.http_server import HttpServer, limits
-from ghostbox.memserver.identity import Identity, donor_id, machine_digest
+from ghostbox.memserver.identity import Identity, donor_id
 from ghostbox.memserver.leases import DrainCause, LeaseBook
-from ghostbox.memserver.lock import HeldLock, name_lock
+from ghostbox.memserver.lock import HeldLock, name_lock, owner_socket
 from ghostbox.memserver.opening import ServiceOptions, check_options, listen, listen_again, open_plane
 from ghostbox.memserver.pressure import Pressure, PressureLimit, read_pressure
+from ghostbox.memserver.secure import CLIENTS, Secure, open_secure
 from ghostbox.paths import Paths
+from ghostbox.system.machine import machine_digest
 from ghostbox.units import format_duration
 
 _log = logging.getLogger(__name__)
@@ -48,7 +59,7 @@ _PRESSURE_INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class Ready:
-    """What is said once the memserver serves."""
+    """Holds what the memserver reports once it serves. ``secure``: paired hosts alone are served, over TLS."""
 
     name: str
     control_address: str
@@ -59,47 +70,77 @@ class Ready:
     incarnation: str
     pid: int
     data_plane_pid: int
+    secure: bool
 
 
-def run(options: ServiceOptions, paths: Paths, on_ready: Callable[[Ready], None]) -> None:
+@dataclass(frozen=True)
+class Reports:
+    """Holds what is called once the memserver serves.
+
+    ``token``, if it is set, gets the line by which a first host is paired, while no host is; it is secret.
+    """
+
+    ready: Callable[[Ready], None]
+    token: Callable[[str], None] | None = None
+
+
+def run(options: ServiceOptions, paths: Paths, reports: Reports) -> None:
     """Run a memserver in the foreground until it is told to end.
 
     Raises:
         UsageError: an option is wrong.
-        Refused: more than may be lent, another memserver of that name, an address that needs ``insecure``.
+        GhostboxError: certificate or clients of a secure donor cannot be used.
+        Refused: the size is more than may be lent, or a memserver of that name runs.
         ProgramError: the data plane cannot be started, or dies again and again.
         DeadlineExceeded: ``drain_timeout_s`` passed with leases still held; their memory is gone.
-        Interrupted: signals came again after the question, with leases still held; their memory is gone.
+        Interrupted: a signal confirmed the question, with leases still held; their memory is gone.
     """
     options = check_options(options)
     runtime, state = paths.memserver_runtime(options.name), paths.memserver_state(options.name)
-    with (
-        name_lock(options.name, state, runtime) as held,
-        contextlib.closing(listen(options.bind, options.control_port)) as listener,
-    ):
+    control_socket = runtime / "control.sock"
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(name_lock(options.name, state, runtime))
+        listener = stack.enter_context(contextlib.closing(listen(options.bind, options.control_port)))
+        number = donor_id(
+            state,
+            known=lambda: running_id(paths.memserver_program, control_socket) or owner_of(state / CLIENTS),
+        )
+        secure = None
+        if options.secure:
+            secure = open_secure(state, number, options.bind)
+            secure.port = listener.getsockname()[1]
+            stack.enter_context(secure.store)
         settings = PlaneSettings(
             program=paths.memserver_program,
-            control_socket=runtime / "control.sock",
+            control_socket=control_socket,
             log_path=state / "memserver.log",
             bind=options.bind,
             port=options.nbd_port,
             size_bytes=0,
-            donor_id=donor_id(state),
+            donor_id=number,
             machine=machine_digest(options.machine),
+            lock_memory=options.lock_memory,
+            tls=options.secure,
         )
-        service = _Service(options, settings, listener, partial(_say_ready, held, on_ready))
-        asyncio.run(service.run(state / "leases.json"))
+        service = _Service(options, settings, listener, partial(_say_ready, held, reports, secure), secure)
+        asyncio.run(service.run(state / "leases.json", AuditLog(audit.path(state))))
 
 
-def _say_ready(held: HeldLock, on_ready: Callable[[Ready], None], ready: Ready) -> None:
+def _say_ready(held: HeldLock, reports: Reports, secure: Secure | None, ready: Ready) -> None:
     host, _, port = ready.control_address.rpartition(":")
-    reached_at = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    reached_at = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - compared with, not bound to
     held.write(f"{reached_at}:{port}")
-    on_ready(ready)
+    reports.ready(ready)
+    if secure is None or secure.store.clients():
+        return
+    if reports.token is None:
+        _log.warning("no host is paired with this donor so far: ghostbox token create")
+    else:
+        reports.token(secure.first_line())
 
 
 class _Service:
-    """The running memserver. ``_wake`` is set by everything that may end a wait."""
+    """Is the running memserver. Everything that may end a wait sets ``_wake``."""
 
     def __init__(
         self,
@@ -107,17 +148,19 @@ class _Service:
         settings: PlaneSettings,
         listener: socket.socket,
         on_ready: Callable[[Ready], None],
+        secure: Secure | None,
     ) -> None:
         self._options = options
         self._settings = settings
         self._listener = listener
         self._on_ready = on_ready
+        self._secure = secure
         self._wake = asyncio.Event()
         self._signals = Signals()
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
 
-    async def run(self, path: Path) -> None:
+    async def run(self, path: Path, log: AuditLog) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
@@ -128,10 +171,16 @@ class _Service:
         def changed() -> None:
             loop.call_soon_threadsafe(self._wake.set)
 
-        book = LeaseBook(plane, path, kept, changed)
+        states = None if self._secure is None else self._secure.store.states
+        book = LeaseBook(plane, path, kept, changed, log, states=states)
         try:
             await asyncio.to_thread(book.reconcile)
-            await self._serve(book, adopted)
+            if self._secure is not None:
+                await asyncio.to_thread(audit_gaps.fill_clients, log, self._secure.store)
+            identity = Identity(self._options.name, self._settings.donor_id, self._settings.machine)
+            app = make_app(identity, book, log, None if self._secure is None else self._secure.trust)
+            async with owners_door(app, owner_socket(self._settings.control_socket.parent)):
+                await self._serve(app, book, adopted, log)
         except BaseException:
             if not book.count() and book.plane.alive():
                 await asyncio.to_thread(book.stop_plane)
@@ -139,25 +188,26 @@ class _Service:
         finally:
             book.plane.close()
 
-    async def _serve(self, book: LeaseBook, adopted: bool) -> None:
+    async def _serve(self, app: ASGIApp, book: LeaseBook, adopted: bool, log: AuditLog) -> None:
         accepting = asyncio.Event()
 
         def accepts() -> None:
             accepting.set()
             self._wake.set()
 
-        who = Identity(self._options.name, self._settings.donor_id, self._settings.machine)
-        server = HttpServer(make_app(who, book), accepts, limits())
+        server = self._server(app, accepts, log)
         listeners = [self._listener, *self._listeners_of_before(book)]
         serving = self._task(server.serve(listeners))
         watching = [self._task(self._watch(book))]
         if self._options.pressure is not None:
             watching.append(self._task(_watch_pressure(book, self._options.pressure)))
+        watching += [self._task(each) for each in self._announcement()]
         try:
             await self._wait_for(accepting.is_set)
             await asyncio.to_thread(book.note_control, [_address_of(each) for each in listeners])
             ready = await asyncio.to_thread(self._ready, book, adopted)
-            self._on_ready(ready)
+            log.note(Event.STARTED, size_bytes=ready.size_bytes, reason=f"listens on {ready.nbd_address}")
+            await asyncio.to_thread(self._on_ready, ready)
             await self._wait_for(lambda: self._signals.ending)
             failure = await self._ending(book, ready.control_address).wait(self._wait_for)
         finally:
@@ -166,8 +216,32 @@ class _Service:
             server.should_exit = True
             await asyncio.wait([serving, *watching])
         await asyncio.to_thread(book.stop_plane)
+        log.note(Event.ENDED)
         if failure is not None:
             raise failure
+
+    def _server(self, app: ASGIApp, on_ready: Callable[[], None], log: AuditLog) -> HttpServer:
+        """Return the server of the control port."""
+
+        def over_limit(address: str, reason: str) -> None:
+            log.note(Event.LIMIT_HIT, address=address, reason=reason)
+
+        def no_tls(address: str, reason: str) -> None:
+            log.note(Event.REQUEST_REFUSED, address=address, code="no-tls", reason=reason)
+
+        if self._secure is None:
+            return HttpServer(AllRights(app), on_ready, limits(), over_limit)
+        guarded = Guard(app, self._secure.store, log)
+        return HttpServer(guarded, on_ready, limits(), over_limit, tls=self._secure.tls, on_no_tls=no_tls)
+
+    def _announcement(self) -> list[Coroutine[None, None, None]]:
+        """Return the work of announcing this donor on the network, if that is wanted and of use."""
+        options = self._options
+        if not (options.announce and announce.is_announced(options.bind)):
+            return []
+        fingerprint = "" if self._secure is None else self._secure.fingerprint.hex()
+        said = Announced(options.name, self._settings.donor_id, __version__, fingerprint)
+        return [announce.announce(said, options.bind, self._listener.getsockname()[1])]
 
     def _task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -189,13 +263,15 @@ class _Service:
             incarnation=status.incarnation,
             pid=os.getpid(),
             data_plane_pid=status.plane.pid,
+            secure=self._options.secure,
         )
 
     def _listeners_of_before(self, book: LeaseBook) -> list[socket.socket]:
-        """Return sockets at the control addresses that those who hold leases know, as far as they can be had."""
+        """Return sockets at the control addresses that holders of leases know, as far as they can be bound."""
         own = _address_of(self._listener)
         wanted = [address for address in book.control() if address != own] if book.count() else []
-        allowed = [each for each in wanted if self._options.insecure or ipaddress.ip_address(each[0]).is_loopback]
+        open_to_all = self._options.insecure or self._options.secure
+        allowed = [each for each in wanted if open_to_all or ipaddress.ip_address(each[0]).is_loopback]
         return [found for host, port in allowed if (found := listen_again(host, port)) is not None]
 
     def _ending(self, book: LeaseBook, address: str) -> Ending:
@@ -214,7 +290,7 @@ class _Service:
         self._wake.set()
 
     async def _wait_for(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until ``condition`` holds; False if it did not within ``timeout_s``.
+        """Wait until ``condition`` holds; return False if it does not within ``timeout_s``.
 
         Raises:
             GhostboxError: one of the tasks failed meanwhile.
@@ -250,14 +326,14 @@ class _Service:
                 if book.plane.alive():
                     raise
                 _log.error("the data plane could not be restarted: %s: %s", err, err.why)
-                continue  # the pidfd of a dead one says so at once
+                continue  # the dead process's pidfd is readable at once
             _log.warning("the data plane was restarted with empty memory; %d leases lost their content", n_lost)
 
     def _count_restart(self) -> None:
-        """Note a restart.
+        """Count a restart.
 
         Raises:
-            ProgramError: there were too many of late.
+            ProgramError: there were too many restarts lately.
         """
         if len(self._restarts) == _MAX_RESTARTS and time.monotonic() - self._restarts[0] < _RESTART_WINDOW_S:
             raise ProgramError(
@@ -268,7 +344,7 @@ class _Service:
 
 
 def _address_of(listener: socket.socket) -> tuple[str, int]:
-    """Return where a socket listens, a link-local address with its interface."""
+    """Return the address that a socket listens on; a link-local address has its interface."""
     host, port = socket.getnameinfo(listener.getsockname(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return host, int(port)
 
@@ -279,29 +355,29 @@ async def _watch_pressure(book: LeaseBook, limit: PressureLimit) -> None:
     while True:
         try:
             now = await asyncio.to_thread(read_pressure, limit.path)
-        except Refused as err:  # a control group that was removed: nothing is known, so nothing changes
+        except Refused as err:  # the control group was removed: the drain stays as it is
             if book.memory_pressure is not None:
                 _log.warning("%s", err)
             book.memory_pressure = None
         else:
             book.memory_pressure = now.avg10
-            draining = _follow_pressure(book, limit, now, draining=draining)
+            draining = await asyncio.to_thread(_follow_pressure, book, limit, now, draining=draining)
         await asyncio.sleep(_PRESSURE_INTERVAL_S)
 
 
 def _follow_pressure(book: LeaseBook, limit: PressureLimit, now: Pressure, *, draining: bool) -> bool:
-    """Begin or end the drain as the pressure says; returns whether it is on."""
+    """Begin or end the drain by the pressure; return whether it is on."""
     crossed = limit.crossed(now, draining=draining)
     if crossed and not draining:
         _log.warning(
-            "memory pressure: something waited for memory in %.1f %% of the last 10 s (limit %.1f %%): draining,"
+            "memory pressure: tasks waited for memory in %.1f %% of the last 10 s (limit %.1f %%): draining,"
             " no new leases are given",
             now.avg10,
             limit.percent,
         )
         book.drain(DrainCause.PRESSURE)
     elif draining and not crossed:
-        _log.warning("memory pressure is gone (%.1f %% of the last 10 s): no more reason to drain", now.avg10)
+        _log.warning("memory pressure is gone (%.1f %% of the last 10 s): the drain for it ends", now.avg10)
         book.stop_draining(DrainCause.PRESSURE)
     return crossed
 

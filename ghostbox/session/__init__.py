@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One VM's life: up, down, delete, and looking at it. See ``record`` for the states."""
+"""Make, run, show and remove one VM: up, down, delete, status. `record` has the states of a VM."""
 
 from ghostbox.session.access import console, shell, wait_ready, wait_stopped
 from ghostbox.session.definition import defined

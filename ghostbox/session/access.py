@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Getting into a VM: a login for people, its serial console, and waiting for it."""
+"""Give access to a VM: a login for people, its serial console, and waiting until the VM is ready or stopped."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from ghostbox import processes
 from ghostbox.errors import DeadlineExceeded, NotRunning, ProgramError
 from ghostbox.paths import Paths
 from ghostbox.session import disk, liveness, login, observe, readiness, supervisor
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState
+from ghostbox.system import processes
 from ghostbox.units import format_duration
 
 
 def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book, Record]:
-    """Return the record of a VM that runs, or is ``paused`` if that will do.
+    """Return the record of a VM that runs, or that is paused if ``paused`` allows that.
 
     Raises:
-        NotFound: no such VM.
-        NotRunning: it does not run.
+        NotFound: no VM has this name.
+        NotRunning: the VM does not run.
     """
     book = Book(paths.vm(name))
     book.need(name, paths)
@@ -37,7 +37,7 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
     if state is VmState.PAUSED:
         hint = f"virsh -c {record.libvirt_uri} resume {record.domain}"
         if record.paused:
-            hint = f"it goes on when its donor is back: ghostbox status {name}"
+            hint = f"the supervisor resumes the VM when its donor is back: ghostbox status {name}"
         problem = disk.problem(record, book.files)
         if problem is not None:
             why, hint = problem.text, problem.advice or hint
@@ -47,7 +47,7 @@ def need_running(name: str, paths: Paths, *, paused: bool = False) -> tuple[Book
 
 
 def shell(name: str, paths: Paths, command: Sequence[str]) -> int:
-    """Log in by the system's ssh, or run one command; return its exit status.
+    """Log in with the system's ssh, or run one command; return the exit status of the command.
 
     Raises:
         NotRunning, NotFound: see `need_running`.
@@ -58,20 +58,20 @@ def shell(name: str, paths: Paths, command: Sequence[str]) -> int:
 
 
 def console(name: str, paths: Paths) -> NoReturn:
-    """Become ``virsh console``.
+    """Replace this process with ``virsh console``.
 
     Raises:
         NotRunning, NotFound: see `need_running`.
-        ProgramError: there is no virsh.
+        ProgramError: virsh is not installed.
     """
     _, record = need_running(name, paths)
-    _become(
+    _replace_process(
         ["virsh", "-c", record.libvirt_uri, "console", record.domain, "--force"], "libvirt-clients", record.environment
     )
 
 
 def wait_ready(name: str, paths: Paths, progress: Progress, *, timeout_s: float) -> None:
-    """Wait until SSH lets us in and cloud-init is done.
+    """Wait until the guest takes an SSH login and cloud-init is done.
 
     Raises:
         NotRunning, NotFound: see `need_running`.
@@ -82,11 +82,11 @@ def wait_ready(name: str, paths: Paths, progress: Progress, *, timeout_s: float)
 
 
 def wait_stopped(name: str, paths: Paths, *, timeout_s: float) -> None:
-    """Wait until the VM does not run, and clean up behind it.
+    """Wait until the VM does not run any more, then clean up what its run left.
 
     Raises:
-        NotFound: no such VM.
-        DeadlineExceeded: it still runs.
+        NotFound: no VM has this name.
+        DeadlineExceeded: the VM still runs after ``timeout_s``.
     """
     book = Book(paths.vm(name))
     record = book.need(name, paths)
@@ -99,9 +99,13 @@ def wait_stopped(name: str, paths: Paths, *, timeout_s: float) -> None:
     observe.heal_if_idle(book)
 
 
-def _become(argv: Sequence[str], package: str, environment: Mapping[str, str] | None = None) -> NoReturn:
-    """``environment``: of the login that the program must find itself in, if that may be another one than ours."""
+def _replace_process(argv: Sequence[str], package: str, environment: Mapping[str, str] | None = None) -> NoReturn:
+    """Replace this process with a program.
+
+    ``environment`` are variables of the login that started the VM; they replace those of this process.
+    """
     program = processes.which(argv[0])
     if program is None:
         raise ProgramError(f"{argv[0]} is not installed", hint=f"install {package}")
-    os.execve(program, list(argv), {**os.environ, **(environment or {})})
+    # The program's path is whole, and no shell reads its words.
+    os.execve(program, list(argv), {**os.environ, **(environment or {})})  # noqa: S606 - as said above

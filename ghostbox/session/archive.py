@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""A VM as one file: a tar archive of what it is defined as, its disks, each whole by itself, and the kernel it boots.
+"""Export a VM as one file, and import it: a tar archive of its definition, its disks, and the kernel that it boots.
 
-    ghostbox-vm.json      first: the format, what kind of image it stands on, size and SHA-256 of every other member
+    ghostbox-vm.json      the first member: the format, the kind of image, size and SHA-256 of every other member
     definition.yaml       the definition
     vmlinuz, initrd.img   of an image that is booted directly
-    disk.qcow2, …         compressed, without a base image; snapshots stay behind
+    disk.qcow2, …         compressed and without a base image; snapshots are not exported
 
-What is read is not trusted. A member that the list does not name, another size or checksum, a disk that stands on
-another file, or an end that is missing: the import is refused and nothing of it stays. Of the definition is left out
-what belongs to the other host (`_HOSTS_OWN`). Keys, addresses and the UUID are not in the file: the VM gets new ones.
+An import does not trust the file. If a member is not in the list, has another size or checksum, or is missing, or if a
+disk stands on another file, the import is refused and leaves nothing. The keys of the definition that belong to the
+other host (`_HOSTS_OWN`) are left out. Keys, addresses and the UUID are not in the file: the VM gets new ones.
 
-An imported VM stands on a base of its own, in its state directory (``base/``), which goes with it.
+An imported VM stands on a base of its own, in its state directory (``base/``), which is deleted with the VM.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,15 +34,16 @@ from typing import IO, Any
 from ghostbox.config import Config, definition
 from ghostbox.config.kinds import VM_NAME
 from ghostbox.config.rewrite import rewritten
-from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError, exhausted
+from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError, hint_for
 from ghostbox.images import Image, ImageStore, imports, qemu_img
 from ghostbox.images.model import image_from_json
 from ghostbox.paths import Paths, VmPaths, make_directory
-from ghostbox.plan import domain_name
+from ghostbox.plan.plan import domain_name
 from ghostbox.session import definition as definitions
 from ghostbox.session import lifecycle, planning, snapshots
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, Record, VmState, locked, now_utc
+from ghostbox.system import locks, state_files
 from ghostbox.units import format_bytes
 
 _MANIFEST = "ghostbox-vm.json"
@@ -50,17 +52,18 @@ _FORMAT = 1
 _MANIFEST_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 20
 _IMAGE = "image.json"
+_RANDOM = r"[a-z0-9_]{8}"  # what tempfile.mkdtemp() puts behind a prefix
 
 _HOSTS_OWN = (
     "vm.ssh_key", "vm.cloud_init", "vm.ports", "vm.shares", "vm.network", "vm.host_access", "vm.autostart",
-    "pool.donors", "pool.backup", "libvirt.uri",
+    "pool.donors", "pool.insecure", "pool.backup", "libvirt.uri",
 )  # fmt: skip
 """Keys whose values name things of the host that a VM came from, or open this one to it."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The file that was written, its size, and what the VM's disks take in it."""
+    """Describes the file that was written, and the bytes that it takes."""
 
     name: str
     file: Path
@@ -69,7 +72,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """The VM that was made. ``left_out`` are the keys of its definition that belonged to the other host."""
+    """Describes the VM that was made. ``left_out`` are the definition's keys that belonged to the other host."""
 
     name: str
     disks: dict[str, int]
@@ -78,7 +81,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a file says it has: ``members`` gives size and SHA-256 by name, ``image`` is what the VM stood on."""
+    """Holds what the file says of itself: size and SHA-256 of each member, and the ``image`` under the VM's disk."""
 
     vm: str
     record: Mapping[str, Any]
@@ -87,18 +90,18 @@ class _Manifest:
 
 
 def export(vm: str, file: Path, config: Config, paths: Paths, progress: Progress) -> Exported:
-    """Write a stopped VM into ``file``, which must not be there yet.
+    """Write a stopped VM into ``file``, which must not exist yet.
 
     Raises:
-        NotFound: no such VM.
-        Refused: it runs, ``file`` is there already, or there is too little space.
+        NotFound: no VM has this name.
+        Refused: the VM runs, ``file`` exists, or there is too little space.
         ImageError: a disk cannot be read.
+        GhostboxError: ``file`` cannot be written.
     """
     if file.exists():
         raise Refused(f"{file} is there already", hint="choose another file, or remove it first")
     with snapshots.stopped(vm, paths, "its disks are copied") as book, _draft_beside(file) as draft:
         record = book.record
-        assert record is not None
         disks = snapshots.disk_files(book.files)
         image = ImageStore(paths.images).under(book.files.disk)
         if image is None:
@@ -118,7 +121,7 @@ def export(vm: str, file: Path, config: Config, paths: Paths, progress: Progress
 
 
 def _write(draft: Path, file: Path, record: Record, image: Image) -> int:
-    """Put the finished members into one file, which gets its name when it is whole."""
+    """Put the members into one file; the file gets its name when it is complete."""
     names = [_DEFINITION, *(each.name for each in (image.kernel, image.initrd) if each is not None)]
     names += sorted(entry.name for entry in draft.iterdir() if entry.name not in names)
     members = {name: (_size(draft / name), _digest(draft / name)) for name in names}
@@ -132,10 +135,7 @@ def _write(draft: Path, file: Path, record: Record, image: Image) -> int:
             with (draft / name).open("rb") as stream:
                 archive.addfile(_entry(name, members[name][0]), stream)
             (draft / name).unlink()
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
-    part.chmod(0o600)
-    part.rename(file)
+    state_files.publish(part, file, mode=0o600)
     return _size(file)
 
 
@@ -150,12 +150,13 @@ def _portable(record: Record) -> dict[str, Any]:
 
 
 def import_(file: Path, name: str | None, paths: Paths, progress: Progress) -> Imported:
-    """Make a VM of a file that `export` wrote, under its own name or another one.
+    """Make a VM from a file that `export` wrote, under the name in the file or another one.
 
     Raises:
-        NotFound: no such file.
-        ImageError: it is no export, damaged, cut off, or not what it says it is; nothing of it stays.
-        Refused: there is a VM of that name, or too little space.
+        NotFound: there is no such file.
+        ImageError: the file is no export, or is damaged or cut off; nothing of it stays.
+        Refused: a VM of that name exists, or there is too little space.
+        GhostboxError: the VM's files cannot be written; nothing of them stays.
     """
     with _opened(file) as archive:
         manifest = _read_manifest(file, archive)
@@ -165,14 +166,13 @@ def import_(file: Path, name: str | None, paths: Paths, progress: Progress) -> I
             if book.load() is not None:
                 raise Refused(f"there is a VM named '{vm}' already", hint="give the new one another: --name NAME")
             if snapshots.disk_files(book.files):
-                raise Refused(f"{book.files.state} has disks of a VM that has no record", hint="look what they are")
+                raise Refused(f"{book.files.state} has disks of a VM that has no record", hint="see what they are")
             try:
                 return _take_in(file, archive, manifest, vm, book, paths, progress)
             except BaseException as err:
                 shutil.rmtree(book.files.state, ignore_errors=True)
                 if isinstance(err, OSError):
-                    hint = None if (known := exhausted(err)) is None else known.hint
-                    raise GhostboxError(f"cannot make VM '{vm}' of {file}: {err.strerror}", hint=hint) from err
+                    raise GhostboxError(f"cannot make VM '{vm}' of {file}: {err.strerror}", hint=hint_for(err)) from err
                 raise
 
 
@@ -196,7 +196,7 @@ def _take_in(
             stage.say(f"{member}, {format_bytes(size_bytes)}")
             _extract(file, archive, member, size_bytes, digest, base / member)
         if archive.next() is not None:
-            raise _damaged(file, "it has more than it says")
+            raise _damaged(file, f"it has more members than {_MANIFEST} lists")
         stage.say("whole, all checksums are right")
     with progress.stage("disks") as stage:
         sizes = _make_disks(file, base, manifest, files)
@@ -208,7 +208,7 @@ def _take_in(
 
 
 def _make_disks(file: Path, base: Path, manifest: _Manifest, files: VmPaths) -> dict[str, int]:
-    """Check every disk and give each its place: the first becomes the base of an overlay."""
+    """Check every disk and move it to its place; the first disk becomes the base of an overlay."""
     disks = sorted(
         (base / member for member in manifest.members if member.endswith(".qcow2")), key=lambda disk: len(disk.name)
     )
@@ -222,13 +222,13 @@ def _make_disks(file: Path, base: Path, manifest: _Manifest, files: VmPaths) -> 
     _write_image(base, manifest)
     for disk in disks[1:]:
         disk.rename(files.state / disk.name)
-    # Relative, so that the VM's directory can be renamed.
+    # The base's path is relative, so that the VM's directory can be renamed.
     qemu_img.create_overlay(f"{files.base.name}/disk.qcow2", files.disk, sizes["disk"])
     return sizes
 
 
 def _write_image(base: Path, manifest: _Manifest) -> None:
-    """Describe the base as the image store describes an image."""
+    """Describe the base in the format of the image store."""
     kernel, initrd = (base / Path(str(manifest.image[key])).name if manifest.image.get(key) else None
                       for key in ("kernel", "initrd"))  # fmt: skip
     for part in (kernel, initrd):
@@ -246,7 +246,7 @@ def _write_image(base: Path, manifest: _Manifest) -> None:
         kind="imported",
     )
     beside = {"disk": "disk.qcow2", "kernel": kernel and kernel.name, "initrd": initrd and initrd.name}
-    (base / _IMAGE).write_text(json.dumps(image.to_json() | beside, indent=2) + "\n")
+    state_files.write(base / _IMAGE, image.to_json() | beside, mode=0o644)
 
 
 def _definition(base: Path, files: VmPaths, old: str, vm: str) -> tuple[str, tuple[str, ...]]:
@@ -259,7 +259,7 @@ def _definition(base: Path, files: VmPaths, old: str, vm: str) -> tuple[str, tup
 
 
 def _record(vm: str, config: Config, manifest: _Manifest, sizes: Mapping[str, int]) -> Record:
-    """Return the record of a VM that is stopped, and new to this host in all that tells it from others."""
+    """Return the record of a stopped VM with a new identity: UUID, MAC address and SSH port."""
     more = tuple(size for disk, size in sizes.items() if disk != "disk")
     return Record(
         name=vm,
@@ -286,7 +286,7 @@ def _record(vm: str, config: Config, manifest: _Manifest, sizes: Mapping[str, in
 
 @contextmanager
 def _opened(file: Path) -> Iterator[tarfile.TarFile]:
-    """Open the file for one pass from its begin to its end."""
+    """Open the file for one pass from its start to its end."""
     try:
         with tarfile.open(file, "r|") as archive:
             yield archive
@@ -342,7 +342,7 @@ def _extract(
     assert stream is not None
     with target.open("xb") as out:
         if _copy(stream, out) != digest:
-            raise _damaged(file, f"{name} has another SHA-256 than it says")
+            raise _damaged(file, f"{name} has another SHA-256 than {_MANIFEST} says")
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> str:
@@ -378,22 +378,41 @@ def _check_space(directory: Path, needed_bytes: int, what: str) -> None:
 
 @contextmanager
 def _draft_beside(file: Path) -> Iterator[Path]:
+    """Make a directory for a draft, locked as long as this command lives; remove what killed exports left of others."""
+    place, prefix = file.absolute().parent, f".{file.name[:40]}-"
     try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{file.name[:40]}-", dir=file.absolute().parent))
+        _remove_leftovers(place, prefix)
+        draft, lock = _new_draft(place, prefix)
     except OSError as err:
-        raise Refused(f"cannot write into {file.absolute().parent}: {err.strerror}") from err
+        raise Refused(f"cannot write into {place}: {err.strerror}") from err
     try:
         yield draft
     except OSError as err:
-        hint = None if (known := exhausted(err)) is None else known.hint
-        raise GhostboxError(f"cannot write {file}: {err.strerror}", hint=hint) from err
+        raise GhostboxError(f"cannot write {file}: {err.strerror}", hint=hint_for(err)) from err
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+
+
+def _new_draft(place: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        with suppress(locks.Held, FileNotFoundError):  # another export saw it unlocked, and removes it
+            return draft, locks.take_directory(draft)
+
+
+def _remove_leftovers(place: Path, prefix: str) -> None:
+    for entry in place.iterdir():
+        if re.fullmatch(re.escape(prefix) + _RANDOM, entry.name) and entry.lstat().st_uid == os.geteuid():
+            with suppress(locks.Held, OSError):
+                lock = locks.take_directory(entry)
+                shutil.rmtree(entry, ignore_errors=True)
+                os.close(lock)
 
 
 @contextmanager
 def _growth_shown(file: Path, stage: Stage) -> Iterator[None]:
-    """Say now and then how much of a file is written."""
+    """Show each second how much of a file is written."""
     done = threading.Event()
 
     def watch() -> None:

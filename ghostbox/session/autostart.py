@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Starts the VMs that are to be started with the machine. Donors, networks and libvirt may come later than we do."""
+"""Start the VMs that have ``vm.autostart``. Donors, networks and libvirt may come up after this program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RETRY_S = 3.0
 
 
 class _Once:
-    """Tells what happens as `Progress` does, and each remark once, however often a start is tried."""
+    """Passes progress on, and each note once, however often a start is tried."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -28,7 +28,7 @@ class _Once:
         self.seconds = progress.seconds
 
     def note(self, text: str) -> None:
-        """Pass a line on, if it is new."""
+        """Pass a line on if it was not passed on before."""
         if text not in self._said:
             self._said.add(text)
             self._progress.note(text)
@@ -36,7 +36,7 @@ class _Once:
 
 @dataclass(frozen=True)
 class Started:
-    """What became of one VM: ``state`` is None and ``error`` says why if it does not run."""
+    """Holds the result for one VM: if the VM does not run, ``state`` is None and ``error`` says why."""
 
     name: str
     state: str | None
@@ -46,13 +46,13 @@ class Started:
 def run(
     load_config: Callable[[str], Config], paths: Paths, progress: Progress, *, timeout_s: float
 ) -> tuple[Started, ...]:
-    """Start every VM with ``vm.autostart``; one that cannot be started is tried again until ``timeout_s`` is over.
+    """Start every VM that has ``vm.autostart``; try those that fail again until ``timeout_s`` is over.
 
     Args:
         load_config: returns the configuration for the VM of a name.
         paths: where VMs live.
-        progress: is told what happens.
-        timeout_s: for all of them together.
+        progress: receives stages and notes.
+        timeout_s: the time for all VMs together.
     """
     done: dict[str, Started] = {}
     waiting: dict[str, str] = {}
@@ -63,7 +63,7 @@ def run(
             if definition.defined(name, paths, load_config(name)).vm.autostart:
                 waiting[name] = ""
         except GhostboxError as err:
-            done[name] = Started(name, None, _said(err))
+            done[name] = Started(name, None, _reason(err))
     while waiting:
         for name in list(waiting):
             found = _try(name, waiting, load_config, paths, progress)
@@ -80,17 +80,17 @@ def run(
 def _try(
     name: str, waiting: dict[str, str], load_config: Callable[[str], Config], paths: Paths, progress: Progress
 ) -> Started | None:
-    """Start a VM; None if it is to be tried again. What is in the way is said once."""
+    """Start a VM; return None if the start is to be tried again. The reason is shown when it changes."""
     try:
         return Started(name, str(up(load_config(name), paths, progress, wait=False).state))
-    except UsageError as err:  # no time mends that
-        return Started(name, None, _said(err))
+    except UsageError as err:  # trying again does not mend a wrong configuration
+        return Started(name, None, _reason(err))
     except GhostboxError as err:
-        if _said(err) != waiting[name]:
-            progress.note(f"VM '{name}' is tried again: {_said(err)}")
-        waiting[name] = _said(err)
+        if _reason(err) != waiting[name]:
+            progress.note(f"VM '{name}' is tried again: {_reason(err)}")
+        waiting[name] = _reason(err)
     return None
 
 
-def _said(err: GhostboxError) -> str:
+def _reason(err: GhostboxError) -> str:
     return f"{err.message}: {err.why}" if err.why else err.message

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The copy of a VM's remote memory on a local disk: a sparse file, served to the pager by qemu-nbd.
+"""Keep a copy of a VM's remote memory on a local disk: a sparse file, which qemu-nbd serves to the pager.
 
-It holds what the guest had in memory, so it goes with the VM. Its server may die and be started again: the pager
-connects anew and fills in what it missed.
+The copy is only of use while the VM runs, so it is removed when the VM ends. If qemu-nbd dies and is started again, the
+pager reconnects and writes what the copy has missed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import socket
 from pathlib import Path
 from urllib.parse import quote
 
-from ghostbox import processes
 from ghostbox.errors import GhostboxError, ProgramError, Refused
 from ghostbox.paths import VmPaths
+from ghostbox.system import pidfd, processes
 from ghostbox.units import format_bytes
 
 _EXPORT = "backup"
@@ -34,7 +34,7 @@ def check(file: Path) -> None:
     """Refuse a place that cannot be used, before anything is made.
 
     Raises:
-        Refused: something is there already, or there is no such directory.
+        Refused: the file exists already, or its directory does not exist.
         ProgramError: qemu-nbd is not installed.
     """
     if file.exists():
@@ -50,7 +50,7 @@ def check(file: Path) -> None:
 
 
 def notes(file: Path | None, size_bytes: int) -> tuple[str, ...]:
-    """Return what the user should know of the place before the VM is made."""
+    """Return warnings about the place of the copy, to be shown before the VM is made."""
     if file is None:
         return ()
     free_bytes = shutil.disk_usage(file.parent).free
@@ -63,10 +63,10 @@ def notes(file: Path | None, size_bytes: int) -> tuple[str, ...]:
 
 
 def create(file: Path, size_bytes: int) -> None:
-    """Make the file, empty; it takes room as it is written.
+    """Make the file, sparse: it takes space only as it is written.
 
     Raises:
-        GhostboxError: it cannot be made.
+        GhostboxError: the file cannot be made.
     """
     try:
         with file.open("xb") as stream:
@@ -77,15 +77,14 @@ def create(file: Path, size_bytes: int) -> None:
 
 
 def ensure(files: VmPaths, file: Path) -> bool:
-    """Start the server unless it runs; tell whether it was started.
+    """Start the server if it does not run; return whether it was started.
 
     Raises:
-        ProgramError: it does not start; the ``why`` is what it said.
+        ProgramError: qemu-nbd does not start; ``why`` has its last words.
     """
     if find(files) and files.backup_socket.exists():
         return False
-    for pid in find(files):  # its socket was removed, and nobody can connect to it any more
-        processes.terminate(pid)
+    pidfd.end_all(lambda: find(files))  # a server without its socket is of no use
     argv: list[str | Path] = ["qemu-nbd", "--format=raw", "--cache=writeback", "--discard=unmap", "--shared=0"]
     argv += ["--persistent", f"--export-name={_EXPORT}", f"--socket={files.backup_socket}", _identity(file), file]
     child = processes.start_detached(argv, log_path=files.backup_log)
@@ -101,18 +100,18 @@ def ensure(files: VmPaths, file: Path) -> bool:
 
 
 def find(files: VmPaths) -> list[int]:
-    """Return the process ids of servers of this VM (one, or none)."""
+    """Return the process ids of the VM's copy servers: one, or none."""
     return processes.find("qemu-nbd", f"--socket={files.backup_socket}")
 
 
 def remove(files: VmPaths, file: Path) -> None:
-    """End the server and remove the file. What is gone already is no error.
+    """End the server and remove the file. A server or a file that is gone already is no error.
 
     Raises:
-        ProgramError: it does not end.
+        ProgramError: the server does not end.
+        GhostboxError: the file cannot be removed.
     """
-    for pid in find(files):
-        processes.terminate(pid)
+    pidfd.end_all(lambda: find(files))
     files.backup_socket.unlink(missing_ok=True)
     try:
         file.unlink(missing_ok=True)
@@ -121,13 +120,13 @@ def remove(files: VmPaths, file: Path) -> None:
 
 
 def _identity(file: Path) -> str:
-    """Return what tells the pager, when the server was started again, that it has what the one before had."""
+    """Return the option by which the pager sees that a restarted server still has the same file."""
     inode = file.stat().st_ino if file.exists() else 0
     return f"--description=backup of a VM's memory, file {inode}"
 
 
 def _listens(files: VmPaths) -> bool:
-    """Tell whether the server greets: it takes connections before it has opened the file."""
+    """Tell whether the server sends NBD's greeting: it accepts connections before it has opened the file."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_GREETING_TIMEOUT_S)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Unmakes what a VM's record names. One path for a failed ``up``, for ``down``, and for healing after a crash.
+"""Remove what a VM's record names: after a failed ``up``, for ``down``, and after a crash.
 
-Every step may find its thing gone already. A step that fails is reported and its thing stays in the record, so that
-the next command tries again; the other steps go on. A lease whose donor does not answer leaves the record for
-`unreleased`, which tries again in the background.
+Each step may find that its object is gone already. If a step fails, its error is reported and its object stays in the
+record, so that the next command tries again; the other steps still run. A lease whose donor does not answer moves from
+the record to `unreleased`, which tries again in the background.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ghostbox import hypervisor, pager
-from ghostbox.donor_client import NoAnswer
+from ghostbox import pager
+from ghostbox.donors.client import NoAnswer
 from ghostbox.errors import GhostboxError
 from ghostbox.paths import VmPaths
-from ghostbox.session import backup, host_memory, liveness, shares, supervisor, unreleased
+from ghostbox.session import backup, host_memory, lease_keys, liveness, shares, supervisor, unreleased
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Made, Record, VmState
+from ghostbox.system import hypervisor
 
 _log = logging.getLogger(__name__)
 _MAX_THREADS = 8
 
 
 def pager_files(files: VmPaths) -> pager.PagerFiles:
-    """Return where the VM's pager listens and writes."""
+    """Return the paths of the sockets and files of the VM's pager."""
     return pager.PagerFiles(files.pager_socket, files.pager_control, files.pager_log, files.pager_state)
 
 
 def qemu_log(record: Record, files: VmPaths) -> Path:
-    """Return QEMU's own log: libvirt's while the VM runs, our copy of it afterwards.
+    """Return the path of QEMU's own log: libvirt's file while the VM runs, the copy in the state directory afterwards.
 
-    The system's libvirt writes it for root alone: one that we may not look for counts as there, unless we have a copy.
+    The system's libvirt lets only root see its file. Where this user may not look for that file, it is returned unless
+    there is a copy.
     """
     live, copy = _libvirt_log(record), files.state / "qemu.log"
     try:
@@ -49,18 +51,17 @@ def _libvirt_log(record: Record) -> Path:
 
 
 def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
-    """Unmake domain, pager, leases, backup and files, in this order; return what could not be unmade.
+    """Remove domain, pager, leases, backup and files, in this order; return the errors of what could not be removed.
 
-    The domain goes before all: nothing may run without its pager, and if it cannot be ended all else stays. The
-    supervisor goes next; what it would mend takes the lock that we hold. The leases go after the pager, which has the
-    connections to them.
+    The domain is first, since no guest may run without its pager; if QEMU cannot be ended, all else stays. The
+    supervisor is next: it waits for the lock that the caller holds. The leases end after the pager, which has
+    connections to their exports.
 
-    ``end``: a QEMU that lives is ended.
+    ``end``: end QEMU if it runs.
 
     Raises:
-        HypervisorError: QEMU lives, or may live; nothing was unmade.
+        HypervisorError: QEMU runs, or may run; nothing was removed.
     """
-    assert book.record is not None
     errors: list[GhostboxError] = []
     if not end and not liveness.is_over(book.record, book.files):
         raise liveness.still_lives(book.record, liveness.look(book.record, book.files), None)
@@ -82,12 +83,11 @@ def unmake(book: Book, *, end: bool) -> list[GhostboxError]:
 
 
 def settle(book: Book) -> Record | None:
-    """Record the VM as stopped, or forget one that never ran. Call it after `unmake`."""
+    """Record the VM as stopped, or remove the state of a VM that never ran. Call this after `unmake`."""
     record = book.record
-    assert record is not None
     if record.new and not record.made and not record.leases:
         remove_state(book.files)
-        book.record = None
+        book.found = None
         return None
     stopped = record.to(VmState.STOPPED)
     if not record.made:
@@ -96,7 +96,11 @@ def settle(book: Book) -> Record | None:
 
 
 def remove_state(files: VmPaths) -> None:
-    """Remove all that is left of a VM: disk, keys, logs, record. The lock's file goes with them."""
+    """Remove a VM's state directory: disk, keys, logs, record and the file of the lock.
+
+    Raises:
+        GhostboxError: some of it cannot be removed.
+    """
     left: list[str] = []
 
     def note(_function: object, path: str, error: BaseException) -> None:
@@ -113,7 +117,7 @@ def remove_state(files: VmPaths) -> None:
 
 
 def warn(errors: list[GhostboxError]) -> None:
-    """Log what could not be unmade."""
+    """Log the errors that `unmake` returned."""
     for error in errors:
         _log.warning("%s%s", error.message, f": {error.why}" if error.why else "")
 
@@ -126,9 +130,8 @@ def _attempt(errors: list[GhostboxError], step: Callable[[Book], None], book: Bo
 
 
 def _forget_domain(book: Book) -> None:
-    """Keep QEMU's log, which libvirt would write over."""
+    """Strike the domain out of the record; first copy QEMU's log, which libvirt would overwrite."""
     record = book.record
-    assert record is not None
     log = _libvirt_log(record)
     if os.access(log, os.R_OK | os.W_OK):
         shutil.copyfile(log, book.files.state / "qemu.log")
@@ -137,7 +140,6 @@ def _forget_domain(book: Book) -> None:
 
 
 def _remove_filter(book: Book) -> None:
-    assert book.record is not None
     if book.record.filter is not None:
         with liveness.connect(book.record) as connection:
             connection.undefine_filter(book.record.filter)
@@ -150,37 +152,38 @@ def _end_supervisor(book: Book) -> None:
 
 def _remove_backup(book: Book) -> None:
     record = book.record
-    assert record is not None
     if record.backup is not None:
         backup.remove(book.files, Path(record.backup))
     book.save(record.without_made(Made.BACKUP))
 
 
 def _end_pager(book: Book) -> None:
-    assert book.record is not None
     pager.stop(pager_files(book.files))
     book.save(book.record.without_made(Made.PAGER))
 
 
 def release_all(book: Book) -> list[GhostboxError]:
-    """End all leases, those of several donors at a time; return what could not be ended.
+    """End all leases, those of several donors at a time; return the errors.
 
-    A donor that does not answer is not waited for again: what it holds is noted (`unreleased`) and struck out here.
+    A donor that does not answer is asked once: its lease moves from the record to `unreleased`.
     """
     record = book.record
-    assert record is not None
     with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
         failures = dict(zip(record.leases, pool.map(lambda lease: _end_lease(book, lease), record.leases), strict=True))
     kept = tuple(lease for lease, failure in failures.items() if failure and not _is_noted(book, lease, failure))
     book.save(replace(record, leases=kept))
-    return [failure for failure in failures.values() if failure is not None]
+    errors = [failure for failure in failures.values() if failure is not None]
+    try:
+        lease_keys.keep(book.files, (lease.name for lease in kept))
+    except GhostboxError as err:
+        errors.append(err)
+    return errors
 
 
 def _is_noted(book: Book, lease: LeaseRecord, failure: GhostboxError) -> bool:
-    """Note a lease whose donor does not answer; False if it stays in the record."""
+    """Note a lease whose donor does not answer; return False if the lease has to stay in the record."""
     if not isinstance(failure, NoAnswer):
         return False
-    assert book.record is not None
     try:
         unreleased.note(book.files.state.parents[1], book.record.name, lease, failure.message)
     except GhostboxError as err:
@@ -198,20 +201,20 @@ def _end_lease(book: Book, lease: LeaseRecord) -> GhostboxError | None:
 
 
 def release(book: Book, name: str) -> None:
-    """End a lease and strike it out of the record; one that is gone is no error.
+    """End a lease and strike it out of the record; a lease that is gone already is no error.
 
     Raises:
-        GhostboxError: its donor does not answer or refuses; the lease stays in the record.
+        GhostboxError: the donor does not answer or refuses; the lease stays in the record.
     """
     record = book.record
-    assert record is not None
     lease = next(lease for lease in record.leases if lease.name == name)
     _end(book, lease)
-    book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
+    record = book.save(replace(record, leases=tuple(each for each in record.leases if each.name != name)))
+    lease_keys.keep(book.files, (each.name for each in record.leases))
 
 
 def _end(book: Book, lease: LeaseRecord) -> None:
-    """End a lease, wherever its memory is."""
+    """End a lease, at its donor or on this host."""
     if lease.donor == THIS_HOST:
         host_memory.stop(book.files, lease)
         return
@@ -220,13 +223,13 @@ def _end(book: Book, lease: LeaseRecord) -> None:
     except GhostboxError as err:
         hint = "the next command on this VM tries again"
         if isinstance(err, NoAnswer):
-            hint = f"it is tried again; if the donor is gone for good: ghostbox donor forget {lease.donor} --write-off"
+            forget = f"ghostbox donor forget {lease.donor} --write-off"
+            hint = f"GhostBox tries again; if the donor is gone for good: {forget}"
         raise type(err)(f"lease {lease.name} could not be released: {err.message}", why=err.why, hint=hint) from err
 
 
 def _remove_runtime_files(book: Book) -> None:
-    """Remove what only a running VM needs: sockets, seed, the copy of the shim. Disk, keys and logs stay."""
-    assert book.record is not None
+    """Remove what only a running VM needs: sockets, seed, copies of the shim. Disk, keys and logs stay."""
     shutil.rmtree(book.files.runtime, ignore_errors=True)
     book.files.seed.unlink(missing_ok=True)
     for copy in book.files.state.glob("libghostbox-shim-*.so"):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Why QEMU runs without the shim, and the least change that mends it.
+"""Find out why QEMU runs without the shim, and the smallest change that mends that.
 
-Looked at while that QEMU still lives (its CPUs never ran): what it was given, what confines it, what it said.
+The evidence is collected while that QEMU process still exists (its CPUs never ran): its environment, the security
+module that confines it, and its log.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghostbox.errors import HypervisorError
-from ghostbox.hypervisor import QemuProcess
-from ghostbox.hypervisor.accounts import Account, unreachable_part
 from ghostbox.session.shim_copy import is_noexec
+from ghostbox.system.hypervisor import QemuProcess
+from ghostbox.system.hypervisor.accounts import Account, unreachable_part
 
 _LOADER = "ld.so: object "
 _APPARMOR_RULES = Path("/etc/apparmor.d/local/abstractions/libvirt-qemu")
@@ -22,11 +23,12 @@ _UNCONFINED = ("unconfined", "kernel", "")
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found out. None: it could not be read.
+    """Holds the evidence. None means that a value could not be read.
 
-    ``label`` is what a security module calls the process (/proc/PID/attr/current), ``apparmor`` says which module that
-    is; ``preload`` is LD_PRELOAD in QEMU's environment, empty if it has none; ``said`` is the dynamic loader's message
-    in QEMU's log; ``privileged``: the program has capabilities or another user's rights of its own.
+    ``label`` is the process's security label (/proc/PID/attr/current); ``apparmor`` tells whether AppArmor is the
+    module that gave it. ``preload`` is LD_PRELOAD in QEMU's environment, empty if it is not set. ``noexec``: the shim's
+    file system is mounted noexec. ``closed`` is the directory that QEMU's user may not pass. ``said`` is the dynamic
+    loader's message in QEMU's log. ``privileged``: the program file has capabilities or a setuid or setgid bit.
     """
 
     label: str | None
@@ -39,7 +41,7 @@ class Findings:
 
 
 def look(qemu: QemuProcess, shim: Path, account: Account, log: Path) -> Findings:
-    """Find out why ``shim`` is not in ``qemu``."""
+    """Collect evidence why ``shim`` is not mapped in ``qemu``."""
     place = Path(f"/proc/{qemu.pid}")
     return Findings(
         label=_label(place),
@@ -53,7 +55,7 @@ def look(qemu: QemuProcess, shim: Path, account: Account, log: Path) -> Findings
 
 
 def explain(found: Findings, pid: int, shim: Path) -> HypervisorError:
-    """Return the error, with the cause that is the most certain and what to do about it alone."""
+    """Return the error for the most certain cause, with what mends that cause."""
     why, hint = _cause(found, shim)
     if found.said is not None:
         why = f"{why}\nQEMU's log: {found.said}"

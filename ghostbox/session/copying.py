@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox cp``: files to and from a VM, by the system's scp. Names are taken literally on both sides."""
+"""Copy files to and from a VM with the system's scp (``ghostbox cp``). Names are taken literally on both sides."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ghostbox.paths import Paths
 from ghostbox.session import access, login
 from ghostbox.session.record import Book, Record, names
 
-_PATTERN = re.compile(r"[\\*?\[\]]")  # glob(3), which scp applies to names in the guest
+_PATTERN = re.compile(r"[\\*?\[\]]")  # the patterns of glob(3), which scp expands in the guest
 _LINES = 5
 _INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file here (``vm`` is None) or in a VM (``vm`` is empty where its name was left out)."""
+    """Names a file on this host (``vm`` is None) or in a VM (``vm`` is empty where the VM's name was left out)."""
 
     vm: str | None
     path: str
@@ -28,7 +28,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Options:
-    """How to copy: directories with all that is in them, with times and modes, without a progress meter."""
+    """Holds how to copy.
+
+    ``recursive``: directories with their contents; ``preserve``: times and modes; ``quiet``: without a progress meter.
+    """
 
     recursive: bool = False
     preserve: bool = False
@@ -36,7 +39,10 @@ class Options:
 
 
 def parse(word: str) -> Place:
-    """Return what a word names: ``VM:PATH``, ``:PATH``, or a file here; a colon behind a slash is part of a name."""
+    """Return the place that a word names: ``VM:PATH``, ``:PATH``, or a file on this host.
+
+    A colon behind a slash is part of the file's name.
+    """
     head, colon, path = word.partition(":")
     return Place(head, path) if colon and "/" not in head else Place(None, word)
 
@@ -48,16 +54,16 @@ def copy(
 
     Args:
         words: the sources.
-        target_word: where to.
-        paths: of this installation.
-        choose: returns the name of the VM, given the one that was written, or None where it was left out.
-        options: how.
+        target_word: the target.
+        paths: the paths of this installation.
+        choose: returns the VM's name, given the name that was written, or None where it was left out.
+        options: how to copy.
 
     Raises:
         UsageError: not exactly one side is a VM, or the target cannot hold the sources.
-        NotFound: no such VM, or no such file on either side.
+        NotFound: there is no such VM, or no such file on either side.
         NotRunning: the VM does not run.
-        GuestError: it still boots, or the copy failed.
+        GuestError: the guest still boots, or the copy failed.
     """
     sources, target = [parse(word) for word in words], parse(target_word)
     name = choose(_one_vm(sources, target, paths) or None)
@@ -70,13 +76,12 @@ def copy(
 
 
 def transfer(book: Book, sources: Sequence[Place], target: Place, options: Options) -> None:
-    """Copy, after all that can be checked here was.
+    """Copy, after the caller has checked what can be checked on this host.
 
     Raises:
-        NotFound, UsageError, GuestError, Interrupted: see `copy`; what was copied before stays.
+        NotFound, UsageError, GuestError, Interrupted: see `copy`; what was copied before the error stays.
     """
     record = book.record
-    assert record is not None
     flags = [flag for flag, wanted in (("-r", options.recursive), ("-p", options.preserve)) if wanted]
     flags += ["-q"] if options.quiet else []
     operands = [_operand(place, record, source=True) for place in sources]
@@ -86,7 +91,7 @@ def transfer(book: Book, sources: Sequence[Place], target: Place, options: Optio
 
 
 def _one_vm(sources: Sequence[Place], target: Place, paths: Paths) -> str:
-    """Return the name of the VM as it was written; empty if it was left out."""
+    """Return the name of the VM as it was written; an empty string if it was left out."""
     theirs = {place.vm for place in sources if place.vm is not None}
     if not theirs and target.vm is None:
         raise UsageError(
@@ -122,7 +127,10 @@ def _check_target_here(target: Path, *, several: bool) -> None:
 
 
 def _operand(place: Place, record: Record, *, source: bool) -> str:
-    """Return a place as scp takes it: nothing in it is an option, another host, or (in the guest) a pattern."""
+    """Return a place in scp's syntax.
+
+    Nothing in the result is taken for an option, for another host or, in the guest, for a pattern.
+    """
     if place.vm is None:
         return place.path if place.path.startswith("/") else f"./{place.path}"
     path = place.path
@@ -148,5 +156,5 @@ def _failed(record: Record, status: int, said: str) -> GhostboxError:
     if "Permission denied" in text:
         hint = f"the guest's user is {record.user}: copy to :/tmp, then ghostbox shell {name} sudo mv …"
         return GuestError(f"VM '{name}': permission denied", why=why, hint=hint)
-    hint = f"is there room? here: df -h .; there: ghostbox shell {name} df -h"
+    hint = f"there may be too little space; on this host: df -h .; in the guest: ghostbox shell {name} df -h"
     return GuestError(f"copying to or from VM '{name}' failed", why=why, hint=hint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``set`` and ``edit``: a VM's definition is changed, checked as a whole, and taken or left as it was."""
+"""Change a VM's definition (``set``, ``edit``): the new definition is checked as a whole, then taken or refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.config import Config
 from ghostbox.config import definition as format
 from ghostbox.errors import NotFound, NotRunning, ProgramError, Refused
@@ -21,13 +20,14 @@ from ghostbox.session.definition import Defined
 from ghostbox.session.live import Applied
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, VmState, locked
+from ghostbox.system import processes
 
 _EDITORS = ("editor", "nano", "vi")
 
 
 @dataclass(frozen=True)
 class Changed:
-    """What became of a VM's definition: the keys that have another value, and from when on each counts."""
+    """Holds the keys of a definition that have another value now, and from when on each value applies."""
 
     name: str
     state: VmState
@@ -36,7 +36,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Draft:
-    """A copy of a definition that is being edited, and what the definition was when the copy was made."""
+    """Holds a copy of a definition for the editor, and the text of the definition when the copy was made."""
 
     name: str
     file: Path
@@ -44,29 +44,28 @@ class Draft:
 
 
 def change(config: Config, removed: Collection[str], paths: Paths, progress: Progress) -> Changed:
-    """Change the definition of the VM ``config.vm.name``: take in what the command line gives, take out ``removed``.
+    """Change the definition of the VM ``config.vm.name``: take the command line's values, drop the keys ``removed``.
 
-    A VM that runs takes at once what it can.
+    A VM that runs applies at once what it can.
 
     Raises:
-        NotFound: no such VM.
-        ConfigError, UsageError: a key or a value is wrong, or they do not fit together.
-        Refused: this VM cannot take it; nothing has changed.
+        NotFound: no VM has this name.
+        ConfigError, UsageError: a key or a value is wrong, or the values do not fit together.
+        Refused: this VM cannot take the change; nothing has changed.
     """
     name = config.vm.name
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
         book, state = _present(name, paths)
-        assert book.record is not None
         before = definition.text_of(book.files, book.record, config)
         return _taken(book, paths, state, before, definition.settle(book, config, removed), progress)
 
 
 def draft(name: str, config: Config, paths: Paths) -> Draft:
-    """Make a copy of a VM's definition to edit, beside it.
+    """Make a copy of a VM's definition to edit, in the VM's state directory.
 
     Raises:
-        NotFound: no such VM.
+        NotFound: no VM has this name.
     """
     book = Book(paths.vm(name))
     text = definition.text_of(book.files, book.need(name, paths), config)
@@ -80,7 +79,7 @@ def run_editor(file: Path) -> None:
     """Let the user edit a file with the editor of their choice.
 
     Raises:
-        ProgramError: there is no editor, or it fails.
+        ProgramError: no editor is installed, or the editor fails.
     """
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     argv = shlex.split(chosen) if chosen else [each for each in _EDITORS if shutil.which(each)][:1]
@@ -92,12 +91,12 @@ def run_editor(file: Path) -> None:
 
 
 def take(edited: Draft, config: Config, paths: Paths, progress: Progress) -> Changed:
-    """Take a copy that was edited, if all of it is right; a VM that runs takes at once what it can.
+    """Take an edited copy as the definition, if all of it is right; a VM that runs applies at once what it can.
 
     Raises:
-        ConfigError, UsageError: something in it is wrong: the message names the copy and the line.
-        Refused: this VM cannot take it, or somebody else has changed the definition meanwhile; nothing has changed.
-        NotFound: the VM is gone.
+        ConfigError, UsageError: the copy has an error; the message names the copy and the line.
+        Refused: this VM cannot take the change, or the definition has changed since the copy was made; nothing changes.
+        NotFound: the VM is gone, or the copy cannot be read.
     """
     try:
         text = edited.file.read_text(encoding="utf-8")
@@ -107,16 +106,15 @@ def take(edited: Draft, config: Config, paths: Paths, progress: Progress) -> Cha
     Book(paths.vm(edited.name)).need(edited.name, paths)
     with locked(paths.vm(edited.name)):
         book, state = _present(edited.name, paths)
-        assert book.record is not None
         before = definition.text_of(book.files, book.record, config)
         if before != edited.original:
-            raise Refused(f"the definition of VM '{edited.name}' was changed by somebody else meanwhile")
+            raise Refused(f"another command changed the definition of VM '{edited.name}' meanwhile")
         found = definition.compare(book.record, definition.parse(book.files, before), wanted, text)
         return _taken(book, paths, state, before, found, progress)
 
 
 def _present(name: str, paths: Paths) -> tuple[Book, VmState]:
-    """Return a VM that can be changed: it is stopped, or it runs and has its pager. The lock is held."""
+    """Return a VM whose definition can change: it is stopped, or it runs and has its pager. Needs the lock."""
     book = Book(paths.vm(name))
     state = observe.heal(book)
     if state is VmState.BROKEN:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What a VM is to be: its definition on disk, and what a command changes in it (`config.definition` has the rules).
+"""Read and change a VM's definition on disk (`config.definition` has the rules).
 
-A VM that an earlier version made has a record and no definition: it gets one from its record, and for what a record
-does not say (the key to let in, the cloud-init file) from the configuration of the command that comes first.
+A VM that an earlier version made has a record and no definition. Its definition is made from its record; what a record
+does not say (the SSH key, the cloud-init file) comes from the configuration of the first command.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +15,33 @@ from typing import Any
 from ghostbox.config import Config, ExtraDisk, PortForward, definition, from_settings
 from ghostbox.config.kinds import Network, Share
 from ghostbox.config.rewrite import rewritten
-from ghostbox.errors import GhostboxError, Refused, exhausted
+from ghostbox.config.schema import LEAST_CACHE_BYTES
+from ghostbox.config.tiering import How
+from ghostbox.errors import GhostboxError, Refused, hint_for
 from ghostbox.paths import Paths, VmPaths, make_directory
-from ghostbox.session.record import Book, Record
-from ghostbox.tiering import How
-from ghostbox.units import exact_bytes, format_bytes
+from ghostbox.session.record import Book, Record, VmState
+from ghostbox.system import state_files
+from ghostbox.units import PAGE_BYTES, exact_bytes, format_bytes
 
 
 @dataclass(frozen=True)
 class Change:
-    """A key that gets another value; ``before`` and ``after`` are as people write them."""
+    """Describes a key that gets another value; ``before`` and ``after`` are as people write them."""
 
     key: str
     before: Any
     after: Any
 
     def __str__(self) -> str:
-        """Return it as a sentence."""
+        """Return the change as a sentence."""
         return f"{self.key} is now {_shown(self.after)}, it was {_shown(self.before)}"
 
 
 @dataclass(frozen=True)
 class Defined:
-    """A VM's definition with what a command changes in it: nothing is written yet.
+    """Holds a VM's definition with a command's changes; it is not written yet.
 
-    ``text`` is the file's new text, ``ignored`` are lines about settings that lie around and do not count.
+    ``text`` is the file's new text; ``ignored`` are notes on settings of this machine that do not apply to the VM.
     """
 
     config: Config
@@ -50,23 +51,27 @@ class Defined:
 
 
 def settle(book: Book, config: Config, removed: Collection[str] = ()) -> Defined:
-    """Return what the VM is to be: one that is there takes what ``config`` has from the command line, a new one all.
+    """Return a VM's new definition: an existing VM takes the command line's values of ``config``, a new VM takes all.
+
+    Node 0 of a running VM cannot change, so of a new ``vm.local`` its cache takes what node 0 leaves.
 
     Args:
         book: the VM's record, loaded.
         config: the configuration of the command.
-        removed: keys that are taken out of the definition.
+        removed: keys to take out of the definition.
 
     Raises:
-        ConfigError: the definition on disk is wrong, or a key in ``removed`` is none of a definition's.
-        Refused: a change that this VM cannot take.
+        ConfigError: the definition on disk is wrong, or a key in ``removed`` cannot stand in a definition.
+        Refused: this VM cannot take the change.
     """
-    if book.record is None:
+    if book.found is None:
         return Defined(config, definition.new_text(config.vm.name, definition.frozen(config)))
     for name in removed:
         definition.check_key(name, "--unset")
     text = text_of(book.files, book.record, config)
     before = parse(book.files, text)
+    if config.local_bytes is not None and book.record.state is not VmState.STOPPED:
+        config = _around_node0(book.record, before, config, config.local_bytes)
     names = [name for name in definition.vm_keys() if name in config.given and name not in removed]
     names = [name for name in names if config.value(name) != before.value(name) or before.origin(name) == "default"]
     if names or removed:
@@ -77,10 +82,10 @@ def settle(book: Book, config: Config, removed: Collection[str] = ()) -> Defined
 
 
 def compare(record: Record, before: Config, after: Config, text: str) -> Defined:
-    """Return a definition whose values were ``before`` and are ``after``.
+    """Return the definition ``after`` with its changes from ``before``.
 
     Raises:
-        Refused: a change that this VM cannot take.
+        Refused: this VM cannot take the change.
     """
     changes = tuple(
         Change(name, before.written(name), after.written(name))
@@ -92,10 +97,10 @@ def compare(record: Record, before: Config, after: Config, text: str) -> Defined
 
 
 def defined(name: str, paths: Paths, config: Config) -> Config:
-    """Return the configuration of a VM that is there; ``config`` says what is not the VM's own. Changes nothing.
+    """Return the configuration of an existing VM; ``config`` gives what is not the VM's own. This changes nothing.
 
     Raises:
-        NotFound: no such VM.
+        NotFound: no VM has this name.
         ConfigError: the definition on disk is wrong.
     """
     book = Book(paths.vm(name))
@@ -104,10 +109,10 @@ def defined(name: str, paths: Paths, config: Config) -> Config:
 
 
 def text_of(files: VmPaths, record: Record, config: Config) -> str:
-    """Return the definition's text: what is on disk, or what is made of the record.
+    """Return the definition's text: the file's, or one that is made from the record.
 
     Raises:
-        GhostboxError: it cannot be read.
+        GhostboxError: the file cannot be read.
     """
     try:
         return files.definition.read_text(encoding="utf-8")
@@ -119,51 +124,46 @@ def text_of(files: VmPaths, record: Record, config: Config) -> str:
 
 
 def parse(files: VmPaths, text: str) -> Config:
-    """Return what a definition's text says of the VM with these files.
+    """Return the configuration in a definition's text.
 
     Raises:
-        ConfigError: it is wrong; the message names file and line.
+        ConfigError: the text is wrong; the message names file and line.
     """
     return definition.parse(text, files.definition, files.state.name, files.state)
 
 
 def keep(files: VmPaths, text: str) -> None:
-    """Write the definition, in one step, durably.
+    """Write the definition in one step, durably.
 
     Raises:
-        GhostboxError: it cannot be written; what was there stays.
+        GhostboxError: the file cannot be written; the former definition stays.
     """
     make_directory(files.state)
-    draft = files.definition.with_suffix(".new")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(files.definition)
+        state_files.replace(files.definition, text.encode())
     except OSError as err:
-        draft.unlink(missing_ok=True)
-        hint = None if (known := exhausted(err)) is None else known.hint
-        raise GhostboxError(f"cannot write {files.definition}: {err.strerror}", hint=hint) from err
+        raise GhostboxError(f"cannot write {files.definition}: {err.strerror}", hint=hint_for(err)) from err
 
 
-def add_donor(book: Book, address: str) -> None:
-    """Have a definition that names its donors name one more: the VM's next start uses it, too.
+def add_donor(book: Book, address: str, known_as: Collection[str] = ()) -> None:
+    """Add a donor to a definition that names its donors, so that the VM's next start uses the donor, too.
+
+    ``known_as`` are names of the donor, one of which may stand in the definition already.
 
     Raises:
         ConfigError: the definition on disk is wrong.
-        GhostboxError: it cannot be written.
+        GhostboxError: the definition cannot be written.
     """
-    if not book.files.definition.exists() or book.record is None:
+    if not book.files.definition.exists() or book.found is None:
         return
     text = book.files.definition.read_text(encoding="utf-8")
     named = parse(book.files, text).pool.donors
-    if named and address not in named:
+    if named and not {address, *known_as} & set(named):
         keep(book.files, rewritten(text, {"pool.donors": [*named, address]}))
 
 
 def _check(record: Record, after: Config) -> None:
-    """Refuse what a VM that has a disk cannot become. Nothing that is said here may cost anybody data."""
+    """Refuse changes that would cost the data on an existing VM's disks."""
     if record.new:
         return
     if after.vm.image != record.image:
@@ -190,19 +190,41 @@ def _check(record: Record, after: Config) -> None:
             )
 
 
+def _around_node0(record: Record, before: Config, config: Config, local_bytes: int) -> Config:
+    """Return ``config`` with the memory that a running VM has, and with the rest of ``vm.local`` as its cache.
+
+    If the definition has another memory for the next start, the larger of the two counts.
+
+    Raises:
+        Refused: there is no rest, or too little for a cache.
+    """
+    memory_bytes = max(before.vm.memory_bytes, record.memory_bytes)
+    cache_bytes = (local_bytes - memory_bytes) // PAGE_BYTES * PAGE_BYTES
+    least_bytes = memory_bytes + LEAST_CACHE_BYTES
+    if local_bytes < least_bytes:
+        raise Refused(
+            f"vm.local ({format_bytes(local_bytes)}) leaves no cache beside the memory of VM '{record.name}'"
+            f" ({format_bytes(memory_bytes)}), which runs",
+            why="memory changes only at a start, so until then the cache takes the whole change",
+            hint=f"give {exact_bytes(least_bytes)} or more, or stop the VM first: ghostbox down {record.name}",
+        )
+    memory = {"vm.memory": before.vm.memory_bytes, "pool.cache": cache_bytes}
+    return config.replaced(memory, {name: config.origin(name) for name in memory})
+
+
 def _ignored(config: Config, defined: Config, name: str) -> tuple[str, ...]:
     keys = definition.lying_around(config, defined)
     if not keys:
         return ()
     places = ", ".join(dict.fromkeys(config.origin(key) for key in keys))
     return (
-        f"note: VM '{name}' stays as it is defined; other values for {', '.join(keys)} lie around: {places}",
+        f"note: VM '{name}' stays as it is defined; other values for {', '.join(keys)} do not apply to it: {places}",
         f"      to see its definition: ghostbox config show --vm {name} --origin; to change it: ghostbox set {name}",
     )
 
 
 def _from_record(record: Record, config: Config) -> Config:
-    """Return the configuration of a VM that was made before there were definitions."""
+    """Return the configuration of a VM that an earlier version made without a definition."""
     defaults = from_settings({}, Path("/"))
     values = {
         name: config.value(name)
@@ -229,6 +251,7 @@ def _recorded(record: Record) -> dict[str, Any]:
         "pool.cache": record.cache_bytes,
         "pool.donors": record.donors,
         "pool.backup": None if record.backup is None else Path(record.backup),
+        "pool.insecure": record.insecure,
         "libvirt.uri": record.libvirt_uri,
     }
     if record.tiering is not None:

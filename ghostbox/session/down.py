@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``down`` and ``delete``: the VM ends, its memory goes back, and nothing stays but what was asked to stay."""
+"""End a VM (``down``), or end and remove it (``delete``); the memory of its donors goes back."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ import time
 from dataclasses import replace
 
 from ghostbox.errors import DeadlineExceeded, Interrupted, Refused
-from ghostbox.hypervisor import DomainState
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.session import cleanup, disk, liveness, observe
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, locked
 from ghostbox.session.signals import Interrupts
+from ghostbox.system.hypervisor import DomainState
 from ghostbox.units import format_duration
 
-# A guest that still boots does not hear the power button; it is pressed again.
+# A guest that still boots ignores the power button, so it is pressed again.
 _PRESS_INTERVAL_S = 10.0
 
 
 def down(name: str, paths: Paths, progress: Progress, *, force: bool = False, timeout_s: float = 120.0) -> bool:
-    """End the VM; tell whether it ran. Its disk, keys and logs stay.
+    """End the VM; return whether it ran. Its disk, keys and logs stay.
 
     Args:
         name: of the VM.
-        paths: where it lives.
-        progress: is told the stages.
-        force: pull the plug instead of asking the guest.
+        paths: where the VM lives.
+        progress: receives the stages.
+        force: end QEMU at once instead of asking the guest.
         timeout_s: how long the guest may take to shut down.
 
     Raises:
-        NotFound: no such VM.
-        DeadlineExceeded: the guest did not shut down; it still runs.
-        Interrupted: Ctrl-C; it still runs, and may shut down yet.
-        Refused: libvirt does not know it, so the guest cannot be asked, and not ``force``.
-        HypervisorError: its QEMU could not be ended; nothing was released.
+        NotFound: no VM has this name.
+        DeadlineExceeded: the guest did not shut down; the VM still runs.
+        Interrupted: Ctrl-C; the VM still runs, and may yet shut down.
+        Refused: libvirt does not know the VM, so the guest cannot be asked; not with ``force``.
+        HypervisorError: QEMU could not be ended; nothing was released.
     """
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
@@ -43,7 +43,7 @@ def down(name: str, paths: Paths, progress: Progress, *, force: bool = False, ti
         if state in (VmState.STOPPED, VmState.ABSENT):
             return False
         if state is VmState.UNMANAGED and not force:
-            raise _cannot_ask(book)
+            raise observe.refused(book, f"VM '{book.record.name}' cannot be asked to shut down")
         _end(book, progress, force=force, timeout_s=timeout_s)
     return True
 
@@ -52,9 +52,9 @@ def delete(name: str, paths: Paths, progress: Progress, *, force: bool = False) 
     """Remove the VM with its disk.
 
     Raises:
-        NotFound: no such VM.
-        Refused: it runs, and not ``force``.
-        HypervisorError: its QEMU could not be ended; nothing was released or removed.
+        NotFound: no VM has this name.
+        Refused: the VM runs; not with ``force``.
+        HypervisorError: QEMU could not be ended; nothing was released or removed.
     """
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
@@ -70,13 +70,13 @@ def delete(name: str, paths: Paths, progress: Progress, *, force: bool = False) 
 
 
 def forget(name: str, paths: Paths) -> tuple[LeaseRecord, ...]:
-    """Remove what this machine has of a VM that was started on another one; return the leases that it may hold there.
+    """Remove this machine's files of a VM that was started on another machine; return the leases in its record.
 
-    Nothing is ended or released: the VM may run there, with this memory.
+    Nothing is ended or released: the VM may run on the other machine, with this memory.
 
     Raises:
-        NotFound: no such VM.
-        Refused: it is this machine's.
+        NotFound: no VM has this name.
+        Refused: the VM was not started on another machine.
     """
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
@@ -93,7 +93,7 @@ def forget(name: str, paths: Paths) -> tuple[LeaseRecord, ...]:
 
 
 def _not_stopped(book: Book, state: VmState) -> Refused:
-    record = book.need_record()
+    record = book.record
     if liveness.is_elsewhere(record, book.files):
         why = liveness.look(record, book.files).text
         return Refused(f"VM '{record.name}' is {state}", why=why, hint=liveness.how_to_forget(record))
@@ -105,7 +105,6 @@ def _not_stopped(book: Book, state: VmState) -> Refused:
 
 def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> None:
     record = book.record
-    assert record is not None
     before = record
     if record.state in (VmState.RUNNING, VmState.STOPPED):
         record = book.save(record.to(VmState.STOPPING))
@@ -119,7 +118,7 @@ def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> No
                 cleanup.settle(book)
                 stage.say("memory given back" if not errors else f"{len(errors)} left for later")
     except BaseException as err:
-        _go_back(book, before)
+        _restore_state(book, before)
         if isinstance(err, KeyboardInterrupt):
             raise Interrupted(
                 f"interrupted: VM '{record.name}' was asked to shut down, and may do so yet",
@@ -129,21 +128,11 @@ def _end(book: Book, progress: Progress, *, force: bool, timeout_s: float) -> No
     cleanup.warn(errors)
 
 
-def _go_back(book: Book, before: Record) -> None:
-    """The VM runs after all: nothing was unmade, so the record says what it said."""
-    now = book.record
+def _restore_state(book: Book, before: Record) -> None:
+    """Restore the recorded state of a VM that could not be ended: nothing of it was removed."""
+    now = book.found
     if now is not None and now.state is VmState.STOPPING:
         book.save(replace(now, state=before.state))
-
-
-def _cannot_ask(book: Book) -> Refused:
-    assert book.record is not None
-    problem = observe.observe(book.record, book.files).problem
-    return Refused(
-        f"VM '{book.record.name}' cannot be asked to shut down",
-        why=None if problem is None else problem.text,
-        hint=None if problem is None else problem.advice,
-    )
 
 
 def _ask(record: Record, files: VmPaths, progress: Progress, timeout_s: float) -> None:
@@ -154,7 +143,7 @@ def _ask(record: Record, files: VmPaths, progress: Progress, timeout_s: float) -
 
 
 def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
-    """Press the power button until QEMU is gone; a paused guest must run to hear it."""
+    """Press the power button until QEMU is gone. A paused guest is resumed first, or it would not notice."""
     deadline = time.monotonic() + timeout_s
     with liveness.connect(record) as connection:
         if connection.state(record.domain, uuid=record.uuid) is DomainState.PAUSED:
@@ -170,5 +159,5 @@ def _shut_down(record: Record, files: VmPaths, timeout_s: float) -> None:
                     f"VM '{record.name}' did not shut down within {format_duration(timeout_s)}; it still runs",
                     why=None if problem is None else problem.text,
                     hint=f"ghostbox down {record.name} --timeout 10m waits longer; ghostbox down --force {record.name}"
-                    " pulls the plug: what the guest has not written is lost",
+                    " ends it at once: what the guest has not written is lost",
                 )

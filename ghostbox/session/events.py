@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What befell a VM's memory, in the order it happened: ``events.jsonl``, written by the supervisor and by commands."""
+"""Record what happened to a VM's memory, in ``events.jsonl``; the supervisor and commands append to it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 
-from ghostbox.paths import VmPaths
+from ghostbox.paths import VmPaths, open_private
 from ghostbox.session.record import now_utc
+from ghostbox.system import documents
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: when (UTC), a word for what, the donor it is about if it is about one, a sentence."""
+    """Holds one event.
+
+    ``time`` is UTC, ``event`` a word for the kind, ``donor`` the donor's URI or address if the event has one, and
+    ``text`` a sentence.
+    """
 
     time: str
     event: str
@@ -24,11 +29,11 @@ class Event:
 
 
 def append(files: VmPaths, event: str, text: str, *, donor: str | None = None) -> None:
-    """Add an event. A full disk loses it, and nothing else."""
+    """Append an event. If that fails, the event is logged instead, and nothing else is affected."""
     line = json.dumps(asdict(Event(now_utc(), event, donor, text)))
     try:
-        with files.events.open("a") as stream:
-            stream.write(line + "\n")
+        with open_private(files.events, append=True) as stream:
+            stream.write(line.encode() + b"\n")
     except OSError as err:
         _log.warning("event not kept (%s): %s", err.strerror, text)
 
@@ -43,15 +48,15 @@ def read(files: VmPaths) -> list[Event]:
 
 
 def parse(line: str) -> Event | None:
-    """Return the event of a line, None if it is not one."""
+    """Return the event in a line, None if the line holds none."""
     try:
-        return Event(**json.loads(line))
-    except (ValueError, TypeError):
+        return Event(**documents.known(json.loads(line), Event))
+    except (ValueError, TypeError, AttributeError):
         return None
 
 
 def sentence(line: str) -> str:
-    """Return a line of the file as people read it."""
+    """Return a line of the file in the form that people read."""
     event = parse(line)
     end = "\n" if line.endswith("\n") else ""
     return line if event is None else f"{event.time}  {event.event:<16} {event.text.replace(chr(10), ' ')}{end}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files of a VM: disk, keys, cloud-init seed, SSH configuration, its copy of the shim."""
+"""Make the files of a VM: disk, keys, cloud-init seed, SSH configuration, its copy of the shim."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import os
 import shutil
 from pathlib import Path
 
-from ghostbox import cloudinit, domain_xml, hypervisor, ssh
 from ghostbox.errors import Refused, UsageError, hint_for
-from ghostbox.hypervisor import accounts
 from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths, VmPaths, home_directory, make_directory
-from ghostbox.plan import Virt, VmPlan
+from ghostbox.plan import cloudinit, domain_xml
+from ghostbox.plan.plan import Virt, VmPlan
 from ghostbox.session import network
+from ghostbox.system import hypervisor, ssh, state_files
+from ghostbox.system.hypervisor import accounts
 from ghostbox.units import exact_bytes, format_bytes
 
 
 def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> None:
-    """Make all files that QEMU and ssh need. What is there already (disk, keys) is kept."""
+    """Make all files that QEMU and ssh need. Disks and keys that exist already are kept."""
     files = plan.files
     make_directory(files.state)
     make_directory(files.runtime)
@@ -39,50 +40,46 @@ def prepare(plan: VmPlan, image: Image, paths: Paths, shim_library: Path) -> Non
 
 
 def begin_console_log(file: Path) -> None:
-    """Have an empty file of ours for the console: libvirt's logger, which runs as root, would make one for itself."""
+    """Make an empty console log that this user owns; otherwise libvirt's logger, which runs as root, makes it."""
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
 
 
 def prepare_keys(plan: VmPlan) -> None:
-    """Make the guest's host key and our own login key, once in a VM's life."""
+    """Make the guest's host key and GhostBox's login key, once in a VM's life."""
     for key in (plan.files.host_key, plan.files.client_key):
         if not key.exists():
             ssh.write_key(ssh.generate_key(f"ghostbox-{plan.name}"), key)
 
 
 def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
-    """Return what the VM's cloud-init seed says.
+    """Return the content of the VM's cloud-init seed.
 
     Raises:
         UsageError: the user's key or cloud-init file cannot be read.
     """
     files = plan.files
-    keys = [_read(files.client_key.with_suffix(".pub"), "our own key"), *_user_keys(plan)]
-    return cloudinit.SeedSpec(
-        hostname=plan.name,
-        user=plan.guest.user,
-        ssh_authorized_keys=tuple(key.strip() for key in keys),
-        host_key_private=_read(files.host_key, "the guest's host key"),
-        host_key_public=_read(files.host_key.with_suffix(".pub"), "the guest's host key"),
-        tiering=plan.guest.tiering,
-        extra_user_data=_extra_user_data(plan),
-        mac=plan.network.mac,
-        more_disks=tuple(domain_xml.disk_serial(number) for number in range(2, 2 + len(plan.disks))),
-        machine_id=plan.machine_id,
-        emulated=plan.virt is Virt.TCG,
-    )
+    own = _read(files.client_key.with_suffix(".pub"), "our own key")
+    private = _read(files.host_key, "the guest's host key")
+    public = _read(files.host_key.with_suffix(".pub"), "the guest's host key")
+    return _seed(plan, own, private, public)
 
 
 def preview_user_data(plan: VmPlan) -> str:
-    """Return the user-data that ``up`` would give the guest, with our own keys left out."""
+    """Return the user-data that ``up`` would give the guest, without the keys that ``up`` generates."""
     hidden = "(made by up)"
-    spec = cloudinit.SeedSpec(
+    public = f"ssh-ed25519 {hidden}"
+    return cloudinit.render(_seed(plan, public, hidden, public)).user_data
+
+
+def _seed(plan: VmPlan, own_key: str, host_key_private: str, host_key_public: str) -> cloudinit.SeedSpec:
+    """Return the guest's files; ``own_key`` is the public key of GhostBox's logins."""
+    return cloudinit.SeedSpec(
         hostname=plan.name,
         user=plan.guest.user,
-        ssh_authorized_keys=(f"ssh-ed25519 {hidden}", *_user_keys(plan)),
-        host_key_private=hidden,
-        host_key_public=f"ssh-ed25519 {hidden}",
+        ssh_authorized_keys=tuple(key.strip() for key in (own_key, *_user_keys(plan))),
+        host_key_private=host_key_private,
+        host_key_public=host_key_public,
         tiering=plan.guest.tiering,
         extra_user_data=_extra_user_data(plan),
         mac=plan.network.mac,
@@ -90,7 +87,6 @@ def preview_user_data(plan: VmPlan) -> str:
         machine_id=plan.machine_id,
         emulated=plan.virt is Virt.TCG,
     )
-    return cloudinit.render(spec).user_data
 
 
 def _extra_user_data(plan: VmPlan) -> str | None:
@@ -114,7 +110,7 @@ def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:
 
 
 def notes(plan: VmPlan) -> tuple[str, ...]:
-    """Name the disks that the VM had and its definition does not name any more: they are kept, and not attached."""
+    """Return notes on disks that the VM has and its definition does not name any more: they stay, unattached."""
     named = {plan.files.more_disk(number) for number in range(2, 2 + len(plan.disks))}
     left = sorted(set(plan.files.state.glob("disk[0-9]*.qcow2")) - named)
     return tuple(f"note: {disk} is kept and not attached: vm.disks does not name it any more" for disk in left)
@@ -143,29 +139,29 @@ def _grow(plan: VmPlan, file: Path, wanted_bytes: int, flag: str) -> None:
 
 
 def write_ssh_files(name: str, user: str, endpoint: tuple[str, int], files: VmPaths, *, ssh_key: Path | None) -> None:
-    """Write what ssh needs to find the guest where it answers, and to know it."""
+    """Write the ssh configuration that leads to the guest's address, and the guest's host key."""
     host, port = endpoint
     public = _read(files.host_key.with_suffix(".pub"), "the guest's host key")
-    files.known_hosts.write_text(cloudinit.render_known_hosts(host, port, public))
+    known_hosts = cloudinit.render_known_hosts(host, port, public)
     keys = [files.client_key] + ([] if ssh_key is None else [ssh_key])
     text = cloudinit.render_ssh_config(name, host, port, user, files.known_hosts, keys)
-    files.ssh_config.write_bytes(os.fsencode(text))
-    for file in (files.known_hosts, files.ssh_config):
-        file.chmod(0o600)  # ssh refuses a configuration that others may write, which a umask of 002 lets them
+    for file, content in ((files.known_hosts, known_hosts.encode()), (files.ssh_config, os.fsencode(text))):
+        # ssh refuses files that others may write, as a umask of 002 allows.
+        state_files.replace(file, content, mode=0o600)
 
 
 def hand_to_qemu(file: Path, uri: str) -> None:
-    """Give a file to QEMU's user and nobody else; a session libvirt's QEMU is us.
+    """Let only QEMU's user read a file. QEMU of a session libvirt runs as this user.
 
     Raises:
-        Refused: it cannot be.
+        Refused: the file's owner cannot be changed.
     """
     account = hypervisor.qemu_user(uri)
     try:
         accounts.hand_over(file, account)
     except OSError as err:
         raise Refused(
-            f"QEMU runs as user {account.name}, which cannot be let at {file}",
+            f"QEMU runs as user {account.name}, which cannot be given access to {file}",
             why=err.strerror,
             hint=hint_for(err, "set libvirt.uri to qemu:///session, or run this as root"),
         ) from err

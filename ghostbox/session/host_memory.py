@@ -1,31 +1,33 @@
 # SPDX-License-Identifier: MIT
-"""Memory of the host itself in a donor's place, for a donor that must leave and nobody else has room.
+"""Lend memory of this host in a donor's place, for a donor that must leave while no other donor has room.
 
-Each lease of it is a ``ghostbox-memserver`` of its own on loopback, with one export; it ends with its lease.
+Each lease of this memory is a ``ghostbox-memserver`` process of its own on loopback, with one export; the process ends
+with the lease.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ghostbox import processes
-from ghostbox.errors import DeadlineExceeded, ProgramError, Refused
-from ghostbox.memserver.identity import machine_digest
+from ghostbox.errors import ProgramError, Refused
+from ghostbox.memserver import model as memserver
 from ghostbox.memserver.memory import read_facts
 from ghostbox.paths import VmPaths, find
-from ghostbox.processes import ControlError
 from ghostbox.session.record import LeaseRecord
+from ghostbox.system import pidfd, processes
+from ghostbox.system.machine import machine_digest
+from ghostbox.system.processes import ControlError
 from ghostbox.units import MIB, format_bytes
 
 ADDRESS = "127.0.0.1"
-"""Where it is reached."""
+"""The address that the servers of this host's memory bind."""
 RESERVE_BYTES = 512 * MIB
-"""What the host's own programs keep."""
+"""The memory that is left for this host's own programs."""
 _READY_TIMEOUT_S = 20.0
 
 
 def free_bytes() -> int:
-    """Return what this host can give."""
+    """Return how many bytes this host can lend."""
     return max(read_facts().available_bytes - RESERVE_BYTES, 0)
 
 
@@ -33,8 +35,8 @@ def start(files: VmPaths, lease: LeaseRecord) -> str:
     """Start the server of a lease; return its NBD URI.
 
     Raises:
-        Refused: the host has too little memory itself.
-        ProgramError: it does not start.
+        Refused: this host itself has too little memory.
+        ProgramError: the server does not start.
     """
     if lease.size_bytes > free_bytes():
         raise Refused(
@@ -71,23 +73,19 @@ def _find(files: VmPaths, lease: LeaseRecord) -> list[int]:
 
 
 def stop(files: VmPaths, lease: LeaseRecord) -> None:
-    """End the server of a lease. One that is gone is no error."""
+    """End the server of a lease. A server that is gone already is no error."""
     control = _control(files, lease)
-    try:
-        pid = int(processes.control_request(control, "status")["pid"])
-        processes.control_request(control, "shutdown")
-    except ControlError as err:
-        if err.code != "gone":
-            raise
-        for pid in _find(files, lease):  # its socket was removed, or it does not answer
-            processes.terminate(pid)
-    else:
+    with pidfd.held(lambda: _find(files, lease)) as servers:
+        patience_s = _READY_TIMEOUT_S
         try:
-            processes.wait_until(
-                lambda: not processes.pid_alive(pid), timeout_s=_READY_TIMEOUT_S, what=f"the end of process {pid}"
-            )
-        except DeadlineExceeded:
-            processes.terminate(pid)
+            processes.control_request(control, "shutdown")
+        except ControlError as err:
+            if err.code != "gone":
+                raise
+            patience_s = 0.0  # nothing listens on the control socket: end the server at once
+        for server in servers:
+            if not server.ended(patience_s):
+                server.end()
     control.unlink(missing_ok=True)
 
 
@@ -97,6 +95,8 @@ def _control(files: VmPaths, lease: LeaseRecord) -> Path:
 
 def _port(control: Path) -> int | None:
     try:
-        return int(processes.control_request(control, "status")["port"])
-    except ControlError:
+        return memserver.status(control).port
+    except ControlError as err:
+        if err.code != "gone":
+            raise
         return None

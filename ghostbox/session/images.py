@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The image a VM stands on: its disk's once it has one; before, the one it names, built if it is ours and missing.
+"""Find the image that a VM stands on.
 
-A disk keeps its image when a newer one of the same name is built: over another base it would be garbage.
+Once the VM has a disk, that is the image under the disk. Before, it is the image that the VM names; an image that
+GhostBox makes is built if it is missing. A disk keeps its image when a newer image of the same name is built: over
+another base the disk's content would be garbage.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from ghostbox.config import Config
 from ghostbox.errors import NotFound
 from ghostbox.images import Image, ImageStore, Recipe, customized, load_recipe
 from ghostbox.paths import Paths
-from ghostbox.plan import BootPlan, ImagePlan, VmPlan
+from ghostbox.plan.plan import BootPlan, ImagePlan, VmPlan
 
 
 def find(config: Config, paths: Paths) -> ImagePlan:
     """Return the image of the VM that ``config`` describes, or how it will be built.
 
     Raises:
-        NotFound: there is none of that name, and it is not ours to build.
-        ImageError: it is damaged.
+        NotFound: there is no image of that name, and GhostBox has no recipe for it.
+        ImageError: the image is damaged.
     """
     store, name = ImageStore(paths.images), config.vm.image
     under = store.under(paths.vm(config.vm.name).disk)
@@ -52,11 +54,11 @@ def _to_build(recipe: Recipe, config: Config, paths: Paths) -> ImagePlan:
 
 
 def ready(plan: VmPlan, paths: Paths, say: Callable[[str], None]) -> Image:
-    """Return the planned image; build it first if it is not there.
+    """Return the planned image; build it first if it is missing.
 
     Raises:
-        ImageError: it cannot be built.
-        NotFound: it was deleted since it was planned.
+        ImageError: the image cannot be built.
+        NotFound: the image was deleted after the plan was made.
     """
     store = ImageStore(paths.images)
     under = store.under(plan.files.disk)
@@ -69,7 +71,7 @@ def ready(plan: VmPlan, paths: Paths, say: Callable[[str], None]) -> Image:
 
 
 def notes(image: ImagePlan) -> tuple[str, ...]:
-    """Return what the user should know of the image before the VM is made."""
+    """Return notes on the image, to be shown before the VM is made."""
     if not image.outdated:
         return ()
     return (
@@ -79,7 +81,7 @@ def notes(image: ImagePlan) -> tuple[str, ...]:
 
 
 def describe(image: Image) -> ImagePlan:
-    """Return what the plan needs to know of an image."""
+    """Return what a plan says of an image."""
     return ImagePlan(
         image.name, image.disk, BootPlan(image.kernel, image.initrd, image.kernel_args), image.virtual_bytes
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Another name for a VM, and a copy of it that is a VM of its own."""
+"""Rename a VM, or clone it to a VM with an identity of its own."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ghostbox import processes
 from ghostbox.config import Config
 from ghostbox.config.definition import opening
 from ghostbox.config.rewrite import rewritten
 from ghostbox.errors import GhostboxError, NotFound, Refused
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import domain_name
+from ghostbox.plan.plan import domain_name
 from ghostbox.session import cleanup, definition, observe
 from ghostbox.session.planning import new_mac
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record, VmState, locked, now_utc
+from ghostbox.system import locks, processes
 from ghostbox.units import format_bytes
 
-_NOT_A_COPYS = ("vm.ports", "vm.autostart")
-"""Keys of which two VMs cannot have the same value, or should not by accident."""
+_NOT_CLONED = ("vm.ports", "vm.autostart")
+"""Keys that a clone does not take over: two VMs cannot have the same ports, and autostart would surprise."""
 
 
 @dataclass(frozen=True)
 class Cloned:
-    """A VM that was copied. ``left_out`` is what its definition has not of the source's, as people write it."""
+    """Holds the result of ``clone``. ``left_out`` has the source's keys, with values, that the clone lacks."""
 
     name: str
     source: str
@@ -36,15 +36,15 @@ class Cloned:
 
 
 def rename(name: str, new: str, paths: Paths) -> None:
-    """Give a VM that is stopped another name; the guest gets it as its host name at its next start.
+    """Give a stopped VM another name; the guest gets it as its host name at its next start.
 
     Raises:
-        NotFound: no such VM.
-        Refused: it runs, or the name is taken.
+        NotFound: no VM has this name.
+        Refused: the VM runs, or the new name is taken.
+        GhostboxError: the state directory cannot be renamed.
     """
     with _stopped(name, paths, f"rename {name} {new}") as book:
         record = book.record
-        assert record is not None
         target = paths.vm(new)
         _check_free(new, target)
         file = book.files.definition
@@ -60,23 +60,22 @@ def rename(name: str, new: str, paths: Paths) -> None:
 
 
 def clone(name: str, new: str, config: Config, paths: Paths, progress: Progress) -> Cloned:
-    """Make a VM that is like another one, which is stopped: a copy of its disks and its definition, a new identity.
+    """Make a copy of a stopped VM: its disks and its definition, with a new identity.
 
-    The copy shares nothing with its source but the image: each may be changed and deleted without the other. Where the
-    file system can (btrfs, XFS), the copied disk takes no room until one of the two writes.
+    The copy shares nothing with its source but the image: each can be changed and deleted without the other. On a file
+    system that can share blocks (btrfs, XFS), the copied disk takes no space until one of the two writes.
 
     Raises:
-        NotFound: no such VM.
-        Refused: it runs, or the name is taken.
-        GhostboxError: it cannot be copied; nothing is left.
+        NotFound: no VM has this name.
+        Refused: the VM runs, or the new name is taken.
+        GhostboxError: the VM cannot be copied; nothing of the copy is left.
     """
     with _stopped(name, paths, f"clone {name} {new}") as book:
         record, target = book.record, paths.vm(new)
-        assert record is not None
         _check_free(new, target)
         text = definition.text_of(book.files, record, config)
         own = definition.parse(book.files, text)
-        left_out = {key: own.written(key) for key in _NOT_A_COPYS if own.origin(key) != "default"}
+        left_out = {key: own.written(key) for key in _NOT_CLONED if own.origin(key) != "default"}
         with _undone_on_failure(target), locked(target):
             with progress.stage("copy") as stage:
                 stage.say(format_bytes(_copy_disks(book.files, target)))
@@ -86,7 +85,7 @@ def clone(name: str, new: str, config: Config, paths: Paths, progress: Progress)
 
 
 def _copied(record: Record, new: str) -> Record:
-    """Return the record of a copy: a VM that was never started, with a disk."""
+    """Return the record of a clone: a VM that has a disk and was never started."""
     return replace(
         record,
         name=new,
@@ -109,14 +108,14 @@ def _copied(record: Record, new: str) -> Record:
 
 
 def _copy_disks(source: VmPaths, target: VmPaths) -> int:
-    """Copy the disks; keys, seed and logs are made anew. Return how much room they may take."""
+    """Copy the disks, and an import's base; return the bytes they may take. Keys, seed and logs are not copied."""
     n_bytes = 0
     for disk in sorted(source.state.glob("*.qcow2")):
         draft = target.state / f"{disk.name}.new"
         processes.run(["cp", "--reflink=auto", "--sparse=always", "--", disk, draft])
         draft.replace(target.state / disk.name)
         n_bytes += disk.stat().st_blocks * 512
-    if source.base.is_dir():  # of a VM that was imported; its first disk stands on it by a relative path
+    if source.base.is_dir():  # the base of an imported VM, which its first disk names by a relative path
         processes.run(
             ["cp", "-r", "--preserve=mode", "--reflink=auto", "--sparse=always", "--", source.base, target.base]
         )
@@ -126,7 +125,7 @@ def _copy_disks(source: VmPaths, target: VmPaths) -> int:
 
 @contextmanager
 def _stopped(name: str, paths: Paths, command: str) -> Iterator[Book]:
-    """A VM that is stopped, and stays so: its lock is held."""
+    """Hold the lock of a stopped VM, so that it stays stopped, and yield its record."""
     Book(paths.vm(name)).need(name, paths)
     with locked(paths.vm(name)):
         book = Book(paths.vm(name))
@@ -143,11 +142,11 @@ def _stopped(name: str, paths: Paths, command: str) -> Iterator[Book]:
 
 
 def _check_free(name: str, files: VmPaths) -> None:
-    """Refuse a name that is taken. A directory with nothing but a lock that nobody holds is a trace of nothing."""
+    """Refuse a name that is taken. A directory in which only the file of a free lock is left does not count."""
     if files.record.exists():
         raise Refused(f"there is a VM named '{name}' already", hint="choose another name")
     left = [] if not files.state.exists() else [each for each in files.state.iterdir() if each != files.lock]
-    if left or not processes.is_unlocked(files.lock):
+    if left or not locks.is_free(files.lock):
         raise Refused(
             f"{files.state} is in the way", why="it belongs to no VM that is known", hint="choose another name"
         )
@@ -164,6 +163,6 @@ def _undone_on_failure(files: VmPaths) -> Iterator[None]:
 
 
 def for_name(text: str, old: str, new: str) -> str:
-    """Return a definition's text with the lines that `config.definition.new_text` begins it with for another VM."""
+    """Return a definition's text with its first lines, which name the VM (`config.definition.opening`), changed."""
     before, after = (opening(name) for name in (old, new))
     return after + text.removeprefix(before) if text.startswith(before) else text

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What a change of a VM's definition means for the VM as it is now: done at once, or with its next start.
+"""Apply a change of a VM's definition: at once where the VM can take it now, otherwise at its next start.
 
-A running VM takes at once what its pager and its supervisor take. Each step can be undone, and is undone if a later one
+The pager and the supervisor of a running VM can take some keys. Each step can be undone, and is undone if a later step
 fails; the definition is written last.
 """
 
@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostbox import pager, plan
+from ghostbox import pager
 from ghostbox.errors import GhostboxError
 from ghostbox.paths import Paths
-from ghostbox.plan import PagerPlan, Virt
+from ghostbox.plan import plan
+from ghostbox.plan.plan import PagerPlan, Virt
 from ghostbox.session import definition, takeover
 from ghostbox.session.definition import Change, Defined
 from ghostbox.session.progress import Progress
@@ -25,7 +26,7 @@ from ghostbox.session.record import Book, Record, VmState
 
 _log = logging.getLogger(__name__)
 _READ_BY_COMMANDS = frozenset({"vm.boot_timeout", "vm.autostart"})
-_PAGERS: dict[str, str] = {
+_FIELDS: dict[str, str] = {
     "pool.cache": "cache_bytes",
     "pool.on_donor_loss": "on_donor_loss",
     "pool.rebuild_after": "rebuild_after_s",
@@ -35,11 +36,11 @@ _PAGERS: dict[str, str] = {
     "pager.poll_us": "poll_us",
     "pager.log_level": "log_level",
 }
-"""Keys that the pager of a VM that runs can take, or another one that takes over from it; what its plan calls them."""
+"""Keys that the pager of a running VM can take, or its replacement; each with the field of `PagerPlan`."""
 
 
 class When(enum.StrEnum):
-    """From when on a change counts."""
+    """Says from when on a change applies."""
 
     NOW = "now"
     NEXT_START = "at the next start"
@@ -47,7 +48,7 @@ class When(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Applied:
-    """A change of the definition, and from when on it counts for the VM."""
+    """Holds a change of the definition, and from when on it applies to the VM."""
 
     key: str
     before: Any
@@ -55,27 +56,26 @@ class Applied:
     applies: When
 
     def __str__(self) -> str:
-        """Return it as a sentence."""
+        """Return the change as a sentence."""
         return f"{Change(self.key, self.before, self.after)} ({self.applies})"
 
 
 def apply(book: Book, paths: Paths, state: VmState, defined: Defined, progress: Progress) -> tuple[Applied, ...]:
-    """Write a definition that has changed, after a VM that runs has taken what it can take. Call it with the lock held.
+    """Write a changed definition, after a running VM has taken what it can take. Needs the VM's lock.
 
     Args:
         book: the VM's record, loaded.
-        paths: where it lives.
-        state: what it is now.
-        defined: what it is to be.
-        progress: is told the stages.
+        paths: where the VM lives.
+        state: the VM's present state.
+        defined: the new definition.
+        progress: receives the stages.
 
     Raises:
-        UsageError: sizes that do not fit together.
-        Refused: the VM cannot take it; nothing has changed.
-        GhostboxError: a step failed; what was done before it is undone.
+        UsageError: sizes do not fit together.
+        Refused: the VM cannot take the change; nothing has changed.
+        GhostboxError: a step failed; the steps before it are undone.
     """
     record = book.record
-    assert record is not None
     plan.check_sizes(defined.config)
     plan.check_loss(defined.config.pool.on_donor_loss, Virt(record.virt))
     runs = state is not VmState.STOPPED
@@ -84,30 +84,30 @@ def apply(book: Book, paths: Paths, state: VmState, defined: Defined, progress: 
     if wanted == record.pager or wanted is None:
         definition.keep(book.files, defined.text)
         return applied
-    with progress.stage("pager") as stage, _or_back(book, paths):
+    with progress.stage("pager") as stage, _restored_on_failure(book, paths):
         _change_pager(book, paths, wanted)
         definition.keep(book.files, defined.text)
-        stage.say("goes on with the new settings")
+        stage.say("the pager has the new settings")
     return applied
 
 
 def _applied(change: Change, *, runs: bool) -> Applied:
-    now = change.key in _READ_BY_COMMANDS or (runs and change.key in _PAGERS)
+    now = change.key in _READ_BY_COMMANDS or (runs and change.key in _FIELDS)
     return Applied(change.key, change.before, change.after, When.NOW if now else When.NEXT_START)
 
 
 def _wanted(record: Record, defined: Defined, keys: Sequence[str]) -> PagerPlan | None:
-    """Return how the pager of a VM that runs is to go on; None if an older version started it, which kept no plan."""
+    """Return the settings that the VM's pager is to have; None if an older version, which kept none, started it."""
     if record.pager is None:
         return None
     new = plan.pager_plan(defined.config, Virt(record.virt))
-    return replace(record.pager, **{_PAGERS[key]: getattr(new, _PAGERS[key]) for key in keys if key in _PAGERS})
+    return replace(record.pager, **{_FIELDS[key]: getattr(new, _FIELDS[key]) for key in keys if key in _FIELDS})
 
 
 def _change_pager(book: Book, paths: Paths, wanted: PagerPlan) -> None:
-    """Have the pager go on with other settings: by its control socket, or by one that takes over from it."""
+    """Change the pager's settings: through its control socket, or by a pager that takes over from it."""
     record, control = book.record, book.files.pager_control
-    assert record is not None and record.pager is not None
+    assert record.pager is not None
     now = record.pager
     if wanted.cache_bytes != now.cache_bytes:
         pager.set_cache(control, wanted.cache_bytes)
@@ -119,16 +119,16 @@ def _change_pager(book: Book, paths: Paths, wanted: PagerPlan) -> None:
 
 
 def _at_start(settings: PagerPlan) -> PagerPlan:
-    """Return what a pager is told at its start only. Pausing the VM is the supervisor's, not the pager's."""
+    """Return the settings that a pager gets only at its start. The supervisor pauses a VM, not the pager."""
     loss = "poison" if settings.on_donor_loss == "poison" else "wait"
     return replace(settings, cache_bytes=0, rebuild_rate_bytes=0, on_donor_loss=loss)
 
 
 @contextmanager
-def _or_back(book: Book, paths: Paths) -> Iterator[None]:
-    """Bring the pager back to its present settings if the block fails."""
+def _restored_on_failure(book: Book, paths: Paths) -> Iterator[None]:
+    """Give the pager its present settings again if the block fails."""
     record = book.record
-    assert record is not None and record.pager is not None
+    assert record.pager is not None
     try:
         yield
     except BaseException:

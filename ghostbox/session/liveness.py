@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether a VM's QEMU lives: the question before anything that it uses is unmade.
+"""Tell whether a VM's QEMU runs: this is asked before anything that QEMU uses is removed.
 
-libvirt is no witness of a death. One that is asked from another login environment is another daemon, and one whose
-runtime directory was lost knows nothing of what it started; both say that there is no such domain while QEMU runs. So
-the process table is asked, and the lock on the VM's disk; where neither can be seen, nothing is released.
+libvirt's word is not enough. In another login environment another libvirt daemon answers, and a daemon that lost its
+runtime directory knows nothing of what it started; both say that there is no such domain while QEMU runs. So the
+process table and the lock on the VM's disk are examined. Where neither can be seen, nothing is released.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import contextlib
 import enum
 from dataclasses import dataclass
 
-from ghostbox import hypervisor, process_table, processes
 from ghostbox.errors import DeadlineExceeded, GhostboxError, HypervisorError, ProgramError
-from ghostbox.hypervisor import DomainState, Hypervisor
 from ghostbox.paths import VmPaths
 from ghostbox.session.record import Made, Record
+from ghostbox.system import hypervisor, process_table, processes
+from ghostbox.system.hypervisor import DomainState, Hypervisor
 
 _END_TIMEOUT_S = 15.0
 
 
 class Life(enum.StrEnum):
-    """What is known of a VM's QEMU."""
+    """Says what is known of a VM's QEMU: it runs, it is gone, or it cannot be seen from here."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -31,7 +31,7 @@ class Life(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Sight:
-    """What was seen of a VM's QEMU: its process id where that was found, and a sentence about it."""
+    """Holds what was found out about a VM's QEMU: its process id where that was found, and a sentence."""
 
     life: Life
     text: str
@@ -40,19 +40,19 @@ class Sight:
 
 @dataclass(frozen=True)
 class Known:
-    """What libvirt says of a VM; ``problem`` is set if it has no answer that can be believed."""
+    """Holds libvirt's answer about a VM; ``problem`` is set if there is no reliable answer."""
 
     state: DomainState
     problem: str | None = None
 
 
 def connect(record: Record, *, start_daemon: bool = True) -> Hypervisor:
-    """Connect to the libvirt that started the VM, whatever environment we were started in."""
+    """Connect to the libvirt daemon that started the VM, in whatever login environment this process runs."""
     return hypervisor.connect(record.libvirt_uri, start_daemon=start_daemon, environment=record.environment)
 
 
 def ask(record: Record) -> Known:
-    """Ask libvirt for the VM's domain."""
+    """Ask libvirt for the state of the VM's domain."""
     try:
         with connect(record) as connection:
             return Known(connection.state(record.domain, uuid=record.uuid))
@@ -61,7 +61,7 @@ def ask(record: Record) -> Known:
 
 
 def look(record: Record, files: VmPaths) -> Sight:
-    """Look for the VM's QEMU itself."""
+    """Look for the VM's QEMU among the processes, then for a lock on its disk."""
     qemu = hypervisor.find_qemu(record.uuid)
     if qemu is not None and processes.pid_alive(qemu.pid):
         return Sight(Life.ALIVE, f"its QEMU (pid {qemu.pid}) runs", qemu.pid)
@@ -75,14 +75,14 @@ def look(record: Record, files: VmPaths) -> Sight:
 
 
 def _not_found(record: Record, *, written: bool | None) -> Sight:
-    """No QEMU was found: say whether one that lives would have been."""
+    """Decide, when no QEMU was found, whether a running QEMU would have been seen."""
     known = record.qemu
     gone = Sight(Life.GONE, "its QEMU is gone")
     if _is_of_another_machine(record) and (known is None or known.boot_id != process_table.boot_id()):
-        # Whatever the record says: it may be a copy, and older than what is there.
+        # The record may be a copy, and older than the VM that runs on the other machine.
         return Sight(Life.UNSEEN, "it was started on another machine, where it may run")
     if known is None and Made.DOMAIN not in record.made:
-        return gone  # none was started: that is recorded before it is done
+        return gone  # no QEMU was started: the domain is recorded before it is started
     if known is not None and known.boot_id != process_table.boot_id():
         return gone
     hidden = process_table.blind_spot(None if known is None else known.namespace)
@@ -96,12 +96,12 @@ def _is_of_another_machine(record: Record) -> bool:
 
 
 def is_elsewhere(record: Record, files: VmPaths) -> bool:
-    """Tell whether the VM runs, if it does, on another machine: here are a record and files of it only."""
+    """Tell whether the VM may run on another machine, so that here are only a record and files of it."""
     return _is_of_another_machine(record) and look(record, files).life is Life.UNSEEN
 
 
 def how_to_forget(record: Record) -> str:
-    """Return what to do about a VM of another machine."""
+    """Return advice for a VM that another machine started."""
     return (
         "end it there, if that machine still exists; where this directory is a copy,"
         f" ghostbox delete --forget {record.name} removes it alone: nothing is ended, no memory is released"
@@ -109,15 +109,15 @@ def how_to_forget(record: Record) -> str:
 
 
 def is_over(record: Record, files: VmPaths) -> bool:
-    """Tell whether the VM's QEMU is gone for certain."""
+    """Tell whether the VM's QEMU is certainly gone."""
     return look(record, files).life is Life.GONE
 
 
 def end(record: Record, files: VmPaths) -> None:
-    """End the VM's QEMU: by libvirt if it knows the domain, otherwise the process itself.
+    """End the VM's QEMU: through libvirt if libvirt knows the domain, otherwise by its process.
 
     Raises:
-        HypervisorError: it lives, or may live; nothing that it uses may be released.
+        HypervisorError: QEMU runs, or may run; nothing that it uses may be released.
     """
     refusal = _end_domain(record, files)
     if is_over(record, files) or (refusal is None and _wait_until_over(record, files)):
@@ -134,7 +134,7 @@ def end(record: Record, files: VmPaths) -> None:
 
 
 def _end_domain(record: Record, files: VmPaths) -> str | None:
-    """Have libvirt end the domain; return why it could not."""
+    """Destroy the domain through libvirt; return why that failed, or None."""
     try:
         with connect(record) as connection:
             info = connection.info(record.domain, uuid=record.uuid)
@@ -147,7 +147,7 @@ def _end_domain(record: Record, files: VmPaths) -> str | None:
 
 
 def _wait_until_over(record: Record, files: VmPaths) -> bool:
-    """Wait for a QEMU that was told to end."""
+    """Wait until a QEMU that was told to end is gone; return whether it is."""
     with contextlib.suppress(DeadlineExceeded):
         processes.wait_until(
             lambda: is_over(record, files), timeout_s=_END_TIMEOUT_S, what="the end of QEMU", interval_s=0.1
@@ -157,7 +157,7 @@ def _wait_until_over(record: Record, files: VmPaths) -> bool:
 
 
 def still_lives(record: Record, sight: Sight, why: str | None) -> HypervisorError:
-    """Return the error for a VM of which nothing may be unmade."""
+    """Return the error for a VM whose QEMU may run, so that nothing of it may be removed."""
     hint = f"sudo kill {sight.pid} ends it; then run this again" if sight.pid is not None else None
     if sight.life is Life.UNSEEN:
         elsewhere = _is_of_another_machine(record)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whether this machine has the local memory that a VM will take: asked before anything of the VM is made.
+"""Check that this machine has the local memory that a VM will take, before anything of the VM is made.
 
-QEMU and the pager take memory as the guest touches it, so a VM that is too large starts well and is killed later, or
-has something else killed. What counts is what is available now, less what VMs of ours that run have not touched yet.
+QEMU and the pager take memory as the guest touches it. So a VM that is too large starts well, and later the kernel
+kills it or something else. Compared is the memory that is available now, less what running VMs have not touched yet.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import hypervisor, pager
+from ghostbox import pager
 from ghostbox.errors import Refused
 from ghostbox.memserver.memory import MemoryFacts, read_facts
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import Virt, VmPlan
+from ghostbox.plan.plan import Virt, VmPlan
 from ghostbox.session.record import Book, Made, Record, VmState, names
+from ghostbox.system import hypervisor
 from ghostbox.units import KIB, MEMORY_BLOCK_BYTES, MIB, PAGE_BYTES, exact_bytes, format_bytes
 
 _QEMU_BYTES = 128 * MIB
-"""QEMU's own memory beside the guest's: its heap, page tables, stacks. An estimate, on the safe side."""
+"""QEMU's own memory beside the guest's: its heap, page tables, stacks. The estimate is on the high side."""
 _TCG_BYTES = 192 * MIB
-"""What an emulated guest takes more: translated code (domain_xml.py limits it to 128 MiB) and its tables."""
+"""The additional memory of an emulated guest: translated code (domain_xml.py limits it to 128 MiB) and its tables."""
 _PAGER_BYTES = 64 * MIB
 _PAGER_SHARE = 4096
-"""The pager locks its buffers, and keeps about a byte for each page of the remote memory."""
+"""The pager locks its buffers, and keeps about one byte for each page (4096 bytes) of the remote memory."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a VM takes of this machine's memory in the end, in bytes."""
+    """Holds the memory of this machine that a VM takes when the guest has touched all of its own, in bytes."""
 
     guest_bytes: int
     cache_bytes: int
@@ -38,12 +39,12 @@ class Need:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """Return the sum."""
         return self.guest_bytes + self.cache_bytes + self.overhead_bytes
 
 
 def need(memory_bytes: int, cache_bytes: int, remote_bytes: int, virt: Virt) -> Need:
-    """Return what a VM of these sizes takes here."""
+    """Return what a VM of these sizes takes of this machine's memory."""
     overhead = _QEMU_BYTES + (_TCG_BYTES if virt is Virt.TCG else 0) + _PAGER_BYTES + remote_bytes // _PAGER_SHARE
     return Need(memory_bytes, cache_bytes, overhead)
 
@@ -52,7 +53,7 @@ def check(plan: VmPlan, paths: Paths) -> None:
     """Refuse a VM for which this machine has too little memory.
 
     Raises:
-        Refused: with the figures, and what would fit.
+        Refused: the memory is too small; the error has the figures, and what would fit.
     """
     wanted = need(
         plan.local.node0_bytes + plan.local.node1_bytes, plan.pager.cache_bytes, plan.remote_memory_bytes, plan.virt
@@ -61,7 +62,7 @@ def check(plan: VmPlan, paths: Paths) -> None:
 
 
 def judge(plan: VmPlan, wanted: Need, facts: MemoryFacts, others: dict[str, int]) -> None:
-    """Compare a VM's need with what there is; ``others`` is what other VMs will still take, by their names.
+    """Compare a VM's need with the available memory; ``others`` has the bytes that other VMs will still take, by name.
 
     Raises:
         Refused: see `check`.
@@ -87,7 +88,7 @@ def judge(plan: VmPlan, wanted: Need, facts: MemoryFacts, others: dict[str, int]
 
 
 def promised(paths: Paths, *, without: str) -> Iterator[tuple[str, int]]:
-    """Yield the VMs of ours that run, and how much memory of this machine each of them has not touched yet."""
+    """Yield each running VM's name, and how many bytes of this machine's memory it has not touched yet."""
     for name in names(paths):
         files = paths.vm(name)
         record = None if name == without else Book(files).load()
@@ -103,7 +104,7 @@ def promised(paths: Paths, *, without: str) -> Iterator[tuple[str, int]]:
 
 
 def _what_fits(plan: VmPlan, wanted: Need, free_bytes: int) -> str:
-    """Return the largest local memory with which it would fit, or a general advice where there is none."""
+    """Return the largest local memory with which the VM would fit, or general advice if none would."""
     room = free_bytes - wanted.total_bytes + plan.memory_bytes
     fitting = room // MEMORY_BLOCK_BYTES * MEMORY_BLOCK_BYTES
     if fitting < 2 * MEMORY_BLOCK_BYTES:
@@ -114,14 +115,14 @@ def _what_fits(plan: VmPlan, wanted: Need, free_bytes: int) -> str:
 def _group_member(libvirt_uri: str) -> str:
     """Return the process whose control group limits what QEMU may take, as /proc names it.
 
-    A system libvirt under systemd starts QEMU in a slice of its own: what limits our login does not limit it.
+    A system libvirt under systemd starts QEMU in a slice of its own, to which the limits of this login do not apply.
     """
     elsewhere = libvirt_uri.endswith(":///system") and Path("/run/systemd/system").is_dir()
     return "1" if elsewhere else "self"
 
 
 def _anonymous_bytes(pid: int) -> int:
-    """Return what a process has touched of its private memory: QEMU's guest memory of node 0 is there, and its own."""
+    """Return the private memory that a process has touched: for QEMU, the guest's node 0 and its own."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -134,5 +135,5 @@ def _cached_bytes(record: Record, files: VmPaths) -> int:
     found = pager.status(files.pager_control)
     if found is None:
         return 0
-    n_pages = int(found["pages"]["resident"]) + int(found["pages"]["inactive"])
+    n_pages = found.pages.resident + found.pages.inactive
     return min(n_pages * PAGE_BYTES, record.cache_bytes)

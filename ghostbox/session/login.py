@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The system's ssh and scp for people: run as children on our own terminal, their own failures told from the guest's.
+"""Run the system's ssh and scp for people, and tell failures of ssh itself from failures of the guest's command.
 
-ssh ends with 255 when it fails itself, and a command in the guest may end with 255 too. So it writes its debug log to a
-file, in which the guest's answer ("Exit status 255") is to be found or not. While a guest boots it is asked for
-its SSH server's greeting first: QEMU takes the connection long before the guest does, and ssh would report a reset.
+ssh ends with status 255 when it fails itself, and so may a command in the guest. So ssh writes a debug log to a file;
+if the log has the guest's answer ("Exit status 255"), the command ended with 255. Before ssh is started, the guest's
+SSH server must have sent its greeting once: QEMU accepts connections long before the guest does, and ssh would report a
+reset.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.errors import GhostboxError, GuestError, ProgramError
 from ghostbox.paths import VmPaths
 from ghostbox.session import readiness
 from ghostbox.session.record import Book, Record
+from ghostbox.system import processes
 
 _SSH_FAILED = 255
-# How long ssh waits for the guest's part of the handshake; an emulated guest that is busy takes its time.
+# How long ssh waits for the guest's part of the handshake; a busy emulated guest needs many seconds.
 _PATIENCE = ("-o", "ConnectTimeout=60")
 _LOG_LINES = 3
 _CHATTER = ("debug", "OpenSSH_", "Authenticated to ", "Transferred: ", "Bytes per second: ", "Pseudo-terminal will not")
 
 
 def command(book: Book) -> str:
-    """Return the command by which people log in without us, to be pasted."""
+    """Return the ssh command that logs in to the VM without GhostBox."""
     return shlex.join(["ssh", "-F", str(book.files.ssh_config), _needed(book).name])
 
 
 def shell(book: Book, words: Sequence[str]) -> int:
     """Log in, or run one command; return its exit status.
 
-    A command of one word is a line for the guest's shell; of several, each is an argument, as it is.
+    A command of one word is a line for the guest's shell; of several words, each is passed as one argument.
 
     Raises:
         GuestError: the guest still boots, or ssh itself failed.
-        ProgramError: there is no ssh.
+        ProgramError: ssh is not installed.
     """
     record = _needed(book)
     need_answer(book)
@@ -58,10 +59,10 @@ def shell(book: Book, words: Sequence[str]) -> int:
 
 
 def need_answer(book: Book) -> None:
-    """See to it that the guest's SSH server answers; once it has, it is not asked again as long as the VM runs.
+    """Check that the guest's SSH server answers; once it has answered, it is not asked again while the VM runs.
 
     Raises:
-        GuestError: it does not, since the guest still boots.
+        GuestError: the SSH server does not answer, since the guest still boots.
     """
     record = _needed(book)
     endpoint = readiness.locate(book)
@@ -75,36 +76,36 @@ def need_answer(book: Book) -> None:
 
 
 def failed(record: Record, said: str) -> GhostboxError:
-    """Return the error for ssh's own failure, from what it said."""
+    """Return the error for a failure of ssh itself, from what ssh wrote."""
     name = record.name
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(_CHATTER)]
     why = "\n".join(lines[-_LOG_LINES:]) or None
-    go_on = f"ghostbox status {name} says how it does, ghostbox logs {name} shows its console"
+    advice = f"ghostbox status {name} shows its state, ghostbox logs {name} its console"
     if any("ermission denied" in line for line in lines):
-        hint = f"cloud-init in the guest may not be done: ghostbox wait {name}; {go_on}"
-        return GuestError(f"VM '{name}' does not let us in by SSH", why=why, hint=hint)
+        hint = f"cloud-init in the guest may not be done: ghostbox wait {name}; {advice}"
+        return GuestError(f"VM '{name}' does not accept the login by SSH", why=why, hint=hint)
     if any("host key" in line.lower() for line in lines):
-        return GuestError(f"VM '{name}' shows another SSH host key than the one we gave to it", why=why, hint=go_on)
+        return GuestError(f"VM '{name}' shows another SSH host key than GhostBox gave to it", why=why, hint=advice)
     if "Authenticated to " in said or "Authentication succeeded" in said:
-        return GuestError(f"the SSH connection to VM '{name}' broke", why=why, hint=go_on)
-    hint = f"if it boots: ghostbox wait {name}; {go_on}"
+        return GuestError(f"the SSH connection to VM '{name}' broke", why=why, hint=advice)
+    hint = f"if it boots: ghostbox wait {name}; {advice}"
     return GuestError(f"VM '{name}' does not answer by SSH", why=why, hint=hint)
 
 
 def scp(book: Book, words: Sequence[str], operands: Sequence[str]) -> tuple[int, str]:
-    """Run scp with the VM's configuration on our own terminal; return its exit status and what it complained of.
+    """Run scp with the VM's configuration on this terminal; return its exit status and its error output.
 
     Args:
-        book: the VM's.
-        words: options.
-        operands: sources and target, as scp takes them.
+        book: the VM's record.
+        words: options of scp.
+        operands: sources and target, in scp's syntax.
 
     Raises:
         GuestError: the guest still boots.
-        ProgramError: there is no scp.
+        ProgramError: scp is not installed.
     """
     need_answer(book)
-    # -s: the SFTP protocol, which quotes nothing; the default since OpenSSH 9.0.
+    # -s: the SFTP protocol, in which names need no quotes; it is the default since OpenSSH 9.0.
     argv = [_program("scp", "openssh-client"), "-s", "-F", str(book.files.ssh_config), *_PATIENCE, *words, "--"]
     with tempfile.NamedTemporaryFile(prefix="ghostbox-scp-") as log:
         status = processes.attach([*argv, *operands], stderr=Path(log.name))
@@ -115,7 +116,7 @@ def scp(book: Book, words: Sequence[str], operands: Sequence[str]) -> tuple[int,
 
 
 def _guest_answered(said: str) -> bool:
-    """Tell whether the command's own end is in ssh's debug log: its status, or the signal that ended it."""
+    """Tell whether ssh's debug log has the end of the guest's command: its status, or the signal that ended it."""
     return "debug1: Exit status 255" in said or "rtype exit-signal" in said
 
 
@@ -127,7 +128,6 @@ def _has_answered(record: Record, files: VmPaths) -> bool:
 
 
 def _needed(book: Book) -> Record:
-    assert book.record is not None
     return book.record
 
 

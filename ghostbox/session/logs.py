@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The logs of a VM: the guest's console, QEMU's, the pager's, the supervisor's, events, this machine's memservers."""
+"""Read the logs of a VM: guest console, QEMU, pager, supervisor, events; and of this machine's memservers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ghostbox.session.record import Book, VmState
 
 _FOLLOW_INTERVAL_S = 0.5
 _TAIL_BYTES = 1 << 16
-# ECMA-48 control sequences (colours, cursor) and single escapes: a console log is for reading.
+# ECMA-48 control sequences (colours, cursor) and single escapes are left out of a console log.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_c]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 
 
 class Source(enum.StrEnum):
-    """Whose log."""
+    """Names the program whose log is meant."""
 
     BOOT = "boot"
     QEMU = "qemu"
@@ -38,11 +38,11 @@ class Source(enum.StrEnum):
 
 
 def find(name: str, source: Source, paths: Paths) -> list[Path]:
-    """Return the files of a log; there are several where several memservers run on this machine.
+    """Return the files of a log; a machine with several memservers has several.
 
     Raises:
-        NotFound: no such VM, or nothing was logged yet.
-        GhostboxError: the log is not for this user to read.
+        NotFound: no VM has this name, or nothing was logged yet.
+        GhostboxError: this user may not read the log.
     """
     if source is Source.MEMSERVER:
         found = sorted((paths.state / "memservers").glob("*/*.log"))
@@ -59,13 +59,17 @@ def find(name: str, source: Source, paths: Paths) -> list[Path]:
         Source.QEMU: cleanup.qemu_log(record, book.files),
     }[source]
     _check_readable(file, name, source)
-    if not file.exists() and source is not Source.EVENTS:  # no event is no error: nothing has befallen the VM
+    if not file.exists() and source is not Source.EVENTS:  # a VM to which nothing has happened has no events
         raise NotFound(f"VM '{name}' has no {source} log yet", hint=f"ghostbox up {name}")
     return [file]
 
 
 def _check_readable(file: Path, name: str, source: Source) -> None:
-    """The system's libvirt writes logs for root, also of an ordinary user's VM."""
+    """Refuse a log that this user may not read: the system's libvirt writes logs for root alone, whoever owns the VM.
+
+    Raises:
+        GhostboxError: the log may not be read.
+    """
     try:
         file.open().close()
     except PermissionError as err:
@@ -84,7 +88,7 @@ def clean(text: str) -> str:
 
 
 def tail(file: Path, n_lines: int) -> list[str]:
-    """Return the last lines that are not blank, without control sequences; empty if there is no such file."""
+    """Return the last lines that are not blank, without control sequences; nothing if the file does not exist."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
@@ -105,7 +109,7 @@ def lines(file: Path, n_last: int | None) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a log; for events also what the line says."""
+    """Holds a line of a log; ``event`` is what the line says if it is an event's."""
 
     file: Path
     text: str
@@ -113,14 +117,14 @@ class Entry:
 
 
 def entries(files: list[Path], n_last: int | None) -> Iterator[Entry]:
-    """Yield the lines of logs (the last ``n_last`` of each, or all) for programs to read."""
+    """Yield the lines of logs (the last ``n_last`` of each, or all), in the form that programs read."""
     for file in files:
         for line in lines(file, n_last):
             yield _entry(file, line)
 
 
 def follow_entries(files: list[Path], ended: Callable[[], bool]) -> Iterator[Entry]:
-    """Yield the lines that are added to logs from now on, as `follow` does; of several, the first is named."""
+    """Yield the lines that are added to logs from now on, as `follow` does; all carry the first file's name."""
     rest = ""
     for text in follow(files, ended):
         *whole, rest = (rest + text).split("\n")
@@ -132,7 +136,7 @@ def _entry(file: Path, line: str) -> Entry:
 
 
 def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
-    """Yield what is added to the files from now on, until ``ended`` says so (asked while nothing comes)."""
+    """Yield what is added to the files from now on; while nothing is added, end when ``ended`` returns True."""
     streams = {file: stream for file in files if (stream := _opened(file))}
     try:
         for stream in streams.values():
@@ -150,7 +154,7 @@ def follow(files: list[Path], ended: Callable[[], bool]) -> Iterator[str]:
 
 
 def _opened(file: Path) -> TextIO | None:
-    """Open a log that may not have been begun."""
+    """Open a log; return None if the file does not exist yet."""
     try:
         return file.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:

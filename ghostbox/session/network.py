@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The guest's network: where it answers, and what it may not reach.
+"""Find the guest's address in its network, and write down what the guest may not reach.
 
-With the network ``user`` the guest's connections are made by QEMU, that is by this host. The shim in QEMU refuses those
-to the host's own addresses and to what the VM's rules file names (``qemu/shim/outgoing.c``): the donors. The default
-ports of donors are closed at every address; a donor at other ports is closed at the addresses that its name has. The
-file is written before the VM starts, and again when its donors change.
+In the network ``user``, QEMU makes the guest's connections, so they come from this host. The shim in QEMU refuses
+connections to this host's own addresses and to the donors, which the VM's rules file names (``qemu/shim/outgoing.c``).
+The default ports of donors are closed at every address; a donor at other ports is closed at the addresses that its name
+resolves to. The file is written before the VM starts, and again when the VM's donors change.
 
-On a bridge or a network of libvirt a filter of libvirt's has the same rules, where libvirt can filter. There the guest
-has an address of its own, which DHCP gives it: libvirt knows it (its lease), or the guest says it on its console
-(cloud-init does, at the end of its boot), or this host has spoken to it.
+On a bridge or a network of libvirt's, a libvirt filter has the same rules, where libvirt can filter. There the guest
+has an address of its own, from DHCP. The address is found in libvirt's leases, on the guest's console (cloud-init
+prints it at the end of the boot), or in this host's ARP table.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ghostbox import domain_xml, hypervisor
 from ghostbox.config import NetworkChoice
-from ghostbox.donor_client import CONTROL_PORT, parse_address
+from ghostbox.donors.client import CONTROL_PORT, parse_address
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.paths import VmPaths
-from ghostbox.plan import NetworkPlan
+from ghostbox.plan import domain_xml
+from ghostbox.plan.plan import NetworkPlan
 from ghostbox.session import liveness
-from ghostbox.session.record import THIS_HOST, Book, Record
+from ghostbox.session.record import THIS_HOST, Book, Record, locked
+from ghostbox.system import hypervisor, state_files
 
 HOST = "127.0.0.1"
 SSH_PORT = 22
@@ -39,7 +41,7 @@ _CONSOLE_BYTES = 256 << 10
 
 
 def write_rules(record: Record, files: VmPaths) -> bool:
-    """Write what the guest may not reach; tell whether that changed. A name without an address keeps its last ones."""
+    """Write what the guest may not reach; return whether it changed. An unresolved name keeps its last addresses."""
     try:
         before = files.network_rules.read_text()
     except OSError:
@@ -49,16 +51,13 @@ def write_rules(record: Record, files: VmPaths) -> bool:
     text = "".join(f"{line}\n" for line in dict.fromkeys([*lines, *kept]))
     if text == before:
         return False
-    draft = files.network_rules.with_suffix(".new")
-    draft.write_text(text)
-    draft.chmod(0o644)
-    draft.replace(files.network_rules)
+    state_files.replace(files.network_rules, text.encode(), mode=0o644)
     write_filter(record, files)
     return True
 
 
 def _rules(record: Record) -> tuple[list[str], bool]:
-    """Return the lines of the file, and whether a name could not be looked up."""
+    """Return the lines of the file, and whether a name could not be resolved."""
     lines, unknown = [f"* {_NBD_PORT}", f"* {CONTROL_PORT}"], False
     for host, port in sorted(_donor_ports(record)):
         addresses = _addresses(host)
@@ -68,7 +67,7 @@ def _rules(record: Record) -> tuple[list[str], bool]:
 
 
 def _donor_ports(record: Record) -> set[tuple[str, int]]:
-    """Return host and port of each control API and NBD server that the VM borrows from."""
+    """Return host and port of each control API and NBD server of the VM's donors."""
     controls = {*record.donors, *(lease.donor for lease in record.leases if lease.donor != THIS_HOST)}
     found = {(address.host, address.port) for address in map(parse_address, controls)}
     for lease in record.leases:
@@ -87,7 +86,7 @@ def _addresses(host: str) -> set[str]:
 
 
 def check(choice: NetworkChoice, uri: str) -> None:
-    """Refuse a network that is not there.
+    """Refuse a network that does not exist on this host.
 
     Raises:
         Refused: there is no such bridge, or libvirt's network does not exist or does not run.
@@ -114,7 +113,7 @@ def _bridges() -> list[str]:
 
 
 def notes(plan: NetworkPlan) -> tuple[str, ...]:
-    """Return what the user should know of the network before the VM starts."""
+    """Return notes and warnings on the network, to be shown before the VM starts."""
     if plan.choice.kind == "user":
         return ()
     if plan.filter is not None:
@@ -126,7 +125,7 @@ def notes(plan: NetworkPlan) -> tuple[str, ...]:
 
 
 def write_filter(record: Record, files: VmPaths) -> None:
-    """Make libvirt's filter of what `write_rules` wrote, for a VM that has one; where it runs, it counts at once.
+    """Make a libvirt filter from the rules that `write_rules` wrote; libvirt applies it to a running VM at once.
 
     Raises:
         HypervisorError: libvirt refuses.
@@ -140,22 +139,41 @@ def write_filter(record: Record, files: VmPaths) -> None:
 
 
 def endpoint(record: Record) -> tuple[str, int] | None:
-    """Return where the guest's SSH server is reached; None while its address is not known."""
+    """Return host and port of the guest's SSH server; None while the guest's address is not known."""
     if record.network == "user":
         return HOST, record.ssh_port
     return None if record.address is None else (record.address, SSH_PORT)
 
 
 def refresh(book: Book) -> tuple[str, int] | None:
-    """Look for the guest's address, note it, and return where its SSH server is reached."""
+    """Look for the guest's address, record it, and return host and port of the guest's SSH server.
+
+    The search takes time, and the caller holds no lock: another command may have changed the record meanwhile. So the
+    address goes into the record as it is then. If a command is at work on the VM, the address is recorded next time.
+    """
     record = book.record
-    assert record is not None
-    if record.network != "user":
-        found = _find_address(record, book.files)
-        if found is not None and found != record.address:
-            book.save(replace(record, address=found))
-    assert book.record is not None
-    return endpoint(book.record)
+    if record.network == "user":
+        return endpoint(record)
+    found = _find_address(record, book.files)
+    if found is None or found == record.address:
+        return endpoint(record)
+    with suppress(Refused):
+        _record_address(book, record, found)
+    return found, SSH_PORT
+
+
+def _record_address(book: Book, seen: Record, address: str) -> None:
+    """Record the address of the VM whose record the caller has seen, if that VM still runs.
+
+    Raises:
+        Refused: another command holds the VM's lock.
+    """
+    if not book.files.record.exists():  # to take the lock would make the directory of a deleted VM anew
+        return
+    with locked(book.files):
+        now = book.load()
+        if now is not None and (now.uuid, now.started_at, now.state) == (seen.uuid, seen.started_at, seen.state):
+            book.save(replace(now, address=address))
 
 
 def _find_address(record: Record, files: VmPaths) -> str | None:
@@ -171,7 +189,7 @@ def _find_address(record: Record, files: VmPaths) -> str | None:
 
 
 def _address_on_console(mac: str, log: Path) -> str | None:
-    """Return the address in the last line of cloud-init's table of interfaces that has our MAC."""
+    """Return the address in the last line with the VM's MAC in cloud-init's table of interfaces."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _CONSOLE_BYTES))

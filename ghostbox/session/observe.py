@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""What a VM really is now, and healing what a crash, a reboot or the guest's own power-off left."""
+"""Find out a VM's real state, and clean up after a crash, a reboot or the guest's own power-off."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ghostbox.errors import HypervisorError
-from ghostbox.health import Problem
-from ghostbox.hypervisor import DomainState
+from ghostbox.errors import HypervisorError, Refused
+from ghostbox.pager.health import Problem
 from ghostbox.paths import VmPaths
 from ghostbox.session import cleanup, liveness, runtime_dir
 from ghostbox.session.liveness import Life
 from ghostbox.session.record import Book, Record, VmState, lock_is_free, locked
+from ghostbox.system.hypervisor import DomainState
 
 _UNKNOWN_TO_LIBVIRT = (DomainState.ABSENT, DomainState.CRASHED)
 _UP = (VmState.RUNNING, VmState.STOPPING)
@@ -19,14 +19,14 @@ _UP = (VmState.RUNNING, VmState.STOPPING)
 
 @dataclass(frozen=True)
 class Seen:
-    """The state a user should see, and what is wrong with our hold on the VM, if anything is."""
+    """Holds the state to show to the user, and the problem, if GhostBox has lost control of a part of the VM."""
 
     state: VmState
     problem: Problem | None = None
 
 
 def observe(record: Record, files: VmPaths) -> Seen:
-    """Return what a VM is. Changes nothing."""
+    """Return a VM's real state. This changes nothing."""
     if record.state in (VmState.PREPARING, VmState.STARTING):
         return Seen(record.state)
     sight = liveness.look(record, files)
@@ -42,8 +42,14 @@ def observe(record: Record, files: VmPaths) -> Seen:
     problem = _lost_files(record, files)
     if known.state is DomainState.PAUSED:
         return Seen(VmState.PAUSED, problem)
-    # A `down` that was killed left the word behind; one that is at work holds the lock.
+    # A `down` that was killed leaves the state STOPPING behind; a `down` at work holds the lock.
     return Seen(VmState.RUNNING if lock_is_free(files) else record.state, problem)
+
+
+def refused(book: Book, message: str) -> Refused:
+    """Return an error about a VM that adds the VM's present problem, if there is one, and the advice for it."""
+    problem = observe(book.record, book.files).problem
+    return Refused(message) if problem is None else Refused(message, why=problem.text, hint=problem.advice)
 
 
 def _lost_files(record: Record, files: VmPaths) -> Problem | None:
@@ -58,7 +64,7 @@ def _lost_files(record: Record, files: VmPaths) -> Problem | None:
 
 
 def _stopped(record: Record, files: VmPaths, sight: liveness.Sight) -> Seen:
-    """A VM that is recorded as stopped: all is well if there is no QEMU, or nothing that one could use."""
+    """Return the state of a VM that is recorded as stopped: a QEMU that runs all the same makes it unmanaged."""
     if sight.life is Life.GONE or (sight.life is Life.UNSEEN and not (record.made or record.leases)):
         return Seen(record.state)
     text = f"it is recorded as stopped, but {sight.text}"
@@ -81,24 +87,24 @@ def _unmanaged(record: Record, files: VmPaths, found: str, why: str | None) -> P
 
 
 def heal(book: Book) -> VmState:
-    """Undo what an interrupted ``up`` made, clean up behind a guest that ended; return what the VM is then.
+    """Undo what an interrupted ``up`` made, clean up after a guest that ended; return the VM's state then.
 
-    Call it with the lock held.
+    The caller holds the lock.
     """
     record = book.load()
     if record is None:
         return VmState.ABSENT
-    if _needs_healing(record, book.files):
-        return _unmade(book, record)
+    if _needs_repair(record, book.files):
+        return _state_after_cleanup(book, record)
     if record.state is VmState.STOPPING:
         record = book.save(record.to(VmState.RUNNING))
     return observe(record, book.files).state
 
 
-def _unmade(book: Book, record: Record) -> VmState:
+def _state_after_cleanup(book: Book, record: Record) -> VmState:
     try:
         errors = cleanup.unmake(book, end=record.state in (VmState.PREPARING, VmState.STARTING))
-    except HypervisorError as err:  # its QEMU lives after all: the next command tries again
+    except HypervisorError as err:  # QEMU runs, or may run: the next command tries again
         cleanup.warn([err])
         return record.state
     cleanup.warn(errors)
@@ -107,18 +113,18 @@ def _unmade(book: Book, record: Record) -> VmState:
 
 
 def heal_if_idle(book: Book) -> Seen:
-    """Heal unless another command is at work on the VM; return what the VM is (for commands that only look)."""
+    """Heal the VM if no other command holds its lock; return its state (for commands that only show)."""
     record = book.load()
     if record is None:
         return Seen(VmState.ABSENT)
-    if lock_is_free(book.files) and _needs_healing(record, book.files):
+    if lock_is_free(book.files) and _needs_repair(record, book.files):
         with locked(book.files):
             heal(book)
         record = book.load()
     return Seen(VmState.ABSENT) if record is None else observe(record, book.files)
 
 
-def _needs_healing(record: Record, files: VmPaths) -> bool:
+def _needs_repair(record: Record, files: VmPaths) -> bool:
     if record.state in (VmState.PREPARING, VmState.STARTING):
         return True
     if record.state is VmState.STOPPED and not (record.made or record.leases):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Finds out what a plan needs to know, and makes it. Asks donors, libvirt and KVM; changes nothing."""
+"""Collect the facts that a plan needs from donors, libvirt and KVM, and make the plan. This changes nothing."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ import socket
 import uuid
 from contextlib import closing
 
-from ghostbox import cloudinit, donor_bench, donors, hypervisor, known_donors, plan
+from ghostbox import donors
 from ghostbox.config import Config
-from ghostbox.donor_client import DonorStatus
-from ghostbox.errors import HypervisorError, ProgramError, Refused, UsageError
-from ghostbox.hypervisor.accounts import unreachable_part
+from ghostbox.donors import bench as donor_bench
+from ghostbox.donors import known as known_donors
+from ghostbox.donors.client import DonorStatus
+from ghostbox.errors import HypervisorError, ProgramError, Refused, Untrusted, UsageError
 from ghostbox.pager import SOCKET_PATH_BYTES
 from ghostbox.paths import Paths
-from ghostbox.placement import Offer
-from ghostbox.plan import HostFacts, Virt, VmPlan
+from ghostbox.plan import cloudinit, plan
+from ghostbox.plan.placement import Offer
+from ghostbox.plan.plan import HostFacts, Virt, VmPlan
 from ghostbox.session import backup, images, network, pool, shares, shim_copy
 from ghostbox.session.record import Record, VmState
+from ghostbox.system import consent, hypervisor
+from ghostbox.system.hypervisor.accounts import unreachable_part
 
 _log = logging.getLogger(__name__)
 _KNOWN_TIMEOUT_S = 3.0
 
 
 def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daemon: bool = True) -> VmPlan:
-    """Return the plan for ``config.vm``; ``record`` is what is known of the VM from before.
+    """Return the plan for ``config.vm``; ``record`` is the VM's record, if it has one.
 
     Raises:
         UsageError: the configuration makes no sense.
-        Refused: something is in the way: a port, the disk's image, a directory.
-        DonorError, DonorTooSmall: the donors.
+        Refused: a port, the disk's image or a directory cannot be used.
+        DonorError, DonorTooSmall: a donor does not answer, or the donors have too little.
         NotFound: no such image.
     """
+    if config.pool.insecure:
+        consent.give()
     plan.check_sizes(config)
     cloudinit.check_user(config.vm.user)
     addresses = donors_of(config, paths)
@@ -69,16 +75,17 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
 
 
 def donors_of(config: Config, paths: Paths) -> tuple[str, ...]:
-    """Return the donors to ask: those that the VM names; if it names none, all that this host knows.
+    """Return the addresses of the donors to ask: those that the VM's definition names, or else all known donors.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are no donors, or several known donors have a name that the definition uses.
     """
-    found = config.pool.donors or tuple(each.address for each in known_donors.load(paths))
+    named = (known_donors.address_of(each, paths) for each in config.pool.donors)
+    found = tuple(dict.fromkeys(named)) or tuple(each.address for each in known_donors.load(paths))
     if not found:
         raise UsageError(
             "no donor is named, and none is known",
-            hint="run `ghostbox memserver` on another machine, then: ghostbox donor add HOST, or give --donor HOST",
+            hint="run `ghostbox memserver` on another machine, here the line that it prints: ghostbox donor add TOKEN",
         )
     return found
 
@@ -86,14 +93,15 @@ def donors_of(config: Config, paths: Paths) -> tuple[str, ...]:
 def offers(
     addresses: tuple[str, ...], record: Record | None = None, *, again: bool = False, named: bool = True
 ) -> tuple[Offer, ...]:
-    """Ask the donors what they have free; one that is draining has nothing.
+    """Ask the donors for their free memory; a donor that is draining has none.
 
-    Those that the user drained from the VM of ``record`` are left out. What is odd about the others is logged, unless
-    they are asked ``again``. Of donors that nobody ``named``, and that are only known here, those that answer count.
+    Donors that the user drained from the VM of ``record`` are left out. Oddities of the others are logged, unless the
+    donors are asked ``again``. If the donors are not ``named`` but only known to this host, those that do not answer
+    are left out.
 
     Raises:
-        DonorError: one does not answer; of those that are only known, none does.
-        Refused: all were drained.
+        DonorError: a named donor does not answer, or no known donor does.
+        Refused: the user has drained all donors.
     """
     found = _asked(addresses) if not named else list(zip(addresses, donors.query(addresses), strict=True))
     left = [each for each in found if record is not None and pool.is_drained(record, each[1], each[0])]
@@ -115,29 +123,31 @@ def offers(
 
 
 def _asked(addresses: tuple[str, ...]) -> list[tuple[str, DonorStatus]]:
-    """Ask donors that nobody named: who does not answer is left out, and that is logged.
+    """Ask donors that are only known to this host; those that do not answer are logged and left out.
 
     Raises:
-        DonorError: none answers.
+        DonorError: no donor answers.
     """
     seen = donors.survey(addresses, timeout_s=_KNOWN_TIMEOUT_S)
     found = [(item.address, item.status) for item in seen if item.status is not None]
     if not found:
         return list(zip(addresses, donors.query(addresses), strict=True))
     for item in seen:
-        if item.error is not None:
+        if isinstance(item.error, Untrusted):
+            _log.warning("%s: it is left out", item.error.message)
+        elif item.error is not None:
             _log.warning("donor %s is known here and does not answer: it is left out", item.address)
     return found
 
 
 def _with_own(offer: Offer, status: DonorStatus, record: Record | None) -> Offer:
-    """Return an offer with what the VM itself holds there: it gives that back before it takes anything anew."""
+    """Add to an offer what the VM itself holds there: it gives that back before it borrows anew."""
     own = [] if record is None else pool.lent_by(record, status, offer.address)
     return dataclasses.replace(offer, free_bytes=offer.free_bytes + sum(lease.size_bytes for lease in own))
 
 
 def _own_ports(record: Record | None) -> frozenset[int]:
-    """Return the ports that are in use because the VM runs: a plan for it may have them."""
+    """Return the host ports that the running VM itself uses, so that a plan for it may use them."""
     if record is None or record.state not in (VmState.RUNNING, VmState.STOPPING):
         return frozenset()
     return frozenset({record.ssh_port, *(host for host, _ in record.forwards)})
@@ -149,9 +159,9 @@ def _virt(config: Config) -> tuple[Virt, str]:
 
 
 def _libvirt(config: Config, *, start_daemon: bool) -> tuple[tuple[str, ...], bool]:
-    """Ask for libvirt's security drivers, and whether it can filter what a guest sends.
+    """Ask for libvirt's security drivers, and whether libvirt can filter what a guest sends.
 
-    A plan that is only shown starts no daemon; it then assumes what every system libvirt has.
+    A plan that is only shown must not start a daemon; without one, it assumes the drivers that each system libvirt has.
     """
     try:
         with hypervisor.connect(config.libvirt.uri, start_daemon=start_daemon) as connection:
@@ -186,7 +196,7 @@ def _check_paths(config: Config, paths: Paths) -> None:
 
 
 def new_mac() -> str:
-    """Return a random address in the range of QEMU's vendor prefix."""
+    """Return a random MAC address with QEMU's vendor prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 

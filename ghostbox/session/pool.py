@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The donors of a VM that runs: one more, one less, room for copies that were lost. Always with the VM's lock held.
+"""Change the donors of a running VM: add one, drain one, borrow room for lost copies. Callers hold the VM's lock.
 
-A lease is in the record before it is asked for, and struck out after it is gone; the pager learns of an export when its
-lease is there, and has let go of it before the lease ends. So whatever is interrupted, `cleanup` finds all of it.
+A lease is in the record before the donor is asked for it, and leaves the record after it has ended. The pager gets an
+export after its lease was made, and has stopped using it before the lease ends. So `cleanup` finds every lease,
+wherever a command is interrupted.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
-from ghostbox import donors, known_donors, pager
-from ghostbox.donor_client import DonorStatus, Holder, Lease, host_name, parse_address
+from ghostbox import donors, pager
 from ghostbox.donors import Assignment
+from ghostbox.donors import known as known_donors
+from ghostbox.donors.client import DonorStatus, Lease, host_name, parse_address
+from ghostbox.donors.known import KnownDonor
+from ghostbox.donors.models import Holder
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, Refused, UsageError
-from ghostbox.known_donors import KnownDonor
-from ghostbox.memserver.identity import machine_digest
-from ghostbox.placement import Held, Offer, distinct, donor_of
-from ghostbox.plan import shares_of
-from ghostbox.processes import ControlError
-from ghostbox.session import cleanup, events, host_memory, network
+from ghostbox.pager.model import PagerDonor, PagerStatus
+from ghostbox.plan.placement import Held, Offer, distinct, donor_of
+from ghostbox.plan.plan import shares_of
+from ghostbox.session import cleanup, events, host_memory, lease_keys, network
 from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, Record, lease_name
+from ghostbox.system.machine import machine_digest
+from ghostbox.system.processes import ControlError
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -33,7 +37,7 @@ LEAVING = frozenset({"draining", "drained"})
 
 @dataclass(frozen=True)
 class Drain:
-    """A drain that was begun: the bytes to move, and the leases that were made to hold them."""
+    """Holds a drain that has begun: the bytes to move, and the leases that were made for them."""
 
     address: str
     bytes_to_move: int
@@ -46,17 +50,16 @@ def same_donor(one: str, other: str) -> bool:
 
 
 def canonical(address: str) -> str:
-    """Return an address as ``host:port``, so that two spellings of it are one; `THIS_HOST` is itself."""
+    """Return an address as ``host:port``, the same for all its spellings; `THIS_HOST` is returned unchanged."""
     return address if address == THIS_HOST else str(parse_address(address)).lower()
 
 
-def status(book: Book) -> dict[str, Any]:
+def status(book: Book) -> PagerStatus:
     """Return the pager's status.
 
     Raises:
-        NotRunning: no pager answers.
+        NotRunning: the pager does not answer.
     """
-    assert book.record is not None
     found = pager.status(book.files.pager_control)
     if found is None:
         name = book.record.name
@@ -65,14 +68,15 @@ def status(book: Book) -> dict[str, Any]:
 
 
 def leases_at(record: Record, donor: str) -> list[LeaseRecord]:
-    """Return what the VM has borrowed from a donor: by its address, its name, or another of its addresses.
+    """Return what the VM has borrowed from a donor, given its address, its name, or another address of it.
 
     Raises:
-        NotFound: nothing.
+        NotFound: the VM has nothing from this donor.
+        UsageError: several donors have this name.
     """
     lent = [lease for lease in record.leases if lease.nbd_uri is not None]
     found = [lease for lease in lent if _spelt_alike(lease.donor, donor)]
-    found = found or _named(lent, donor) or _of_who_answers(lent, donor)
+    found = found or _named(lent, donor) or _of_answering_donor(lent, donor)
     if not found:
         has = ", ".join(dict.fromkeys(lease.donor for lease in record.leases))
         raise NotFound(f"VM '{record.name}' has no memory from donor {donor}", hint=f"it has from: {has}")
@@ -80,12 +84,12 @@ def leases_at(record: Record, donor: str) -> list[LeaseRecord]:
 
 
 def lent_by(record: Record, status: DonorStatus, address: str) -> list[LeaseRecord]:
-    """Return the leases of the donor that answers at ``address``, whatever they call it."""
+    """Return the leases of the donor that answers at ``address``, under whatever address they were made."""
     return [lease for lease in record.leases if lease.nbd_uri is not None and _is_lender(lease, status, address)]
 
 
 def _is_lender(lease: LeaseRecord, status: DonorStatus, address: str) -> bool:
-    """Tell whether the donor that answers made a lease, and still has its memory."""
+    """Tell whether the donor that answers has made a lease and still has its memory."""
     if lease.donor == THIS_HOST:
         return False
     if lease.donor_id is None or lease.plane is None or not status.id:
@@ -101,10 +105,10 @@ def _spelt_alike(one: str, other: str) -> bool:
 
 
 def _named(leases: Sequence[LeaseRecord], name: str) -> list[LeaseRecord]:
-    """Return the leases of the donor of that name.
+    """Return the leases of the donor that has a name.
 
     Raises:
-        UsageError: several donors have it.
+        UsageError: several donors have the name.
     """
     found = [lease for lease in leases if lease.donor_name == name]
     addresses = list(dict.fromkeys(lease.donor for lease in found))
@@ -115,8 +119,8 @@ def _named(leases: Sequence[LeaseRecord], name: str) -> list[LeaseRecord]:
     return found
 
 
-def _of_who_answers(leases: Sequence[LeaseRecord], address: str) -> list[LeaseRecord]:
-    """Return the leases of the donor at an address that no lease knows; none if nobody answers there."""
+def _of_answering_donor(leases: Sequence[LeaseRecord], address: str) -> list[LeaseRecord]:
+    """Return the leases of the donor that answers at an address which no lease has; none if none answers."""
     if address == THIS_HOST or not any(lease.plane for lease in leases):
         return []
     try:
@@ -126,29 +130,25 @@ def _of_who_answers(leases: Sequence[LeaseRecord], address: str) -> list[LeaseRe
     return [lease for lease in leases if lease.plane and _is_lender(lease, status, address)]
 
 
-def states(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def states(found: PagerStatus) -> dict[str, PagerDonor]:
     """Return the pager's donors by their URIs."""
-    return {str(donor["uri"]): donor for donor in found["donors"]}
+    return {donor.uri: donor for donor in found.donors}
 
 
-def is_empty(donor: dict[str, Any]) -> bool:
-    """Tell whether a donor of the pager that is leaving, or lost its memory, holds nothing any more."""
-    leaving = donor.get("draining") or donor["state"] == "lost"
-    return donor["state"] == "removed" or bool(leaving and not donor.get("used_slots") and not donor.get("backup"))
+def is_empty(donor: PagerDonor) -> bool:
+    """Tell whether a donor that is leaving, or has lost its memory, holds nothing of the VM any more."""
+    leaving = donor.draining or donor.state == "lost"
+    return donor.state == "removed" or (leaving and not donor.used_slots and not donor.backup)
 
 
-def held(record: Record, found: dict[str, Any], without: Collection[str] = ()) -> tuple[Held, ...]:
-    """Return what each donor lends and can be relied on, without the leases of the URIs in ``without``."""
-    by_uri = states(found)
-    return tuple(
-        held_by(lease)
-        for lease in record.leases
-        if (by_uri.get(lease.nbd_uri or "") or {}).get("state") in USABLE and lease.nbd_uri not in without
-    )
+def held(record: Record, found: PagerStatus, without: Collection[str] = ()) -> tuple[Held, ...]:
+    """Return the leases of donors that answer, without the leases whose URIs are in ``without``."""
+    usable = {donor.uri for donor in found.donors if donor.state in USABLE} - set(without)
+    return tuple(held_by(lease) for lease in record.leases if lease.nbd_uri in usable)
 
 
 def held_by(lease: LeaseRecord) -> Held:
-    """Return what a lease holds, and where."""
+    """Return the size of a lease, and the donor and machine it is on."""
     if lease.donor == THIS_HOST:
         return Held(THIS_HOST, lease.size_bytes, machine_digest())
     known = lease.donor_id is not None and lease.plane is not None
@@ -158,13 +158,12 @@ def held_by(lease: LeaseRecord) -> Held:
 
 
 def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
-    """Borrow ``size_bytes`` more from a donor (or from `THIS_HOST`) and have the pager use them.
+    """Borrow ``size_bytes`` more from a donor, or from `THIS_HOST`, and let the pager use the memory.
 
     Raises:
         DonorTooSmall, DonorError: the donor refuses.
         GhostboxError: the pager refuses; the lease is given back.
     """
-    assert book.record is not None
     address = next((each.donor for each in book.record.leases if _spelt_alike(each.donor, address)), address)
     lease = LeaseRecord(address, lease_name(book.record.name), size_bytes)
     book.save(replace(book.record, leases=(*book.record.leases, lease)))
@@ -180,28 +179,27 @@ def attach(book: Book, address: str, size_bytes: int) -> LeaseRecord:
             hint = f"ghostbox recover --restart {book.record.name}" if err.code == "too-many" else None
             raise GhostboxError(f"the pager cannot use donor {address}", why=err.message, hint=hint) from err
         raise
-    _remember(book, address)
+    _record_donor(book, address)
     text = f"{address} lends {format_bytes(size_bytes)} more"
     events.append(book.files, "donor-added", text, donor=lease.nbd_uri)
     return lease
 
 
 def add(book: Book, address: str, size_bytes: int | None, *, more: bool = False) -> LeaseRecord:
-    """Add a donor: with ``size_bytes``, or what is missing, or as much as the others lend on average.
+    """Add a donor: borrow ``size_bytes``, or what is missing, or as much as the other donors lend on average.
 
     Args:
-        book: of the VM.
-        address: of the donor.
-        size_bytes: how much.
-        more: borrow more from a donor that is used already.
+        book: the VM's record.
+        address: of the donor's control API.
+        size_bytes: how much to borrow; None chooses.
+        more: borrow more from a donor that the VM uses already.
 
     Raises:
-        Refused: it is used already, under this or another address, and not ``more``.
-        DonorError: it does not answer, is draining or has nothing free.
+        Refused: the VM uses the donor already, under this or another address, and not ``more``.
+        DonorError: the donor does not answer, is draining or has no free memory.
         GhostboxError: see `attach`.
     """
     record = book.record
-    assert record is not None
     [offer] = donors.query([address])
     found = status(book)
     used = _check_unused(record, offer, address, found, more=more)
@@ -220,21 +218,21 @@ def add(book: Book, address: str, size_bytes: int | None, *, more: bool = False)
     return attach(book, address, min(wanted, offer.free_bytes, pool) // extent * extent)
 
 
-def _check_unused(record: Record, offer: DonorStatus, address: str, found: dict[str, Any], *, more: bool) -> str | None:
-    """Return the address under which a donor is used already, to borrow more from it; None if it is not used.
+def _check_unused(record: Record, offer: DonorStatus, address: str, found: PagerStatus, *, more: bool) -> str | None:
+    """Return the address under which the VM uses a donor already, to borrow more; None if the VM does not use it.
 
     Raises:
-        Refused: it is used and not ``more``, or it is being drained.
+        Refused: the VM uses the donor and not ``more``, or is draining it.
     """
     by_uri = states(found)
     used = [lease for lease in lent_by(record, offer, address) if lease.nbd_uri in by_uri]
-    used = [lease for lease in used if by_uri[str(lease.nbd_uri)]["state"] not in ("removed", "lost")]
+    used = [lease for lease in used if by_uri[str(lease.nbd_uri)].state not in ("removed", "lost")]
     if not used:
         return None
     name = used[0].donor
     known_as = "" if _spelt_alike(name, address) else f", as {name}"
     total = format_bytes(sum(lease.size_bytes for lease in used))
-    if any(by_uri[str(lease.nbd_uri)]["state"] in LEAVING for lease in used):
+    if any(by_uri[str(lease.nbd_uri)].state in LEAVING for lease in used):
         raise Refused(
             f"VM '{record.name}' is moving away from donor {address}{known_as}",
             hint=f"to use it after all: ghostbox donor keep {name} --vm {record.name}",
@@ -248,16 +246,15 @@ def _check_unused(record: Record, offer: DonorStatus, address: str, found: dict[
 
 
 def drain(book: Book, address: str, *, to_host: bool = False, asked: bool = False) -> Drain:
-    """Begin to move all that a donor holds to the others, borrowing there what is missing (or from this host).
+    """Begin to move all that a donor holds to the others; borrow there, or from this host, what room is missing.
 
-    ``asked``: the donor wants it; then it may take that back.
+    ``asked``: the donor has asked for the drain, and may take that back.
 
     Raises:
         NotFound: the VM has nothing from this donor.
-        Refused: it does not fit elsewhere; nothing has changed.
+        Refused: the content does not fit elsewhere; nothing has changed.
         GhostboxError: a lease cannot be made, or the pager refuses.
     """
-    assert book.record is not None
     leases = leases_at(book.record, address)
     address = leases[0].donor
     added = make_room(book, leases, address, to_host=to_host)
@@ -284,12 +281,11 @@ def drain(book: Book, address: str, *, to_host: bool = False, asked: bool = Fals
 
 
 def keep(book: Book, address: str) -> None:
-    """Call a drain off: what was moved stays where it is, the donor is used again.
+    """Call a drain off: extents that have moved stay where they are, and the VM uses the donor again.
 
     Raises:
         NotFound: the VM has nothing from this donor.
     """
-    assert book.record is not None
     leases = leases_at(book.record, address)
     address = leases[0].donor
     for lease in leases:
@@ -303,13 +299,13 @@ def keep(book: Book, address: str) -> None:
 def make_room(
     book: Book, leaving: Sequence[LeaseRecord] = (), address: str | None = None, *, to_host: bool = False
 ) -> tuple[LeaseRecord, ...]:
-    """Borrow what the pool lacks without the donors in ``leaving`` and those that are gone; return the leases made.
+    """Borrow what the pool lacks without the leases in ``leaving`` and the donors that are gone; return the new leases.
 
     Raises:
         Refused: the donors together have too little; nothing has changed.
     """
     record = book.record
-    assert record is not None and record.pager is not None
+    assert record.pager is not None
     have = held(record, status(book), {lease.nbd_uri or "" for lease in leaving})
     where = [address] if address is not None else []
     own = [Offer(THIS_HOST, host_memory.free_bytes(), machine_digest())]
@@ -332,9 +328,9 @@ def make_room(
 
 
 def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
-    """Ask the donors that the VM may borrow from for what they have free; who does not answer has nothing.
+    """Ask the donors that the VM may borrow from for their free memory; a donor that does not answer has none.
 
-    Those that the user drained are left out, and so are those in ``without``, under whatever address they are known.
+    Donors that the user drained are left out, and so are the donors in ``without``, under any of their addresses.
     """
     left_out = {THIS_HOST, *map(canonical, without)}
     names = {canonical(address): None for address in (*record.donors, *(lease.donor for lease in record.leases))}
@@ -353,23 +349,22 @@ def offers(record: Record, *, without: Collection[str] = ()) -> list[Offer]:
 
 
 def is_drained(record: Record, status: DonorStatus, address: str) -> bool:
-    """Tell whether the user drained the donor that answers at an address: nothing is borrowed from it."""
+    """Tell whether the user has drained the donor that answers at an address, so that nothing is borrowed there."""
     seen = KnownDonor(address, status.id, status.name, status.machine)
     return any(known_donors.is_same(each, seen) for each in record.drained)
 
 
 def finish_drains(book: Book) -> None:
-    """Let go of donors that leave, or lost their memory, and hold nothing any more; their leases end.
+    """Let the pager remove donors that leave, or lost their memory, and hold nothing any more; end their leases.
 
-    A donor that cannot be told stays in the record, so that `down` tells it.
+    The lease of a donor that does not answer stays in the record; `down` tries to end it again.
     """
-    assert book.record is not None
     leases = {lease.nbd_uri: lease for lease in book.record.leases}
     for uri, donor in states(status(book)).items():
         if not is_empty(donor):
             continue
         lease = leases.get(uri)
-        if donor["state"] != "removed":
+        if donor.state != "removed":
             try:
                 pager.remove_donor(book.files.pager_control, uri)
             except ControlError as err:
@@ -383,12 +378,11 @@ def finish_drains(book: Book) -> None:
 
 
 def end_lost_leases(book: Book) -> None:
-    """End the leases of donors that came back without what they held: it is of no use, and takes their memory."""
-    assert book.record is not None
+    """End the leases of donors that came back without their content: the VM has no use for that memory."""
     by_uri = states(status(book))
     for lease in book.record.leases:
         donor = by_uri.get(lease.nbd_uri or "")
-        if donor is not None and donor["state"] == "lost" and not donor["backup"]:
+        if donor is not None and donor.state == "lost" and not donor.backup:
             _give_back(book, lease, level=logging.DEBUG)
 
 
@@ -402,24 +396,25 @@ def _pool(record: Record) -> tuple[int, int]:
 
 
 def borrow(book: Book, lease: LeaseRecord) -> LeaseRecord:
-    """Make a lease that is in the record; return what is known of it then.
+    """Make a lease that is in the record; return its record with what the donor has answered.
 
     Raises:
         DonorTooSmall, DonorError: the donor refuses.
+        Refused, ProgramError: this host cannot lend the memory (see `host_memory.start`).
     """
-    assert book.record is not None
     if lease.donor == THIS_HOST:
         return replace(lease, nbd_uri=host_memory.start(book.files, lease))
     holder = Holder(host_name(), book.record.name)
     [made] = donors.acquire([Assignment(lease.donor, lease.name, lease.size_bytes, holder)])
-    return as_made(lease, made)
+    lease_keys.add(book.files, [made])
+    return as_made(lease, made, book.files.lease_keys)
 
 
-def as_made(lease: LeaseRecord, made: Lease) -> LeaseRecord:
-    """Return the record of a lease with what its donor said when it was made."""
+def as_made(lease: LeaseRecord, made: Lease, keys: Path | None = None) -> LeaseRecord:
+    """Return the record of a lease with what the donor's answer adds; ``keys`` is the file that has its key, if any."""
     return replace(
         lease,
-        nbd_uri=donors.nbd_uri(lease.donor, made),
+        nbd_uri=donors.nbd_uri(lease.donor, made, keys),
         donor_name=made.donor_name,
         donor_id=made.donor_id or None,
         incarnation=made.incarnation,
@@ -429,21 +424,19 @@ def as_made(lease: LeaseRecord, made: Lease) -> LeaseRecord:
 
 
 def put(book: Book, lease: LeaseRecord) -> None:
-    """Write what is known of a lease into the record."""
-    assert book.record is not None
+    """Replace a lease in the record."""
     leases = tuple(lease if each.name == lease.name else each for each in book.record.leases)
     book.save(replace(book.record, leases=leases))
 
 
-def _remember(book: Book, address: str) -> None:
-    assert book.record is not None
+def _record_donor(book: Book, address: str) -> None:
     if address != THIS_HOST and not any(same_donor(address, each) for each in book.record.donors):
         book.save(replace(book.record, donors=(*book.record.donors, address)))
 
 
 def use_again(book: Book, addresses: Sequence[str]) -> None:
-    """Note that the user names donors for a VM: those among them that he had drained may be used again."""
-    if book.record is None or not book.record.drained:
+    """Allow borrowing again from those donors that the user names now and had drained before."""
+    if book.found is None or not book.record.drained:
         return
     found = [(item.address, item.status) for item in donors.survey(addresses) if item.status is not None]
     named = [KnownDonor(address, status.id, status.name, status.machine) for address, status in found]
@@ -453,8 +446,7 @@ def use_again(book: Book, addresses: Sequence[str]) -> None:
 
 
 def _note_drained(book: Book, address: str, donor: LeaseRecord | DonorStatus, *, drained: bool) -> None:
-    """Write down whether the user has drained a donor: nothing is borrowed from it then, until he says so."""
-    assert book.record is not None
+    """Record whether the user has drained a donor, so that nothing is borrowed there until the user names it."""
     if address == THIS_HOST:
         return
     if isinstance(donor, LeaseRecord):
@@ -466,8 +458,7 @@ def _note_drained(book: Book, address: str, donor: LeaseRecord | DonorStatus, *,
 
 
 def _note_asked(book: Book, address: str, *, asked: bool) -> None:
-    """Write down whether a drain is the donor's wish: a supervisor that follows one that died must know."""
-    assert book.record is not None
+    """Record whether the donor has asked for a drain, which the next supervisor must know, too."""
     others = tuple(each for each in book.record.asked_to if not same_donor(each, address))
     book.save(replace(book.record, asked_to=(*others, address) if asked else others))
 
@@ -480,7 +471,7 @@ def _give_back(book: Book, lease: LeaseRecord, *, level: int = logging.WARNING) 
 
 
 def _take_back(book: Book, leases: Sequence[LeaseRecord]) -> None:
-    """Undo `attach`: nothing has been put there yet, or little that moves back."""
+    """Undo `attach` by a drain: nothing is on the new memory yet, or little."""
     for lease in leases:
         assert lease.nbd_uri is not None
         try:
@@ -490,12 +481,11 @@ def _take_back(book: Book, leases: Sequence[LeaseRecord]) -> None:
 
 
 def _does_not_fit(book: Book, address: str, why: str, to_host: bool) -> Refused:
-    assert book.record is not None
     name = book.record.name
     hint = f"add one first: ghostbox donor add ADDRESS --vm {name}"
     if not to_host:
         hint += f"; or move it to this host: ghostbox donor drain {address} --vm {name} --to-host"
     if book.record.drained:
         left = book.record.drained[0].address
-        hint = f"ghostbox donor add {left} --vm {name} uses the one that was drained again; or {hint}"
+        hint = f"ghostbox donor add {left} --vm {name} uses that drained donor again; or {hint}"
     return Refused(f"what donor {address} holds does not fit on the others", why=why, hint=hint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a session tells what it is doing; the CLI shows it."""
+"""Describe how a session reports what it is doing; the CLI shows it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Protocol
 
 
 class Stage(Protocol):
-    """A stage at work."""
+    """Describes a stage that is running."""
 
     def say(self, text: str) -> None:
-        """Show what the stage is doing now; the last word stays as its detail."""
+        """Show what the stage is doing now; the last text stays as the stage's detail."""
 
 
 class Progress(Protocol):
-    """A sink for named stages; ``seconds`` is how long each took."""
+    """Receives named stages; ``seconds`` has how long each took."""
 
     seconds: dict[str, float]
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
-        """Run a stage."""
+        """Run a block as a stage."""
 
     def note(self, text: str) -> None:
-        """Show a line between stages."""
+        """Show a line between two stages."""

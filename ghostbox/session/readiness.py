@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Waiting for a guest that runs: its SSH server, a login, the end of cloud-init. Nothing here ends the VM."""
+"""Wait for a running guest: for its SSH server, a login, the end of cloud-init. Nothing here ends the VM."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from pathlib import Path
 
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
 from ghostbox.paths import VmPaths
-from ghostbox.plan import Virt
+from ghostbox.plan.plan import Virt
 from ghostbox.session import events, first_boot, guest_files, liveness, logs, network
-from ghostbox.session.hang import hangs
+from ghostbox.session.boot_watchdog import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
-from ghostbox.ssh import GuestSsh
+from ghostbox.system.ssh import GuestSsh
 
 _CONSOLE_LINES = 12
 _STATE_INTERVAL_S = 1.0
 
 
 def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
-    """Wait for boot, ssh and cloud-init; the first two share ``timeout_s``, cloud-init has it again.
+    """Wait for boot, ssh and cloud-init; boot and ssh share ``timeout_s``, cloud-init has ``timeout_s`` again.
 
     An emulated guest whose kernel hangs while it boots is reset, once, and has the whole time again.
 
     Raises:
-        GuestError: the guest ended, refused us, or cloud-init failed.
-        DeadlineExceeded: it took longer.
-        Interrupted: Ctrl-C. In all three cases the VM is left as it is.
+        GuestError: the guest ended, refused the login, or cloud-init failed.
+        DeadlineExceeded: the time is over.
+        Interrupted: Ctrl-C. After each of these errors the VM runs on.
     """
     record = book.record
-    assert record is not None
     alive = _Alive(record, book.files)
     with _explained(record, "boot"), progress.stage("boot") as stage:
         deadline = _wait_banner(book, stage.say, progress.note, alive, timeout_s=timeout_s)
-    record = book.record  # with its address
-    assert record is not None
+    record = book.record  # `_wait_banner` has recorded the guest's address
     with guest(record, book.files) as ssh:
         with _explained(record, "ssh"), progress.stage("ssh") as stage:
             ssh.wait_ready(max(5.0, deadline - time.monotonic()), stage.say, alive=alive)
@@ -50,15 +48,14 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
 
 
 def note_answer(book: Book) -> None:
-    """Remember that the guest let us in, as long as the VM runs."""
-    assert book.record is not None
-    with suppress(OSError):  # it is only a short cut
+    """Record that the guest has taken a login, so that it is not asked again while the VM runs."""
+    with suppress(OSError):  # without this file the guest is only asked again
         book.files.answered.write_text(book.record.started_at or "")
 
 
 @contextmanager
 def guest(record: Record, files: VmPaths) -> Iterator[GuestSsh]:
-    """Our own connection to the guest, closed at the end of the block."""
+    """Connect to the guest with GhostBox's own key; the connection ends with the block."""
     connection = GuestSsh(
         *_endpoint(record),
         record.user,
@@ -82,9 +79,8 @@ def _endpoint(record: Record) -> tuple[str, int]:
 
 
 def locate(book: Book) -> tuple[str, int] | None:
-    """Look for where the guest answers; tell ssh, too, if that is elsewhere than before. None: not known."""
+    """Return host and port of the guest's SSH server, or None; if they have changed, write ssh's files anew."""
     record = book.record
-    assert record is not None
     before = network.endpoint(record)
     found = network.refresh(book)
     if found is not None and (found != before or not book.files.ssh_config.exists()):
@@ -94,7 +90,7 @@ def locate(book: Book) -> tuple[str, int] | None:
 
 
 class _Alive:
-    """Tells whether the VM's QEMU still lives, looking at most once a second."""
+    """Tells whether the VM's QEMU runs; it looks at most once a second."""
 
     def __init__(self, record: Record, files: VmPaths) -> None:
         self._record = record
@@ -117,13 +113,12 @@ def _wait_banner(
     *,
     timeout_s: float,
 ) -> float:
-    """Wait until the guest's SSH server says hello: QEMU takes connections long before the guest does.
+    """Wait until the guest's SSH server sends its greeting: QEMU accepts connections long before the guest does.
 
     Returns:
-        Until when a login may take, in seconds of the monotonic clock.
+        The end of the time for a login, in seconds of the monotonic clock.
     """
     record, files = book.record, book.files
-    assert record is not None
     deadline = time.monotonic() + timeout_s
     may_reset = record.virt == Virt.TCG
     while not has_banner(locate(book)):
@@ -144,7 +139,7 @@ def _wait_banner(
 
 
 def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
-    text = "the guest's kernel hangs, as it does now and then without KVM: reset"
+    text = "the guest's kernel hangs, as happens now and then without KVM: the VM is reset"
     note(text)
     events.append(files, "guest-reset", text)
     with liveness.connect(record) as connection:
@@ -152,18 +147,17 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
 
 
 def _no_answer(book: Book) -> GhostboxError:
-    assert book.record is not None
     if network.endpoint(book.record) is None:
         return DeadlineExceeded(
             f"the guest has got no address on the network {book.record.network}",
             why=_console(book.files),
-            hint="is there a DHCP server on it?",
+            hint="see that the network has a DHCP server",
         )
     return DeadlineExceeded("the guest's SSH server does not answer", why=_console(book.files))
 
 
 def has_banner(endpoint: tuple[str, int] | None) -> bool:
-    """Tell whether an SSH server says hello there."""
+    """Tell whether an SSH server at an address sends its greeting."""
     if endpoint is None:
         return False
     try:
@@ -175,7 +169,7 @@ def has_banner(endpoint: tuple[str, int] | None) -> bool:
 
 
 def last_console_line(files: VmPaths) -> str:
-    """Return how far a guest's console is."""
+    """Return a sentence with the last line of the guest's console."""
     last = logs.tail(files.console_log, 1)
     return f"the guest's console ends with: {last[0]}" if last else "the guest's console is empty"
 
@@ -187,7 +181,7 @@ def _console(files: VmPaths) -> str:
 
 @contextmanager
 def _explained(record: Record, stage: str) -> Iterator[None]:
-    """Say of any failure that the VM is kept, and how to go on."""
+    """Add to any failure that the VM runs on, and advice."""
     try:
         yield
     except (KeyboardInterrupt, GhostboxError) as err:
@@ -195,13 +189,13 @@ def _explained(record: Record, stage: str) -> Iterator[None]:
 
 
 def kept(record: Record, stage: str, err: BaseException) -> BaseException:
-    """Return the error for a failure or an interrupt behind which the VM keeps running."""
+    """Return the error for a failure or an interrupt after which the VM runs on."""
     name = record.name
-    go_on = f"ghostbox logs {name}, ghostbox console {name}; then ghostbox wait {name} or ghostbox down {name}"
+    advice = f"ghostbox logs {name}, ghostbox console {name}; then ghostbox wait {name} or ghostbox down {name}"
     if isinstance(err, KeyboardInterrupt):
-        return Interrupted(f"interrupted while waiting for {stage}: VM '{name}' keeps running", hint=go_on)
+        return Interrupted(f"interrupted while waiting for {stage}: VM '{name}' keeps running", hint=advice)
     if not isinstance(err, GhostboxError):
         return err
     late = isinstance(err, DeadlineExceeded) or " within " in err.message
     kind = DeadlineExceeded if late else GuestError
-    return kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or go_on)
+    return kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or advice)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""What is known of one VM across commands: its record on disk, its states, its lock.
+"""Keep what is known of one VM across commands: its record on disk, its states, its lock.
 
-                    up                          all that it makes is written into the record first
+                    up                          each object is recorded before it is made
     absent ────────────────► preparing ──► starting ──► running ──────────► stopping ──► stopped
        ▲                         │             │           │  down                          │
        │      undone (new VM)    │             │           │ the guest powered off,         │ up
        └─────────────────────────┴─────────────┘           │ the host rebooted              ▼
                                                            └──────────► stopped         preparing
 
-A ``down`` that gives up goes back to ``running``; so does one that was killed, once nobody holds the lock. A QEMU that
-lives although its VM is recorded as ``stopped`` can be ended by ``down --force``.
+A ``down`` that gives up goes back to ``running``; after a ``down`` that was killed, the next command does so, once the
+lock is free. If QEMU runs although its VM is recorded as ``stopped``, ``down --force`` can end it.
 
-``preparing`` and ``starting`` found with nobody holding the lock mean that an ``up`` was killed: the next command
-undoes what its record names. ``made`` and ``leases`` name what may exist; they are written before it is made and
-struck out after it is gone, so nothing is ever forgotten.
+``preparing`` and ``starting`` with a free lock mean that an ``up`` was killed: the next command undoes what the record
+names. ``made`` and ``leases`` name what may exist; an entry is written before its object is made and struck out after
+the object is gone, so no object is forgotten.
 """
 
 from __future__ import annotations
@@ -21,39 +21,44 @@ from __future__ import annotations
 import datetime
 import difflib
 import enum
-import fcntl
 import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from ghostbox import processes
-from ghostbox.donor_client import CONTROL_PORT
+from pydantic import ConfigDict, TypeAdapter
+
+from ghostbox.donors.client import CONTROL_PORT
+from ghostbox.donors.known import KnownDonor
 from ghostbox.errors import GhostboxError, NotFound, Refused
-from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths, VmPaths, login_environment, make_directory
-from ghostbox.plan import PagerPlan, VmPlan, domain_name
-from ghostbox.process_table import Identity, machine_id
-from ghostbox.tiering import Tiering
+from ghostbox.plan.plan import PagerPlan, VmPlan, domain_name
+from ghostbox.plan.tiering import Tiering
+from ghostbox.system import documents, forms, locks, state_files
+from ghostbox.system.documents import Part
+from ghostbox.system.process_table import Identity, machine_id
 
 _FORMAT = 1
+_NUMBER = "format"
 THIS_HOST = "this-host"
-"""In place of a donor's address: memory of the host itself (`session.host_memory`)."""
+"""The value in place of a donor's address for memory of the host itself (`session.host_memory`)."""
 
 _SUPERVISOR = "supervisor"
 _PATIENCE_S = 30.0
+_LOOK_AGAIN_S = 0.05
 
 
 class VmState(enum.StrEnum):
-    """What is recorded of a VM; three are seen and never recorded.
+    """Names the state of a VM; three states are seen and never recorded.
 
-    ``PAUSED``; ``BROKEN``: its pager is dead; ``UNMANAGED``: its QEMU lives, or may live, and libvirt, or the record,
-    does not know it.
+    ``PAUSED``; ``BROKEN``: the pager is dead; ``UNMANAGED``: QEMU runs, or may run, and libvirt does not know the VM,
+    or the record says that it is stopped.
     """
 
     ABSENT = "absent"
@@ -78,7 +83,7 @@ TRANSITIONS: dict[VmState, frozenset[VmState]] = {
 
 
 class Made(enum.StrEnum):
-    """A thing outside the state directory that an ``up`` makes and a ``down`` unmakes."""
+    """Names a thing outside the state directory that an ``up`` makes and a ``down`` removes."""
 
     FILES = "files"
     BACKUP = "backup"
@@ -87,13 +92,14 @@ class Made(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class LeaseRecord:
-    """A lease that was asked for; it may or may not have been made.
+class LeaseRecord(Part):
+    """Holds a lease that a donor was asked for; the lease may or may not have been made.
 
-    ``nbd_uri`` is known when it was; that is how the pager's donors are told apart. ``donor`` is the address of its
-    control API, or `THIS_HOST`. ``donor_name`` and ``donor_id`` are who made it, ``plane`` is its process that holds
-    the memory and ``machine`` where that runs; ``incarnation`` is the memory that it gave. ``stranger``: who answers at
-    that address now, while the donor is away.
+    ``donor`` is the address of the donor's control API, or `THIS_HOST`. ``nbd_uri`` is known once the lease was made;
+    it identifies the donor to the pager. ``donor_name`` and ``donor_id`` are of the donor that made the lease,
+    ``plane`` is the incarnation of the process there that holds the memory, ``machine`` the machine that the donor runs
+    on; ``incarnation`` is the incarnation of the leased memory. ``stranger``: which donor answers at that address now,
+    while the right donor is down.
     """
 
     donor: str
@@ -109,28 +115,30 @@ class LeaseRecord:
 
     @property
     def lender(self) -> object:
-        """What is the same for all leases of one donor, whatever its address is spelt like."""
+        """Return a value that is the same for all leases of one donor, however its address is spelt."""
         known = self.donor_id is not None and self.plane is not None
         return (self.donor_id, self.plane) if known else self.donor.lower().removesuffix(f":{CONTROL_PORT}")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One VM. Sizes in bytes, times UTC in ISO 8601; ``new`` means that no ``up`` of it ever came to ``running``.
+    """Holds what is known of one VM: sizes in bytes, times in UTC (ISO 8601). ``new``: no ``up`` reached ``running``.
 
-    ``donors`` are those it may borrow from, ``backup`` is the file of its copy on disk, ``paused`` says that we paused
-    it because of a donor (and not somebody else). ``asked_to`` are the donors that are drained because they asked for
-    it, and may take that back; what the user drains is not among them: those are ``drained``, and nothing is borrowed
-    from them until the user says so. ``tiering`` is None of a VM that an earlier version started. ``ssh_key``: what
-    the user's ssh offers besides our own key. ``cloned``: its disk
-    is a copy of another VM's, so the guest is told who it is. ``network`` is the choice as people write it; on one that
-    is not ``user``, ``address`` is the guest's own and ``filter`` libvirt's filter, if there is one. ``disks`` are the
-    sizes of the further ones, ``shares`` are as people write them.
+    ``donors`` are those that the VM may borrow from, ``backup`` is the file of the copy on disk, ``paused``: GhostBox
+    has paused the VM because of a donor. ``asked_to`` are the donors that are drained since they have asked for it, and
+    may take that back. ``drained`` are the donors that the user has drained: nothing is borrowed from them until the
+    user names them again. ``tiering`` is None of a VM that an earlier version started. ``ssh_key``: the key that the
+    user's ssh offers besides GhostBox's key. ``cloned``: the disk is a copy of another VM's, so the guest gets a
+    machine id of its own from GhostBox. ``network`` is the choice as people write it; if it is not ``user``,
+    ``address`` is the guest's address and ``filter`` libvirt's filter, if there is one. ``disks`` are the sizes of the
+    further disks; ``shares`` are as people write them. ``insecure``: it was started with ``pool.insecure``.
 
-    ``environment`` is the login that it was started in (`paths.login_environment`), ``runtime`` its runtime directory:
-    later commands may run in another login. ``machine``, ``qemu`` and ``pager_process`` say where and as what it runs.
-    All are None of a VM that an earlier version started.
+    ``environment`` is the login environment that the VM was started in (`paths.login_environment`), ``runtime`` its
+    runtime directory: later commands may run in another login. ``machine``, ``qemu`` and ``pager_process`` are the
+    machine and the processes that run it. All are None of a VM that an earlier version started.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     state: VmState
@@ -172,14 +180,15 @@ class Record:
     filter: str | None = None
     disks: tuple[int, ...] = ()
     shares: tuple[str, ...] = ()
+    insecure: bool = False
 
     def to(self, state: VmState, **changes: Any) -> Record:
-        """Return the record in another state; a transition that the drawing above lacks is our own mistake."""
+        """Return the record in another state. A transition that is not in `TRANSITIONS` is a programming error."""
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         return replace(self, state=state, **changes)
 
     def with_made(self, thing: Made) -> Record:
-        """Return the record with ``thing`` among what may exist."""
+        """Return the record with ``thing`` among the objects that may exist."""
         return replace(self, made=self.made | {thing})
 
     def without_made(self, thing: Made) -> Record:
@@ -187,46 +196,56 @@ class Record:
         return replace(self, made=self.made - {thing})
 
     def donor_names(self) -> dict[str, str]:
-        """Return what people call the pager's donors (the addresses of their control APIs), by their NBD URIs.
+        """Return the names of the pager's donors (the addresses of their control APIs), by their NBD URIs.
 
-        A donor has one name: the one of its first lease.
+        The donor of several leases has one name: the address in its first lease.
         """
         names: dict[object, str] = {}
         for lease in self.leases:
             names.setdefault(lease.lender, lease.donor)
         return {lease.nbd_uri: names[lease.lender] for lease in self.leases if lease.nbd_uri is not None}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the record that `to_json` wrote."""
-        fields = {key: value for key, value in data.items() if key != "format"}
-        fields["state"] = VmState(fields["state"])
-        fields["made"] = frozenset(Made(word) for word in fields["made"])
-        fields["leases"] = tuple(LeaseRecord(**lease) for lease in fields["leases"])
-        fields["pager"] = None if fields.get("pager") is None else PagerPlan(**fields["pager"])
-        fields["tiering"] = None if fields.get("tiering") is None else Tiering.from_json(fields["tiering"])
-        fields["donors"] = tuple(fields.get("donors", ()))
-        fields["disks"] = tuple(fields.get("disks", ()))
-        fields["shares"] = tuple(fields.get("shares", ()))
-        fields["asked_to"] = tuple(fields.get("asked_to", ()))
-        for key in ("qemu", "pager_process"):
-            fields[key] = None if fields.get(key) is None else Identity(**fields[key])
-        fields["drained"] = tuple(KnownDonor(**each) for each in fields.get("drained", ()))
-        fields["forwards"] = tuple((host, guest) for host, guest in fields["forwards"])
-        return cls(**fields)
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Record:
+        """Return the record that `to_json` wrote, in this version or an earlier one.
+
+        Raises:
+            ValueError: the data makes no sense, or has fields that only a later version knows.
+        """
+        fields = {key: value for key, value in data.items() if key != _NUMBER}
+        record = forms.read(_form(), fields)
+        if (place := next(documents.strangers(record), None)) is not None:
+            raise ValueError(f"{place}: Unexpected keyword argument")
+        return record
+
+    @staticmethod
+    def from_document(document: object, file: Path) -> Record:
+        """Return the record in a file, unless a newer version wrote it.
+
+        Raises:
+            Refused: the format is newer than this version's.
+            ValueError: see `from_json`.
+        """
+        return Record.from_json(documents.check(document, file, _FORMAT, number=_NUMBER))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"format": _FORMAT, **asdict(self), "made": sorted(self.made)}
+        """Return the record as plain data for JSON."""
+        return {_NUMBER: _FORMAT, **documents.plain(self)}
+
+
+@cache
+def _form() -> TypeAdapter[Record]:
+    """Return the reader of records; it is made once, since making it takes long."""
+    return TypeAdapter(Record)
 
 
 def now_utc() -> str:
-    """Return the present time as records have it."""
+    """Return the present time in the format of records."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def prepared(plan: VmPlan, before: Record | None) -> Record:
-    """Return the record of a VM in preparation; ``before`` is what there was of it."""
+    """Return the record of a VM in preparation; ``before`` is the VM's earlier record, if it has one."""
     return Record(
         name=plan.name,
         state=VmState.PREPARING,
@@ -268,29 +287,30 @@ def prepared(plan: VmPlan, before: Record | None) -> Record:
 
 @dataclass
 class Book:
-    """The record of one VM on disk: every change is written before it is acted on.
+    """Keeps the record of one VM on disk: every change is written before it is acted on.
 
-    ``files`` has the runtime directory that the record names, once it was read or written.
+    ``files`` has the runtime directory that the record names, once the record was read or written. ``found`` is the
+    record as it was last read or written, None if there is none.
     """
 
     files: VmPaths
-    record: Record | None = field(default=None)
+    found: Record | None = None
 
-    def _keep(self, record: Record | None) -> Record | None:
-        self.record = record
-        if record is not None and record.runtime is not None:
+    @property
+    def record(self) -> Record:
+        """Return the record that was last read or written. Reading this when there is none is a programming error."""
+        assert self.found is not None, f"no record of VM '{self.files.state.name}' was read or written"
+        return self.found
+
+    def _keep(self, record: Record) -> None:
+        self.found = record
+        if record.runtime is not None:
             self.files = replace(self.files, runtime=Path(record.runtime))
-        return record
 
     def save(self, record: Record) -> Record:
-        """Write ``record``, in one step, durably."""
+        """Write ``record`` in one step, durably."""
         make_directory(self.files.state)
-        draft = self.files.record.with_suffix(".new")
-        with draft.open("w") as stream:
-            json.dump(record.to_json(), stream, indent=2)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(self.files.record)
+        state_files.write(self.files.record, record.to_json())
         self._keep(record)
         return record
 
@@ -301,25 +321,20 @@ class Book:
             GhostboxError: the file cannot be read or makes no sense.
         """
         try:
-            self._keep(Record.from_json(json.loads(self.files.record.read_text())))
+            self._keep(Record.from_document(json.loads(self.files.record.read_text()), self.files.record))
         except FileNotFoundError:
-            self.record = None
+            self.found = None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise GhostboxError(
                 f"cannot read {self.files.record}: {err}",
                 why=f"the VM may run nevertheless; {self.files.disk} is its disk",
                 hint="run this as the user who made the VM, or mend the file: it is JSON",
             ) from err
-        if self.record is not None and self.record.name != self.files.state.name:
-            # A rename was interrupted between the directory and the record: the directory counts.
+        if self.found is not None and self.found.name != self.files.state.name:
+            # A rename was interrupted after the directory got its name: the directory's name counts.
             name = self.files.state.name
-            self.record = replace(self.record, name=name, domain=domain_name(name))
-        return self.record
-
-    def need_record(self) -> Record:
-        """Return the record that was read or written last; that there is none is our own mistake."""
-        assert self.record is not None
-        return self.record
+            self.found = replace(self.found, name=name, domain=domain_name(name))
+        return self.found
 
     def need(self, name: str, paths: Paths) -> Record:
         """Return the record.
@@ -338,7 +353,7 @@ class Book:
 
 
 def lease_name(vm: str) -> str:
-    """Return a name that no other VM, of this host or another one, can have."""
+    """Return a lease name that no other VM, of this host or another host, can have."""
     return f"{machine_id()}-{vm}-{secrets.token_hex(4)}"
 
 
@@ -349,48 +364,43 @@ def names(paths: Paths) -> list[str]:
 
 @contextmanager
 def locked(files: VmPaths, *, supervisor: bool = False) -> Iterator[None]:
-    """Hold the VM's lock; the kernel drops it when we die. The VM's supervisor holds it for moments: it is waited for.
+    """Hold the VM's lock, which ends with this process. A supervisor's hold, which is short, is waited for.
 
     Raises:
-        Refused: another command holds it.
+        Refused: another command holds the lock.
     """
-    descriptor = _lock_descriptor(files)
+    descriptor = _take_lock(files)
     holder = f"{_SUPERVISOR if supervisor else ''} {os.getpid()}"
     try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{holder.strip()}\n".encode(), 0)
+        locks.write(descriptor, f"{holder.strip()}\n")
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock_descriptor(files: VmPaths) -> int:
-    """Open and lock the file; again if its last holder removed it (with the VM) between the two.
+def _take_lock(files: VmPaths) -> int:
+    """Take the VM's lock; return its descriptor.
 
-    Who holds the lock writes its name a moment after it took it: a name is believed when it was read twice.
+    A holder writes its name a moment after it took the lock, so a name counts when it was read twice.
     """
     deadline, seen = time.monotonic() + _PATIENCE_S, ""
     while True:
         make_directory(files.state)
-        descriptor = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if files.lock.exists() and files.lock.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BlockingIOError as err:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            if holder != seen or (holder.startswith(_SUPERVISOR) and time.monotonic() < deadline):
-                seen = holder
-                time.sleep(0.05)
-                continue
-            raise Refused(
-                f"another command is at work on VM '{files.state.name}' (pid {holder})",
-                hint="wait until it is done, or end it",
-            ) from err
-        os.close(descriptor)
+            return locks.take(files.lock)
+        except FileNotFoundError:  # the VM, and its directory, were deleted between these two calls
+            continue
+        except locks.Held as err:
+            holder = err.said or "unknown"
+            if holder == seen and not (holder.startswith(_SUPERVISOR) and time.monotonic() < deadline):
+                raise Refused(
+                    f"another command is at work on VM '{files.state.name}' (pid {holder})",
+                    hint="wait until it is done, or end it",
+                ) from err
+            seen = holder
+            time.sleep(_LOOK_AGAIN_S)
 
 
 def lock_is_free(files: VmPaths) -> bool:
-    """Tell whether no command is at work on the VM."""
-    return processes.is_unlocked(files.lock)
+    """Tell whether no command holds the VM's lock."""
+    return locks.is_free(files.lock)

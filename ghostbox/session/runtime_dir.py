@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The runtime directory of a VM that runs: the pager's sockets and its page map.
+"""Restore the runtime directory of a running VM: the pager's sockets and its page map.
 
-It can be lost (a cleaner of temporary files, the end of a login), and the VM goes on without noticing. The pager is
-then found by the record, and told to make all anew.
+The directory can be lost (something cleans up temporary files, a login ends) while the VM runs on. The pager is then
+found through the record, and told to make its files anew.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import shutil
 import signal
 from pathlib import Path
 
-from ghostbox import pager, process_table, processes
+from ghostbox import pager
 from ghostbox.errors import DeadlineExceeded, GhostboxError
 from ghostbox.paths import VmPaths, make_directory
 from ghostbox.session import events
 from ghostbox.session.record import Book, Record
+from ghostbox.system import process_table, processes
 
 RESTORE = signal.SIGUSR1
-"""What a pager takes as the wish to make its sockets and its page map anew; earlier versions ignore it."""
+"""The signal at which a pager makes its sockets and its page map anew; earlier versions ignore it."""
 
 _RESTORE_TIMEOUT_S = 10.0
 
 
 def find_pager(record: Record, files: VmPaths) -> int | None:
-    """Return the process id of the VM's pager, whatever became of its sockets."""
+    """Return the process id of the VM's pager, also if its sockets are gone."""
     known = record.pager_process
     if known is not None and process_table.is_alive(known):
         return known.pid
@@ -34,19 +35,18 @@ def find_pager(record: Record, files: VmPaths) -> int | None:
 
 
 def lost(record: Record, files: VmPaths) -> list[Path]:
-    """Return which files of a pager that lives are gone; it cannot be asked, or not be followed, without them."""
+    """Return the files of a running pager that are gone; without them no command reaches it, and none can take over."""
     missing = [file for file in (files.pager_control, files.pager_socket, files.pager_state) if not file.exists()]
     return missing if missing and find_pager(record, files) is not None else []
 
 
 def restore(book: Book) -> bool:
-    """With the VM's lock held: have the pager make anew what is gone; tell whether anything was.
+    """Let the pager make lost files anew; return whether any were lost. The caller holds the VM's lock.
 
     Raises:
-        GhostboxError: the directory cannot be made, or the pager is of a version that cannot do it. The VM goes on.
+        GhostboxError: the directory cannot be made, or the pager's version cannot restore files. The VM runs on.
     """
     record, files = book.record, book.files
-    assert record is not None
     missing = lost(record, files)
     pid = find_pager(record, files)
     if not missing or pid is None:
@@ -70,19 +70,19 @@ def restore(book: Book) -> bool:
 
 
 class PageMap:
-    """A second hold on the page map: if its file is removed and then the pager dies, what it held is still here."""
+    """Keeps the page map open, so that it can be restored if its file is removed and then the pager dies."""
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the page map."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = None
 
     def watch(self, files: VmPaths) -> None:
-        """Take hold of the file that is there now."""
+        """Open the page map's present file, if it is another one than before."""
         try:
             found = files.pager_state.stat()
             held = None if self._descriptor is None else os.fstat(self._descriptor)
@@ -90,10 +90,10 @@ class PageMap:
                 self.close()
                 self._descriptor = os.open(files.pager_state, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return  # it is gone: what we hold is the last of it
+            return  # the file is gone: the open descriptor is the last access to it
 
     def put_back(self, record: Record, files: VmPaths) -> None:
-        """For a pager that died without the file: make the file anew, so that another pager can go on with it.
+        """Write the page map's file anew if the pager died without it, so that another pager can take over.
 
         Raises:
             GhostboxError: the directory cannot be made.
@@ -116,7 +116,7 @@ def _make(record: Record, files: VmPaths) -> None:
         user = "$USER" if os.geteuid() else "the user"
         raise GhostboxError(
             f"the runtime directory of VM '{record.name}' is gone and cannot be made anew: {files.runtime}",
-            why=f"{os.strerror(err.errno or 0)}; the VM itself goes on",
+            why=f"{os.strerror(err.errno or 0)}; the VM itself runs on",
             hint=f"log in as {user} again, which makes it; `loginctl enable-linger {user}` keeps it between logins",
         ) from err
 
@@ -124,6 +124,6 @@ def _make(record: Record, files: VmPaths) -> None:
 def _too_old(record: Record, pid: int) -> GhostboxError:
     return GhostboxError(
         f"the runtime directory of VM '{record.name}' was lost, and its pager (pid {pid}) does not make it anew",
-        why="it is of an earlier version; the VM itself goes on, but cannot be looked at",
+        why="it is of an earlier version; the VM itself runs on, but cannot be managed",
         hint=f"shut it down from inside: ghostbox shell {record.name} -- sudo poweroff",
     )

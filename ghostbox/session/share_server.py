@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The process that serves one shared folder to the guest; `shares` says how it fits in."""
+"""Serve one shared folder to the guest, in a process of its own; `shares` has the whole picture."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import pwd
@@ -12,13 +11,13 @@ import resource
 import shlex
 from pathlib import Path
 
-from ghostbox import sftp
 from ghostbox.config import SharedFolder
 from ghostbox.errors import GuestError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.session import readiness, shares
 from ghostbox.session.record import Book
-from ghostbox.ssh import GuestSsh
+from ghostbox.system import locks, sftp
+from ghostbox.system.ssh import GuestSsh
 
 _log = logging.getLogger(__name__)
 _LOGIN_TIMEOUT_S = 300.0
@@ -26,11 +25,11 @@ _NO_SSHFS = 127
 
 
 def serve(name: str, number: int, paths: Paths) -> None:
-    """Be the process that serves one folder, until the guest goes away.
+    """Serve one folder until the guest ends the connection.
 
     Raises:
-        NotFound: no such VM.
-        GuestError: the guest lets us not in, or has no sshfs.
+        NotFound: no VM has this name.
+        GuestError: the guest takes no login, or has no sshfs, or has lost the mount.
     """
     book = Book(paths.vm(name))
     record = book.need(name, paths)
@@ -41,7 +40,6 @@ def serve(name: str, number: int, paths: Paths) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with contextlib.closing(os.fdopen(held, "r")):
         readiness.locate(book)
-        assert book.record is not None
         with readiness.guest(book.record, book.files) as ssh:
             ssh.wait_ready(_LOGIN_TIMEOUT_S)
             _serve(ssh, folder)
@@ -49,14 +47,9 @@ def serve(name: str, number: int, paths: Paths) -> None:
 
 def _lock(files: VmPaths, number: int) -> int | None:
     try:
-        descriptor = os.open(shares.lock_file(files, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        return locks.take(shares.lock_file(files, number))
+    except (FileNotFoundError, locks.Held):
         return None
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _serve(ssh: GuestSsh, folder: SharedFolder) -> None:
@@ -76,10 +69,10 @@ def _serve(ssh: GuestSsh, folder: SharedFolder) -> None:
 
 
 def mount_command(folder: SharedFolder) -> str:
-    """Return what mounts a folder in the guest, for all its users, as if all files were the login user's."""
+    """Return the command that mounts a folder in the guest, for all its users, as the login user's files."""
     where = shlex.quote(shares.place(folder))
     options = "passive,allow_other,dcache_timeout=1" + (",ro" if folder.read_only else "")
-    # The mount of a connection that broke is still there, and answers nothing.
+    # A mount whose connection broke stays in place and blocks; umount -l removes it.
     return (
         f"command -v sshfs >/dev/null || exit {_NO_SSHFS}; "
         f"sudo -n umount -l {where} 2>/dev/null; sudo -n mkdir -p {where} && "
@@ -88,7 +81,7 @@ def mount_command(folder: SharedFolder) -> str:
 
 
 def _become_owner(directory: Path) -> None:
-    """As root: have the rights of the directory's owner from here on, and no others."""
+    """Give up root's rights for those of the directory's owner; a process that is not root keeps its own."""
     status = directory.stat()
     if os.geteuid() != 0 or status.st_uid == 0:
         return

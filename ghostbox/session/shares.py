@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Shared folders: directories of this host that the guest sees below /mnt, served through our SSH connection to it.
+"""Share directories of this host with the guest, which sees them below /mnt, over GhostBox's SSH connection to it.
 
-A process of its own serves each (`share_server`, ``ghostbox share-files NAME NUMBER``): it logs in to the guest, starts
-sshfs there with its standard input and output for a wire (``-o passive``), and answers what sshfs asks
-(`ghostbox.sftp`). So nothing maps the guest's memory, as virtiofsd would, and any network and any kernel with FUSE will
-do. As root it becomes the owner of the directory before it serves: the guest may do what that user may, and its files
-are that user's. It ends with its connection; the supervisor starts the next one, so the folder is back after a reboot
-of the guest.
+One process serves each folder (`share_server`, ``ghostbox share-files NAME NUMBER``). It logs in to the guest, starts
+sshfs there, which talks over its standard input and output (``-o passive``), and answers sshfs's requests
+(`ghostbox.system.sftp`). So nothing maps the guest's memory, as virtiofsd would, and any network and any kernel with
+FUSE is enough. A process of root becomes the owner of the directory before it serves: the guest may do what that user
+may, and its files belong to that user. The process ends with its connection and the supervisor starts the next one, so
+the folder is back after a reboot of the guest.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ghostbox import processes
 from ghostbox.config import SharedFolder
 from ghostbox.config.kinds import Share
 from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.session.record import Book, Made, Record, VmState
-from ghostbox.ssh import GuestSsh
+from ghostbox.system import locks, pidfd, processes
+from ghostbox.system.ssh import GuestSsh
 
 COMMAND = "share-files"
 
@@ -33,8 +33,8 @@ def check(folders: Sequence[SharedFolder]) -> None:
     """Refuse folders that cannot be shared, before anything is started.
 
     Raises:
-        UsageError: two would have one place in the guest, or one has none.
-        Refused: there is no such directory, or it cannot be read.
+        UsageError: two folders would have the same place in the guest, or a folder's name is not usable.
+        Refused: the directory does not exist, or this user may not read it.
     """
     places: set[str] = set()
     for folder in folders:
@@ -75,7 +75,7 @@ def folders(record: Record) -> list[SharedFolder]:
 
 
 def place(folder: SharedFolder) -> str:
-    """Return where the guest sees it."""
+    """Return the folder's path in the guest."""
     return f"/mnt/{folder.directory.name}"
 
 
@@ -83,59 +83,48 @@ def missing(record: Record, files: VmPaths) -> list[int]:
     """Return the numbers of the folders that no process serves."""
     if record.state is not VmState.RUNNING or Made.DOMAIN not in record.made:
         return []
-    return [number for number in range(len(record.shares)) if processes.is_unlocked(lock_file(files, number))]
+    return [number for number in range(len(record.shares)) if locks.is_free(lock_file(files, number))]
 
 
 def ensure(book: Book, paths: Paths) -> None:
-    """Start what is missing."""
-    record, files = book.record, book.files
+    """Start a process for each folder that no process serves."""
+    record, files = book.found, book.files
     if record is None or not files.runtime.is_dir():
         return
     for number in missing(record, files):
-        processes.start_detached(
-            [sys.executable, "-P", "-m", "ghostbox", COMMAND, record.name, str(number),
-             "--lock", lock_file(files, number)],
-            log_path=log_file(files, number),
-            env={
-                "GHOSTBOX_STATE_DIR": str(paths.state),
-                "GHOSTBOX_RUNTIME_DIR": str(paths.runtime),
-                "GHOSTBOX_CACHE_DIR": str(paths.cache),
-                "GHOSTBOX_NATIVE_DIR": str(paths.native),
-            },
-        )  # fmt: skip
+        words = (COMMAND, record.name, str(number), "--lock", lock_file(files, number))
+        processes.start_own(*words, paths=paths, log_path=log_file(files, number))
 
 
 def stop(files: VmPaths) -> None:
     """End the processes that serve the VM's folders.
 
     Raises:
-        ProgramError: one does not end.
+        ProgramError: a process does not end.
     """
     for lock in files.runtime.glob("share-*.lock"):
-        for pid in processes.find("", COMMAND, str(lock)):
-            processes.terminate(pid)
+        pidfd.end_all(partial(processes.find, "", "-m", "ghostbox", COMMAND, str(lock)))
 
 
 def log_file(files: VmPaths, number: int) -> Path:
-    """Return what the process that serves a folder says."""
+    """Return the log of the process that serves a folder."""
     return files.state / f"share-{number}.log"
 
 
 def lock_file(files: VmPaths, number: int) -> Path:
-    """Return the file that the process which serves a folder holds (flock)."""
+    """Return the file that the process which serves a folder holds locked (flock)."""
     return files.runtime / f"share-{number}.lock"
 
 
 def wait_mounted(book: Book, ssh: GuestSsh, *, timeout_s: float) -> list[str]:
-    """Wait until the guest sees its folders; return a sentence for each that it does not see."""
+    """Wait until the guest has its folders mounted; return a sentence for each that is missing."""
     record = book.record
-    assert record is not None
     problems = []
     for number, folder in enumerate(folders(record)):
         where = shlex.quote(place(folder))
         rounds = max(1, round(timeout_s / 0.2))
         wait = f"for i in $(seq {rounds}); do mountpoint -q {where} && exit; sleep 0.2; done; exit 1"
         if ssh.run(wait, timeout_s * 2 + 10).status != 0:
-            why = processes.last_words(log_file(book.files, number), lines=2) or "nothing is known of the reason"
+            why = processes.last_words(log_file(book.files, number), lines=2) or "the reason is not known"
             problems.append(f"{folder.directory} is not at {place(folder)}: {why}")
     return problems

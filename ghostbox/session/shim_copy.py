@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where a VM's copy of the shim goes: QEMU's dynamic loader must be able to find it there and to run it.
+"""Choose the place of a VM's copy of the shim, where QEMU's dynamic loader can find and run it.
 
-Each VM has a copy of its own, named after what is in it: an upgrade never overwrites one that a QEMU has mapped.
+Each VM has its own copy, whose name has the content's digest: an upgrade never overwrites a file that a QEMU has
+mapped.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from pathlib import Path
 from ghostbox.errors import Refused
 from ghostbox.paths import Paths
 
-# ld.so(8): the items of LD_PRELOAD are separated by spaces or colons, which cannot be escaped; it expands $ORIGIN,
-# $LIB and $PLATFORM in them.
+# ld.so(8): spaces or colons separate the items of LD_PRELOAD and cannot be escaped; the loader expands $ORIGIN, $LIB
+# and $PLATFORM in the items.
 _SPECIAL = {" ": "a space", ":": "a colon", "$": "a dollar sign"}
 
 
 def place(paths: Paths, name: str) -> Path:
-    """Return the file for the copy: in the VM's state directory, or in its runtime directory if that will not do.
+    """Return the file for the copy: in the VM's state directory, or in its runtime directory if only that is usable.
 
     Raises:
-        Refused: neither will.
+        Refused: neither is usable.
     """
     for directory in _candidates(paths, name):
         if problem(directory) is None:
@@ -34,7 +35,7 @@ def place(paths: Paths, name: str) -> Path:
 
 
 def refusal(paths: Paths, name: str) -> Refused | None:
-    """Return the error for a VM of this name whose shim can lie nowhere, with each reason; None if it can."""
+    """Return the error, with a reason for each directory, if the shim can lie nowhere; otherwise None."""
     found = [(directory, problem(directory)) for directory in _candidates(paths, name)]
     if any(why is None for _, why in found):
         return None
@@ -54,13 +55,13 @@ def problem(directory: Path) -> str | None:
     """Return why a library in ``directory`` (which need not exist yet) could not be preloaded; None if it could."""
     for char, what in _SPECIAL.items():
         if char in str(directory):
-            return f"its name has {what}, and LD_PRELOAD cannot be told of such a file"
+            return f"its name has {what}, which LD_PRELOAD cannot express"
     if is_noexec(directory):
         return "its file system is mounted noexec, so no program can be loaded from it"
     return None
 
 
 def is_noexec(path: Path) -> bool:
-    """Tell whether the file system at ``path``, or above it where it does not exist yet, is mounted noexec."""
+    """Tell whether the file system at ``path``, or at its nearest existing parent, is mounted noexec."""
     existing = next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
     return bool(os.statvfs(existing).f_flag & os.ST_NOEXEC)

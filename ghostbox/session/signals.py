@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ctrl-C, SIGTERM and SIGHUP while a VM is being made: they interrupt the work, never its undoing."""
+"""Let Ctrl-C, SIGTERM and SIGHUP interrupt the making of a VM, but not the undoing after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Turns the signals into KeyboardInterrupt, except inside `shielded`, where they are only remembered."""
+    """Turns the signals into KeyboardInterrupt, except inside `shielded`, which only sets ``pending``."""
 
     def __init__(self) -> None:
         self.pending = False
@@ -21,7 +21,7 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Handle the signals until the end of the block (in the main thread; elsewhere nothing can be handled)."""
+        """Handle the signals until the end of the block. Only the main thread can; in others this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -34,7 +34,7 @@ class Interrupts:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Finish the block whatever comes."""
+        """Run the block to its end, whatever signals come."""
         self._shields += 1
         try:
             yield

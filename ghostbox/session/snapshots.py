@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Snapshots of a stopped VM: all its disks at one moment, and what it was defined as then.
+"""Make snapshots of a stopped VM: all its disks at one moment, with the definition it had.
 
 The disks' part is inside their qcow2 files (an internal snapshot, tagged ``gb-NAME``), so it takes no space until the
-guest writes over what it holds. The rest is a directory in the VM's state directory, which is written last: a snapshot
-exists once that is there. While disks are being put back they have one more snapshot, of before, to go back to.
+guest overwrites data. The rest is a directory in the VM's state directory, which is written last: a snapshot exists
+once its directory exists. While disks are being restored, each has one more internal snapshot, tagged ``gb-``, of its
+content before, for the case that a disk fails.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ghostbox.config.kinds import Text
-from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError, exhausted
+from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError, hint_for
 from ghostbox.images import qemu_img
 from ghostbox.paths import Paths, VmPaths, make_directory
 from ghostbox.session import definition, observe
 from ghostbox.session.record import Book, Record, VmState, locked, now_utc
+from ghostbox.system import state_files
 
 _NAME = Text("a name (letters, digits, '.', '_', '-', at most 40)", r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,39}")
 _DESCRIPTION = "snapshot.json"
@@ -30,7 +32,7 @@ _UNDO = "gb-"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot: when it was made, the disks that are in it (their files' names) and their sizes then, in bytes."""
+    """Describes a snapshot: when it was made, its disks (the names of their files) and their sizes then, in bytes."""
 
     name: str
     created_at: str
@@ -38,10 +40,10 @@ class Snapshot:
 
 
 def check_name(text: str) -> str:
-    """Return the name of a snapshot.
+    """Return a snapshot's name as it was given.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text cannot be the name of a snapshot.
     """
     try:
         return str(_NAME.parse(text))
@@ -53,14 +55,13 @@ def create(vm: str, name: str, paths: Paths) -> Snapshot:
     """Make a snapshot.
 
     Raises:
-        NotFound: no such VM.
+        NotFound: no VM has this name.
         Refused: the VM runs, or has a snapshot of that name.
-        ImageError: a disk cannot take it; nothing has changed.
+        ImageError: a disk cannot take the snapshot; nothing has changed.
     """
     check_name(name)
-    with stopped(vm, paths, "a snapshot is made of disks that nobody writes to") as book:
+    with stopped(vm, paths, "a snapshot is made of disks that no program writes to") as book:
         record = book.record
-        assert record is not None
         if _directory(book.files, name).exists():
             raise Refused(
                 f"VM '{vm}' has a snapshot '{name}' already",
@@ -83,7 +84,7 @@ def find_all(vm: str, paths: Paths) -> list[Snapshot]:
     """Return a VM's snapshots, the oldest first.
 
     Raises:
-        NotFound: no such VM.
+        NotFound: no VM has this name.
     """
     book = Book(paths.vm(vm))
     book.need(vm, paths)
@@ -92,12 +93,13 @@ def find_all(vm: str, paths: Paths) -> list[Snapshot]:
 
 
 def restore(vm: str, name: str, paths: Paths) -> Snapshot:
-    """Put all disks, and the definition, back to what they were. What is on the disks now is lost.
+    """Restore all disks, and the definition, from a snapshot. The disks' present content is lost.
 
     Raises:
         NotFound: no such VM or snapshot.
         Refused: the VM runs.
-        ImageError: a disk cannot be put back; all are as they were before.
+        ImageError: a disk cannot be restored; all disks are as they were before.
+        GhostboxError: the snapshot's record cannot be read, or a newer version made it; nothing has changed.
     """
     with stopped(vm, paths, "its disks are put back") as book:
         found = _need(book.files, vm, name)
@@ -108,13 +110,14 @@ def restore(vm: str, name: str, paths: Paths) -> Snapshot:
                     f"snapshot '{name}' of VM '{vm}' is damaged: {disk} does not have it",
                     hint="nothing was changed; the other snapshots may be whole",
                 )
+        then = _record_then(book.files, name)
         _put_back(disks, f"gb-{name}")
-        _restore_definition(book, found)
+        _restore_definition(book, found, then)
         return found
 
 
 def delete(vm: str, name: str, paths: Paths) -> None:
-    """Remove a snapshot; the disks stay as they are.
+    """Remove a snapshot; the disks' content stays.
 
     Raises:
         NotFound: no such VM or snapshot.
@@ -129,11 +132,11 @@ def delete(vm: str, name: str, paths: Paths) -> None:
 
 @contextmanager
 def stopped(vm: str, paths: Paths, why: str) -> Iterator[Book]:
-    """Hold the lock of a VM that does not run.
+    """Hold the lock of a VM that does not run, and yield its record.
 
     Raises:
-        NotFound: no such VM.
-        Refused: it runs; ``why`` says what that is in the way of.
+        NotFound: no VM has this name.
+        Refused: the VM runs; ``why`` says what a running VM would disturb.
     """
     Book(paths.vm(vm)).need(vm, paths)
     with locked(paths.vm(vm)):
@@ -146,7 +149,7 @@ def stopped(vm: str, paths: Paths, why: str) -> Iterator[Book]:
 
 
 def disk_files(files: VmPaths) -> list[Path]:
-    """Return the VM's disks, also those that its definition does not name any more, the first one first."""
+    """Return the VM's disks, the first disk first, also those that its definition does not name any more."""
     more = sorted(files.state.glob("disk[0-9]*.qcow2"), key=lambda disk: (len(disk.name), disk.name))
     return [disk for disk in (files.disk, *more) if disk.is_file()]
 
@@ -185,27 +188,31 @@ def _describe(files: VmPaths, made: Snapshot, record: Record) -> None:
         make_directory(draft)
         if files.definition.exists():
             shutil.copyfile(files.definition, draft / _DEFINITION)
-        text = json.dumps({**asdict(made), "vm": record.to_json()}, indent=2)
-        (draft / _DESCRIPTION).write_text(text + "\n")
-        draft.rename(_directory(files, made.name))
+        state_files.write(draft / _DESCRIPTION, {**asdict(made), "vm": record.to_json()})
+        state_files.publish(draft, _directory(files, made.name))
     except OSError as err:
-        hint = None if (known := exhausted(err)) is None else known.hint
-        raise GhostboxError(f"cannot write {_directory(files, made.name)}: {err.strerror}", hint=hint) from err
+        raise GhostboxError(f"cannot write {_directory(files, made.name)}: {err.strerror}", hint=hint_for(err)) from err
 
 
-def _restore_definition(book: Book, found: Snapshot) -> None:
-    """Put the definition back, and of the record what says how large the disks are."""
+def _record_then(files: VmPaths, name: str) -> Record:
+    """Return the record that the VM had when the snapshot was made."""
+    file = _directory(files, name) / _DESCRIPTION
+    try:
+        return Record.from_document(json.loads(file.read_text())["vm"], file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise GhostboxError(f"cannot read {file}: {err}", hint="the disks still have the snapshot (qemu-img)") from err
+
+
+def _restore_definition(book: Book, found: Snapshot, then: Record) -> None:
+    """Restore the definition, and those fields of the record that describe disks, shares and network."""
     record, kept = book.record, _directory(book.files, found.name) / _DEFINITION
-    assert record is not None
     if kept.exists():
         definition.keep(book.files, kept.read_text(encoding="utf-8"))
-    data = json.loads((_directory(book.files, found.name) / _DESCRIPTION).read_text())["vm"]
-    then = Record.from_json(data)
     book.save(replace(record, disk_bytes=then.disk_bytes, disks=then.disks, shares=then.shares, network=then.network))
 
 
 def _tag_all(disks: Sequence[Path], tag: str) -> None:
-    """Make a snapshot in every disk, or in none. One of that tag is left from a command that was killed."""
+    """Make a snapshot in every disk, or in none. First delete a snapshot that a killed command left."""
     done: list[Path] = []
     try:
         for disk in disks:
@@ -225,7 +232,7 @@ def _untag_all(disks: Sequence[Path], tag: str) -> None:
 
 
 def _put_back(disks: Sequence[Path], tag: str) -> None:
-    """Put all disks back to their snapshots, or leave all as they are."""
+    """Restore all disks from their snapshots, or leave all as they are."""
     _tag_all(disks, _UNDO)
     try:
         for disk in disks:

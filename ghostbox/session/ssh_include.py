@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""One ``Include`` line in the user's own ssh configuration, by which ssh, scp, rsync and editors find all VMs by name.
+"""Maintain an ``Include`` line in the user's ssh configuration, by which ssh, scp, rsync and editors find all VMs.
 
-It is a pattern over the VMs' directories, so that it never has to be changed when VMs come and go.
+The line has a pattern over the VMs' directories, so that it stays the same when VMs come and go.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import contextlib
 import os
 import pwd
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ghostbox.errors import GhostboxError, NotFound
 from ghostbox.paths import Paths
+from ghostbox.system import state_files
 
-# The words of Include are split with quotes and backslashes, then globbed, and newer versions expand %-tokens and
-# ${variables} first (ssh_config(5)): where a directory has such a sign, the pattern has "any sign" in its place.
+# ssh splits the words of Include by quotes and backslashes and expands patterns in them; newer versions expand %-tokens
+# and ${variables} first (ssh_config(5)). The pattern has "?" in the place of each such character of the directory.
 _SPECIAL = re.compile(r"""[%$"'\\*?\[\]{}]""")
 _SCOPE = re.compile(rb"^\s*(?:Host|Match)\b", re.IGNORECASE)
 _HOST = re.compile(r"^\s*Host(?:\s+|\s*=\s*)(.+)$", re.IGNORECASE | re.MULTILINE)
@@ -27,7 +27,7 @@ _HOST = re.compile(r"^\s*Host(?:\s+|\s*=\s*)(.+)$", re.IGNORECASE | re.MULTILINE
 
 @dataclass(frozen=True)
 class Changed:
-    """What was done to ``file``; ``shadowed`` are Host names of the user's own that VMs now come before."""
+    """Describes the change of ``file``; ``shadowed`` are Host names of the user's that VMs now come before."""
 
     file: Path
     changed: bool
@@ -36,10 +36,10 @@ class Changed:
 
 
 def user_config() -> Path:
-    """Return the calling user's own ssh configuration: ssh looks for it where the system says, not where HOME points.
+    """Return the user's own ssh configuration. ssh takes the home directory from the system, not from HOME.
 
     Raises:
-        NotFound: the system does not know the user, nor does ssh.
+        NotFound: the system does not know the user.
     """
     try:
         home = pwd.getpwuid(os.geteuid()).pw_dir
@@ -51,12 +51,12 @@ def user_config() -> Path:
 
 
 def line(paths: Paths) -> str:
-    """Return the line."""
+    """Return the Include line."""
     return f'Include "{_SPECIAL.sub("?", str(paths.state))}/vms/*/ssh_config"'
 
 
 def blocks(paths: Paths, names: Sequence[str]) -> str:
-    """Return the Host blocks of VMs, as far as they were ever started."""
+    """Return the Host blocks of those VMs that were started once."""
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):
@@ -65,35 +65,35 @@ def blocks(paths: Paths, names: Sequence[str]) -> str:
 
 
 def install(file: Path, paths: Paths, names: Sequence[str]) -> Changed:
-    """Put the line at the top of ``file``, which is made if it is missing; all else in it stays as it is.
+    """Put the line at the top of ``file``, which is made if it is missing; the rest of the file stays.
 
     Raises:
-        GhostboxError: it cannot be read or written.
+        GhostboxError: the file cannot be read or written.
     """
     ours = line(paths)
     before = _read(file)
     if ours.encode() in _unconditional(before):
         return Changed(file, False, ours)
-    _write(file, ours.encode() + b"\n" + _without(before, ours))
+    _write(file, ours.encode() + b"\n" + _without_line(before, ours))
     return Changed(file, True, ours, _shadowed(before, names))
 
 
 def uninstall(file: Path, paths: Paths) -> Changed:
-    """Take the line away again.
+    """Take the line out of ``file``.
 
     Raises:
-        GhostboxError: it cannot be read or written.
+        GhostboxError: the file cannot be read or written.
     """
     ours = line(paths)
     before = _read(file)
-    after = _without(before, ours)
+    after = _without_line(before, ours)
     if after != before:
         _write(file, after)
     return Changed(file, after != before, ours)
 
 
 def _unconditional(text: bytes) -> list[bytes]:
-    """Return the lines before the first Host or Match: those that hold for every host."""
+    """Return the lines before the first Host or Match: they hold for every host."""
     found: list[bytes] = []
     for each in text.splitlines():
         if _SCOPE.match(each):
@@ -102,7 +102,7 @@ def _unconditional(text: bytes) -> list[bytes]:
     return found
 
 
-def _without(text: bytes, ours: str) -> bytes:
+def _without_line(text: bytes, ours: str) -> bytes:
     return b"".join(each for each in text.splitlines(keepends=True) if each.strip() != ours.encode())
 
 
@@ -121,21 +121,11 @@ def _read(file: Path) -> bytes:
 
 
 def _write(file: Path, text: bytes) -> None:
-    """Replace what is in a file in one step; a symbolic link (to somebody's dotfiles) stays one."""
+    """Replace a file's content in one step; a symbolic link (to the user's dotfiles) stays a link."""
     target = file.resolve()
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
-        descriptor, draft = tempfile.mkstemp(prefix=".ghostbox-", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(draft).chmod(mode)
-            Path(draft).replace(target)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        state_files.replace(target, text, mode=mode)
     except OSError as err:
         raise GhostboxError(f"cannot write {target}: {err.strerror}", hint="the file is as it was") from err

@@ -1,46 +1,48 @@
 # SPDX-License-Identifier: MIT
-"""Leases that could not be released because their donor did not answer: noted, and tried again in the background.
+"""Remember leases that could not be released because their donor did not answer, and try again in the background.
 
-No command waits for such a donor, and none forgets it: the note outlives the VM. ``ghostbox settle-leases``, hidden,
-tries all of them once; commands that look at VMs or donors start it, and so does a supervisor, every half minute at
-most. Memory that will never be released, because its donor is gone for good, is written off by ``donor forget
---write-off``.
+No command waits for such a donor, and none forgets the lease: the note outlives the VM. The hidden command ``ghostbox
+settle-leases`` tries all of them once; commands that show VMs or donors start it, and so does a supervisor, every half
+minute at most. ``donor forget --write-off`` strikes out memory of a donor that is gone for good.
 
-    ``unreleased-leases.json`` in the state directory; its lock orders the changes, another one lets one process try.
+The notes are in ``unreleased-leases.json`` in the state directory. Its lock orders the changes; the lock of
+``unreleased-leases.trying`` lets one process try at a time.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ghostbox import known_donors, processes
-from ghostbox.donor_client import DonorClient, NoAnswer
-from ghostbox.errors import GhostboxError, NotFound, hint_for
-from ghostbox.paths import Paths, make_directory
+from pydantic import TypeAdapter
+
+from ghostbox.donors import known as known_donors
+from ghostbox.donors.client import DonorClient, NoAnswer
+from ghostbox.errors import GhostboxError, NotFound
+from ghostbox.paths import Paths
 from ghostbox.session.record import LeaseRecord, now_utc
+from ghostbox.system import locks, processes
+from ghostbox.system.documents import Part
+from ghostbox.system.state_files import ListFile
 
 _log = logging.getLogger(__name__)
 COMMAND = "settle-leases"
 RETRY_S = 30.0
 CONNECT_TIMEOUT_S = 2.0
-"""A donor on the network answers a connection at once; who waits longer waits for one that is off."""
+"""A donor that is up accepts a connection at once; a longer wait would only be for a machine that is off."""
 _ANSWER_TIMEOUT_S = 10.0
 _MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Unreleased:
-    """A lease that its donor still holds for us, for all we know: of which VM, since when, and why."""
+class Unreleased(Part):
+    """Holds a lease that its donor may still hold: the VM that had it, since when, and why it is not released."""
 
     vm: str
     lease: LeaseRecord
@@ -48,43 +50,36 @@ class Unreleased:
     why: str
 
 
+_LISTED = TypeAdapter(tuple[Unreleased, ...])
+
+
 def load(root: Path) -> tuple[Unreleased, ...]:
-    """Return what is noted in the state directory ``root``.
+    """Return the leases that are noted in the state directory ``root``.
 
     Raises:
         GhostboxError: the file cannot be read or makes no sense.
     """
-    file = _file(root)
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["leases"]
-        return tuple(Unreleased(**{**entry, "lease": LeaseRecord(**entry["lease"])}) for entry in entries)
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise GhostboxError(
-            f"cannot read {file}: {err}",
-            hint="it lists leases that donors may still hold: mend it, or look there (ghostbox donor leases ADDRESS)",
-        ) from err
+    return _file(root).load()
 
 
 def note(root: Path, vm: str, lease: LeaseRecord, why: str) -> None:
-    """Note a lease, before it is struck out of its VM's record."""
+    """Note a lease, before it leaves its VM's record."""
     entry = Unreleased(vm, lease, now_utc(), why)
-    _change(root, lambda known: [*(each for each in known if each.lease.name != lease.name), entry])
+    _file(root).change(lambda known: [*(each for each in known if each.lease.name != lease.name), entry])
 
 
 def write_off(root: Path, gone: Sequence[Unreleased]) -> None:
     """Strike out leases that will never be released."""
     names = {each.lease.name for each in gone}
-    _change(root, lambda known: [each for each in known if each.lease.name not in names])
+    _file(root).change(lambda known: [each for each in known if each.lease.name not in names])
 
 
 def release(lease: LeaseRecord, addresses: Sequence[str] = ()) -> None:
-    """End a lease at its donor; one that is gone is no error. It is looked for at ``addresses``, too.
+    """End a lease at its donor; a lease that is gone is no error. The donor is also looked for at ``addresses``.
 
     Raises:
-        NoAnswer: the donor that made it does not answer: nobody does, or another one.
-        GhostboxError: it refuses.
+        NoAnswer: the donor that made the lease does not answer at any of the addresses.
+        GhostboxError: the donor refuses.
     """
     unanswered: NoAnswer | None = None
     for address in dict.fromkeys((lease.donor, *addresses)):
@@ -112,18 +107,17 @@ def _release_at(client: DonorClient, lease: LeaseRecord) -> None:
 
 
 def settle(paths: Paths) -> int:
-    """Try to release all that is noted, once; return how many leases are left. One process does so at a time."""
-    with _only_one(paths.state) as ours:
+    """Try once to release all noted leases; return how many are left. Only one process tries at a time."""
+    with _exclusive(paths.state) as ours:
         known = load(paths.state)
         if not ours or not known:
             return len(known)
         elsewhere = {each.id: each.address for each in known_donors.load(paths) if each.id}
         with ThreadPoolExecutor(max_workers=_MAX_THREADS) as pool:
-            results = list(pool.map(lambda each: _tried(each, elsewhere.get(each.lease.donor_id or "")), known))
+            results = list(pool.map(lambda each: _try_release(each, elsewhere.get(each.lease.donor_id or "")), known))
         done = {each.lease.name for each, why in zip(known, results, strict=True) if why is None}
         reasons = {each.lease.name: why for each, why in zip(known, results, strict=True) if why is not None}
-        _change(
-            paths.state,
+        _file(paths.state).change(
             lambda now: [
                 replace(each, why=reasons.get(each.lease.name, each.why)) for each in now if each.lease.name not in done
             ],
@@ -134,12 +128,12 @@ def settle(paths: Paths) -> int:
 
 
 def try_in_background(paths: Paths) -> bool:
-    """Have another process try, unless nothing is noted or somebody tried a moment ago; tell whether it was started.
+    """Start a process that tries, unless nothing is noted or a process tried lately; return whether it was started.
 
-    That it cannot be is no reason for a command to fail.
+    A failure to start it is only logged: the caller's own work does not depend on it.
     """
     try:
-        return _file(paths.state).exists() and bool(load(paths.state)) and _start(paths)
+        return _file(paths.state).path.exists() and bool(load(paths.state)) and _start(paths)
     except (GhostboxError, OSError) as err:
         _log.debug("leases that are not released cannot be tried again: %s", err)
         return False
@@ -153,21 +147,12 @@ def _start(paths: Paths) -> bool:
     except FileNotFoundError:
         pass
     stamp.touch()
-    processes.start_detached(
-        [sys.executable, "-P", "-m", "ghostbox", COMMAND],
-        log_path=paths.state / "unreleased-leases.log",
-        env={
-            "GHOSTBOX_STATE_DIR": str(paths.state),
-            "GHOSTBOX_RUNTIME_DIR": str(paths.runtime),
-            "GHOSTBOX_CACHE_DIR": str(paths.cache),
-            "GHOSTBOX_NATIVE_DIR": str(paths.native),
-        },
-    )
+    processes.start_own(COMMAND, paths=paths, log_path=paths.state / "unreleased-leases.log")
     return True
 
 
-def _tried(entry: Unreleased, elsewhere: str | None) -> str | None:
-    """Try once; return why it is not released, None if it is."""
+def _try_release(entry: Unreleased, elsewhere: str | None) -> str | None:
+    """Try to release one lease; return why it is not released, None if it is."""
     try:
         release(entry.lease, () if elsewhere is None else (elsewhere,))
     except GhostboxError as err:
@@ -175,8 +160,9 @@ def _tried(entry: Unreleased, elsewhere: str | None) -> str | None:
     return None
 
 
-def _file(root: Path) -> Path:
-    return root / "unreleased-leases.json"
+def _file(root: Path) -> ListFile[Unreleased]:
+    mend = "the file lists leases that donors may hold: mend it, or ask the donors (ghostbox donor leases ADDRESS)"
+    return ListFile(root / "unreleased-leases.json", "leases", _LISTED, mend)
 
 
 def _stamp(root: Path) -> Path:
@@ -184,35 +170,15 @@ def _stamp(root: Path) -> Path:
 
 
 @contextmanager
-def _only_one(root: Path) -> Iterator[bool]:
-    """Hold the right to try; False if another process has it."""
-    descriptor = os.open(_stamp(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _exclusive(root: Path) -> Iterator[bool]:
+    """Take the lock that lets one process try; yield False if another process has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = locks.take(_stamp(root))
+    except locks.Held:
+        yield False
+        return
+    try:
         os.utime(descriptor)
         yield True
-    except BlockingIOError:
-        yield False
     finally:
         os.close(descriptor)
-
-
-def _change(root: Path, changed: Callable[[Sequence[Unreleased]], Sequence[Unreleased]]) -> None:
-    file = _file(root)
-    try:
-        make_directory(root)
-        descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            draft = file.with_suffix(".new")
-            with draft.open("w", encoding="utf-8") as stream:
-                json.dump({"leases": [asdict(each) for each in changed(load(root))]}, stream, indent=2)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(file)
-        finally:
-            os.close(descriptor)
-    except OSError as err:
-        raise GhostboxError(
-            f"cannot write {file}: {err.strerror}", hint=hint_for(err, "see that it can be written")
-        ) from err

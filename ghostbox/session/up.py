@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``up``: from a configuration to a VM one can log in to, in stages; a failed one is undone.
+"""Bring up a VM, from its configuration to a login, in stages (``up``).
 
 image, donors, leases, pager, domain     with the VM's lock held; any failure or signal undoes all of them
-boot, ssh, cloud-init                    the VM runs, the lock is free; a failure is explained, the VM is kept
+boot, ssh, cloud-init                    the VM runs, the lock is free; after a failure the VM runs on
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ghostbox import domain_xml, donors, hypervisor, pager, process_table
+from ghostbox import donors, pager
 from ghostbox.config import Config
-from ghostbox.donor_client import Holder, host_name
 from ghostbox.donors import Assignment
-from ghostbox.errors import DonorTooSmall, GhostboxError, HypervisorError, Interrupted, Refused
+from ghostbox.donors.client import host_name
+from ghostbox.donors.models import Holder
+from ghostbox.errors import DonorTooSmall, GhostboxError, HypervisorError, Interrupted
 from ghostbox.paths import Paths
-from ghostbox.plan import Virt, VmPlan, shares_of
+from ghostbox.plan import domain_xml
+from ghostbox.plan.plan import Virt, VmPlan, shares_of
 from ghostbox.session import (
     backup,
     cleanup,
@@ -27,6 +29,7 @@ from ghostbox.session import (
     definition,
     guest_files,
     images,
+    lease_keys,
     live,
     local_memory,
     login,
@@ -45,6 +48,7 @@ from ghostbox.session.live import Applied, When
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, LeaseRecord, Made, VmState, lease_name, locked, now_utc, prepared
 from ghostbox.session.signals import Interrupts
+from ghostbox.system import consent, hypervisor, process_table
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -53,7 +57,7 @@ _SHARES_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class UpResult:
-    """What ``up`` did."""
+    """Holds what ``up`` did."""
 
     name: str
     state: VmState
@@ -75,22 +79,22 @@ def up(
     timeout_s: float | None = None,
     overcommit: bool = False,
 ) -> UpResult:
-    """Bring a VM to life: as it is defined, with what the command line gives; a new one as ``config`` describes it.
+    """Start a VM as its definition and the command line say; make a VM that does not exist as ``config`` says.
 
-    One that is frozen because its pager died gets another pager.
+    A VM that is frozen because its pager died gets another pager.
 
     Args:
-        config: the configuration of the command; its `given` keys change a VM that is there.
+        config: the configuration of the command; its `given` keys change an existing VM.
         paths: where VMs live.
-        progress: is told the stages.
-        wait: until one can log in.
+        progress: receives the stages.
+        wait: wait until the guest takes a login.
         heal_pager: give a frozen VM another pager.
         timeout_s: how long to wait; None takes the VM's own ``vm.boot_timeout``.
-        overcommit: also if this machine has too little memory for it.
+        overcommit: start the VM also if this machine has too little memory for it.
 
     Raises:
-        GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; later the VM runs
-            and the message says so.
+        GhostboxError: a stage failed. Up to ``domain`` all is undone, the definition's changes too; after it, the VM
+            runs on and the message says so.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, with the same two outcomes.
     """
     name = config.vm.name
@@ -102,12 +106,14 @@ def up(
             if state is VmState.BROKEN and heal_pager:
                 state = takeover.heal_pager(book, paths)
             defined = definition.settle(book, config)
-            _tell(defined, progress)
+            _note_changes(defined, progress)
             if state not in (VmState.ABSENT, VmState.STOPPED):
                 supervisor.ensure(book, paths)
                 return _already_there(book, paths, state, defined, progress)
+            if defined.config.pool.insecure:
+                consent.give()
             if config.origin("pool.donors") == "flag":
-                pool.use_again(book, config.pool.donors)
+                pool.use_again(book, planning.donors_of(config, paths))
             plan = _planned(defined.config, paths, book)
             if not overcommit:
                 local_memory.check(plan, paths)
@@ -120,23 +126,22 @@ def up(
 
 
 def _planned(config: Config, paths: Paths, book: Book) -> VmPlan:
-    """Plan; if the donors have too little, they may still hold what could not be released when one did not answer."""
+    """Make the plan; if the donors have too little, first release what earlier commands could not, then try again."""
     try:
-        return planning.make_plan(config, paths, book.record)
+        return planning.make_plan(config, paths, book.found)
     except DonorTooSmall:
         owed = len(unreleased.load(paths.state))
         if owed == 0 or unreleased.settle(paths) >= owed:
             raise
-    return planning.make_plan(config, paths, book.record)
+    return planning.make_plan(config, paths, book.found)
 
 
-def _tell(defined: Defined, progress: Progress) -> None:
+def _note_changes(defined: Defined, progress: Progress) -> None:
     for line in (*defined.ignored, *map(str, defined.changes)):
         progress.note(line)
 
 
 def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
-    assert book.record is not None
     try:
         readiness.wait_ready(book, progress, timeout_s=timeout_s)
         _wait_shares(book, progress)
@@ -145,9 +150,8 @@ def _wait(book: Book, progress: Progress, timeout_s: float) -> None:
 
 
 def _wait_shares(book: Book, progress: Progress) -> None:
-    """Wait for the shared folders, which the supervisor has served; one that is missing is no failure of ``up``."""
+    """Wait for the shared folders, which the supervisor serves; a missing folder is only a warning."""
     record = book.record
-    assert record is not None
     if not record.shares:
         return
     with readiness.guest(record, book.files) as ssh, progress.stage("shares") as stage:
@@ -159,17 +163,16 @@ def _wait_shares(book: Book, progress: Progress) -> None:
 
 @contextmanager
 def _no_empty_directory(book: Book) -> Iterator[None]:
-    """Leave no directory (it holds the lock) of a VM that does not exist."""
+    """Remove the directory that holds the lock if the block leaves no VM in it."""
     try:
         yield
     finally:
-        if book.record is None and not book.files.record.exists():
+        if book.found is None and not book.files.record.exists():
             cleanup.remove_state(book.files)
 
 
 def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, progress: Progress) -> UpResult:
-    """A VM that runs takes what it can take now, and the rest with its next start."""
-    assert book.record is not None
+    """Return the result for a running VM: it takes what it can now, and the rest at its next start."""
     name = book.record.name
     if state is VmState.BROKEN:
         raise GhostboxError(
@@ -178,12 +181,8 @@ def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, p
             hint=f"ghostbox recover {name}",
         )
     if book.record.state not in (VmState.RUNNING, VmState.STOPPING):
-        problem = observe.observe(book.record, book.files).problem
-        raise Refused(
-            f"VM '{name}' cannot be started: it is recorded as {book.record.state}, and its QEMU lives, or may live",
-            why=None if problem is None else problem.text,
-            hint=None if problem is None else problem.advice,
-        )
+        what = f"it is recorded as {book.record.state}, and its QEMU lives, or may live"
+        raise observe.refused(book, f"VM '{name}' cannot be started: {what}")
     applied = live.apply(book, paths, state, defined, progress) if defined.changes else ()
     for each in applied:
         progress.note(f"{each.key}: {each.applies}")
@@ -192,7 +191,6 @@ def _already_there(book: Book, paths: Paths, state: VmState, defined: Defined, p
 
 def _result(book: Book, *, already_running: bool, changes: tuple[Applied, ...] = ()) -> UpResult:
     record = book.record
-    assert record is not None
     return UpResult(
         name=record.name,
         state=record.state,
@@ -225,9 +223,10 @@ def _warn(plan: VmPlan, progress: Progress) -> None:
 def _start(
     plan: VmPlan, paths: Paths, book: Book, progress: Progress, interrupts: Interrupts, defined: Defined
 ) -> VmPlan:
-    """Run the stages up to ``domain``; whatever goes wrong in them is undone."""
+    """Run the stages up to ``domain``; undo all of them if one fails."""
     try:
-        book.save(prepared(plan, book.record))
+        insecure = defined.config.pool.insecure
+        book.save(dataclasses.replace(prepared(plan, book.found), insecure=insecure))
         plan = _image_stage(plan, paths, progress)
         plan = _donors_stage(plan, progress)
         uris = _leases_stage(plan, book, progress)
@@ -235,7 +234,7 @@ def _start(
         _domain_stage(plan, paths, book, progress, defined)
     except BaseException as err:
         with interrupts.shielded():
-            if book.record is not None and book.record.state is VmState.RUNNING:
+            if book.found is not None and book.found.state is VmState.RUNNING:
                 raise readiness.kept(book.record, "boot", err) from err
             _undo(book)
         raise _explained(err, plan.name) from err
@@ -243,11 +242,11 @@ def _start(
 
 
 def _undo(book: Book) -> None:
-    if book.record is None:
+    if book.found is None:
         return
     try:
         cleanup.warn(cleanup.unmake(book, end=True))
-    except HypervisorError as err:  # the record stays as it is: the next command tries again
+    except HypervisorError as err:  # QEMU may run, so the record stays: the next command tries again
         cleanup.warn([err])
     else:
         cleanup.settle(book)
@@ -274,7 +273,7 @@ def _image_stage(plan: VmPlan, paths: Paths, progress: Progress) -> VmPlan:
 
 
 def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
-    """Ask again: building an image takes minutes, and donors have other guests."""
+    """Ask the donors again: building an image takes minutes, and other VMs borrow meanwhile."""
     with progress.stage("donors") as stage:
         offers = planning.offers(plan.donors, again=True)
         shares = shares_of(plan.pager, offers)
@@ -284,7 +283,6 @@ def _donors_stage(plan: VmPlan, progress: Progress) -> VmPlan:
 
 def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
     """Make the leases; return their NBD URIs."""
-    assert book.record is not None
     with progress.stage("leases") as stage:
         holder = Holder(host_name(), plan.name)
         assignments = [
@@ -293,7 +291,9 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
         planned = tuple(LeaseRecord(each.donor_address, each.lease_name, each.size_bytes) for each in assignments)
         book.save(dataclasses.replace(book.record, leases=(*book.record.leases, *planned)))
         leases = donors.acquire(assignments)
-        known = tuple(pool.as_made(each, lease) for each, lease in zip(planned, leases, strict=True))
+        lease_keys.add(book.files, leases)
+        keys = book.files.lease_keys
+        known = tuple(pool.as_made(each, lease, keys) for each, lease in zip(planned, leases, strict=True))
         others = tuple(each for each in book.record.leases if each not in planned)
         book.save(dataclasses.replace(book.record, leases=(*others, *known)))
         stage.say(f"{len(leases)} lease{'s' if len(leases) > 1 else ''}")
@@ -301,7 +301,6 @@ def _leases_stage(plan: VmPlan, book: Book, progress: Progress) -> list[str]:
 
 
 def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uris: Sequence[str]) -> None:
-    assert book.record is not None
     with progress.stage("pager") as stage:
         book.save(book.record.with_made(Made.PAGER))
         peer = hypervisor.qemu_user(plan.libvirt_uri).uid
@@ -315,7 +314,6 @@ def _pager_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, uri
 def _start_backup(plan: VmPlan, book: Book) -> str | None:
     if plan.backup is None:
         return None
-    assert book.record is not None
     backup.check(plan.backup)
     book.save(book.record.with_made(Made.BACKUP))
     backup.create(plan.backup, plan.pager.pool_bytes)
@@ -328,7 +326,6 @@ def _domain_stage(plan: VmPlan, paths: Paths, book: Book, progress: Progress, de
         _check_name_is_free(connection, plan)
         xml = domain_xml.build(plan)
         domain_xml.check(xml)
-        assert book.record is not None
         record = book.save(book.record.with_made(Made.DOMAIN).to(VmState.STARTING))
         network.write_rules(record, book.files)
         network.write_filter(record, book.files)
@@ -361,13 +358,13 @@ def _check_name_is_free(connection: hypervisor.Hypervisor, plan: VmPlan) -> None
 
 
 def _check_memory_is_served(plan: VmPlan) -> int:
-    """Look at the process itself before its CPUs run; return its id. What the XML says proves nothing."""
+    """Check, before QEMU's CPUs run, that its memory is the pager's; return its process id."""
     qemu = hypervisor.find_qemu(plan.uuid)
     if qemu is None:
         raise HypervisorError(
             "QEMU ended right after its start", hint=f"its log: {hypervisor.qemu_log(plan.libvirt_uri, plan.domain)}"
         )
-    if qemu.maps(plan.shim) is False:  # None: another user's process; what counts is asked of the pager below
+    if qemu.maps(plan.shim) is False:  # None: another user's process, which only the pager can judge (below)
         account, log = hypervisor.qemu_user(plan.libvirt_uri), hypervisor.qemu_log(plan.libvirt_uri, plan.domain)
         raise confinement.explain(confinement.look(qemu, plan.shim, account, log), qemu.pid, plan.shim)
     if not pager.serves(plan.files.pager_control, qemu.pid):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What ``list``, ``info`` and ``status`` show. They heal what a crash left, and change nothing else."""
+"""Collect what ``list``, ``info`` and ``status`` show. They repair what a crash left, and change nothing else."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import datetime
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from ghostbox import health, hypervisor, page_map, pager
+from ghostbox import pager
+from ghostbox.donors import trust
 from ghostbox.errors import GhostboxError
-from ghostbox.health import Health, Level, Problem
+from ghostbox.pager import health, page_map
+from ghostbox.pager.health import Health, Level, Problem
+from ghostbox.pager.model import PagerDonor, PagerStatus
 from ghostbox.paths import Paths
-from ghostbox.processes import ControlError
+from ghostbox.plan.tiering import Tiering
 from ghostbox.session import disk, leaving, login, observe, supervisor, takeover, unreleased
 from ghostbox.session.observe import Seen
 from ghostbox.session.record import Book, LeaseRecord, Record, VmState, names
-from ghostbox.tiering import Tiering
+from ghostbox.system import hypervisor
+from ghostbox.system.processes import ControlError
 from ghostbox.units import PAGE_BYTES
 
 _log = logging.getLogger(__name__)
@@ -26,10 +29,10 @@ _ALIVE = (VmState.RUNNING, VmState.PAUSED, VmState.BROKEN, VmState.STOPPING, VmS
 
 @dataclass(frozen=True)
 class VmSummary:
-    """One line of ``list``.
+    """Holds a line of ``list``.
 
-    ``health`` is None if no pager answers, ``disk_problem`` says why the VM is paused, ``problem`` what is wrong with
-    our hold on it.
+    ``health`` is None if the pager does not answer, ``disk_problem`` says why the VM is paused, ``problem`` what part
+    of the VM GhostBox has lost control of.
     """
 
     name: str
@@ -47,7 +50,7 @@ class VmSummary:
 
 @dataclass(frozen=True)
 class VmInfo:
-    """What a VM is made of."""
+    """Holds what ``info`` shows: what a VM is made of."""
 
     name: str
     state: VmState
@@ -86,14 +89,14 @@ class VmInfo:
 
 @dataclass(frozen=True)
 class VmStatus:
-    """How a VM does. ``pager`` is the pager's own status (ARCHITECTURE.md), None if no pager answers.
+    """Holds what ``status`` shows. ``pager`` is the pager's status (docs/reference/pager.md), None without an answer.
 
-    Each of its donors has a ``name`` more, by which people know it, unless there is none. ``in_use_bytes``: how much of
-    the remote memory the guest has written to and not given back, None if the pager does not say.
+    In it each donor has also a ``name``, by which people know the donor, if the record has one. ``in_use_bytes``: how
+    much of the remote memory the guest has written to and not given back, None if the pager does not say.
 
-    ``paused_for_donor``: the supervisor paused it, and will let it go on. ``disk_problem``: QEMU has paused it as a
-    write to its disk failed; the supervisor lets it go on when there is room. ``problem``: what is wrong with our hold
-    on the VM, such as that libvirt does not know it.
+    ``paused_for_donor``: the supervisor has paused the VM, and will resume it. ``disk_problem``: QEMU has paused the VM
+    since a write to its disk failed; the supervisor resumes it when there is space. ``problem``: what part of the VM
+    GhostBox has lost control of, e.g. libvirt does not know the VM.
     """
 
     name: str
@@ -102,7 +105,7 @@ class VmStatus:
     uptime_s: float | None
     qemu_pid: int | None
     ssh_command: str
-    pager: dict[str, Any] | None
+    pager: PagerStatus | None
     health: Health | None = None
     paused_for_donor: bool = False
     disk_problem: Problem | None = None
@@ -111,14 +114,14 @@ class VmStatus:
 
 
 def summaries(paths: Paths) -> list[VmSummary]:
-    """Return all VMs."""
+    """Return a summary of each VM; a VM that cannot be read is logged and left out."""
     unreleased.try_in_background(paths)
     found = []
     for name in names(paths):
         book = Book(paths.vm(name))
         try:
             summary = _summarize(book, paths)
-        except GhostboxError as err:  # one that cannot be read hides none of the others
+        except GhostboxError as err:  # the other VMs are shown all the same
             _log.warning("VM '%s': %s%s", name, err.message, f" ({err.hint})" if err.hint else "")
         else:
             found += [summary] if summary is not None else []
@@ -140,7 +143,7 @@ def info(name: str, paths: Paths) -> VmInfo:
     """Return what a VM is made of.
 
     Raises:
-        NotFound: no such VM.
+        NotFound: no VM has this name.
     """
     book, record, seen = _look(name, paths)
     state = seen.state
@@ -192,10 +195,10 @@ def info(name: str, paths: Paths) -> VmInfo:
 
 
 def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
-    """Return how a VM does; one that is frozen because its pager died gets another pager first, and a supervisor.
+    """Return a VM's status; if its pager died, first start another one; start a supervisor if there is none.
 
     Raises:
-        NotFound: no such VM.
+        NotFound: no VM has this name.
     """
     book, record, seen = _look(name, paths)
     if heal_pager:
@@ -224,10 +227,12 @@ def status(name: str, paths: Paths, *, heal_pager: bool = True) -> VmStatus:
 
 
 def _in_use_bytes(book: Book) -> int | None:
-    """Return how much of the remote memory holds something; only the page map counts a page once."""
+    """Return how many bytes of the remote memory hold data; in the page map each page counts once."""
     try:
         found = page_map.ask(book.files.pager_control, n_cells=1)
-    except ControlError:
+    except ControlError as err:
+        if err.code != "gone":
+            raise
         return None
     if found is None:
         return None
@@ -238,26 +243,28 @@ def _disk_problem(record: Record, book: Book, state: VmState) -> Problem | None:
     return disk.problem(record, book.files) if state is VmState.PAUSED else None
 
 
-def _health(record: Record, found: dict[str, Any] | None) -> Health | None:
+def _health(record: Record, found: PagerStatus | None) -> Health | None:
     if found is None:
         return None
     return health.assess(record.name, found, record.donor_names())
 
 
-def with_names(record: Record, found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Add to what the pager says what only the record knows of its donors: their names, and who is there instead."""
+def with_names(record: Record, found: PagerStatus | None) -> PagerStatus | None:
+    """Add to the pager's status what only the record knows of donors: names, and who answers in their place."""
     if found is None:
         return None
     leases = {lease.nbd_uri: lease for lease in record.leases}
     names = record.donor_names()
-    return {**found, "donors": [_with_name(each, leases.get(each["uri"]), names) for each in found["donors"]]}
+    named = tuple(_with_name(each, leases.get(each.uri), names) for each in found.donors)
+    return found.model_copy(update={"donors": named})
 
 
-def _with_name(donor: dict[str, Any], lease: LeaseRecord | None, names: Mapping[str, str]) -> dict[str, Any]:
+def _with_name(donor: PagerDonor, lease: LeaseRecord | None, names: Mapping[str, str]) -> PagerDonor:
     if lease is None:
         return donor
-    why = {"why": lease.stranger} if lease.stranger is not None and donor["state"] == "down" else {}
-    return {**donor, "name": names.get(donor["uri"], lease.donor), **why}
+    channel = str(trust.means_of_uri(donor.uri))
+    why = {"why": lease.stranger} if lease.stranger is not None and donor.state == "down" else {}
+    return donor.model_copy(update={"name": names.get(donor.uri, lease.donor), "channel": channel, **why})
 
 
 def _look(name: str, paths: Paths) -> tuple[Book, Record, Seen]:

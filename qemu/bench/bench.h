@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the commands of ghostbox-bench-client share. main.c says what the program is. */
+/* What the commands of ghostbox-bench-client share. main.c describes the program. */
 #ifndef GHOSTBOX_BENCH_H
 #define GHOSTBOX_BENCH_H
 
@@ -20,21 +20,27 @@
 #define NS_PER_S     1000000000ull
 #define RANDOM_START 88172645463325252ull
 
-/* Ends the program with status 1 and "ghostbox-bench-client: MESSAGE[: why errno says]" on stderr. */
+/*
+ * Both end the program with status 1 and print "ghostbox-bench-client: MESSAGE" on stderr, fail_errno() with errno's
+ * text.
+ */
 __attribute__((format(printf, 1, 2), noreturn)) void fail(const char *format, ...);
 __attribute__((format(printf, 1, 2), noreturn)) void fail_errno(const char *format, ...);
 
-/* The words KEY=VALUE behind the command. A word that no command asks for is an error (arguments_check). */
+/*
+ * The words KEY=VALUE after the command. A word for which no argument_*() has asked is an error (arguments_check()).
+ */
 struct arguments {
     char **words;
     int n_words;
-    uint64_t used; /* a bit for each word */
+    uint64_t used; /* a bit for each word that was asked for */
 };
 
+/* Each returns the value of a key, or `otherwise` if the key is not given. Values of a wrong form end the program. */
 const char *argument_text(struct arguments *args, const char *key, const char *otherwise);
 uint64_t argument_number(struct arguments *args, const char *key, uint64_t otherwise, uint64_t max);
 uint64_t argument_size(struct arguments *args, const char *key, uint64_t otherwise);
-/* memory=remote|local|file, bytes=SIZE … are asked for by memory_map. */
+/* Ends the program if a word was not asked for. Called after all others; memory_map() calls it. */
 void arguments_check(const struct arguments *args);
 
 static inline uint64_t clock_ns(void)
@@ -45,7 +51,7 @@ static inline uint64_t clock_ns(void)
     return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
-/* xorshift64: no library call, no lock; the state is never 0. */
+/* Returns a random number (xorshift64), without a library call or a lock; the state is never 0. */
 static inline uint64_t random_next(uint64_t *state)
 {
     *state ^= *state << 13;
@@ -61,7 +67,7 @@ static inline uint64_t random_start(uint64_t seed)
     return state ? state : RANDOM_START;
 }
 
-/* Durations of single operations, kept one by one: quantiles are exact. */
+/* Durations of single operations, kept one by one, so that quantiles are exact. */
 struct samples {
     uint64_t *ns;
     uint64_t n, capacity;
@@ -70,7 +76,7 @@ struct samples {
 void samples_create(struct samples *samples, uint64_t capacity);
 void samples_free(struct samples *samples);
 void samples_append(struct samples *into, const struct samples *from);
-/* {"count", "mean_us", "p50_us", "p99_us", "p999_us", "max_us", "buckets"}; sorts them. */
+/* Returns {"count", "mean_us", "p50_us", "p99_us", "p999_us", "max_us", "buckets"}. Sorts the samples. */
 json_t *samples_to_json(struct samples *samples);
 
 struct memory {
@@ -79,34 +85,43 @@ struct memory {
 };
 
 /*
- * Maps what the arguments name:
- *   memory=remote  a memfd called memory-backend-memfd, shared: the shim hands it to the pager. Without the shim: an
- * error. memory=local   anonymous memory memory=file    path=FILE, shared and before that, cgroup=DIRECTORY moves the
- * process there.
+ * Maps the memory that the arguments name:
+ *
+ *   memory=remote  a memfd called memory-backend-memfd, shared, which the shim hands to the pager; without the shim
+ * this is an error memory=local   anonymous memory memory=file    the file path=FILE, shared
+ *
+ * Before that, cgroup=DIRECTORY moves the process to that cgroup.
  */
 void memory_map(struct memory *memory, struct arguments *args);
-/* count different pages of [0, n) in random order, one from each n / count neighbours; the caller frees it. */
+/*
+ * Returns `count` different pages of [0, n) in random order, one of each n / count neighbours. The caller frees the
+ * array.
+ */
 uint32_t *pages_shuffled(uint64_t n, uint64_t count, uint64_t seed);
 
-/* Each command prints nothing: its result is returned. */
+/* A command, which returns its result and prints nothing. */
 typedef json_t *command_run(struct arguments *args);
 
 command_run checksum_cost, touch_random, touch_sequential, mix_zipf, mix_write, floor_ping_pong, floor_userfault,
     wire_throughput, nbd_load, nbd_crowd, redundancy;
 
-/* A connection to an NBD server, and an export of it with simple replies. Return what failed, NULL if nothing did. */
+/* Connects to an NBD server. Returns NULL, or what failed. */
 const char *nbd_connect(const char *host, const char *port, int *fd);
+/* Chooses an export, with simple replies. Returns NULL, or what failed. */
 const char *nbd_negotiate(int fd, const char *export, uint64_t *export_bytes);
-/* All of it, which changes iov. Returns 0, or -1 with errno. */
+/* Sends all bytes of iov, which it changes. Returns 0, or -1 with errno. */
 int nbd_send(int fd, struct iovec *iov, int n);
 
-/* A connected pair of TCP sockets; the second belongs to a child that runs serve(fd, ctx) and ends. */
+/* One end of a TCP connection; the other belongs to a child, which runs serve(fd, ctx) and ends. */
 struct tcp_peer {
     int fd;
     int pid;
 };
 
-/* address=: ours, on loopback if it is not given. peer_namespace=FILE: the child is in that network namespace. */
+/*
+ * address=: this end's address, by default 127.0.0.1. peer_namespace=FILE: the network namespace of the child's
+ * socket.
+ */
 struct tcp_route {
     const char *address, *peer_namespace;
 };
@@ -114,8 +129,9 @@ struct tcp_route {
 struct tcp_route tcp_route_of(struct arguments *args);
 void tcp_peer_start(struct tcp_peer *peer, const struct tcp_route *route, void (*serve)(int fd, uint64_t ctx),
                     uint64_t ctx);
+/* Kills a child and waits for its end. */
 void child_end(int pid);
-/* In a child, right after fork: die when the parent does. */
+/* Has the kernel end this process (SIGTERM) when its parent ends. Called right after fork(). */
 void child_follow_parent(int parent);
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What it costs to check a page: the pager's checksum of 4 KiB, and a copy of the same page beside it. Both on a
- * window of pages that stay in the processor's cache, as what has just come from the network does.
+ * Measures what it costs to check a page: the pager's checksum of 4 KiB and, beside it, a copy of the same page. Both
+ * run on pages that stay in the processor's cache, as pages do that have just come from the network.
  */
 #include "bench.h"
-#include "qemu/pager/checksum.h"
+#include "qemu/pager/page/checksum.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +43,7 @@ json_t *checksum_cost(struct arguments *args)
 
     for (uint64_t i = 0; i < count; i++) {
         memcpy(copy + i % WINDOW_PAGES * PAGE_BYTES, window + i % WINDOW_PAGES * PAGE_BYTES, PAGE_BYTES);
-        __asm__ volatile("" ::"r"(copy) : "memory"); /* the copy is wanted */
+        __asm__ volatile("" ::"r"(copy) : "memory"); /* keeps the compiler from leaving the copy out */
     }
     uint64_t copied_ns = clock_ns();
     json_t *result =

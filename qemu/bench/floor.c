@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What a remote fault costs at least: one request and answer over TCP, and one empty round trip of a userfaultfd.
+ * Measures what a remote fault costs at least: one request and answer over TCP, and one empty round trip of a
+ * userfaultfd.
  *
- * Each is taken alone: together there would be three processes that try again and again, where a fault has two.
- * The empty round trip is answered with UFFDIO_ZEROPAGE in shared memory, by another process, as the pager would.
+ * Each is measured alone, because together three processes would poll, where a fault has two. Another process, in
+ * place of the pager, answers the empty round trip by UFFDIO_ZEROPAGE in shared memory.
  */
 #include "bench.h"
 
@@ -27,7 +28,7 @@ struct waiter {
     uint64_t poll_us;
 };
 
-/* Until the time is up: let others run and try again, as the pager does. Then sleep until there is something. */
+/* Waits as the pager does: yields for poll_us since since_ns, so that the caller polls again, and then sleeps. */
 static void waiter_wait(const struct waiter *waiter, uint64_t since_ns)
 {
     struct pollfd event = {.fd = waiter->fd, .events = POLLIN};
@@ -38,7 +39,7 @@ static void waiter_wait(const struct waiter *waiter, uint64_t since_ns)
         sched_yield();
 }
 
-/* False: the other end is gone. */
+/* Receives all bytes. Returns false if the other end has closed the connection. */
 static bool receive_all(const struct waiter *waiter, char *buffer, size_t bytes)
 {
     uint64_t since_ns = clock_ns();
@@ -57,7 +58,7 @@ static bool receive_all(const struct waiter *waiter, char *buffer, size_t bytes)
     return true;
 }
 
-/* Each sample, too: the caller adds those of one floor to those of the other. */
+/* Returns the quantiles and each sample, as the caller adds the samples of one floor to those of the other. */
 static json_t *one_by_one(struct samples *samples)
 {
     json_t *raw = json_array();
@@ -109,7 +110,9 @@ json_t *floor_ping_pong(struct arguments *args)
     return one_by_one(&samples);
 }
 
-/* /dev/userfaultfd is what the pager uses; the system call is there on kernels without it. */
+/*
+ * Makes a userfaultfd by /dev/userfaultfd, as the pager does, or by the system call on kernels without that device.
+ */
 static int userfault_open(void)
 {
     struct uffdio_api api = {.api = UFFD_API};
@@ -138,7 +141,7 @@ static void answer_faults(int fd, uint64_t poll_us)
             .range = {message.arg.pagefault.address & ~(uint64_t)(PAGE_BYTES - 1), PAGE_BYTES}};
 
         if (ioctl(fd, UFFDIO_ZEROPAGE, &zero) < 0)
-            _exit(EXIT_FAILURE); /* the parent's fault ends with SIGBUS or its caller's deadline */
+            _exit(EXIT_FAILURE); /* the parent then waits until the caller's deadline ends it */
         since_ns = clock_ns();
     }
 }

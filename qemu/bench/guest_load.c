@@ -1,39 +1,39 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What `ghostbox bench --vm` runs in the guests: work on more memory than is local, by plain loads and stores.
- *
- * Static, so that it runs in any guest; copied there over SSH. It knows nothing of GhostBox or of swap. Phases are
- * named in the order in which they run, on one mapping:
+ * ghostbox-guest-load: the program that `ghostbox bench --vm` runs in guests. It works on more memory than is local,
+ * by plain loads and stores. It is static, so that it runs in any guest, is copied there over SSH, and knows nothing
+ * of GhostBox or of swap. Phases are named in the order in which they run, on one mapping:
  *
  *   ghostbox-guest-load memory bytes=N [window_ms=N] [least_ms=N] [most_ms=N] [sort_bytes=N] PHASE…
  *   ghostbox-guest-load file path=FILE bytes=N [window_ms=N] [least_ms=N] [most_ms=N] PHASE…
  *
- * Done once, from end to end:
+ * These phases run once, from end to end:
  *
- * fill       writes every word of anonymous memory, in order, for the first time
- * write      the same through a shared mapping of the file, made as large as that; then fsync
+ * fill       writes all words of anonymous memory, in order, for the first time
+ * write      does the same through a shared mapping of the file, which it makes as large as that; then fsync
  * warm       reads a word of each cache line in order, once to the end
- * sort       quicksort in place of records of 128 bytes by their first word: all of them, or the first sort_bytes
- * check      reads every word and fails if one is not as fill wrote it (not after sort)
+ * sort       sorts records of 128 bytes by their first word, by quicksort in place: all, or the first sort_bytes
+ * check      reads all words and fails if one is not as fill wrote it (not after sort)
  *
- * Gone on with until the rate has settled:
+ * These phases go on until their rate has settled:
  *
- * scan       reads a word of each cache line in order, from the start again at the end
- * random     reads a word of pages drawn evenly
- * zipf:E     the same, drawn by Zipf's law with exponent E; pages of near ranks are far from each other
- * hot:N      the same, drawn evenly from N bytes of pages that are spread over all of the memory; the rest is cold
- * moved:N    the same, but other pages: the last N bytes where hot has the first
- * written:N  hot, and every fifth access is a write, too
- * scanned:N  hot, while a second thread scans all of the memory; it is not counted
+ * scan       reads a word of each cache line in order, and begins again at the end
+ * random     reads a word of pages that are drawn evenly
+ * zipf:E     reads pages that are drawn by Zipf's law with exponent E; pages of near ranks are far from each other
+ * hot:N      reads pages that are drawn evenly from N bytes of pages, which are spread over all memory
+ * moved:N    does as hot, with other pages: the last N bytes of the order of which hot has the first
+ * written:N  does as hot, and every fifth access is a write, too
+ * scanned:N  does as hot, while a second thread scans all memory, which does not count
  *
- * Each draw is fresh: no sequence is drawn once and repeated, of which a cache would need the pages alone.
+ * All draws are new: no sequence is drawn once and repeated, because a cache would need the pages of the sequence
+ * only.
  *
- * A phase has settled when the rates of its last four windows are all within 5 % of their mean, after least_ms at
- * the soonest; after most_ms it is measured as it is. Its rate is that of these windows. The time until it settled is
- * when the first window began that was within 5 % of that rate, or above it.
+ * A phase has settled when the rates of its last four windows are all within 5 % of their mean, after least_ms at the
+ * soonest; after most_ms it is measured as it is. Its rate is the mean of these windows. The time until it settled
+ * ends with the begin of the first window whose rate was within 5 % of that rate, or above it.
  *
- * The first line says that it has begun. Each window and each phase prints a line of JSON: what was done, how long it
- * took, and what the guest's kernel moved meanwhile (guest_moved.h).
+ * The first line says that the program has begun. Each window and each phase prints a line of JSON: what was done,
+ * how long that took, and which pages the guest's kernel moved meanwhile (guest_moved.h).
  */
 #include "guest_moved.h"
 #include "zipf.h"
@@ -72,7 +72,7 @@
 #define SORTED_SAMPLES 1000u
 #define PHASES_MAX     16u
 
-/* 2^64 / the golden ratio: successive multiples are spread evenly (Knuth, 6.4). */
+/* 2^64 divided by the golden ratio: successive multiples are spread evenly (Knuth, 6.4). */
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
 struct record {
@@ -84,7 +84,7 @@ struct load {
     volatile uint64_t *words;
     uint64_t bytes, n_pages;
     uint64_t window_ms, least_ms, most_ms, sort_bytes;
-    int fd; /* of the file; -1: anonymous memory */
+    int fd; /* the file; -1: the memory is anonymous */
 };
 
 struct done {
@@ -92,12 +92,12 @@ struct done {
     double seconds;
 };
 
-/* What a phase that goes on keeps between its steps. */
+/* The state of a phase between its steps. */
 struct going {
     const struct load *load;
     double argument;
-    uint64_t state;        /* of the random numbers, or the next page of a scan */
-    uint64_t first, n_hot; /* ranks of the hot pages (`page_of`) */
+    uint64_t state;        /* the state of the random numbers, or the next page of a scan */
+    uint64_t first, n_hot; /* the first rank of the hot pages, and how many there are (page_of()) */
     struct zipf_draw *zipf;
 };
 
@@ -126,7 +126,7 @@ static double seconds_since(uint64_t started_ns)
     return (double)(clock_ns() - started_ns) / (double)NS_PER_S;
 }
 
-/* splitmix64 (Vigna): no library call, and any state is as good as another. */
+/* Returns a random number by splitmix64 (Vigna), without a library call; it may begin with any state. */
 static uint64_t random_next(uint64_t *state)
 {
     uint64_t value = *state += GOLDEN;
@@ -136,7 +136,7 @@ static uint64_t random_next(uint64_t *state)
     return value ^ (value >> 31);
 }
 
-/* A random key in front of each record; the rest of it differs from page to page. */
+/* Fills the memory with records: each begins with a random key; the rest differs from page to page. */
 static struct done fill(const struct load *load)
 {
     uint64_t started_ns = clock_ns(), state = 1, n_words = load->bytes / sizeof(uint64_t);
@@ -151,7 +151,7 @@ static struct done fill(const struct load *load)
     return (struct done){load->bytes, seconds_since(started_ns)};
 }
 
-/* Every word is as `fill` wrote it. */
+/* Checks that all words are as fill() wrote them. */
 static struct done check(const struct load *load)
 {
     uint64_t started_ns = clock_ns(), state = 1, n_words = load->bytes / sizeof(uint64_t);
@@ -190,7 +190,7 @@ static void scan_step(struct going *going)
         page_read(&load->words[going->state++ % load->n_pages * PAGE_WORDS]);
 }
 
-/* Pages of near ranks are far from each other; as many ranks as pages. */
+/* Returns the page of a rank. There are as many ranks as pages, and pages of near ranks are far from each other. */
 static uint64_t page_of(const struct load *load, uint64_t rank)
 {
     return rank * SPREAD_PRIME % load->n_pages;
@@ -234,7 +234,7 @@ static void hot_step(struct going *going)
     }
 }
 
-/* What is written is what was there, so that `check` can follow. */
+/* Writes the word that was there, so that `check` can follow. */
 static void written_step(struct going *going)
 {
     for (unsigned i = 0; i < CLOCK_EVERY; i++) {
@@ -307,7 +307,7 @@ static uint64_t median(uint64_t a, uint64_t b, uint64_t c)
     return (b <= a) == (a <= c) ? a : c;
 }
 
-/* Hoare's partition: [0, result] is not above [result + 1, n). */
+/* Hoare's partition: no record of [0, result] is above one of [result + 1, n). */
 static uint64_t partition(struct record *records, uint64_t n)
 {
     uint64_t pivot = median(records[0].key, records[(n - 1) / 2].key, records[n - 2].key);
@@ -324,7 +324,7 @@ static uint64_t partition(struct record *records, uint64_t n)
     }
 }
 
-/* Recurses into the smaller part, so that the stack stays small. */
+/* Sorts records. It recurses into the smaller part, so that the stack stays small. */
 static void quicksort(struct record *records, uint64_t n)
 {
     while (n > INSERTION_MAX) {
@@ -361,10 +361,10 @@ static struct done sort(const struct load *load)
 
 static const struct phase {
     const char *name;
-    struct done (*run)(const struct load *load); /* once; NULL: it goes on, by `step` */
-    void (*begin)(struct going *going);          /* takes the argument; NULL: there is none */
-    void (*step)(struct going *going);           /* CLOCK_EVERY pages */
-    uint64_t unit;                               /* what a page counts */
+    struct done (*run)(const struct load *load); /* runs the phase once; NULL: it goes on by step() */
+    void (*begin)(struct going *going);          /* reads the argument; NULL: there is none */
+    void (*step)(struct going *going);           /* works on CLOCK_EVERY pages */
+    uint64_t unit;                               /* how much a page counts */
     bool of_memory, of_file, beside_scanner;
 } phases[] = {
     {.name = "fill", .run = fill, .of_memory = true},
@@ -410,7 +410,7 @@ struct windows {
     unsigned n;
 };
 
-/* The mean rate of the last windows; `agree` tells whether all of them are near it. */
+/* Returns the mean rate of the last windows. *agree: all of them are near it. */
 static double last_rate(const struct windows *windows, bool *agree)
 {
     unsigned n = windows->n < AGREEING ? windows->n : AGREEING;
@@ -534,7 +534,7 @@ static void map(struct load *load, const char *path)
         fail("cannot map %" PRIu64 " bytes: %s", load->bytes, strerror(errno));
 }
 
-/* Takes KEY=VALUE; false if the word is none that is known. */
+/* Takes a word KEY=VALUE. Returns false if its key is unknown. */
 static bool option_take(struct load *load, const char **path, const char *word)
 {
     static const struct {

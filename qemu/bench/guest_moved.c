@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The lines of /proc/vmstat that tell pages moved between tiers or to swap; a kernel may lack some. */
+/* The lines of /proc/vmstat about pages that move between tiers or to swap; a kernel may lack some of them. */
 static const char *const vmstat_names[N_VMSTAT] = {
     "pgpromote_success", "pgdemote_kswapd", "pgdemote_direct",  "pgdemote_khugepaged", "pswpin",
     "pswpout",           "pgmajfault",      "numa_hint_faults", "pgmigrate_fail",      "pgpromote_candidate",
@@ -31,7 +31,10 @@ static void vmstat_read(uint64_t values[N_VMSTAT])
     fclose(file);
 }
 
-/* Processor time of a kernel thread that moves pages (fields 2, 14 and 15 of proc_pid_stat(5)); of others none. */
+/*
+ * Returns the processor time of a kernel thread that moves pages (fields 2, 14, 15 of proc_pid_stat(5)); 0 for
+ * others.
+ */
 static double mover_s(const char *pid)
 {
     static const char *const movers[] = {"kdamond", "kswapd", "kcompactd"};

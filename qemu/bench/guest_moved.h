@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What a guest's kernel has moved, and the processor time of its threads that do so. Of guest_load.c. */
+/* Which pages a guest's kernel has moved, and the processor time of its threads that move pages. For guest_load.c. */
 #ifndef GHOSTBOX_BENCH_GUEST_MOVED_H
 #define GHOSTBOX_BENCH_GUEST_MOVED_H
 
@@ -7,14 +7,17 @@
 
 #define N_VMSTAT 11u
 
-/* What it has done since it booted. */
+/* The kernel's counts since it booted. */
 struct moved {
     uint64_t vmstat[N_VMSTAT];
     double movers_s;
 };
 
+/* Reads the counts. */
 void moved_read(struct moved *moved);
-/* Prints what was moved between two looks as the last keys of a JSON object, its end, and the end of the line. */
+/*
+ * Prints the differences of two counts as the last keys of a JSON object, the object's end, and the end of the line.
+ */
 void moved_print(const struct moved *before, const struct moved *after);
 
 #endif

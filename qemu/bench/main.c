@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ghostbox-bench-client: what `ghostbox bench` runs. One command a process, one JSON object on stdout.
+ * ghostbox-bench-client: the program that `ghostbox bench` runs. A process runs one command and prints one JSON
+ * object.
  *
  *   ghostbox-bench-client COMMAND [KEY=VALUE]…
  *
- * Four kinds of commands:
+ * There are four kinds of commands:
  *
- * - random, sequential, zipf, write: a process in place of QEMU. It maps memory (remote memory through the shim, a
- * file, or plain local memory: see memory_map in bench.h), touches it in a pattern and takes the time. Nothing but
- * the touch is inside the clock; what decides which page comes next is made before.
- * - ping-pong, userfault, wire: the floor, that is what the machine needs at least for the same thing without any of
- *   GhostBox. Both ends wait as the pager does: they try again for poll_us, then sleep.
+ * - random, sequential, zipf, write: the process takes the place of QEMU. It maps memory (remote memory through the
+ * shim, a file, or plain local memory: memory_map() in bench.h), touches it in a pattern and measures how long that
+ * takes. The pattern is made before the clock starts.
+ * - ping-pong, userfault, wire: the floor, that is what the machine needs at least for the same work without
+ * GhostBox. Both ends wait as the pager does: they poll for poll_us, then sleep.
  * - checksum: what it costs to check a page.
- * - load, crowd, redundancy: NBD clients that are only a load (nbd_load.c, nbd_crowd.c, redundancy.c).
+ * - load, crowd, redundancy: NBD clients that load a server (nbd_load.c, nbd_crowd.c, redundancy.c).
  *
- * The kernel ends this process (SIGTERM) when the one that started it is gone. `follow CMD…` becomes CMD, which is
- * ended the same way. So a benchmark that is killed leaves nothing behind.
+ * The kernel ends this process (SIGTERM) when the process that started it has ended. `follow CMD…` becomes CMD, which
+ * ends in the same way. So a benchmark that is killed leaves no process behind.
  *
- * Exit status: 0, 1 failed (why is on stderr), 2 usage.
+ * Exit status: 0; 1 if it failed, with the reason on stderr; 2 for wrong usage.
  */
 #include "bench.h"
 
@@ -48,7 +49,9 @@ static const struct command {
     {"wire", wire_throughput, "receive over TCP for ms=, address= peer_namespace="},
     {"checksum", checksum_cost, "check and copy count= pages"},
     {"load", nbd_load,
-     "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= first= span= poll_us= ms="},
+     "NBD requests to host= port= export= depth= bytes= mode= pattern= connections= first= span= poll_us= ms=, over "
+     "TLS "
+     "with keys=FILE"},
     {"crowd", nbd_crowd,
      "peers that make it hard for a server at host= port= export=: idle= trickle= slow= silent= stuck= vanish= ms="},
     {"redundancy", redundancy,
@@ -107,7 +110,7 @@ static void usage(void)
     fputs("  follow CMD… run CMD and end it with the caller\n", stderr);
 }
 
-/* What follows the parent goes on doing so behind exec. */
+/* Becomes another program. PR_SET_PDEATHSIG outlives exec, so that program, too, ends with the parent. */
 static int follow(char **argv)
 {
     execvp(argv[0], argv);

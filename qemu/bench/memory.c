@@ -20,7 +20,9 @@ static void join_cgroup(const char *directory)
         fail_errno("cannot join the cgroup %s", directory);
 }
 
-/* Without the shim the memfd would be plain local memory, and all figures lies. */
+/*
+ * Ends the program if the shim is not loaded, because the memfd would be plain local memory, and all figures wrong.
+ */
 static void need_shim(void)
 {
     FILE *maps = fopen("/proc/self/maps", "r");
@@ -85,7 +87,7 @@ void memory_map(struct memory *memory, struct arguments *args)
     if (base == MAP_FAILED)
         fail_errno("cannot map %llu bytes", (unsigned long long)bytes);
     if (flags & MAP_ANONYMOUS)
-        madvise(base, bytes, MADV_NOHUGEPAGE); /* remote memory has none either */
+        madvise(base, bytes, MADV_NOHUGEPAGE); /* remote memory has no huge pages either */
     if (is_random)
         madvise(base, bytes, MADV_RANDOM);
     *memory = (struct memory){base, bytes, bytes / PAGE_BYTES};

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * More memory than the cache holds: Zipf reads and writes, with or without a sequential scanner beside them, and
- * writes to random pages.
+ * Work on more memory than the cache holds: Zipf reads and writes, with or without a sequential scanner beside them,
+ * and writes to random pages.
  *
  * The Zipf order is drawn before the clock starts, as a sequence that is run through again and again. Ranks are dealt
- * to pages at random, so that the hot ones are no neighbours. A write stores what it counts, so no page stays the
+ * to pages at random, so that hot pages are no neighbours. Each write stores a new number, so that no page stays the
  * same.
  */
 #include "bench.h"
@@ -52,7 +52,7 @@ static struct step *sequence_make(uint64_t n_pages, double exponent, uint64_t wr
     return steps;
 }
 
-/* Runs the sequence from *position for a time; returns the steps done. */
+/* Runs the sequence from *position for so many milliseconds. Returns how many steps it has done. */
 static uint64_t sequence_run(const struct memory *memory, const struct step *steps, uint64_t *position, uint64_t ms)
 {
     uint64_t stop_at_ns = clock_ns() + ms * NS_PER_MS, n = 0;
@@ -84,7 +84,7 @@ static void *scan(void *arg)
     return NULL;
 }
 
-/* Tells who waits for it that the warming is over. */
+/* Makes a file, by which the caller learns that the warming is over. */
 static void mark_make(const char *path)
 {
     int fd = *path ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600) : -1;
@@ -101,7 +101,8 @@ static json_t *mix_run(const struct memory *memory, uint64_t array_pages, const 
     struct scanner scanner = {.memory = memory, .first_page = array_pages};
     uint64_t position = 0;
 
-    for (uint64_t page = 0; page < array_pages; page++) /* as after a load of the data */
+    for (uint64_t page = 0; page < array_pages;
+         page++) /* reads all pages once, as a program that loads its data does */
         (void)memory->words[page * PAGE_WORDS];
     if (with_scanner && pthread_create(&scanner.thread, NULL, scan, &scanner) != 0)
         fail("cannot start a thread");
@@ -185,6 +186,6 @@ json_t *mix_write(struct arguments *args)
         pthread_join(writers[i].thread, NULL);
     double seconds = (double)(clock_ns() - started_ns) / NS_PER_S;
 
-    return json_pack("{s:I, s:f, s:f}", "count", (json_int_t)(count / n * n), "seconds", seconds, "per_s",
-                     (double)(count / n * n) / seconds);
+    return json_pack("{s:I, s:f, s:f}", "count", (json_int_t)(count - count % n), "seconds", seconds, "per_s",
+                     (double)(count - count % n) / seconds);
 }

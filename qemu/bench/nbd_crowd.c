@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Peers as a server meets them on a bad day, in numbers: what they do to the others is measured beside them.
+ * A crowd of difficult clients of an NBD server. A load that runs beside them shows how they affect other clients.
  *
- *   idle      chose an export and ask for nothing
- *   trickle   read 4 KiB ten times a second; these are counted, and must all be served
- *   slow      ask for a MiB again and again, and take 4 KiB of it ten times a second
- *   silent    never answer the greeting; connect again when the server had enough of it
+ *   idle      choose an export and ask for nothing
+ *   trickle   read 4 KiB ten times a second; these reads are counted, and all of them must be answered
+ *   slow      ask for a MiB again and again, and receive 4 KiB ten times a second
+ *   silent    never answer the greeting, and connect again when the server has closed the connection
  *   stuck     send half of a large write, and then nothing
- *   vanish    ask for 16 MiB and close without having read, twice a second
+ *   vanish    ask for 16 MiB twice a second, and close the connection without having read
  *
- * One thread: every millisecond it does what is due. So many peers cost it little beside what they cost the server.
+ * One thread serves the peers that are due, every millisecond, so that many peers cost it little.
  */
 #include "bench.h"
 
-#include "memserver/nbd/protocol.h"
+#include "common/nbd_protocol.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -30,7 +30,7 @@
 #define STUCK_BYTES   (512u << 10)
 #define SLOW_BATCH    64
 #define VANISH_BATCH  16
-/* Little enough that a slow one is slow from the start. */
+/* A slow peer's receive buffer: so small that the peer is slow from the start. */
 #define SLOW_BUFFER_BYTES 32768
 
 enum role { IDLE, TRICKLE, SLOW, SILENT, STUCK, VANISH, N_ROLES };
@@ -46,7 +46,7 @@ struct peer {
     int fd;
     uint64_t due_ns;
     uint64_t export_bytes;
-    uint64_t owed_bytes; /* of a reply that is to come */
+    uint64_t owed_bytes; /* bytes of a reply that are still to come */
     uint64_t n_served;
 };
 
@@ -84,7 +84,7 @@ static void peer_open_again(struct crowd *crowd, struct peer *peer)
     peer_open(crowd, peer);
 }
 
-/* Whether the socket took it. */
+/* Sends a request. Returns whether the socket has taken it. */
 static bool request_send(struct crowd *crowd, const struct peer *peer, enum nbd_command command, uint32_t bytes)
 {
     uint64_t n_places = peer->export_bytes / bytes;
@@ -101,7 +101,7 @@ static void stuck_begin(struct crowd *crowd, struct peer *peer)
     send(peer->fd, crowd->scratch, STUCK_BYTES / 2, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/* A reply at a time; one that has not come by the next turn is waited for until then. */
+/* Receives a reply and sends the next request. A peer whose reply has not come sends none until a later turn. */
 static void trickle_serve(struct crowd *crowd, struct peer *peer)
 {
     while (peer->owed_bytes > 0) {
@@ -180,7 +180,7 @@ static void peer_serve(struct crowd *crowd, struct peer *peer)
     }
 }
 
-/* Each begins at its own time, so that they do not come all at once. */
+/* Connects all peers. Each has its own time in the period, so that they are not due all at once. */
 static void crowd_open(struct crowd *crowd, const uint64_t counts[N_ROLES])
 {
     struct rlimit limit;
@@ -238,7 +238,8 @@ json_t *nbd_crowd(struct arguments *args)
     if (crowd == NULL) {
         fail("out of memory");
     }
-    memset(crowd->scratch, 0x5a, sizeof(crowd->scratch)); /* what `load` writes: an export that it filled stays so */
+    memset(crowd->scratch, 0x5a,
+           sizeof(crowd->scratch)); /* as `load` writes, so that an export stays as it filled it */
     crowd->host = argument_text(args, "host", "127.0.0.1");
     crowd->port = argument_text(args, "port", "10809");
     crowd->export = argument_text(args, "export", "");

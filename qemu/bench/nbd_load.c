@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A lean NBD load: nothing but the requests, so that the server is the limit.
+ * A lean NBD load: it sends requests and does nothing else, so that the server is the limit.
  *
  * Each connection has a thread that keeps `depth` requests of `bytes` in flight: it receives as much as there is, and
- * sends one request for each reply that was complete in it, all at once. Replies are simple ones. With `poll_us` it
- * waits as the pager does: it tries again for so long, yielding the processor each time, before it sleeps.
+ * sends one request for each whole reply in it, all at once. It asks for simple replies. With `poll_us` it waits as
+ * the pager does: before it sleeps it polls for poll_us, and yields the processor after each poll. With `keys` it
+ * speaks TLS.
  */
 #include "bench.h"
+#include "nbd_tls.h"
 
 #include "common/histogram.h"
-#include "memserver/nbd/protocol.h"
+#include "common/nbd_protocol.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -34,9 +36,10 @@
 
 struct plan {
     const char *host, *port, *export;
+    const char *keys; /* the file with the export's key, for TLS; "": the load does without TLS */
     uint64_t depth, request_bytes, n_connections, ms;
-    uint64_t first;      /* sequential: each connection begins there, counted in requests */
-    uint64_t span_bytes; /* only this first part of the export is asked for; 0: all of it */
+    uint64_t first;      /* if sequential: the request with which each connection begins */
+    uint64_t span_bytes; /* how much of the export, from its start, requests are for; 0: all of it */
     uint64_t poll_us;
     bool writes, sequential;
     uint64_t stop_at_ns;
@@ -47,19 +50,20 @@ struct load {
     const struct plan *plan;
     pthread_t thread;
     int fd;
-    const char *failure; /* what failed; NULL: nothing */
+    struct tls *tls;     /* NULL: the load does without TLS */
+    const char *failure; /* what failed; NULL: nothing did */
     uint64_t export_bytes;
     uint64_t random;
     uint64_t position;
     uint64_t n_done, n_in_flight, n_receives, n_sends;
     uint64_t started_ns[DEPTH_MAX];
     struct nbd_request requests[DEPTH_MAX];
-    uint32_t n_queued; /* requests[0, n_queued) are to be sent */
+    uint32_t n_queued; /* requests[0, n_queued) are not sent yet */
     uint8_t *in;
     uint32_t in_used;
-    bool in_reply;       /* the header of a reply was here, and not all of what follows it */
-    uint64_t reply_slot; /* which one */
-    uint64_t skip_bytes; /* data of it still to come */
+    bool in_reply;       /* the header of a reply has come, but not all of its data */
+    uint64_t reply_slot; /* the slot of that reply's request */
+    uint64_t skip_bytes; /* bytes of that reply's data that are still to come */
     struct histogram latency;
 };
 
@@ -95,7 +99,10 @@ int nbd_send(int fd, struct iovec *iov, int n)
     return 0;
 }
 
-/* Bounded: one address of several may be dead. The timeouts hold for what is sent and received later, too. */
+/*
+ * Connects to one address, with a timeout, as one of several may be dead. It also applies to later sends and
+ * receives.
+ */
 static int connect_one(const struct addrinfo *address)
 {
     const struct timeval limit = {.tv_sec = SILENCE_MAX_S};
@@ -104,7 +111,7 @@ static int connect_one(const struct addrinfo *address)
     if (fd < 0) {
         return -1;
     }
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connect(), too: socket(7) */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* it applies to connect(), too: socket(7) */
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     if (connect(fd, address->ai_addr, address->ai_addrlen) == 0) {
@@ -155,7 +162,10 @@ static int load_open(struct load *load)
 {
     const struct plan *plan = load->plan;
     load->failure = nbd_connect(plan->host, plan->port, &load->fd);
-    if (load->failure == NULL) {
+    if (load->failure == NULL && *plan->keys != '\0') {
+        load->failure = nbd_negotiate_sealed(load->fd, plan->keys, plan->export, SILENCE_MAX_S * 1000, &load->tls,
+                                             &load->export_bytes);
+    } else if (load->failure == NULL) {
         load->failure = nbd_negotiate(load->fd, plan->export, &load->export_bytes);
     }
     if (load->failure == NULL && load->export_bytes < plan->request_bytes) {
@@ -164,7 +174,7 @@ static int load_open(struct load *load)
     return load->failure == NULL ? 0 : -1;
 }
 
-/* Whether the server answers a request whose answer fits into any packet, on a connection of its own. */
+/* Whether the server answers a request whose answer fits into any packet, on a new connection. */
 static bool short_is_answered(const struct plan *plan)
 {
     const struct nbd_request request = {
@@ -182,7 +192,7 @@ static bool short_is_answered(const struct plan *plan)
     return answered;
 }
 
-/* Sending or receiving failed. */
+/* Writes the failure of a send or receive, by errno, and returns -1. */
 static int load_broke(struct load *load, const char *what)
 {
     if (errno != EAGAIN && errno != ETIMEDOUT) {
@@ -231,7 +241,9 @@ static int requests_send(struct load *load)
     }
     load->n_queued = 0;
     load->n_sends++;
-    return nbd_send(load->fd, iov, n) < 0 ? load_broke(load, "cannot send") : 0;
+    int rc = load->tls != NULL ? sealed_send(load->tls, load->fd, iov, n, SILENCE_MAX_S * 1000)
+                               : nbd_send(load->fd, iov, n);
+    return rc < 0 ? load_broke(load, "cannot send") : 0;
 }
 
 static void reply_done(struct load *load, uint64_t slot, uint64_t now_ns)
@@ -278,18 +290,26 @@ static int replies_parse(struct load *load)
     return 0;
 }
 
-static ssize_t bytes_receive(const struct load *load)
+/* Receives as recv(2) does; `waits` says whether it waits for bytes. */
+static ssize_t bytes_ask(const struct load *load, bool waits)
 {
     uint8_t *into = load->in + load->in_used;
+    size_t room = IN_BYTES - load->in_used;
+    return load->tls != NULL ? sealed_receive(load->tls, load->fd, into, room, waits ? SILENCE_MAX_S * 1000 : 0)
+                             : recv(load->fd, into, room, waits ? 0 : MSG_DONTWAIT);
+}
+
+static ssize_t bytes_receive(const struct load *load)
+{
     uint64_t since_ns = clock_ns();
     while (clock_ns() - since_ns < load->plan->poll_us * NS_PER_US) {
-        ssize_t n = recv(load->fd, into, IN_BYTES - load->in_used, MSG_DONTWAIT);
+        ssize_t n = bytes_ask(load, false);
         if (n >= 0 || errno != EAGAIN) {
             return n;
         }
         sched_yield();
     }
-    return recv(load->fd, into, IN_BYTES - load->in_used, 0);
+    return bytes_ask(load, true);
 }
 
 static int replies_receive(struct load *load)
@@ -385,6 +405,7 @@ static json_t *plan_run(struct plan *plan)
     }
     for (uint64_t i = 0; i < plan->n_connections; i++) {
         pthread_join(loads[i].thread, NULL);
+        tls_free(loads[i].tls);
         close(loads[i].fd);
     }
     json_t *result = result_make(plan, loads, clock_ns() - started_ns);
@@ -401,6 +422,7 @@ json_t *nbd_load(struct arguments *args)
         .host = argument_text(args, "host", "127.0.0.1"),
         .port = argument_text(args, "port", "10809"),
         .export = argument_text(args, "export", ""),
+        .keys = argument_text(args, "keys", ""),
         .depth = argument_number(args, "depth", 1, DEPTH_MAX),
         .request_bytes = argument_size(args, "bytes", PAGE_BYTES),
         .n_connections = argument_number(args, "connections", 1, CONNECTIONS_MAX),

@@ -1,26 +1,27 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What it costs to write a page back so that a lost donor is survived, without a pager: nothing but the requests.
+ * Measures what it costs to write pages back so that no page is lost with a donor: by requests alone, without a
+ * pager.
  *
  * Pages lie in stripes: stripe s has its i-th page on server (s + i) mod N, at s pages into its export, and its
- * parity, the XOR of all of them, on server (s + k) mod N. So parity goes round, and a page is named by (s, i).
+ * parity, the XOR of all its pages, on server (s + k) mod N. So all servers have parity, and (s, i) names a page.
  *
- *   mode=copies k=   one page to the first k servers of its stripe
- *   mode=parity k=   one page, its parity made new in place: read the page and the parity as they are, and when both
- *                    have come write the page and old page XOR new page XOR old parity
- *   mode=stripes k=  all k pages of a stripe and their parity, nothing is read
+ *   mode=copies k=   writes one page to the first k servers of its stripe
+ *   mode=parity k=   writes one page and renews its parity in place: reads the page and the parity and, when both
+ * have come, writes the page and (old page XOR new page XOR old parity) mode=stripes k=  writes all k pages of a
+ * stripe and their parity, and reads nothing
  *
- * As in the pager's evict thread one thread has `depth` pages under way, and what it queued while it worked off
- * replies goes out in one send a server. A stripe has one write under way at most: two that make its parity new at a
- * time would each lose the other's.
+ * As in the pager's evict thread, one thread has `depth` pages under way, and sends the requests that it has queued
+ * while it worked off replies by one send for each server. A stripe has one write under way at most: of two writes
+ * that renew the parity at the same time, each would undo the other's.
  *
- * What a pager would need besides is not here: which stripes are half written when it dies, and pages that wait for
- * their stripe. So figures of parity are the least that it can cost.
+ * A pager would need more than this: it has to know which stripes are half written when it dies, and pages may wait
+ * for their stripe. So the figures of parity are the least that it can cost.
  */
 #include "bench.h"
 
 #include "common/histogram.h"
-#include "memserver/nbd/protocol.h"
+#include "common/nbd_protocol.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -34,7 +35,7 @@
 
 #define SERVERS_MAX 8u
 #define DEPTH_MAX   256u
-#define CONTENTS    64u /* pages that what is written is taken from */
+#define CONTENTS    64u /* pages from which the contents of writes are taken */
 #define IN_BYTES    (256u << 10)
 #define PARITY      (SERVERS_MAX - 1) /* the parity's place among a write's pages */
 #define DRAWS_MAX   1000u
@@ -43,13 +44,13 @@ enum mode { COPIES, PARITY_IN_PLACE, WHOLE_STRIPES };
 
 typedef uint64_t page_words[PAGE_WORDS];
 
-/* One page (or, of whole stripes, k of them) on its way. */
+/* A write under way, of one page or, in mode=stripes, of k pages. */
 struct write {
     bool in_use, reading;
     uint64_t stripe, member;
-    uint32_t n_pending; /* replies to come */
+    uint32_t n_pending; /* replies that are still to come */
     uint64_t started_ns;
-    page_words *pages; /* SERVERS_MAX of them: by place in the stripe; while reading what was there before */
+    page_words *pages; /* SERVERS_MAX pages, by place in the stripe; while reading, the pages as they were */
 };
 
 struct server {
@@ -67,14 +68,14 @@ struct redundancy {
     bool sequential;
     uint64_t k, n_servers, n_writes, n_stripes, count, stop_at_ns;
     uint64_t random, n_begun, n_pages, n_in_flight, sent_bytes, received_bytes;
-    uint8_t *busy; /* by stripe */
+    uint8_t *busy; /* for each stripe: whether a write is under way */
     page_words *contents;
     struct write writes[DEPTH_MAX];
     struct server servers[SERVERS_MAX];
     struct histogram latency;
 };
 
-/* The page at a place of the stripe; its parity comes behind its k pages. */
+/* Returns the page at a place of the stripe; the parity's place follows those of the k pages. */
 static page_words *page_at(const struct redundancy *run, const struct write *write, uint64_t place)
 {
     return &write->pages[place == run->k ? PARITY : place];
@@ -93,14 +94,14 @@ static void request_queue(struct redundancy *run, struct write *write, uint64_t 
                                     .length = htobe32(PAGE_BYTES)};
     server->iov[server->n_iov++] = (struct iovec){request, sizeof(*request)};
     if (writes) {
-        /* Copies are of the one page. */
+        /* All copies are of the first page. */
         uint64_t from = run->mode == COPIES ? 0 : place;
         server->iov[server->n_iov++] = (struct iovec){page_at(run, write, from), PAGE_BYTES};
     }
     write->n_pending++;
 }
 
-/* Contents that occur once: what was there before, or is elsewhere, is never the same. */
+/* Makes contents of a page that occur only once. */
 static void page_make(struct redundancy *run, page_words *page)
 {
     memcpy(page, &run->contents[random_next(&run->random) % CONTENTS], PAGE_BYTES);
@@ -159,7 +160,7 @@ static void write_begin(struct redundancy *run, struct write *write, uint64_t no
     }
 }
 
-/* Both have come: the page as it was leaves the parity, the page as it is comes in. */
+/* Renews the parity once the old page and the old parity have come: takes the old page out and the new one in. */
 static void parity_renew(struct redundancy *run, struct write *write)
 {
     page_words *page = page_at(run, write, write->member), *parity = page_at(run, write, run->k);
@@ -272,7 +273,7 @@ static void *memory_take(uint64_t count, uint64_t bytes)
     return memory;
 }
 
-/* ports=PORT,PORT,… on this machine. */
+/* Connects to the servers on this machine that ports=PORT,PORT,… names. */
 static void servers_connect(struct redundancy *run, const char *ports, const char *export, uint64_t *span_bytes)
 {
     char *list = strdup(ports), *rest = list;

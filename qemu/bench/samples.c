@@ -11,7 +11,7 @@ void samples_create(struct samples *samples, uint64_t capacity)
     *samples = (struct samples){calloc(capacity ? capacity : 1, sizeof(uint64_t)), 0, capacity};
     if (!samples->ns)
         fail("out of memory");
-    memset(samples->ns, 1, capacity * sizeof(uint64_t)); /* so that no page fault of our own is measured */
+    memset(samples->ns, 1, capacity * sizeof(uint64_t)); /* so that no page fault of this array is measured */
 }
 
 void samples_free(struct samples *samples)
@@ -50,7 +50,7 @@ json_t *samples_to_json(struct samples *samples)
     qsort(samples->ns, samples->n, sizeof(uint64_t), compare);
     for (uint64_t i = 0; i < samples->n; i++)
         histogram_add(histogram, samples->ns[i]);
-    json_t *result = histogram_to_json(histogram); /* buckets, count, mean and max; its quantiles are rounded */
+    json_t *result = histogram_to_json(histogram); /* the quantiles are rounded, and replaced below by exact ones */
 
     free(histogram);
     json_object_set_new(result, "p50_us", quantile_us(samples, 0.5));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Every page once: in random order, by one or more threads, or in order. */
+/* Touches pages once each: in random order, by one or more threads, or in order. */
 #include "bench.h"
 
 #include <pthread.h>
@@ -35,7 +35,7 @@ static void *touch(void *arg)
     return NULL;
 }
 
-/* Each thread has its own part of the permutation: no page is touched twice. */
+/* Runs the threads. Each has its own part of the permutation, so that no page is touched twice. */
 static void touchers_run(struct toucher *touchers, uint64_t n)
 {
     pthread_barrier_t start;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* TCP between two processes, on loopback or between network namespaces, and the throughput of it. */
+/* TCP between two processes, on loopback or between network namespaces, and its throughput. */
 #include "bench.h"
 
 #include <arpa/inet.h>
@@ -31,7 +31,7 @@ static int socket_make(void)
     return fd;
 }
 
-/* A socket stays in the namespace that it is made in. */
+/* Makes a socket in a network namespace; a socket stays in the namespace in which it was made. */
 static int socket_make_in(const char *namespace)
 {
     int own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), other = open(namespace, O_RDONLY | O_CLOEXEC);
@@ -48,8 +48,8 @@ static int socket_make_in(const char *namespace)
 }
 
 /*
- * The kernel answers for who listens: both ends are made here, before there is a child that might fail unseen. What
- * is accepted has the listener's TCP_NODELAY.
+ * Makes both ends of a connection, before the child is forked, so that an error ends this process. The kernel
+ * completes the connection before accept4() is called. The accepted end inherits the listener's TCP_NODELAY.
  */
 static void pair_make(const struct tcp_route *route, int *ours, int *peers)
 {

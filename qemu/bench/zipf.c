@@ -13,7 +13,7 @@ double *zipf_sums(uint64_t n, double exponent)
     return sums;
 }
 
-/* The first rank whose sum is above the value. */
+/* Returns the first rank whose running sum is above the random value. */
 uint64_t zipf_rank(const double *sums, uint64_t n, uint64_t random)
 {
     double value = (double)(random >> 11) / (double)(1ull << 53) * sums[n - 1];
@@ -33,12 +33,12 @@ uint64_t zipf_rank(const double *sums, uint64_t n, uint64_t random)
 struct zipf_draw {
     uint64_t n;
     struct column {
-        double own; /* part of the column that is its own rank's */
-        uint64_t other;
+        double own;     /* the part of the column that belongs to its own rank */
+        uint64_t other; /* the rank to which the rest belongs */
     } columns[];
 };
 
-/* Columns of mean height: what one rank has too much fills up those that have too little. */
+/* Makes columns of equal height: a rank with more weight than the mean fills up columns of ranks with less. */
 struct zipf_draw *zipf_draw_new(uint64_t n, double exponent)
 {
     struct zipf_draw *draw = malloc(sizeof(*draw) + n * sizeof(draw->columns[0]));
@@ -54,8 +54,10 @@ struct zipf_draw *zipf_draw_new(uint64_t n, double exponent)
         draw->columns[rank].own *= (double)n / sum;
         draw->columns[rank].other = rank;
     }
-    /* Weights fall with the rank, so those that have too little are the last ones. One that gave too much away has
-     * too little itself, and is the next to be filled up. */
+    /*
+     * Weights fall with the rank, so the last ranks have less than the mean. A rank that has given so much away that
+     * it has less than the mean itself is filled up next.
+     */
     for (uint64_t small = n - 1; small > large; small--) {
         uint64_t needy = small;
 

@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: MIT */
-/* Ranks that come up as 1 / rank^exponent. Of both programs here. */
+/* Zipf's law: ranks that are drawn with a weight of 1 / rank^exponent. Both programs of this folder use it. */
 #ifndef GHOSTBOX_BENCH_ZIPF_H
 #define GHOSTBOX_BENCH_ZIPF_H
 
 #include <stdint.h>
 
-/* By inverting the running sums of that: little memory, a search for each. */
+/* Drawing by running sums of the weights: it takes little memory, and a binary search for each draw. */
 
-/* Running sums over n ranks; NULL without memory for them. The caller frees them. */
+/* Returns the running sums of the weights of n ranks, which the caller frees; NULL if there is no memory. */
 double *zipf_sums(uint64_t n, double exponent);
-/* Turns 64 random bits into a rank from 0. */
+/* Turns 64 random bits into a rank, from 0 on. */
 uint64_t zipf_rank(const double *sums, uint64_t n, uint64_t random);
 
-/* By alias table (Vose, 1991): two looks for each. */
+/* Drawing by an alias table (Vose, 1991): it takes one look into the table for each draw. */
 
 struct zipf_draw;
 
-/* For n ranks; NULL without memory for it. The caller frees it. */
+/* Returns the table for n ranks, which the caller frees; NULL if there is no memory. */
 struct zipf_draw *zipf_draw_new(uint64_t n, double exponent);
-/* Turns twice 64 random bits into a rank from 0. */
+/* Turns twice 64 random bits into a rank, from 0 on. */
 uint64_t zipf_draw_rank(const struct zipf_draw *draw, uint64_t column, uint64_t height);
 
 #endif

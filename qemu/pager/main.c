@@ -4,45 +4,55 @@
  *
  * Theory of operation
  *
- * QEMU maps a memfd MAP_SHARED for the guest's second NUMA node. The shim in it (../shim) registers that mapping with
- * a userfaultfd and hands us the descriptors over a Unix socket. From then on every first touch of a page comes here:
+ * QEMU maps a memfd MAP_SHARED for the guest's second NUMA node. The shim in QEMU (../shim) registers that mapping
+ * with a userfaultfd and hands the descriptors to the pager over a Unix socket. From then on each first touch of a
+ * page is an event for the pager:
  *
- *   MISSING   the memfd has a hole there: a zero page (never written), or a fetch from a donor and UFFDIO_COPY
- *   MINOR     the memfd has the page, no page table maps it: UFFDIO_CONTINUE
- *   WP        only on kernels without WP_ASYNC: the first write to a clean page
+ *   MISSING   the memfd has a hole there: the page becomes a zero page (it was never written), or it is fetched from
+ * a donor and mapped by UFFDIO_COPY MINOR     the memfd has the page, but no page table maps it: UFFDIO_CONTINUE maps
+ * it WP        only on kernels without WP_ASYNC: the first write to a clean page
  *
- * At most --cache bytes are in the memfds (an eighth more while nothing can leave: takes.c). What is over goes to the
- * donors, oldest first, in an order that loses nothing: zap (the shim unmaps it in QEMU) → read → send → the donor's
- * ack → punch the hole. pages.h has the states of a page and who may change them.
+ * At most --cache bytes are in the memfds (an eighth more while no page can leave: takes.c). Pages beyond that go to
+ * the donors, oldest first, in an order that loses nothing: zap (the shim unmaps the page in QEMU) → read → send →
+ * the donor's ack → punch the hole. pages.h has the states of a page and says which thread may change them.
  *
  * Threads
  *   main      signals; starts and ends the others
- *   fault     userfaultfds, demand and readahead connections; alone maps pages          (fault.c, fetch.c, stream.c)
- *   evict     shims, zaps, write-back connections, punching holes, discards, copies     (evict.c, zap.c, writeback.c,
- *                                                                                        discard.c, link.c,
- *                                                                                        regions.c, recover.c,
- *                                                                                        rebuild*.c, lost.c, slots.c,
- *                                                                                        takes.c)
- *   lookup    asks the resolver for donors' names, which may take it seconds            (names.c)
- *   control   the control socket                                                        (status.c)
- * They share the page table under one lock, which is never held while a page moves.
+ *   fault     userfaultfds, demand and readahead connections; only this thread maps pages        (fault/)
+ *   evict     shims, zaps, write-back connections, punching holes, discards, copies of extents   (evict/, session/,
+ *                                                                                                 link/, rebuild/,
+ *                                                                                                 regions/)
+ *   lookup    asks the resolver for donors' names, which may take seconds                        (donor/names.c)
+ *   key       reads key files of donors over TLS, which may be on a file system that hangs       (donor/secret.c)
+ *   control   the control socket                                                                 (control/)
+ * The threads share the page table under one lock, which is never held while a page moves.
  *
- * Who dies when: if a donor dies, pages that are only there wait for it; with --replicas 2 another has them (pool.h).
- * If this process dies, the guest waits on its next absent page: the shim holds the userfaultfd open, so nothing ever
- * reads zeroes; and with --state another pager goes on with the page map where we stopped, at whatever instruction
- * that was (state.h, recover.c). If QEMU dies, its region is dissolved, and with --exit-with-client so are we.
- * SIGTERM and SIGINT do not end us while a VM needs us.
+ * Failure model: if a donor dies, readers of its pages wait for it; with --replicas 2 another donor has the pages
+ * (copies.h). If this process dies, the guest waits at its next absent page: the shim holds the userfaultfd open, so
+ * nothing ever reads zeroes. With --state another pager goes on with the page map as it was at the last instruction
+ * of this process (state.h, recover.c). If QEMU dies, its region is dissolved, and with --exit-with-client this
+ * process ends, too. SIGTERM and SIGINT do not end this process while a VM uses its memory.
+ *
+ * Rights: once all threads run, the program may make only the system calls that it needs (common/sandbox.h).
  *
  * Memory: 16 bytes a touched page, 4.5 MiB for fetches, 8 MiB for write-back (32 with --backup), 2 MiB to copy
- * extents. Locked, and not to be reclaimed while reclaim waits for us (trap 6): mlockall, PR_SET_IO_FLUSHER. libnbd
- * allocates a small block per request; the allocator is told to keep what it has.
+ * extents. This memory is locked, because the kernel must not reclaim it while reclaim waits for the pager (trap 6):
+ * mlockall, PR_SET_IO_FLUSHER. libnbd allocates a small block for each request, and GnuTLS one for each record,
+ * so the allocator is told to keep freed memory.
  */
 #include "control.h"
-#include "heat.h"
+#include "control/status.h"
+#include "donor/names.h"
+#include "donor/secret.h"
+#include "evict/evict_loop.h"
+#include "fault/fault_loop.h"
+#include "link/link.h"
 #include "log.h"
 #include "pager.h"
-
-#include "clock.h"
+#include "pool/state_anew.h"
+#include "regions/recover.h"
+#include "sandbox.h"
+#include "session/session.h"
 
 #include <errno.h>
 #include <malloc.h>
@@ -50,7 +60,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -58,54 +67,7 @@
 #define EXIT_USAGE         2
 #define PR_SET_IO_FLUSHER_ 57 /* linux/prctl.h, Linux 5.6 */
 
-struct region *pager_region_of(struct pager *pager, uint32_t page)
-{
-    for (uint32_t i = 0; i < REGIONS_MAX; i++)
-        if (pager->regions[i].in_use && region_holds(&pager->regions[i], page))
-            return &pager->regions[i];
-    return NULL;
-}
-
-static int64_t clamp(int64_t value, int64_t min, int64_t max)
-{
-    return value < min ? min : value > max ? max : value;
-}
-
-void pager_set_cache(struct pager *pager, uint64_t cache_bytes)
-{
-    int64_t pages = (int64_t)(cache_bytes / PAGE_BYTES);
-
-    pager->cache_pages = pages;
-    /* Free frames hold nothing: as few as keep faults from waiting. */
-    pager->watermarks.low = clamp(pages / 128, pages / 8 < 64 ? pages / 8 : 64, 4096);
-    pager->watermarks.high = pager->watermarks.low * 2;
-    pager->watermarks.inactive = pager->options->fifo ? 0 : pages / 4;
-    pager->watermarks.probation = pages / 40;
-    pager->table.fifo = pager->options->fifo;
-    pager->table.epoch_pages = (uint32_t)clamp(pages / HEAT_EPOCHS, 1, UINT32_MAX);
-    state_set_cache(&pager->state, cache_bytes);
-}
-
-static void wake(int fd)
-{
-    uint64_t one = 1;
-
-    if (write(fd, &one, sizeof(one)) < 0)
-        log_error("wake descriptor: %s", strerror(errno));
-}
-
-void pager_wake_fault(struct pager *pager)
-{
-    wake(pager->fault_wake_fd);
-}
-
-void pager_wake_evict(struct pager *pager)
-{
-    if (!atomic_exchange(&pager->evict_asked, true))
-        wake(pager->evict_wake_fd);
-}
-
-/* Reclaim on this host may wait for the guest's pages, and so for us: we must not wait for reclaim. */
+/* Locks the process's memory. Reclaim on this host may wait for the pager, so the pager must not wait for reclaim. */
 static void stay_in_memory(void)
 {
     mallopt(M_TRIM_THRESHOLD, 64 << 20);
@@ -148,7 +110,7 @@ static int print_probe(const struct options *options)
     return rc == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
-/* A pool and a page table of our own. Returns 0, or -errno with a message. */
+/* Makes a new pool and a new page table. Returns 0, or -errno with an error for people in text. */
 static int begin(struct pager *pager, char *text, size_t text_bytes)
 {
     const struct options *options = pager->options;
@@ -172,19 +134,22 @@ static int begin(struct pager *pager, char *text, size_t text_bytes)
         log_warning("the cache (%llu bytes) is larger than the donors' memory (%llu bytes)",
                     (unsigned long long)options->cache_bytes, (unsigned long long)bytes);
     if (options->state)
-        rc = state_create(&pager->state, options->state, &pager->pool, &pager->features, options->keep, text,
-                          text_bytes);
+        rc = state_create(&pager->state, options->state, &pager->pool, &pager->features,
+                          options->contents == CONTENTS_KEEP, text, text_bytes);
     if (rc < 0)
         return rc;
-    rc = page_table_create(&pager->table, (uint32_t)(bytes / PAGE_BYTES), options->keep, state_pages(&pager->state));
+    rc = page_table_create(&pager->table, (uint32_t)(bytes / PAGE_BYTES), options->contents == CONTENTS_KEEP,
+                           state_pages(&pager->state));
     if (rc < 0)
         snprintf(text, text_bytes, "no memory for the page table: %s", strerror(-rc));
     pager_set_cache(pager, options->cache_bytes);
     return rc;
 }
 
-/* Those of the pager before us. Returns 0, or -errno with a message. */
-static int go_on(struct pager *pager, char *text, size_t text_bytes)
+/*
+ * Takes pool and page table of an earlier pager over from its state file. Returns 0, or -errno with an error in text.
+ */
+static int resume(struct pager *pager, char *text, size_t text_bytes)
 {
     int rc = state_open(&pager->state, pager->options->state, text, text_bytes);
 
@@ -206,7 +171,7 @@ static int go_on(struct pager *pager, char *text, size_t text_bytes)
     return 0;
 }
 
-/* Everything that can fail because of the user or the machine. Returns 0, or -errno after saying why. */
+/* Does everything that can fail because of the user or the machine. Returns 0, or -errno after logging why. */
 static int prepare(struct pager *pager)
 {
     const struct options *options = pager->options;
@@ -216,7 +181,7 @@ static int prepare(struct pager *pager)
     int rc = features_probe(&pager->features, &pager->device_fd, text, sizeof(text));
 
     if (rc == 0)
-        rc = options->resume ? go_on(pager, text, sizeof(text)) : begin(pager, text, sizeof(text));
+        rc = options->resume ? resume(pager, text, sizeof(text)) : begin(pager, text, sizeof(text));
     if (rc < 0) {
         log_error("%s", text);
         return rc;
@@ -227,6 +192,7 @@ static int prepare(struct pager *pager)
     return rc;
 }
 
+/* Whether a process uses memory that this pager serves. */
 static bool in_use(struct pager *pager)
 {
     bool used = false;
@@ -238,7 +204,7 @@ static bool in_use(struct pager *pager)
     return used;
 }
 
-/* Sockets and state file were removed under us: runtime_dir.h. */
+/* Has the sockets and the state file made anew if they were removed: runtime_dir.h. */
 static void files_restore(struct pager *pager, struct control *control)
 {
     control_restore(control);
@@ -246,7 +212,10 @@ static void files_restore(struct pager *pager, struct control *control)
     pager_wake_evict(pager);
 }
 
-/* Until something tells us to end. SIGUSR1 is our own wake-up, and from others the wish for what was removed. */
+/*
+ * Waits until the pager is to end. SIGUSR1 from a thread of this process ends the wait (`stopping` is set then); from
+ * another process it asks for removed files to be made anew.
+ */
 static void wait_for_end(struct pager *pager, struct control *control, const sigset_t *signals)
 {
     bool asked = false;
@@ -284,7 +253,7 @@ static int thread_make(pthread_t *thread, bool *made, void *(*run)(void *), void
     return -rc;
 }
 
-/* All that may fail for want of memory, descriptors or threads. 0, or -errno after saying what failed. */
+/* Makes everything that needs memory, descriptors or threads. Returns 0, or -errno after logging what failed. */
 static int threads_make(struct pager *pager, struct threads *threads)
 {
     int rc = fault_create(&threads->fault_loop, pager);
@@ -293,7 +262,7 @@ static int threads_make(struct pager *pager, struct threads *threads)
         log_error("the fault thread cannot start: %s", strerror(-rc));
         return rc;
     }
-    rc = evict_create(&threads->evict_loop, pager);
+    rc = evict_create(&threads->evict_loop, pager, &session_handler);
     if (rc < 0) {
         log_error("the evict thread cannot start: %s", strerror(-rc));
         return rc;
@@ -308,6 +277,11 @@ static int threads_make(struct pager *pager, struct threads *threads)
         log_error("cannot start the lookup thread: %s", strerror(-rc));
         return rc;
     }
+    rc = secrets_start();
+    if (rc < 0) {
+        log_error("cannot start the key thread: %s", strerror(-rc));
+        return rc;
+    }
     rc = control_start(&threads->control, pager->options->control, pager_commands, pager);
     if (rc < 0)
         log_error("cannot open the control socket %s: %s", pager->options->control, strerror(-rc));
@@ -318,7 +292,7 @@ static void threads_end(struct pager *pager, struct threads *threads)
 {
     atomic_store(&pager->stopping, true);
     pager_wake_fault(pager);
-    wake(pager->evict_wake_fd);
+    pager_wake_evict(pager);
     if (threads->evict_made)
         pthread_join(threads->evict, NULL);
     if (threads->fault_made)
@@ -329,7 +303,7 @@ static void threads_end(struct pager *pager, struct threads *threads)
     fault_destroy(threads->fault_loop);
 }
 
-/* Nothing is served before everything is there that serves. */
+/* Starts the threads and waits for the end. No thread begins to serve before all of them are started. */
 static int run_threads(struct pager *pager, const sigset_t *signals)
 {
     struct threads threads = {.fault_made = false};
@@ -341,6 +315,7 @@ static int run_threads(struct pager *pager, const sigset_t *signals)
         atomic_store(&pager->stopping, true);
     pthread_mutex_unlock(&pager->start);
     if (rc == 0) {
+        atomic_store(&pager->sandboxed, !pager->options->no_seccomp && sandbox_enter());
         puts("ready");
         fflush(stdout);
         wait_for_end(pager, threads.control, signals);
@@ -353,58 +328,16 @@ static int serve(struct pager *pager)
 {
     sigset_t signals;
 
+    sandbox_no_new_privs();
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGUSR1);
-    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* in every thread: main waits for them */
+    pthread_sigmask(SIG_BLOCK, &signals, NULL); /* all threads inherit this; the main thread waits for signals */
     if (prepare(pager) < 0)
         return EXIT_FAILURE;
     stay_in_memory();
     return run_threads(pager, &signals);
-}
-
-static void destroy(struct pager *pager, bool keep_state)
-{
-    for (uint32_t i = 0; i < REGIONS_MAX; i++)
-        if (pager->regions[i].in_use)
-            region_close_fds(&pager->regions[i]);
-    pool_close(&pager->pool);
-    page_table_destroy(&pager->table);
-    state_close(&pager->state, keep_state);
-    pthread_mutex_destroy(&pager->suspects.lock);
-    pthread_mutex_destroy(&pager->start);
-    pthread_mutex_destroy(&pager->lock);
-    free(pager);
-}
-
-static struct pager *create(const struct options *options)
-{
-    struct pager *pager = calloc(1, sizeof(*pager));
-    pthread_mutexattr_t attr;
-
-    if (!pager)
-        return NULL;
-    pager->options = options;
-    pager->device_fd = pager->listen_fd = pager->state.fd = -1;
-    pager->started_ns = clock_ns();
-    atomic_store(&pager->rebuild_status.rate, options->rebuild_rate);
-    pager->fault_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    pager->evict_wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    pthread_mutexattr_init(&attr);
-    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
-    pthread_mutex_init(&pager->lock, &attr);
-    pthread_mutexattr_destroy(&attr);
-    pthread_mutex_init(&pager->suspects.lock, NULL);
-    pthread_mutex_init(&pager->start, NULL);
-    if (pager->fault_wake_fd < 0 || pager->evict_wake_fd < 0) {
-        int error = errno;
-
-        destroy(pager, false);
-        errno = error;
-        return NULL;
-    }
-    return pager;
 }
 
 int main(int argc, char **argv)
@@ -432,7 +365,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "ghostbox-pager: cannot open %s: %s\n", options.log_file, strerror(-rc));
         return EXIT_FAILURE;
     }
-    struct pager *pager = create(&options);
+    struct pager *pager = pager_create(&options);
 
     if (!pager) {
         log_error("cannot start: %s", strerror(errno));
@@ -440,7 +373,7 @@ int main(int argc, char **argv)
     }
     int status = serve(pager);
 
-    /* Whoever still has memory here waits for the next pager. */
-    destroy(pager, in_use(pager) || (options.resume && status != EXIT_SUCCESS));
+    /* The state file stays if a process still uses the memory, which then waits for the next pager. */
+    pager_destroy(pager, in_use(pager) || (options.resume && status != EXIT_SUCCESS));
     return status;
 }

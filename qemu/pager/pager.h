@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* What the pager's threads share. See main.c for who does what. */
+/* struct pager: what the pager's threads share. main.c says which threads there are and what each does. */
 #ifndef GHOSTBOX_PAGER_H
 #define GHOSTBOX_PAGER_H
 
-#include "control.h"
 #include "histogram.h"
-#include "kernel_features.h"
+#include "memory/kernel_features.h"
+#include "memory/region.h"
 #include "options.h"
-#include "pages.h"
-#include "pool.h"
-#include "rebuild.h"
-#include "region.h"
-#include "state.h"
+#include "page/pages.h"
+#include "pool/pool.h"
+#include "pool/state.h"
+#include "pool/suspects.h"
 
+#include <assert.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -27,65 +28,62 @@ struct pager_counters {
     _Atomic uint64_t hedges_sent, hedges_won;
 };
 
-/* Copies that did not give what was written to them: the fault thread tells the evict thread. */
-#define SUSPECTS_MAX 64u
-
-struct suspect {
-    uint32_t extent, copy;
-    uint64_t word;
-};
-
-struct suspects {
-    pthread_mutex_t lock;
-    struct suspect list[SUSPECTS_MAX];
-    uint32_t n; /* more than there is room for are found again when they are read again */
-};
-
-/* When eviction starts and where it stops, in pages that are free of cache_pages. */
+/* The watermarks of eviction, in pages. */
 struct watermarks {
-    int64_t low, high;
-    int64_t inactive;  /* how many inactive pages to keep while under pressure */
-    int64_t probation; /* how many mapped pages may stay on probation then */
+    int64_t low, high; /* eviction starts when fewer than `low` pages of the cache are free, and stops at `high` */
+    int64_t inactive;  /* how many inactive pages the evict thread keeps ready while it evicts */
+    int64_t probation; /* how many pages of streams, and how many on probation, may stay mapped meanwhile */
+};
+
+/* The rebuild, as other threads see it and ask for it. */
+struct rebuild_status {
+    _Atomic uint64_t rate; /* bytes a second; 0: no limit */
+    _Atomic uint64_t done_bytes;
+    _Atomic bool active;
+    _Atomic uint32_t extents_left; /* extents that lack good copies */
+    _Atomic bool asked;            /* a thread has asked for a new plan at once */
 };
 
 struct pager {
     const struct options *options;
     struct features features;
-    int device_fd; /* /dev/userfaultfd, handed to every shim */
+    int device_fd; /* /dev/userfaultfd, which is handed to each shim */
     uint64_t started_ns;
 
     /*
-     * The lock guards table, regions[] (in_use, connected, leaving, watched, page ranges), cache_pages,
-     * reserve_pages, watermarks and what was wasted. It is held for list work only, never over a system call that
-     * moves a page.
+     * The lock guards table, regions[] (in_use, connected, leaving, awaited, watched, page ranges), cache_pages,
+     * reserve_pages, watermarks, n_wasted and last_wasted. It is held for list work only, never over a system call
+     * that moves a page.
      */
     pthread_mutex_t lock;
     struct page_table table;
     struct region regions[REGIONS_MAX];
     int64_t cache_pages;
-    int64_t reserve_pages; /* over it, while all that is here can go nowhere: takes.c */
+    int64_t reserve_pages; /* pages over cache_pages that may come in while no page can leave: takes.c */
     struct watermarks watermarks;
-    uint64_t n_wasted; /* pages that were read ahead and left unused; the last of them */
-    uint32_t last_wasted;
+    uint64_t n_wasted;    /* pages that were read ahead and left unused */
+    uint32_t last_wasted; /* the last of these pages */
 
     struct pool pool;
     struct suspects suspects;
     struct rebuild_status rebuild_status;
-    struct state state; /* the file that page table and regions are kept in, if any */
-    int fault_wake_fd;  /* eventfd: frames are free, a region came or goes, stop */
-    int listen_fd;      /* where shims connect */
-    ino_t listen_inode; /* of its path */
-    int evict_wake_fd;  /* eventfd: below the low watermark, a region was let go, stop */
+    struct state state; /* the state file, which holds page table and regions, if there is one */
+    int fault_wake_fd;  /* eventfd that wakes the fault thread: frames are free, a region came or goes, or stop */
+    int listen_fd;      /* socket to which shims connect */
+    ino_t listen_inode; /* of the socket's file that this process made */
+    int evict_wake_fd;  /* eventfd that wakes the evict thread: frames are scarce, a region was let go, or stop */
     _Atomic bool evict_asked;
-    _Atomic bool files_asked; /* runtime_dir.h */
+    _Atomic bool files_asked; /* removed sockets and a removed state file are to be made anew: runtime_dir.h */
     _Atomic bool stopping;
-    pthread_mutex_t start; /* main holds it until every thread is there */
-    _Atomic bool client_seen;
-    _Atomic bool handing_over; /* nothing new is begun; once what is under way is done, the next pager may start */
+    pthread_mutex_t start;     /* the main thread holds it until all threads are started */
+    _Atomic bool sandboxed;    /* the list of system calls is in force (common/sandbox.h) */
+    _Atomic bool client_seen;  /* a region was registered */
+    _Atomic bool handing_over; /* no work is begun any more; the process ends once the writes under way are done */
 
     struct pager_counters counters;
-    struct histogram fetch_latency, minor_latency, zero_latency; /* from the event to the waker */
-    struct histogram request_latency, install_latency; /* of fetch: to the request; from the reply to the waker */
+    struct histogram fetch_latency, minor_latency, zero_latency; /* from reading the event to waking the thread */
+    /* The parts of a fetch: from the event to the request, and from the reply to waking the thread. */
+    struct histogram request_latency, install_latency;
 };
 
 static inline void pager_lock(struct pager *pager)
@@ -98,55 +96,52 @@ static inline void pager_unlock(struct pager *pager)
     pthread_mutex_unlock(&pager->lock);
 }
 
+/*
+ * Functions named …_unlocks are called with the lock; they release it around system calls and take it again. Other
+ * functions that need the lock say so, or begin with pager_assert_locked(), which in builds with fault points ends
+ * the process unless some thread holds the lock.
+ */
+static inline void pager_assert_locked(const struct pager *pager)
+{
+#ifdef GHOSTBOX_FAULT_POINTS
+    assert(pthread_mutex_trylock(&((struct pager *)(uintptr_t)pager)->lock) == EBUSY);
+#else
+    (void)pager;
+#endif
+}
+
 #define COUNT(counter, n) atomic_fetch_add_explicit(&(counter), (uint64_t)(n), memory_order_relaxed)
 
-/* Locked: the region that holds a pool page. There is one for every page on a list. */
+/* Returns the region that holds a pool page, or NULL. Each page on a list has a region. With the lock. */
 struct region *pager_region_of(struct pager *pager, uint32_t page);
-/* Locked: recomputes the watermarks. */
+/* Sets the size of the cache and its watermarks. With the lock. */
 void pager_set_cache(struct pager *pager, uint64_t cache_bytes);
-/* Locked: pages that may still come in before the cache is full. */
+/* Returns how many pages may come in before the cache is full; it may be negative. With the lock. */
 static inline int64_t pager_free_pages(const struct pager *pager)
 {
     return pager->cache_pages + pager->reserve_pages - pager->table.counts.present;
 }
+/* Wakes the fault thread. In any thread. */
 void pager_wake_fault(struct pager *pager);
-/* Cheap when the evictor has been asked already. */
+/* Wakes the evict thread, by no system call if it was asked already. In any thread. */
 void pager_wake_evict(struct pager *pager);
 
 /*
- * rebuild.c: a copy gave wrong bytes of this page, or an error, while another copy served: it is filled anew. Any
- * thread, with or without the lock.
+ * Reports a copy that gave wrong bytes of this page, or an error, while another copy served: the evict thread has it
+ * filled anew. `word` is the copy's word when it was asked (copies.h). In any thread, with or without the lock.
  */
 void pager_suspect(struct pager *pager, uint32_t page, uint32_t copy, uint64_t word);
+/* Sets or clears PAGE_F_IO of a run of pages. Without the lock. */
+void pager_mark_io(struct pager *pager, uint32_t page, uint32_t n, bool io);
+/* Whether the donor's copies count: the donor is not lost, removed, draining, or away for --rebuild-after. */
+bool pager_counts_on(const struct pager *pager, const struct donor *donor);
 
-/* recover.c: the regions of an earlier pager wait for their processes to come back. Before the threads start. */
-void recover_regions(struct pager *pager);
-/*
- * The process has come back and the region has its descriptors: every page gets a state that is true, and all who
- * wait are woken, so that faults that the earlier pager had taken are raised again.
- */
-void recover_region(struct pager *pager, struct region *region);
-/* The process of an awaited region has ended: its pages are as those of a region that was served here. */
-void recover_forget(struct pager *pager, struct region *region);
+/* Makes locks and wake descriptors; the caller opens pool, table and state. Returns NULL with errno on errors. */
+struct pager *pager_create(const struct options *options);
+/* Frees the pager. With keep_state the state file stays, so that another pager can go on with it. */
+void pager_destroy(struct pager *pager, bool keep_state);
 
-/* Makes and opens the socket for shims: link.c. Returns 0 or -errno. */
-int link_listen(struct pager *pager);
-
-/*
- * Each thread has a loop, with all that it ever needs, made before the thread is: a thread that was started has
- * nothing left to fail for want of. Both return 0 or -errno.
- */
-struct fault_loop;
-struct evict_loop;
-int fault_create(struct fault_loop **loop, struct pager *pager);
-int evict_create(struct evict_loop **loop, struct pager *pager);
-/* NULL is allowed. The thread has ended, or never was. */
-void fault_destroy(struct fault_loop *loop);
-void evict_destroy(struct evict_loop *loop);
-/* The fault thread (fault_loop.c) and the evict thread (evict.c), of such a loop. */
-void *fault_thread(void *loop);
-void *evict_thread(void *loop);
-/* Waits until every thread is there. False: one of them could not be started, so none begins. */
+/* Waits until all threads are started. Returns false if one could not be started: then none begins. */
 static inline bool pager_may_start(struct pager *pager)
 {
     pthread_mutex_lock(&pager->start);
@@ -155,7 +150,4 @@ static inline bool pager_may_start(struct pager *pager)
     pthread_mutex_unlock(&pager->start);
     return !stopping;
 }
-/* Control socket commands: status.c. */
-extern const struct control_command pager_commands[];
-
 #endif

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Discards: QEMU gives memory back (balloon, free page reporting, unplug) by punching holes into the memfd. No event
- * of userfaultfd tells the pager, so it is asked first: DISCARD_BEGIN, wait for DISCARD_READY, the real call,
- * DISCARD_END, wait for DISCARD_DONE. If the pager dies meanwhile, the next one is asked from the start; if none
- * comes for GRACE_S, the call fails with EIO.
+ * of userfaultfd tells the pager, so the shim asks it first: it sends DISCARD_BEGIN, waits for DISCARD_READY, makes
+ * the real call, sends DISCARD_END and waits for DISCARD_DONE. If the pager dies meanwhile, the discard begins again
+ * with the next pager; if none comes for GRACE_S, the call fails with EIO.
  */
-#include "shim.h"
+#include "discard.h"
+
+#include "link.h"
+#include "real_calls.h"
+#include "say.h"
 
 #include <errno.h>
 #include <linux/falloc.h>
@@ -25,8 +29,8 @@ static void waiter_remove(struct region *region, const struct waiter *waiter)
 }
 
 /*
- * Locked. Whether there is a pager to ask: 0, or EIO once the last one has been gone for GRACE_S. Until then one that
- * died may be followed by another.
+ * Waits until a pager is connected. Returns 0, or EIO if the region was unmapped, or the last connection ended
+ * GRACE_S ago: until then another pager may follow one that died. With the region's lock.
  */
 static int wait_for_pager(struct region *region)
 {
@@ -38,7 +42,10 @@ static int wait_for_pager(struct region *region)
     return region->sock < 0 || region->gone ? EIO : 0;
 }
 
-/* Locked. Until the region's thread, which needs the lock for it, has noticed that the connection is broken. */
+/*
+ * Waits, a second at most, until the region's thread has noticed that the connection is broken, for which it needs
+ * the lock. With the region's lock, which it releases meanwhile.
+ */
 static void wait_for_loss(struct region *region)
 {
     uint32_t connection = region->connection;
@@ -51,7 +58,10 @@ static void wait_for_loss(struct region *region)
             return;
 }
 
-/* Locked. Sends and waits for the answer. 0, an errno that the pager gave, or LOST. */
+/*
+ * Sends a message and waits for its answer. Returns 0, an errno from the pager, or LOST. With the region's lock,
+ * which it releases while it waits.
+ */
 static int ask(struct region *region, struct gb_range_msg *message, enum gb_msg_type type, uint32_t seq,
                enum gb_msg_type answer)
 {
@@ -78,7 +88,10 @@ static int punch(const struct region *region, uint64_t offset, uint64_t length)
     return rc < 0 ? errno : 0;
 }
 
-/* Locked, with a pager. One attempt: 0, an errno, or LOST if the pager went before it said that it is done. */
+/*
+ * Makes one attempt. Returns 0, an errno, or LOST if the connection ended before DISCARD_DONE. With the region's
+ * lock; a pager is connected.
+ */
 static int try_discard(struct region *region, uint64_t offset, uint64_t length)
 {
     struct gb_range_msg message = {.range = {offset, length}};
@@ -87,7 +100,7 @@ static int try_discard(struct region *region, uint64_t offset, uint64_t length)
 
     if (error)
         return error;
-    /* While we hold the lock, no other pager takes over. */
+    /* While this thread holds the lock, no other pager takes over. */
     if (region->sock < 0 || region->connection != connection)
         return LOST;
     message.error = punch(region, region->memfd_offset + offset, length);
@@ -95,7 +108,10 @@ static int try_discard(struct region *region, uint64_t offset, uint64_t length)
     return error ? error : message.error;
 }
 
-/* Whole pages, as an offset from the region's base. What a pager left undone is asked of the next one. */
+/*
+ * Discards whole pages, given as offsets from the region's base. A discard that one pager left undone begins again
+ * with the next.
+ */
 static int discard_pages(struct region *region, uint64_t offset, uint64_t length)
 {
     int error;
@@ -119,14 +135,14 @@ static int check_pager(struct region *region)
     return error;
 }
 
-/* Zeroes a part of a page through the mapping: the rest of the page may be with a donor. */
+/* Zeroes a part of a page through the mapping, because the rest of the page may be on a donor. */
 static void zero_part(const struct region *region, uint64_t from, uint64_t to)
 {
     if (from < to)
         memset((void *)(uintptr_t)(region->base + from), 0, to - from);
 }
 
-/* Offsets from the region's base. */
+/* Discards a range, given as offsets from the region's base. */
 static int discard_inside(struct region *region, uint64_t from, uint64_t to)
 {
     uint64_t first = (from + REGION_PAGE_BYTES - 1) & ~(uint64_t)(REGION_PAGE_BYTES - 1);
@@ -136,7 +152,7 @@ static int discard_inside(struct region *region, uint64_t from, uint64_t to)
 
     if (error)
         return error;
-    if (first > end) { /* within one page */
+    if (first > end) { /* the range lies within one page */
         zero_part(region, from, to);
         return 0;
     }
@@ -151,7 +167,7 @@ int region_discard(struct region *region, uint64_t memfd_offset, uint64_t length
     uint64_t from = memfd_offset, to = memfd_offset + length;
     int error = 0;
 
-    /* What lies outside the mapping is no guest memory. */
+    /* Parts of the memfd outside the mapping are no guest memory: they are punched without the pager. */
     if (from < begin)
         error = punch(region, from, (to < begin ? to : begin) - from);
     if (!error && to > end)

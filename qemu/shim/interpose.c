@@ -1,12 +1,40 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The calls that the shim stands in front of. On a 64-bit system mmap and mmap64 (fallocate and fallocate64) are one
- * function with two names; _FILE_OFFSET_BITS would rename the first into the second, so it is taken back here.
+ * libghostbox-shim.so, preloaded into QEMU: hands the memory of the remote node to the pager.
+ *
+ * A process that maps no memfd called memory-backend-memfd MAP_SHARED is left alone: the shim makes no connection,
+ * starts no thread, and passes all calls on. For each such mapping (a region):
+ *
+ *   interpose.c   mmap, munmap, mremap, madvise, fallocate: handles calls on regions, and passes the others on
+ *   real_calls.c  the functions to which these calls are passed on
+ *   local.c       the memory of node 0, and which of its discards do nothing
+ *   outgoing.c    connect, sendto, sendmsg: what a guest on QEMU's own network may reach
+ *   map.c         maps, registers and unmaps regions; the calling thread of QEMU runs this
+ *   region.c      the table of regions
+ *   discard.c     holes in the memory of a region, in agreement with the pager; on the calling thread
+ *   serve.c       one thread for each region, all signals blocked: zaps pages for the pager, passes the pager's
+ * answers to discards on, and connects again for as long as the region lives link.c        the socket, the handshake,
+ * the checks of messages
+ *
+ * Failures: if the first region cannot be handed over, the process prints why and ends before the guest runs. If a
+ * later one cannot (memory plugged in at run time), that mmap() fails and the guest goes on. If the pager ends, the
+ * region stays registered, because the shim keeps its own userfaultfd: a thread that touches an absent page waits,
+ * and never reads zeroes. A child made by fork() does not inherit regions (MADV_DONTFORK) and may not touch their
+ * memfd.
+ *
+ * The shim allocates no memory after a region's thread has started; messages are on stacks.
+ *
+ * This file has the functions that stand in front of libc's. On a 64-bit system mmap and mmap64 (fallocate and
+ * fallocate64) are one function with two names. _FILE_OFFSET_BITS would rename the first to the second, so it is
+ * undefined here.
  */
 #undef _FILE_OFFSET_BITS
-#include "shim.h"
+#include "discard.h"
+#include "local.h"
+#include "map.h"
+#include "real_calls.h"
+#include "region.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <linux/falloc.h>
 #include <stdarg.h>
@@ -18,48 +46,6 @@ _Static_assert(sizeof(off_t) == 8 && sizeof(void *) == 8, "a 64-bit system");
 
 #define EXPORT __attribute__((visibility("default")))
 
-static void *system_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
-{
-    return (void *)syscall(SYS_mmap, addr, length, prot, flags, fd, offset);
-}
-
-static int system_munmap(void *addr, size_t length)
-{
-    return (int)syscall(SYS_munmap, addr, length);
-}
-
-static int system_madvise(void *addr, size_t length, int advice)
-{
-    return (int)syscall(SYS_madvise, addr, length, advice);
-}
-
-static int system_fallocate(int fd, int mode, off_t offset, off_t length)
-{
-    return (int)syscall(SYS_fallocate, fd, mode, offset, length);
-}
-
-/* dlsym may allocate and so map: it is never called from inside one of our functions. */
-struct real_calls real = {system_mmap, system_munmap, system_madvise, system_fallocate};
-
-static void *next_symbol(const char *name, void *otherwise)
-{
-    void *symbol = dlsym(RTLD_NEXT, name);
-
-    return symbol ? symbol : otherwise;
-}
-
-__attribute__((constructor)) static void find_real_calls(void)
-{
-    struct real_calls found = {
-        .mmap = next_symbol("mmap64", system_mmap),
-        .munmap = next_symbol("munmap", system_munmap),
-        .madvise = next_symbol("madvise", system_madvise),
-        .fallocate = next_symbol("fallocate64", system_fallocate),
-    };
-
-    real = found;
-}
-
 static void *refuse_map(int error)
 {
     errno = error;
@@ -67,8 +53,9 @@ static void *refuse_map(int error)
 }
 
 /*
- * Node 0: QEMU maps its fresh memfd private, and the kernel then keeps each written page twice, in the memfd and in
- * the mapping, and never as a huge page. Nobody else has that memfd, so memory without it is the same.
+ * Maps the memory of node 0. QEMU maps a fresh memfd private for it; the kernel would then keep each written page
+ * twice, in the memfd and in the mapping, and never as a huge page. No other process has that memfd, so anonymous
+ * memory does as well.
  */
 static void *map_local(void *addr, size_t length, int prot, int flags)
 {
@@ -88,7 +75,7 @@ static void *map(void *addr, size_t length, int prot, int flags, int fd, off_t o
     bool is_local = (flags & MAP_PRIVATE) && !(flags & MAP_ANONYMOUS) && fd >= 0 && memfd_is_remote(fd);
 
     errno = saved_errno;
-    /* Over a region only the region's own pages may be mapped: zaps would hit anything else. */
+    /* No other memory may be mapped over a region, because zaps would hit it. */
     if ((flags & MAP_FIXED) && regions_any() && regions_overlap(addr, length))
         return refuse_map(EINVAL);
     if (flags & MAP_FIXED)
@@ -116,7 +103,7 @@ EXPORT int munmap(void *addr, size_t length)
     return regions_unmap(addr, length);
 }
 
-/* A region that moves would lose its registration. */
+/* Regions are not moved, because a region that moves would lose its registration. */
 EXPORT void *mremap(void *addr, size_t old_length, size_t new_length, int flags, ...)
 {
     va_list args;
@@ -145,7 +132,7 @@ EXPORT int madvise(void *addr, size_t length, int advice)
         return 0;
     if (!regions_any() || regions_are_parents())
         return real.madvise(addr, length, advice);
-    if (advice == MADV_REMOVE) { /* a punch by address */
+    if (advice == MADV_REMOVE) { /* it punches the file by address */
         struct region *region = region_take_at(addr, length);
 
         if (region) {
@@ -155,7 +142,7 @@ EXPORT int madvise(void *addr, size_t length, int advice)
             return rc;
         }
     }
-    /* Huge pages would swallow absent ones, and a child's mapping would not be registered. */
+    /* A huge page would cover absent pages, and a child's mapping would not be registered. */
     if ((advice == MADV_HUGEPAGE || advice == MADV_DOFORK) && regions_overlap(addr, length))
         return 0;
     return real.madvise(addr, length, advice);
@@ -179,7 +166,7 @@ static int allocate(int fd, int mode, off_t offset, off_t length)
         rc = refuse_call(EIO);
     else if (mode & FALLOC_FL_PUNCH_HOLE)
         rc = region_discard(region, (uint64_t)offset, (uint64_t)length);
-    else /* would fill with zeroes what is with a donor */
+    else /* any other mode would put zeroes in place of pages that are on a donor */
         rc = refuse_call(EOPNOTSUPP);
     region_release(region);
     return rc;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "shim.h"
+#include "link.h"
 
 #include <errno.h>
 #include <string.h>
@@ -116,7 +116,7 @@ static void take_fds(struct msghdr *header, int *fd)
 static int check_header(const struct gb_header *header, size_t bytes, struct text *text)
 {
     if (bytes < sizeof(*header) || header->magic != GB_PROTO_MAGIC) {
-        text_set(text, "what answers at the pager's socket does not speak the pager's protocol");
+        text_set(text, "the program that answers at the pager's socket does not speak the pager's protocol");
         return -EPROTO;
     }
     if (header->version != GB_PROTO_VERSION) {
@@ -141,7 +141,9 @@ static int receive(int sock, void *buf, size_t buf_bytes, int *fd, struct text *
     bool was_reset = false;
     ssize_t got;
 
-    /* A peer that closes with our message unread resets the connection: its last words come after the error. */
+    /*
+     * A pager that closes with a message unread resets the connection; its last message can be read after the error.
+     */
     do
         got = recvmsg(sock, &header, MSG_CMSG_CLOEXEC);
     while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !was_reset && (was_reset = true))));
@@ -171,7 +173,7 @@ int link_receive(int sock, void *buf, size_t buf_bytes, struct text *text)
     return receive(sock, buf, buf_bytes, NULL, text);
 }
 
-/* Waits for the answer of one kind, or the pager's refusal. */
+/* Waits for an answer of this type. A REJECT becomes an error with the pager's text. */
 static int expect(int sock, enum gb_msg_type type, void *answer, uint32_t bytes, int *fd, struct text *text)
 {
     union {
@@ -214,7 +216,7 @@ int link_hello(int sock, uint32_t flags, struct gb_welcome *welcome, int *device
     comm_read(hello.comm);
     int rc = link_send(sock, &hello, GB_MSG_HELLO, 1, sizeof(hello));
 
-    /* A pager that refuses by our uid may have closed already; its reason is still there to be read. */
+    /* A pager that refuses this user may have closed the connection already; its REJECT can still be read. */
     if (rc < 0 && rc != -EPIPE) {
         text_set(text, "cannot send to the pager: %s", error_text(-rc));
         return rc;

@@ -2,33 +2,36 @@
 /*
  * Local memory: node 0, which QEMU maps private and interpose.c turns into anonymous memory.
  *
- * Guests report free memory in pieces of 128 KiB and more (domain_xml.py), for the donors' sake. On local memory a
- * piece of less than a huge page would split the host's huge page around it, and khugepaged takes minutes to mend
- * that. So ram_block_discard_range()'s madvise(MADV_DONTNEED) of such a piece does nothing here. (Its fallocate()
- * before has the memfd for its object, which is empty.) Nobody can tell, for of QEMU's callers only one has pieces of
- * this size:
+ * Guests report free memory in pieces of 128 KiB and more (domain_xml.py), so that donors get more of it back. On
+ * local memory a piece of less than a huge page would split the host's huge page around it, and khugepaged takes
+ * minutes to make it whole again. So the madvise(MADV_DONTNEED) of ram_block_discard_range() on such a piece does
+ * nothing here. (The fallocate() before it is on the memfd, which is empty.) No program can notice that, because only
+ * one of QEMU's callers has pieces of this size:
  *
- *   virtio_balloon_handle_report()  what the guest reports may be left as it is at any time (virtio 1.2, Free Page
- *                                   Reporting), and QEMU does so itself while discards are inhibited. A guest that
- *                                   counts on what it filled its free pages with finds just that
- *   balloon_inflate_page()          a page of 4 KiB: goes on, or the balloon would give nothing back
- *   qemu_ram_remap()                after a memory error, QEMU 10: a page of 4 KiB; goes on, or it would stay broken
- *   virtio_mem_*, hv_balloon_*      2 MiB and more, and domains have no such device
- *   ram_discard_range()             postcopy, on the side that takes a guest over; its userfaultfd would need the
- *                                   remote node, which is registered with ours
+ *   virtio_balloon_handle_report()  reported memory may stay as it is at any time (virtio 1.2, Free Page Reporting),
+ * and QEMU leaves it so itself while discards are inhibited. A guest that relies on the bytes with which it filled
+ * its free pages finds these bytes balloon_inflate_page()          a page of 4 KiB: passed on, or the balloon would
+ * give no memory back qemu_ram_remap()                after a memory error, QEMU 10: a page of 4 KiB; passed on, or
+ * it would stay broken virtio_mem_*, hv_balloon_*      2 MiB and more, and domains have no such device
+ *   ram_discard_range()             postcopy, on the host that takes a guest over; its userfaultfd would need the
+ * remote node, which is registered with the pager's
  */
-#include "shim.h"
+#include "local.h"
+
+#include "region.h"
 
 #include <stdatomic.h>
 
 #define LOCALS_MAX      16
-#define REPORT_BYTES    (32u * REGION_PAGE_BYTES) /* the smallest that a guest reports: page_reporting_order=5 */
+#define REPORT_BYTES    (32u * REGION_PAGE_BYTES) /* the smallest piece that a guest reports: page_reporting_order=5 */
 #define HUGE_PAGE_BYTES (2u << 20)
 
-/* No lock, so that a child of fork finds none held. Only whoever maps and unmaps changes an entry: QEMU's main
- * thread. */
+/*
+ * There is no lock, because a child made by fork() could find it held. Only QEMU's main thread, which maps and
+ * unmaps, changes an entry.
+ */
 static struct local {
-    _Atomic uint64_t base, length; /* length 0: free */
+    _Atomic uint64_t base, length; /* length 0: the entry is free */
 } locals[LOCALS_MAX];
 
 void local_add(const void *base, size_t length)
@@ -42,7 +45,7 @@ void local_add(const void *base, size_t length)
     }
 }
 
-/* A part of it is no longer what it was: from now on all discards of it are done. */
+/* A part of the memory is replaced, so from now on all discards of it are passed on. */
 void local_forget(const void *addr, size_t length)
 {
     uint64_t start = (uintptr_t)addr;

@@ -1,30 +1,34 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What a guest on QEMU's own user-mode network may reach. libslirp, a library inside QEMU, opens an ordinary socket
- * of the host for each connection that the guest makes, so without a check the guest reaches all that QEMU's user
- * reaches: 10.0.2.2 is the host's 127.0.0.1, and a donor answers the guest as it answers the host. QEMU makes no
- * other connection over IP (the pager talks to the donors), so the check stands in front of connect, sendto and
- * sendmsg.
+ * Which destinations a guest on QEMU's own user-mode network may reach. libslirp, a library inside QEMU, opens an
+ * ordinary socket of the host for each connection that the guest makes. So without a check the guest reaches all that
+ * QEMU's user reaches: 10.0.2.2 is the host's 127.0.0.1, and a donor answers the guest as it answers the host. QEMU
+ * makes no other connection over IP (the pager connects to the donors), so the check stands in front of connect,
+ * sendto and sendmsg.
  *
- * Refused are (with ECONNREFUSED, which libslirp passes on to the guest at once):
+ * These are refused (with ECONNREFUSED, which libslirp passes on to the guest at once):
  *
- *   this host         loopback addresses, and every address that the host itself has
- *   multicast         the host's own listeners would hear it
- *   the donors        what the rules file names: lines "ADDRESS PORT", where "*" is every address
+ *   this host         loopback addresses, and all addresses of the host itself
+ *   multicast         programs on the host would receive it
+ *   the donors        as the rules file names them: lines "ADDRESS PORT", where "*" is any address
  *
  * Allowed all the same is port 53 of the name servers in /etc/resolv.conf: libslirp asks them for the guest.
  *
- * GHOSTBOX_NETWORK_RULES names the file; without it nothing is checked. It is read again whenever it changed, so that
- * donors may be added to a VM that runs. Rules that cannot be read the first time refuse everything; later, those
- * that were read last hold. Sockets of other families, and connections that come in, are left alone.
+ * GHOSTBOX_NETWORK_RULES names the rules file; without it nothing is checked. The file is read again whenever it has
+ * changed, so that donors may be added to a VM that runs. If it cannot be read the first time, everything is refused;
+ * later, the rules that were read last apply. Sockets of other families, and incoming connections, are left alone.
  */
-#include "shim.h"
+#include "say.h"
 
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -51,7 +55,7 @@ static struct {
     pthread_mutex_t lock;
     struct rule rules[RULES_MAX];
     size_t n_rules;
-    struct stat read_at; /* the file as it was when it was read; st_ino 0: never */
+    struct stat read_at; /* the file's status when it was read last; st_ino 0: never */
     char text[FILE_BYTES + 1];
     unsigned int refusals;
 } outgoing = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -142,7 +146,7 @@ static bool destination_of(const struct sockaddr *from, socklen_t length, struct
     return false;
 }
 
-/* Linux takes 0.0.0.0 and :: for this host, too. */
+/* Whether an address is of this host's loopback network; Linux takes 0.0.0.0 and :: for this host, too. */
 static bool is_loopback(const struct in6_addr *address)
 {
     if (IN6_IS_ADDR_V4MAPPED(address))
@@ -178,8 +182,9 @@ static socklen_t socket_address(const struct destination *to, struct sockaddr_st
 }
 
 /*
- * The kernel's own answer: a datagram socket that is connected to an address of this host gets that address, or a
- * loopback one, for its own (fib_select_path, net/ipv4/fib_semantics.c). Nothing is sent.
+ * Whether an address is one of this host, as the kernel sees it: a datagram socket that is connected to such an
+ * address gets that address, or one of the loopback network, as its own (fib_select_path(),
+ * net/ipv4/fib_semantics.c). Nothing is sent.
  */
 static bool is_this_host(const struct destination *to)
 {
@@ -190,7 +195,7 @@ static bool is_this_host(const struct destination *to)
     bool here = false;
 
     if (fd < 0)
-        return true; /* no descriptors: refuse rather than guess */
+        return true; /* without a descriptor it cannot be told, so the destination is refused */
     if (next.connect(fd, (struct sockaddr *)&address, length) == 0) {
         length = sizeof(address);
         here = getsockname(fd, (struct sockaddr *)&address, &length) != 0 ||
@@ -201,7 +206,7 @@ static bool is_this_host(const struct destination *to)
     return here;
 }
 
-/* Reads a whole file as text; -1 if it cannot be read or does not fit. */
+/* Reads a whole file as text. Returns its length, or -1 if it cannot be read or does not fit. */
 static ssize_t read_text(int fd, char *text, size_t bytes)
 {
     size_t have = 0;
@@ -244,7 +249,7 @@ static bool is_name_server(const struct in6_addr *address)
     return false;
 }
 
-/* Locked. One line, "ADDRESS PORT"; false if it is none. */
+/* Adds the rule of a line "ADDRESS PORT". Returns false if the line is not one. With the lock. */
 static bool add_rule(char *line)
 {
     char *place;
@@ -273,7 +278,9 @@ static bool same_file(const struct stat *a, const struct stat *b)
            a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
-/* Locked. Takes the rules as they are now; false if there are none that could be read, now or before. */
+/*
+ * Reads the rules if the file has changed. Returns false if they could be read neither now nor before. With the lock.
+ */
 static bool refresh_rules(void)
 {
     struct stat now;
@@ -293,7 +300,7 @@ static bool refresh_rules(void)
     outgoing.n_rules = 0;
     for (char *line = strtok_r(outgoing.text, "\n", &place); line; line = strtok_r(NULL, "\n", &place)) {
         if (!add_rule(line))
-            say("%s: a line is no rule", rules_path);
+            say("%s: a line is not \"ADDRESS PORT\"", rules_path);
     }
     outgoing.read_at = now;
     return true;
@@ -323,7 +330,10 @@ static void say_refused(const struct destination *to, const char *why)
     say("the guest may not reach %s port %u: %s (vm.host_access opens it)", text, to->port, why);
 }
 
-/* Why the guest may not go there; NULL if it may. Port 0 is an echo request (ping), which reaches no service. */
+/*
+ * Returns why the guest may not reach a destination, or NULL if it may. Port 0 is an echo request (ping), which
+ * reaches no service. With the lock.
+ */
 static const char *refusal(const struct destination *to)
 {
     if (to->port == PORT_OF_DNS && is_name_server(&to->address))
@@ -334,7 +344,7 @@ static const char *refusal(const struct destination *to)
         return "it is this host";
     if (!refresh_rules())
         return "the rules of its network cannot be read";
-    return is_named(to) ? "it is a donor's" : NULL;
+    return is_named(to) ? "a donor listens there" : NULL;
 }
 
 static bool may_reach(const struct sockaddr *address, socklen_t length)

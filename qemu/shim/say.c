@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "shim.h"
+#include "say.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -32,6 +32,6 @@ void say(const char *format, ...)
     line[length++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, length);
 
-    (void)written; /* nowhere to complain */
+    (void)written; /* there is nowhere to report a failure */
     errno = saved_errno;
 }

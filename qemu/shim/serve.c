@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-#include "shim.h"
+#include "serve.h"
+
+#include "link.h"
+#include "real_calls.h"
+#include "say.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -11,7 +15,7 @@
 #include <unistd.h>
 
 #define RETRY_NS           200000000l
-#define RESUME_TIMEOUT_S   30u /* a pager that takes over looks at every page first */
+#define RESUME_TIMEOUT_S   30u /* a pager that takes over looks at all pages before it answers */
 #define THREAD_STACK_BYTES (256u << 10)
 
 static bool is_gone(struct region *region)
@@ -29,7 +33,10 @@ static bool range_is_valid(const struct region *region, const struct gb_range *r
            range->offset < region->length && range->length <= region->length - range->offset;
 }
 
-/* Locked. EAGAIN and EINTR mean that the address space is changing: the same again. */
+/*
+ * Zaps a range. The call is repeated after EAGAIN and EINTR, which mean that the address space is changing. With the
+ * region's lock.
+ */
 static int zap_range(const struct region *region, const struct gb_range *range)
 {
     int rc;
@@ -40,7 +47,7 @@ static int zap_range(const struct region *region, const struct gb_range *range)
     return rc < 0 ? errno : 0;
 }
 
-/* Validates the whole message before the first page is zapped. */
+/* Zaps the ranges of a message, after it has validated all of them. Returns 0 or an errno. */
 static int zap_ranges(struct region *region, const struct gb_zap *zap)
 {
     int error = 0;
@@ -102,8 +109,8 @@ void serve_say_bye(struct region *region)
 }
 
 /*
- * Serves until the connection ends; says why in text. Returns whether that is for good: the pager knows that the
- * region is unmapped.
+ * Serves until the connection ends, and writes why into text. Returns true if no new connection is needed, because
+ * the pager knows that the region is unmapped.
  */
 static bool serve_connection(struct region *region, struct text *text)
 {
@@ -125,7 +132,7 @@ static bool serve_connection(struct region *region, struct text *text)
         } else if (message.h.type == GB_MSG_DISCARD_READY || message.h.type == GB_MSG_DISCARD_DONE) {
             rc = pass_on(region, &message.done, text);
         } else {
-            text_set(text, "the pager sent message %u, which it never should", message.h.type);
+            text_set(text, "the pager sent message %u, which the protocol does not allow here", message.h.type);
             rc = -EPROTO;
         }
     }
@@ -140,7 +147,7 @@ static time_t now_s(void)
     return now.tv_sec;
 }
 
-/* Only this thread closes the socket; others may send on it while they hold the lock. */
+/* Only this thread closes the socket; other threads may send on it while they hold the lock. */
 static void disconnect(struct region *region)
 {
     pthread_mutex_lock(&region->lock);
@@ -161,7 +168,7 @@ static int reconnect(struct region *region, struct text *text)
 {
     struct gb_welcome welcome;
     int device_fd;
-    int sock = link_open(region_socket_path(), text);
+    int sock = link_open(regions.socket_path, text);
 
     if (sock < 0)
         return sock;
@@ -170,7 +177,7 @@ static int reconnect(struct region *region, struct text *text)
 
     if (rc == 0) {
         close(device_fd);
-        /* From here on no promise of an earlier connection holds (see proto.h). */
+        /* From here on no DISCARD_READY of an earlier connection is valid (proto.h). */
         pthread_mutex_lock(&region->lock);
         region->connection++;
         pthread_mutex_unlock(&region->lock);
@@ -191,8 +198,8 @@ static int reconnect(struct region *region, struct text *text)
 }
 
 /*
- * Says each reason once, not five times a second. Returns false if there is nothing to come back for: the region is
- * unmapped, and the pager does not know it, any more or at all.
+ * Connects again, trying for ever, and prints each reason for a failure once, not five times a second. Returns false
+ * if no connection is needed: the region is unmapped, and the pager does not know it.
  */
 static bool reconnect_for_ever(struct region *region)
 {
@@ -209,7 +216,7 @@ static bool reconnect_for_ever(struct region *region)
             return true;
         }
         if (strcmp(text.s, said.s) != 0)
-            say("%s; trying again until it is there", text.s);
+            say("%s; trying again until a pager serves the memory", text.s);
         said = text;
         nanosleep(&pause, NULL);
     }
@@ -226,7 +233,7 @@ static void *serve_thread(void *argument)
         parted = serve_connection(region, &text);
         disconnect(region);
         if (!parted && !is_gone(region))
-            say("%s; memory that is not here waits until a pager is back", text.s);
+            say("%s; accesses to absent pages wait until a pager is back", text.s);
     } while (!parted && reconnect_for_ever(region));
     region_retire(region);
     return NULL;

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Cold page faults through shim, pager and memory server, beside a mapped file of nbdfuse (donor: nbdkit memory).
+"""Measure cold faults through shim, pager and memory server, beside a mapped file of nbdfuse (donor: nbdkit memory).
 
     PYTHONPATH=.:tests python tests/bench/fault_bench.py [--rounds 5] [--count 4000] [--size 64M] [--json FILE]
 
-Both hold the same bytes and are read by the same program, one page after the other in random order (each page once,
-the time of each access taken), then all of it in order. The two alternate within a round; a ratio is taken within a
+Both hold the same bytes, and the same program reads them: one page after the other in random order (each page once,
+with the time of each access), then all of it in order. The two alternate within a round; a ratio is taken within a
 round and shown as median with its smallest and largest value. Every measurement begins cold: the pager's cache is
 emptied and then given room for everything, and nbdfuse is mounted anew, so that no page of its file is cached.
 """
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostbox import processes
+from ghostbox.system import processes
 from ghostbox.units import parse_bytes
 from helpers.pager import (
     MemoryClient,
@@ -42,7 +42,7 @@ COLD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a round; ``scale`` brings it into ``unit``."""
+    """Describe a figure of a round; ``scale`` converts it to ``unit``."""
 
     name: str
     command: str
@@ -61,7 +61,7 @@ Round = dict[str, float]
 
 
 def read_at_random(client: MemoryClient, pages: int, count: int, seed: int) -> dict[str, Any]:
-    """Leave out the end of the memory, of which some may be in the cache."""
+    """Read pages at random, but not the end of the memory, of which some may be in the cache."""
     cold = pages - pages // 32
     return client.command("random-read", n=cold, count=min(count, cold), seed=seed, timeout_s=300)
 
@@ -80,7 +80,7 @@ def make_cold(pager: RunningPager, size_bytes: int) -> None:
 
 
 def measure_ours(pager: RunningPager, client: MemoryClient, size_bytes: int, count: int, seed: int) -> Round:
-    """One round, cold before each of the two."""
+    """Return GhostBox's figures of one round; both parts begin cold."""
     make_cold(pager, size_bytes)
     random = read_at_random(client, size_bytes // 4096, count, seed)
     make_cold(pager, size_bytes)
@@ -88,8 +88,8 @@ def measure_ours(pager: RunningPager, client: MemoryClient, size_bytes: int, cou
 
 
 @contextlib.contextmanager
-def ghostbox_memory(size_bytes: int, options: dict[str, str]) -> Iterator[tuple[RunningPager, MemoryClient]]:
-    """Filled memory, most of it with the memory server."""
+def ghostbox_memory(size_bytes: int, options: dict[str, Any]) -> Iterator[tuple[RunningPager, MemoryClient]]:
+    """Yield filled memory, most of which the memory server holds."""
     cache = max(size_bytes // 64, 1 << 20)
     with (
         running_memserver(size=str(size_bytes), m=str(size_bytes)) as donor,
@@ -122,7 +122,7 @@ def nbdfuse_file(uri: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def file_client(path: Path, size_bytes: int) -> Iterator[MemoryClient]:
-    """The same program on a file, without the shim."""
+    """Yield the same program on a file, without the shim."""
     process = subprocess.Popen(
         [str(installed_build().client), "--bytes", str(size_bytes), "--file", str(path), "hold"],
         stdin=subprocess.PIPE,
@@ -138,7 +138,7 @@ def file_client(path: Path, size_bytes: int) -> Iterator[MemoryClient]:
 
 
 def measure_reference(uri: str, size_bytes: int, count: int, seed: int) -> Round:
-    """One round of nbdfuse, mounted for each of the two."""
+    """Return nbdfuse's figures of one round, with a mount for each part."""
     with nbdfuse_file(uri) as path, file_client(path, size_bytes) as client:
         random = read_at_random(client, size_bytes // 4096, count, seed)
     with nbdfuse_file(uri) as path, file_client(path, size_bytes) as client:
@@ -156,7 +156,7 @@ def fill_export(uri: str, size_bytes: int) -> None:
 
 
 def run_rounds(size_bytes: int, count: int, rounds: int, options: dict[str, str]) -> dict[str, list[Round]]:
-    """Measure both in turn, the first of a round alternating."""
+    """Measure GhostBox and nbdfuse by turns; rounds alternate which of them is first."""
     results: dict[str, list[Round]] = {OURS: [], REFERENCE: []}
     with nbdkit_memory(str(size_bytes)) as uri, ghostbox_memory(size_bytes, options) as (pager, client):
         fill_export(uri, size_bytes)
@@ -171,12 +171,12 @@ def run_rounds(size_bytes: int, count: int, rounds: int, options: dict[str, str]
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
+    """Return median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def summarise(results: dict[str, list[Round]]) -> list[dict[str, Any]]:
-    """One entry a metric: both figures and their ratio."""
+    """Return an entry for each metric: both figures and their ratio."""
     entries = []
     for metric in METRICS:
         ours, reference = ([one[metric.name] for one in results[name]] for name in (OURS, REFERENCE))
@@ -187,7 +187,7 @@ def summarise(results: dict[str, list[Round]]) -> list[dict[str, Any]]:
 
 
 def print_table(entries: list[dict[str, Any]]) -> None:
-    """For people."""
+    """Print the summary as a table."""
     print(f"{'':28}{OURS:>12}{REFERENCE:>12}   ratio (min to max)")
     for entry in entries:
         ratio = entry["ratio"]
@@ -198,7 +198,7 @@ def print_table(entries: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run and report."""
+    """Run the rounds that the command line asks for, and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=4000, help="random faults a round")

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ghostbox import paths, processes
+from ghostbox import paths
+from ghostbox.system import processes
 from helpers.pager import short_dir
 from helpers.project import ROOT
 
@@ -32,6 +33,7 @@ PARTS = {
     "mixed",
     "writes",
     "link",
+    "tls",
     "redundancy",
     "server",
     "sizes",
@@ -46,7 +48,7 @@ def place() -> Iterator[Path]:
 
 
 def processes_of(place: Path) -> list[str]:
-    """Command lines that name a file below ``place``."""
+    """Return command lines that name a file below ``place``."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -68,7 +70,7 @@ def test_short_run_has_a_ratio_in_every_row_and_leaves_nothing(ghostbox_cli: Cli
     report = json.loads(done.stdout)
     assert {row["scenario"].partition("/")[0] for row in report["rows"]} == PARTS
     without = [row for row in report["rows"] if row["ratio"] is None]
-    # Only cgroup and namespaces depend on the machine; every tool is there where tests run.
+    # Only the control group and the namespaces depend on the machine; every tool is installed where tests run.
     assert all("cgroup" in row["note"] or "needs root" in row["note"] for row in without), without
     assert all(row["ratio"]["median"] >= 0 and row["measured"]["median"] >= 0 for row in report["rows"] if row["ratio"])
     assert all(isinstance(row["reached"], bool) for row in report["rows"] if row["target"] and row["ratio"])
@@ -174,10 +176,10 @@ def test_a_picture_of_nothing_is_refused(ghostbox_cli: Cli, place: Path) -> None
     assert "there is nothing to draw" in done.stderr
 
 
-def test_a_missing_program_of_ours_is_named(ghostbox_cli: Cli, place: Path) -> None:
+def test_a_missing_ghostbox_program_is_named(ghostbox_cli: Cli, place: Path) -> None:
     done = ghostbox_cli("bench", "--short", "--only", "faults", env={"GHOSTBOX_NATIVE_DIR": str(place)})
     assert done.returncode == 1
-    assert "ghostbox-bench-client is not there" in done.stderr
+    assert "ghostbox-bench-client does not exist" in done.stderr
 
 
 def test_a_server_that_does_not_start_says_why(ghostbox_cli: Cli, place: Path) -> None:
@@ -251,3 +253,43 @@ def test_floor_gives_every_sample() -> None:
         found = result(*words)
         assert len(found["ns"]) == 300
         assert min(found["ns"]) > 0
+
+
+def test_a_modest_client_has_rows_alone_and_beside_a_greedy_one(ghostbox_cli: Cli, place: Path) -> None:
+    done = ghostbox_cli("bench", "--short", "--only", "server/shares", "--json", env={"TMPDIR": str(place)})
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["what"], row["subject"], row["reference_name"]) for row in rows] == [
+        ("4 KiB random read beside a greedy client: p99", "beside it", "alone"),
+        ("4 KiB random read beside a greedy client", "beside it", "alone"),
+    ]
+    assert all(row["ratio"]["median"] > 0 for row in rows)
+    assert nothing_left(place)
+
+
+def test_tls_has_rows_beside_the_same_without(ghostbox_cli: Cli, place: Path) -> None:
+    done = ghostbox_cli("bench", "--short", "--only", "tls/loopback,tls/server", "--json", env={"TMPDIR": str(place)})
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["what"], row["subject"], row["reference_name"]) for row in rows] == [
+        ("cold random fault over TLS, p50", "TLS", "plain"),
+        ("cold random fault over TLS, p99", "TLS", "plain"),
+        ("cold random fault over TLS: memory server's CPU", "TLS", "plain"),
+        ("cold sequential read over TLS", "TLS", "plain"),
+        *(
+            (f"4 KiB random {mode} over TLS, lean, depth 16, 4 connections{figure}", "TLS", reference)
+            for mode in ("read", "write")
+            for figure, reference in (("", "nbdkit with TLS"), (": CPU a request", "plain"))
+        ),
+    ]
+    assert all(row["ratio"]["median"] > 0 for row in rows)
+    assert nothing_left(place)
+
+
+def test_tls_without_nbdcopy_costs_its_rows_only(ghostbox_cli: Cli, place: Path) -> None:
+    env = {"TMPDIR": str(place), "PATH": "/nonexistent"}
+    done = ghostbox_cli("bench", "--short", "--only", "tls/loopback/faults,memserver-memory", "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["cold random fault over TLS, p50"]["ratio"] is None
+    assert "nbdcopy is not installed: install libnbd-bin" in rows["cold random fault over TLS, p50"]["note"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox bench --only link`` measures over wires of its own, which are gone with it. No timing is asserted."""
+"""``ghostbox bench --only link`` measures over wires that it makes and removes. No timing is asserted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import paths, processes
-from ghostbox.bench import wire
+from ghostbox import paths
+from ghostbox.bench import vm_guests, vm_session, wire
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.narrow import RATES
 from ghostbox.bench.scale import SHORT
+from ghostbox.donors import client as donor_client
+from ghostbox.system import processes
 from helpers.pager import short_dir
 from helpers.project import ROOT
 
@@ -40,7 +42,7 @@ def lab() -> Iterator[Lab]:
 
 
 def namespaces(place: Path) -> set[Path]:
-    """Network namespaces of the processes that a benchmark with this TMPDIR started; the kernel keeps no others."""
+    """Return network namespaces of the processes that a benchmark with this TMPDIR started: no other ones exist."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -50,7 +52,7 @@ def namespaces(place: Path) -> set[Path]:
 
 
 def wires_outside() -> list[str]:
-    """Return the machine's own interfaces that are a wire of ours; others come and go with other tests."""
+    """Return the machine's own interfaces that are a benchmark's wire; other tests make and remove others."""
     return [entry.name for entry in Path("/sys/class/net").iterdir() if entry.name == wire.DEVICE]
 
 
@@ -58,7 +60,7 @@ def test_a_wire_carries_its_rate_in_each_direction_and_no_more(lab: Lab) -> None
     wired = lab.wired("100mbit")
     for far in (False, True):
         found = wired.client_and_peer("wire", {"ms": 500}, far=far)
-        # Besides its rate a bucket lets through what it holds, 256 KiB.
+        # A token bucket lets 256 KiB, its size, pass beside its rate.
         assert 0 < found["bytes"] <= 100e6 / 8 * found["seconds"] + (256 << 10)
 
 
@@ -71,6 +73,32 @@ def test_the_donor_is_at_the_far_end_and_the_pager_at_the_near_one(lab: Lab) -> 
     assert len({own, *ends}) == 3
     assert wired.cable is not None
     assert donor.host == wired.cable.there.address
+
+
+def test_donors_of_guests_and_their_disks_are_over_a_wire_that_this_machine_is_at_itself(lab: Lab, place: Path) -> None:
+    own = Path("/proc/self/ns/net").readlink()
+    with lab.from_here("1gbit") as wired:
+        assert wired.cable is not None
+        far = wired.cable.there.address
+        with wired.nbdkit(1 << 20) as disk, vm_session.lent(1, 64 << 20, lab.paths, vm_guests.place(wired)) as lent:
+            assert disk.host == far
+            with donor_client.DonorClient(lent[0].address) as client:
+                assert client.status().size_bytes == 64 << 20
+            assert [each.address.partition(":")[0] for each in lent] == [far]
+            ends = {Path(f"/proc/{pid}/ns/net").readlink() for pid in (disk.pid, lent[0].pid)}
+            assert len(ends) == 1
+            assert own not in ends
+        assert Path(f"/sys/class/net/{wire.DEVICE_HERE}").exists()
+    processes.wait_until(
+        lambda: not Path(f"/sys/class/net/{wire.DEVICE_HERE}").exists(), timeout_s=20, what="the end of the wire"
+    )
+
+
+def test_a_wire_is_for_guests(ghostbox_cli: Cli) -> None:
+    done = ghostbox_cli("bench", "--short", "--wire", "1gbit")
+    assert done.returncode == 2
+    assert "--wire is for --vm" in done.stderr
+    assert "without --vm, `--only link` measures over wires" in done.stderr
 
 
 def test_every_row_has_its_ratio_and_nothing_is_left(ghostbox_cli: Cli, lab: Lab, place: Path) -> None:
@@ -100,7 +128,7 @@ def test_however_it_ends_the_wire_is_gone(number: signal.Signals, lab: Lab, plac
     argv = [sys.executable, "-m", "ghostbox", "bench", "--short", "--rounds", "100", "--only", "link/1gbit/faults"]
     env = {**os.environ, "TMPDIR": str(place), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        processes.wait_until(lambda: len(namespaces(place)) == 3, timeout_s=60, what="our namespace and two more")
+        processes.wait_until(lambda: len(namespaces(place)) == 3, timeout_s=60, what="this namespace and two more")
         running.send_signal(number)
         running.wait(60)
     processes.wait_until(lambda: not namespaces(place), timeout_s=20, what="the end of all that was in them")
@@ -133,7 +161,7 @@ def test_a_missing_tool_is_named_with_its_package(ghostbox_cli: Cli, lab: Lab, p
     env = {"TMPDIR": str(place), "PATH": "/nonexistent"}
     done = ghostbox_cli("bench", "--short", "--only", "link/1gbit", env=env)
     assert done.returncode == 0, done.stderr
-    assert "unshare is not installed: install util-linux" in " ".join(done.stdout.split())  # ip is found in /usr/sbin
+    assert "unshare is not installed: install util-linux" in " ".join(done.stdout.split())  # `ip` is in /usr/sbin
 
 
 def test_without_root_the_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

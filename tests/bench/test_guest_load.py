@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The load that ``ghostbox bench --vm`` runs in its guests, outside of one."""
+"""The load that ``ghostbox bench --vm`` runs in its guests does what its arguments say, also outside of a guest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The load that measures redundancy writes what it says: the parity on the servers is that of the data there."""
+"""The load that measures redundancy writes correct parity: the servers' parity is that of the servers' data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pages = npt.NDArray[np.uint64]
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[RunningMemserver]]:
-    """Four with an export of the span."""
+    """Yield four servers with an export of the span."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(running_memserver(a=str(SPAN_BYTES))) for _ in range(4)]
 
@@ -47,7 +47,7 @@ def result(servers: list[RunningMemserver], **words: object) -> dict[str, Any]:
 
 
 def stripes(servers: list[RunningMemserver], width: int, tmp_path: Path) -> Pages:
-    """All stripes as they lie on the servers: stripe, place, word."""
+    """Return all stripes as they are on the servers: stripe, place, word."""
     found = [
         np.frombuffer(read_export(server.uri("a"), tmp_path / "export"), dtype=np.uint64).reshape(N_STRIPES, 512)
         for server in servers
@@ -65,7 +65,7 @@ def test_parity_is_that_of_the_data_after_writes_in_place(
     assert filled["pages"] == N_STRIPES * k
     before = stripes(used, k + 1, tmp_path)
     assert before.any(axis=2).all(), "a page of zeroes was written"
-    # More writes than stripes, and many under way at a time: two of one stripe must not lose each other's parity.
+    # There are more writes than stripes, and many are in flight: two writes to a stripe must both count in its parity.
     found = result(used, mode="parity", k=k, depth=64, count=N_STRIPES * 20)
     after = stripes(used, k + 1, tmp_path)
     assert (after != before).any(axis=2).mean() > 0.95

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import page_map, paths, processes
+from ghostbox import paths
+from ghostbox.pager import page_map
 from ghostbox.session import Book, Record, VmState
+from ghostbox.system import processes
 from helpers.pager import RunningPager, memory_client, running_memserver, running_pager, short_dir
 from helpers.project import ROOT
 
@@ -29,7 +31,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def vm_pager(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningPager]:
-    """A pager where ``ghostbox top work`` looks for that of the VM 'work', with two donors."""
+    """Yield a pager with two donors where ``ghostbox top work`` looks for the pager of the VM 'work'."""
     with short_dir() as short, running_memserver(a="16M", b="16M") as donor:
         monkeypatch.setenv("GHOSTBOX_RUNTIME_DIR", str(short))  # a socket's path has 107 bytes
         place = short / "vms" / "work"
@@ -41,7 +43,7 @@ def vm_pager(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
 
 @contextlib.contextmanager
 def busy_client(pager: RunningPager) -> Iterator[None]:
-    """Memory that is read and written all the time."""
+    """Yield a client whose memory is read and written all the time."""
     with memory_client("32M", pager) as client:
         client.start("stress", seconds=120, threads=1)
         yield
@@ -92,7 +94,7 @@ def place_of_control() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def old_pager(control: Path) -> Iterator[None]:
-    """Answer as a control socket does that does not know the command (common/control.c)."""
+    """Answer as a control socket that does not know the command (common/control.c); yield its path."""
     refusal = {"id": 1, "ok": False, "error": {"code": "unknown-command", "message": "no command named 'page-map'"}}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(control))
@@ -118,23 +120,28 @@ def test_without_a_terminal_a_look_is_a_plain_line(ghostbox_cli: Cli, vm_pager: 
     assert "\x1b" not in done.stdout
 
 
-def top_process(*argv: str, **streams: int) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+def top_process(*argv: str, streams: int, stdin: int | None = None) -> subprocess.Popen[str]:
+    """Start the command; ``streams`` is where its output and its errors go."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ghostbox", "top", "work", "--interval", "100ms", *argv], env=env, text=True, **streams
+        [sys.executable, "-m", "ghostbox", "top", "work", "--interval", "100ms", *argv],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        text=True,
+        stdin=stdin,
+        stdout=streams,
+        stderr=streams,
     )
 
 
 @pytest.fixture
 def mapped(vm_pager: RunningPager) -> Iterator[None]:
-    """Memory that nobody touches."""
+    """Yield a client that never touches its memory."""
     with memory_client("32M", vm_pager):
         yield
 
 
 def test_on_a_terminal_the_view_is_redrawn_until_ctrl_c(ghostbox_dirs: Path, mapped: None) -> None:
     ours, theirs = pty.openpty()
-    running = top_process(stdin=theirs, stdout=theirs, stderr=theirs)
+    running = top_process(stdin=theirs, streams=theirs)
     os.close(theirs)
     shown = b""
 
@@ -164,7 +171,7 @@ def test_q_ends_it_and_the_terminal_is_as_it_was(ghostbox_dirs: Path, mapped: No
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     before = termios.tcgetattr(theirs)
-    running = top_process(stdin=theirs, stdout=theirs, stderr=theirs)
+    running = top_process(stdin=theirs, streams=theirs)
     shown = b""
     try:
         while b"fetch time" not in shown:
@@ -184,7 +191,7 @@ def test_q_ends_it_and_the_terminal_is_as_it_was(ghostbox_dirs: Path, mapped: No
 
 
 def test_a_reader_that_has_enough_is_no_error(ghostbox_dirs: Path, vm_pager: RunningPager) -> None:
-    running = top_process("--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = top_process("--json", streams=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stderr is not None
     with running:
@@ -195,7 +202,7 @@ def test_a_reader_that_has_enough_is_no_error(ghostbox_dirs: Path, vm_pager: Run
 
 
 def test_a_pager_that_ends_ends_the_watching(ghostbox_dirs: Path, vm_pager: RunningPager) -> None:
-    running = top_process(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = top_process(streams=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stderr is not None
     with running:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Chaos: donors, links and pagers fail as a seed says, under a process that checks every word that it reads.
+"""Let donors, links and pagers fail as a seed says, under a process that checks every word that it reads.
 
     PYTHONPATH=.:tests python -m helpers.chaos --seed 7 --seconds 180
 
-Three donors and a spare one, each in a namespace of its own, two copies of everything. Nothing is done that two
-copies cannot survive: what may take a copy away waits until every extent has both. See chaos_plan for what happens
-when, chaos_world for how. A run ends well if no word was wrong, nobody stood still for longer than a bound while a
-copy of everything could be reached, every wait came true in time, all was healed at the end, and the counters agree.
+There are three donors and a spare, each in a namespace of its own, and two copies of everything. No event does what two
+copies cannot survive: an event that may take a copy away waits until every extent has both. chaos_plan decides what
+happens when, chaos_world how. A run succeeds if no word was wrong, no thread stood still for longer than a bound while
+a copy of everything could be reached, every wait ended in time, the pool was healthy again at the end, and the counters
+agree.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ghostbox import processes
+from ghostbox.system import processes
 from helpers.chaos_donors import Donors, chaos_donors
 from helpers.chaos_plan import HARMLESS, Event, plan
 from helpers.chaos_world import ACTIONS, Steps, Wait, World
@@ -35,23 +36,23 @@ STANDSTILL_S = 15.0
 TICK_S = 0.05
 CLIENT_LOG = "client"
 LOOK_EVERY_S = 0.2
-# While bits flip or a donor fails at random, only these go on beside: a copy that cannot be trusted is no copy.
+# While bits flip or a donor fails at random, only these events run: a copy that may be wrong does not count.
 BESIDE_LIES = {"kill-pager", "hand-over", "set-cache", "look", "delay"}
 LIES = {"flip", "errors", "rot"}
 
 
-# A link that was cut until just now may still turn out to have lost a write: a copy less than the pager knows of.
+# A link that was cut until now may have lost a write that the pager does not know of: a copy may be missing.
 NEED_CALM = {"kill", "rot", "flip", "errors"}
 CALM_S = 2.5
 
 
 class ChaosFailed(AssertionError):
-    """A run did not end well; the message has the end of its log."""
+    """Is raised if a run fails; the message has the end of its log."""
 
 
 @dataclass
 class Active:
-    """An event under way."""
+    """Is a running event."""
 
     event: Event
     steps: Steps
@@ -61,7 +62,7 @@ class Active:
 
 @dataclass
 class Progress:
-    """When each thread was last seen to do something."""
+    """Holds when each thread was last seen to do something."""
 
     counts: list[int] = field(default_factory=lambda: [0] * THREADS)
     moved_at: list[float] = field(default_factory=lambda: [time.monotonic()] * THREADS)
@@ -70,7 +71,7 @@ class Progress:
 
 
 class Run:
-    """One run: ``events`` happen to ``world`` for ``seconds``."""
+    """Is one run: ``events`` happen to ``world`` for ``seconds``."""
 
     def __init__(self, world: World, events: list[Event], seconds: float, log: list[str]) -> None:
         self.world, self.left, self.seconds, self.log = world, list(events), seconds, log
@@ -88,19 +89,19 @@ class Run:
         self.blocked_since = 0.0
 
     def happen(self) -> None:
-        """Do all that there is time for, and see it to its end."""
+        """Run all events for which there is time, to their ends."""
         while (self._in_time() and self.left) or self.active:
             self._tick()
             if self._in_time() and self.left and time.monotonic() >= self.due:
                 self._begin_next()
         self.world.say(f"no more events; {len(self.left)} of the plan are left")
-        self._until(self.world.wait("all to be healed", self._all_well, 90))
+        self._until(self.world.wait("the pool to be healthy", self._all_well, 90))
 
     def _in_time(self) -> bool:
         return time.monotonic() - self.started < self.seconds
 
     def _all_well(self) -> bool:
-        """Tell whether nothing is left to heal; a donor that was slow may be called so for a while."""
+        """Tell whether the pool is healthy; a donor that was slow may count as slow for a while."""
         self.world.look()
         return self.world.healed() and self.world.last.get("health", "ok") in ("ok", "degraded")
 
@@ -114,7 +115,7 @@ class Run:
         time.sleep(TICK_S)
         self._watch()
         for active in list(self.active):
-            # Nobody can be asked while there is no pager, except for its own return.
+            # Without a pager no state can be read; only its return is waited for.
             if self.world.pager_down and active.event.kind not in ("kill-pager", "hand-over"):
                 active.since = max(active.since, time.monotonic() - 1)
                 if active.wait.what != "time to pass":
@@ -168,7 +169,7 @@ class Run:
         return self.world.healed()
 
     def _watch(self) -> None:
-        """Look at the pager now and then, and at the threads; nothing may stand still that need not."""
+        """Look at the pager and at the threads; none may stand still without a reason."""
         world, now = self.world, time.monotonic()
         if not world.pager_down and world.line.process.poll() is not None:
             raise ChaosFailed(f"the pager ended with status {world.line.process.returncode}")
@@ -177,14 +178,14 @@ class Run:
         self.looked_at = now
         if world.client.process.poll() is not None:
             raise ChaosFailed(f"the client ended with status {world.client.process.returncode}")
-        self._mind_filtered()
+        self._restart_filtered()
         self._note_exposure()
         if not world.pager_down:
             world.look()
         self._note_progress(now)
 
-    def _mind_filtered(self) -> None:
-        """Start it again if it ended by itself."""
+    def _restart_filtered(self) -> None:
+        """Start the filtered donor again if it ended by itself."""
         filtered = self.world.donors.filtered
         if filtered.process.poll() is not None and "crash" not in self._kinds():
             self.world.say(f"filtered ended by itself, status {filtered.process.returncode}")
@@ -194,7 +195,7 @@ class Run:
         return {active.event.kind for active in self.active}
 
     def _note_exposure(self) -> None:
-        """Waiting is right if two donors are away, or one before all copies of another's were made anew."""
+        """Note when waiting is allowed: two donors are down, or one before all copies of another's were made anew."""
         away = frozenset(name for name in self.world.members if not self.world.donors[name].reachable)
         if not away:
             self.exposed = False
@@ -222,7 +223,7 @@ class Run:
 
 
 def _check_counters(world: World) -> None:
-    """All pages are in one state, nothing is poisoned, every extent has its copies and no slot is forgotten."""
+    """Check that all pages are in one state, none is poisoned, and every extent has its copies and no leaked slot."""
     status = world.look()
     pages = status["pages"]
     assert pages["poisoned"] == 0, pages
@@ -238,19 +239,19 @@ def _check_counters(world: World) -> None:
 
 
 def _check_complaints(world: World) -> None:
-    """No sanitizer of the pager, the shim or the client has anything to report."""
+    """Check that no sanitizer of the pager, the shim or the client reports anything."""
     said = world.line.log() + (world.line.place / CLIENT_LOG).read_text()
     first = min((said.find(word) for word in COMPLAINTS if word in said), default=None)
     assert first is None, said[max(0, first - 200) : first + 6000]
 
 
 def _check_every_copy(world: World, run: Run, names: list[str]) -> None:
-    """Whichever donor is away, every word is there."""
+    """Check that every word can be read, whichever donor is down."""
     errors = world.checksum_errors()
     run.working = False
     for name in names:
         run._until(world.pause(CALM_S))
-        run._until(world.wait("all to be healed", run._all_well, 90))
+        run._until(world.wait("the pool to be healthy", run._all_well, 90))
         world.donors[name].cut(far=True)
         answer = world.client.command(
             "stress", threads=THREADS, seconds=0, fresh=0, write=0, timeout_s=60 * world.patience
@@ -259,12 +260,12 @@ def _check_every_copy(world: World, run: Run, names: list[str]) -> None:
         world.donors[name].heal(far=True)
         world.say(f"every word is right without {name}")
     run._until(world.pause(CALM_S))
-    run._until(world.wait("all to be healed", run._all_well, 90))
+    run._until(world.wait("the pool to be healthy", run._all_well, 90))
     assert world.checksum_errors() == errors
 
 
 def _failure(world: World, log: list[str], what: str) -> str:
-    """Return all that helps to understand it."""
+    """Return the error with all that helps to understand it."""
     with contextlib.suppress(processes.ControlError):
         world.look()
     status = {key: world.last.get(key) for key in ("health", "pool", "pages", "donors")}
@@ -275,9 +276,9 @@ def _failure(world: World, log: list[str], what: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What kind of run; ``build`` are the programs (None: the usual ones).
+    """Holds the kind of run; ``build`` are the programs (None: the installed ones).
 
-    ``check_copies``: in the end, read every word again with each donor away in its turn.
+    ``check_copies``: at the end, read every word again with each donor down in turn. ``tls``: use TLS to the donors.
     """
 
     seed: int
@@ -288,6 +289,7 @@ class Setting:
     keep: Path | None = None
     without: Collection[str] = ()
     check_copies: bool = True
+    tls: bool = False
 
 
 def _pager_options(setting: Setting) -> dict[str, str]:
@@ -328,14 +330,14 @@ def _made_world(setting: Setting, donors: Donors, log: list[str]) -> Iterator[Wo
 
 
 def run_chaos(setting: Setting) -> dict[str, Any]:
-    """Run a seed and return what there was of what.
+    """Run a seed and return how often each kind of event happened.
 
     Raises:
-        ChaosFailed: it did not end well.
+        ChaosFailed: the run failed.
     """
     log: list[str] = []
     events = plan(setting.seed, setting.seconds, copies=setting.replicas > 1, without=setting.without)
-    with chaos_donors(EXPORT_MIB) as donors, _made_world(setting, donors, log) as world:
+    with chaos_donors(EXPORT_MIB, tls=setting.tls) as donors, _made_world(setting, donors, log) as world:
         run = Run(world, events, setting.seconds, log)
         world.client.start("stress", threads=THREADS, seconds=100_000, seed=setting.seed, discards=100)
         try:
@@ -363,7 +365,7 @@ def run_chaos(setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run seeds one after the other; the first that fails ends it."""
+    """Run seeds one after the other, until one fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
@@ -372,6 +374,7 @@ def main() -> None:
     parser.add_argument("--without", default="", help="kinds of events to leave out, with commas")
     parser.add_argument("--only", default="", help="kinds of events to keep, with commas")
     parser.add_argument("--sanitizer", choices=["asan", "tsan"])
+    parser.add_argument("--tls", action="store_true", help="reach the donors over TLS")
     parser.add_argument("--keep", type=Path, help="directory for the logs")
     parser.add_argument("--show", action="store_true", help="only print the plan")
     args = parser.parse_args()
@@ -386,7 +389,8 @@ def main() -> None:
         build = None
         if args.sanitizer:
             build = sanitized_build(args.sanitizer)
-        setting = Setting(seed, args.seconds, args.replicas, 4.0 if build else 1.0, build, args.keep, without)
+        patience = 4.0 if build else 1.0
+        setting = Setting(seed, args.seconds, args.replicas, patience, build, args.keep, without, tls=args.tls)
         print(json.dumps(run_chaos(setting)), flush=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Donors that can be killed, stopped, cut off, slowed down and made to lie, each in a namespace of its own."""
+"""Run donors that can be killed, stopped, cut off, slowed down and made to lie, each in a namespace of its own."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ghostbox import processes
-from helpers import chaos_relay
+from ghostbox.system import processes
+from helpers import chaos_relay, gnutls
 from helpers.nbd import system_python
 from helpers.netns import Machine, machines
 from helpers.pager import READY_TIMEOUT_S, _end, _read_line, installed_build, short_dir
 
 NBD_PORT, RELAY_PORT = 10809, 10819
 EXPORT = "x"
+_KEY = "a1" * 32
 
 _ROT = """
+h.set_uri_allow_local_file(True)
 h.connect_uri({uri!r})
 for offset, mask in {masks!r}:
     h.pwrite(bytes([h.pread(1, offset)[0] ^ mask]), offset)
@@ -33,12 +35,16 @@ h.shutdown()
 
 @dataclass
 class Donor:
-    """A memory server in a namespace: ``argv`` is run there, now and after each kill."""
+    """Is a memory server in a namespace: ``argv`` is run there, at the start and after each kill.
+
+    ``uri`` is the URI that the pager has, ``own_uri`` that of the server itself.
+    """
 
     name: str
     machine: Machine
     argv: Sequence[str]
     uri: str
+    own_uri: str
     export_bytes: int
     process: subprocess.Popen[str] = field(init=False)
     cuts: int = 0
@@ -46,39 +52,39 @@ class Donor:
 
     @property
     def reachable(self) -> bool:
-        """Tell whether it could answer now."""
+        """Tell whether the donor could answer now."""
         return not self.cuts and not self.stopped and self.process.poll() is None
 
     def start(self) -> None:
-        """Run it, with empty memory."""
+        """Run the server, with empty memory."""
         self.process = subprocess.Popen([*self.machine.prefix, *self.argv], stdout=subprocess.PIPE, text=True)
         self.stopped = False
         assert _read_line(self.process, self.name).startswith("listening on ")
 
     def kill(self) -> None:
-        """SIGKILL: its memory is gone."""
+        """Kill the server (SIGKILL): its memory is gone."""
         self.process.kill()
         self.process.wait(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
     def stop(self) -> None:
-        """SIGSTOP."""
+        """Stop the server (SIGSTOP)."""
         self.process.send_signal(signal.SIGSTOP)
         self.stopped = True
 
-    def go_on(self) -> None:
-        """SIGCONT."""
+    def resume(self) -> None:
+        """Resume the server (SIGCONT)."""
         self.process.send_signal(signal.SIGCONT)
         self.stopped = False
 
     def cut(self, *, far: bool) -> None:
-        """Take the link down, at our end (connecting fails at once) or at its own (packets go nowhere)."""
+        """Take the link down, at the host's end (connecting fails at once) or at the donor's (packets are lost)."""
         self.cuts += 1
         self._link("down", far)
 
     def heal(self, *, far: bool) -> None:
-        """Take it up again."""
+        """Take the link up again."""
         self.cuts -= 1
         self._link("up", far)
 
@@ -87,21 +93,21 @@ class Donor:
         subprocess.run(["ip", *at, state], check=True, timeout=20)
 
     def rot(self, n: int, seed: int) -> None:
-        """Change a bit in each of ``n`` places of its memory, behind the back of all."""
+        """Change a bit in each of ``n`` places of the server's memory, without the knowledge of any program."""
         chance = random.Random(seed)
         masks = [(chance.randrange(self.export_bytes), 1 << chance.randrange(8)) for _ in range(n)]
-        script = _ROT.format(uri=f"nbd://{self.machine.address}:{NBD_PORT}/{EXPORT}", masks=masks)
+        script = _ROT.format(uri=self.own_uri, masks=masks)
         subprocess.run(["nbdsh", "-c", script], env=system_python(), check=True, timeout=30)
 
     def end(self) -> None:
-        """End it, however it is."""
+        """End the server in whatever state."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGCONT)
         _end(self.process)
 
 
 class Relayed(Donor):
-    """A memory server behind a relay that flips bits."""
+    """Is a memory server behind a relay that flips bits."""
 
     relay: subprocess.Popen[str]
 
@@ -115,7 +121,7 @@ class Relayed(Donor):
         assert _read_line(self.relay, "the relay") == "ready"
 
     def harm(self, *words: str) -> dict[str, int]:
-        """Give the relay a command; return how much harm it has done so far."""
+        """Send the relay a command; return how much harm it has done so far."""
         assert self.relay.stdin is not None
         assert self.relay.stdout is not None
         self.relay.stdin.write(" ".join(words) + "\n")
@@ -131,9 +137,9 @@ class Relayed(Donor):
 
 
 class Filtered(Donor):
-    """nbdkit: slower than the others, with a rate and with errors on request.
+    """Is an nbdkit: slower than the other donors, with a rate limit and with errors on request.
 
-    Its memory is a file, so it outlives the process: nbdkit 1.32 itself ends now and then, by an assertion about a
+    Its memory is a file, so the memory outlives the process: nbdkit 1.32 itself ends now and then, by an assertion on a
     delayed request whose connection was closed.
     """
 
@@ -151,7 +157,7 @@ class Filtered(Donor):
         assert self.process.poll() is None, "nbdkit ended"
 
     def errors(self, on: bool) -> None:
-        """Every third request fails, or none."""
+        """Let every third request fail, or none."""
         switch = self.place / "errors"
         if on:
             switch.touch()
@@ -159,13 +165,13 @@ class Filtered(Donor):
             switch.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """Kill it: asked to end it waits for clients whose link was cut when they left."""
+        """Kill the server: SIGTERM would wait for clients whose link was cut when they left."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         super().end()
 
     def rate(self, bits_per_s: str) -> None:
-        """Limit what goes through it."""
+        """Limit the server's rate."""
         fresh = self.place / "rate-new"
         fresh.write_text(bits_per_s)
         fresh.replace(self.place / "rate")
@@ -173,7 +179,7 @@ class Filtered(Donor):
 
 @dataclass
 class Donors:
-    """All of them, by name."""
+    """Holds all donors, by name."""
 
     plain: Donor
     relayed: Relayed
@@ -185,17 +191,18 @@ class Donors:
         return donor
 
     def all(self) -> list[Donor]:
-        """Return them in order."""
+        """Return the donors in order."""
         return [self.plain, self.relayed, self.filtered, self.spare]
 
 
-def _memserver_argv(machine: Machine, size: str) -> list[str]:
+def _memserver_argv(machine: Machine, size: str, keys: Path | None = None) -> list[str]:
     where = ["--bind", machine.address, "--port", str(NBD_PORT)]
-    return [str(installed_build().memserver), *where, "--size", "1G", "--export", f"{EXPORT}={size}"]
+    tls = ["--tls", "require", "--tls-psk", str(keys)] if keys else []
+    return [str(installed_build().memserver), *where, "--size", "1G", "--export", f"{EXPORT}={size}", *tls]
 
 
-def _nbdkit_argv(machine: Machine, size_bytes: int, place: Path) -> list[str]:
-    # Without a description it could not show that it is the same again.
+def _nbdkit_argv(machine: Machine, size_bytes: int, place: Path, keys: Path | None) -> list[str]:
+    # By the description the pager recognizes the server after a restart.
     filters = ["--filter=exportname", "--filter=error", "--filter=rate", "--filter=delay"]
     memory = place / "memory"
     (place / "rate").write_text("10G")
@@ -203,22 +210,33 @@ def _nbdkit_argv(machine: Machine, size_bytes: int, place: Path) -> list[str]:
     os.truncate(memory, size_bytes)
     tuning = ["exportdesc=fixed:a file", f"rate-file={place / 'rate'}", "rdelay=1ms", "wdelay=1ms"]
     tuning += ["error-rate=33%", f"error-file={place / 'errors'}"]
-    return ["nbdkit", "-f", "-i", machine.address, "-p", str(NBD_PORT), *filters, "file", str(memory), *tuning]
+    tls = ["--tls=require", f"--tls-psk={keys}"] if keys else []
+    return ["nbdkit", "-f", "-i", machine.address, "-p", str(NBD_PORT), *tls, *filters, "file", str(memory), *tuning]
+
+
+def _uri(machine: Machine, export: str, keys: Path | None) -> str:
+    where = f"{machine.address}:{NBD_PORT}/{export}"
+    return f"nbds://{EXPORT}@{where}?tls-psk-file={keys}" if keys else f"nbd://{where}"
 
 
 @contextlib.contextmanager
-def chaos_donors(size_mib: int) -> Iterator[Donors]:
-    """Run the donors, each lending ``size_mib``, until the end of the block."""
+def chaos_donors(size_mib: int, *, tls: bool = False) -> Iterator[Donors]:
+    """Run the donors, each lending ``size_mib``, until the end of the block.
+
+    With ``tls`` all donors but the relayed one demand TLS: the relay has to read the bytes that pass.
+    """
     size, size_bytes = f"{size_mib}M", size_mib << 20
     with machines(4) as made, short_dir() as place, contextlib.ExitStack() as stack:
-        uris = [f"nbd://{machine.address}:{NBD_PORT}/{EXPORT}" for machine in made]
-        uris[1] = f"nbd://{made[1].address}:{RELAY_PORT}/{EXPORT}"
-        uris[2] = f"nbd://{made[2].address}:{NBD_PORT}"
+        keys = gnutls.key_file(place / "keys.psk", **{EXPORT: _KEY}) if tls else None
+        sealed, spare = _uri(made[0], EXPORT, keys), _uri(made[3], EXPORT, keys)
+        behind, kit = _uri(made[1], EXPORT, None), _uri(made[2], "", keys)
+        relay = f"nbd://{made[1].address}:{RELAY_PORT}/{EXPORT}"
+        kit_argv = _nbdkit_argv(made[2], size_bytes, place, keys)
         donors = Donors(
-            plain=Donor("plain", made[0], _memserver_argv(made[0], size), uris[0], size_bytes),
-            relayed=Relayed("relayed", made[1], _memserver_argv(made[1], size), uris[1], size_bytes),
-            filtered=Filtered("filtered", made[2], _nbdkit_argv(made[2], size_bytes, place), uris[2], size_bytes),
-            spare=Donor("spare", made[3], _memserver_argv(made[3], size), uris[3], size_bytes),
+            plain=Donor("plain", made[0], _memserver_argv(made[0], size, keys), sealed, sealed, size_bytes),
+            relayed=Relayed("relayed", made[1], _memserver_argv(made[1], size), relay, behind, size_bytes),
+            filtered=Filtered("filtered", made[2], kit_argv, kit, kit, size_bytes),
+            spare=Donor("spare", made[3], _memserver_argv(made[3], size, keys), spare, spare, size_bytes),
         )
         donors.filtered.place = place
         place.chmod(0o755)

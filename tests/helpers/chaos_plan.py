@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What will be done to the donors and the pager, drawn from a seed: the same seed gives the same list of events."""
+"""Draw from a seed what will be done to the donors and the pager: the same seed gives the same list of events."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 
-# Donors by what can be done to them; see chaos_world. The last one is spare: it comes and goes.
+# These are the donors by what can be done to them; see chaos_world. The last donor is the spare: it comes and goes.
 DONORS = ("plain", "relayed", "filtered", "spare")
 KILLABLE = ("plain", "relayed")
 
-# Kind of event: its weight, and how long it lasts at least and at most, in seconds.
+# For each kind of event: its weight, and how long it lasts at least and at most, in seconds.
 HARMLESS = {
     "cut": (4, 0.3, 6.0),
     "cut-far": (3, 0.3, 6.0),
@@ -26,7 +26,7 @@ HARMLESS = {
     "set-cache": (2, 0.0, 0.0),
     "look": (2, 0.0, 0.0),
 }
-# These need a second copy of everything, or are about donors that come and go.
+# These events need a second copy of everything, or donors that come and go.
 WITH_COPIES = {
     "flip": (4, 1.0, 2.5),
     "errors": (3, 0.5, 2.0),
@@ -42,7 +42,7 @@ NOWHERE = ("kill-pager", "hand-over", "set-cache", "look")
 
 @dataclass(frozen=True)
 class Event:
-    """``gap_s`` after the start of the one before, ``kind`` happens to ``donor`` (or to none) for ``lasts_s``."""
+    """Says that ``kind`` happens to ``donor`` (or none) for ``lasts_s``, ``gap_s`` after the last event's start."""
 
     number: int
     gap_s: float
@@ -59,8 +59,9 @@ class Event:
 def plan(seed: int, seconds: float, *, copies: bool = True, without: Collection[str] = ()) -> list[Event]:
     """Return the events of a run, without those that need ``copies`` if there are none.
 
-    First each kind once, so that a short run has them all, then as their weights say. The gaps alone fill ``seconds``;
-    what has to wait until the pool has healed comes later than planned, and what is then left over is not done.
+    Each kind comes once first, so that a short run has them all; then kinds are drawn by their weights. The gaps alone
+    fill ``seconds``: an event that has to wait until the pool has healed comes later than planned, and events that are
+    left over at the end are not done.
     """
     chance = random.Random(f"chaos {seed}")
     kinds = HARMLESS | (WITH_COPIES if copies else {})

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A TCP relay in front of an NBD server that does harm on request: a program, so that it can run in a namespace.
+"""Relay TCP to an NBD server, and do harm on request. This is a program, so that it can run in a namespace.
 
     python chaos_relay.py LISTEN_HOST:PORT TARGET_HOST:PORT
 
-One command a line on stdin, one JSON answer a line on stdout: ``flip N`` (one bit in each of the next N replies with
-data), ``garble N`` (the head of the next N replies), ``delay MS`` (each way, until it is set to 0), ``break`` (every
-connection, in the middle of whatever it carries), ``counts``. It ends with its stdin.
+It reads one command a line on stdin and writes one JSON answer a line on stdout: ``flip N`` (one bit in each of the
+next N replies with data), ``garble N`` (the head of the next N replies), ``delay MS`` (each way, until it is set to 0),
+``break`` (every connection, in the middle of its data), ``counts``. It ends with its stdin.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GREETING_BYTES, OPTION_REPLY_BYTES, SIMPLE_BYTES, STRUCTURED_BYTES, OFFSET_BYTES
 
 
 class Harm:
-    """What is to be done to the replies, and what was."""
+    """Counts the harm to do to the replies, and the harm that was done."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -36,7 +36,7 @@ class Harm:
         self.random = random.Random(1)
 
     def take(self, kind: str) -> bool:
-        """Tell whether this reply is to be harmed."""
+        """Tell whether to harm this reply."""
         if not self.left[kind]:
             return False
         with self.lock:
@@ -59,7 +59,7 @@ class Harm:
 
 
 class Replies:
-    """The server's bytes, cut into what they are. ``take`` returns all that is whole."""
+    """Splits the server's bytes into replies. ``take`` returns the bytes of all complete ones."""
 
     def __init__(self, harm: Harm) -> None:
         self.harm = harm
@@ -77,7 +77,7 @@ class Replies:
         return whole
 
     def _length(self) -> int:
-        """Length of the first one, or 0 if it is not all here."""
+        """Return the length of the first reply, or 0 if it is not complete."""
         need = self._need()
         return need if 0 < need <= len(self.buffer) else 0
 
@@ -107,7 +107,7 @@ class Replies:
 
 
 class Relay:
-    """Accepts, connects and pumps, each connection with two threads."""
+    """Accepts, connects and copies, each connection with two threads."""
 
     def __init__(self, listen: str, target: str) -> None:
         self.harm = Harm()
@@ -149,7 +149,7 @@ class Relay:
             sock.shutdown(socket.SHUT_RDWR)
 
     def command(self, words: list[str]) -> dict[str, int]:
-        """Do what a line says."""
+        """Do the command in a line."""
         if words[0] in self.harm.left:
             self.harm.left[words[0]] = int(words[1])
         elif words[0] == "delay":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What the events of a chaos run act on: the pager, the process in place of QEMU, the donors; and what is known of it.
+"""Hold what a chaos run acts on: the pager, the process in place of QEMU, the donors; and their known state.
 
-Each event is a generator: it does something, yields what is to be waited for, and goes on when that has come true.
+Each event is a generator: it does something, yields a condition to wait for, and continues when the condition is true.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ghostbox import processes
+from ghostbox.system import processes
 from helpers.chaos_donors import Donors
 from helpers.chaos_plan import Event
 from helpers.pager import MemoryClient
@@ -20,13 +20,13 @@ from helpers.takeover import PagerLine
 Condition = Callable[[], bool]
 Steps = Iterator["Wait"]
 CACHES = (1 << 20, 2 << 20, 3 << 20)
-# Answers that may be on their way to a pager when it ends: one a thread that waits, and some that are read ahead.
+# When a pager ends, this many answers may be on their way to it: one for each waiting thread, and some for readahead.
 ON_THEIR_WAY = 16
 
 
 @dataclass(frozen=True)
 class Wait:
-    """What an event waits for, in words for the message, and for how long at most."""
+    """Describes what an event waits for, in words for the message, and for how long at most."""
 
     what: str
     condition: Condition
@@ -35,7 +35,7 @@ class Wait:
 
 @dataclass
 class World:
-    """``patience`` scales every deadline: a sanitized pager takes its time."""
+    """Holds the parts. ``patience`` scales every deadline, since a sanitized pager is slower."""
 
     line: PagerLine
     client: MemoryClient
@@ -50,40 +50,40 @@ class World:
     exchanges: int = 0
 
     def look(self) -> dict[str, Any]:
-        """Ask the pager, and keep the answer."""
+        """Ask the pager for its status, and keep the answer."""
         self.last = self.line.status()
         return self.last
 
     def donor_status(self, name: str) -> dict[str, Any]:
-        """What the pager said last of a donor: of its newest entry, if it came back."""
+        """Return the pager's last status of a donor: its newest entry, if the donor came back."""
         uri = self.donors[name].uri
         found = [entry for entry in self.last["donors"] if entry["uri"] == uri]
         return dict(found[-1]) if found else {"state": "removed"}
 
     def checksum_errors(self) -> int:
-        """Count those of all pagers so far: each takes over the count of the one before."""
+        """Return the checksum errors of all pagers so far: each pager continues the count of the one before."""
         return sum(int(donor["checksum_errors"]) for donor in self.last["donors"])
 
     def hedges(self) -> int:
-        """Count those of this pager and, as far as was seen, of the ones before."""
+        """Return the hedges of this pager and, as far as they were seen, of those before."""
         return self.hedges_before + int(self.last["hedges"]["sent"])
 
     def pager_ends(self) -> None:
-        """Note that it does, now."""
+        """Note that the pager ends now."""
         self.look()
         self.pager_down = True
         self.hedges_before = self.hedges()
         self.exchanges += 1
 
     def complete(self) -> bool:
-        """Tell whether every extent had all its copies when the pager was last asked."""
+        """Tell whether every extent had all its copies in the pager's last status."""
         if self.replicas == 1:
             return False
         pool = self.last["pool"]
         return not (pool["missing_copies"] or pool["stale_copies"] or pool["filling_copies"])
 
     def healed(self) -> bool:
-        """Tell whether it was complete, and every member answered."""
+        """Tell whether all copies were complete, and every member answered."""
         if any(not self.donors[name].reachable for name in self.members):
             return False
         if self.replicas == 1:
@@ -95,16 +95,16 @@ class World:
         return Wait(what, condition, timeout_s * self.patience)
 
     def pause(self, seconds: float) -> Wait:
-        """Return a wait for time to pass: the event is to last that long."""
+        """Return a wait for time to pass, for an event that lasts that long."""
         ends = time.monotonic() + seconds
         return Wait("time to pass", lambda: time.monotonic() >= ends, seconds + 60)
 
     def holds_nothing(self, name: str) -> bool:
-        """Tell whether no copy is left on a donor."""
+        """Tell whether a donor holds no copy any more."""
         return int(self.donor_status(name)["used_slots"]) == 0
 
     def accepted(self, cmd: str, name: str) -> bool:
-        """Tell whether the pager took a command about a donor; it may refuse for now."""
+        """Tell whether the pager accepted a command about a donor; it may refuse for now."""
         try:
             self.line.command(cmd, uri=self.donors[name].uri)
         except processes.ControlError as err:
@@ -113,13 +113,13 @@ class World:
         return True
 
     def remove(self, name: str) -> Steps:
-        """Take a donor out that is to hold nothing soon."""
+        """Remove a donor that will soon hold nothing."""
         yield self.wait(f"{name} to hold nothing", lambda: self.holds_nothing(name))
         yield self.wait(f"remove-donor {name}", lambda: self.accepted("remove-donor", name))
         self.members.discard(name)
 
     def add(self, name: str) -> Steps:
-        """Take a donor in."""
+        """Add a donor."""
         yield self.wait(f"add-donor {name}", lambda: self.accepted("add-donor", name))
         self.members.add(name)
 
@@ -135,7 +135,7 @@ def _stop(world: World, event: Event) -> Steps:
     donor = world.donors[event.donor]
     donor.stop()
     yield world.pause(event.lasts_s)
-    donor.go_on()
+    donor.resume()
 
 
 def _delay(world: World, event: Event) -> Steps:
@@ -200,8 +200,10 @@ def _look(world: World, event: Event) -> Steps:
 
 
 def _flip(world: World, event: Event) -> Steps:
-    """Each flip is found, but for those in answers that nobody looks at: of a hedge that lost, of a heartbeat, or on
-    their way to a pager that ends."""
+    """Flip bits; the pager must find each.
+
+    It does not look at some answers: of a hedge that lost, of a heartbeat, or on their way to a pager that ends.
+    """
     relayed = world.donors.relayed
     world.look()
     hedges, exchanges = world.hedges(), world.exchanges
@@ -225,7 +227,7 @@ def _errors(world: World, event: Event) -> Steps:
 
 
 def _crash(world: World, event: Event) -> Steps:
-    """A server that dies and comes back with its memory."""
+    """Let a server die and come back with its memory."""
     world.donors.filtered.kill()
     yield world.pause(event.lasts_s)
     world.donors.filtered.start()
@@ -242,7 +244,7 @@ def _kill(world: World, event: Event) -> Steps:
 
 
 def _seen_as_another(world: World, name: str) -> bool:
-    """Tell whether its loss was noticed; one that was emptied before it came back has lost nothing."""
+    """Tell whether the loss was noticed; a donor that was emptied before it came back has lost nothing."""
     return world.donor_status(name)["state"] == "lost" or world.holds_nothing(name)
 
 
@@ -256,7 +258,7 @@ def _drain(world: World, event: Event) -> Steps:
 
 
 def _rot(world: World, event: Event) -> Steps:
-    """Bits change in a donor's memory. What was not read by then leaves with the donor: else it would lie in wait."""
+    """Change bits in a donor's memory. Then let the donor leave, so that unread bits do not cause errors later."""
     world.donors[event.donor].rot(event.amount * 10, event.number)
     yield world.pause(event.lasts_s)
     yield from _drain(world, event)

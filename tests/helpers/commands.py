@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tree of commands, as the style tests and the README test walk it."""
+"""Walk the tree of commands, for the style tests and the README test."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ghostbox.errors import GhostboxError
 
 @dataclass(frozen=True)
 class Found:
-    """A command and the words that call it (``("image", "build")``)."""
+    """Is a command with the words that call it (``("image", "build")``)."""
 
     words: tuple[str, ...]
     command: click.Command
 
     def options(self) -> list[click.Option]:
-        """Return its visible options."""
+        """Return the command's visible options."""
         return [found for found in self.command.params if isinstance(found, click.Option) and not found.hidden]
 
 
 def walk() -> Iterator[Found]:
-    """Yield every command and subcommand that can be loaded (a test of its own finds those that cannot)."""
+    """Yield every command and subcommand that can be loaded (another test finds those that cannot)."""
     context = click.Context(main.cli)
     yield Found((), main.cli)
     for name in main.commands():
@@ -44,7 +44,7 @@ def _below(words: tuple[str, ...], command: click.Command) -> Iterator[Found]:
 
 
 def find(words: list[str]) -> Found | None:
-    """Return the command that ``words`` call (aliases too), None if there is none; further words are its arguments."""
+    """Return the command that ``words`` call (aliases too), or None; further words are its arguments."""
     by_words = {found.words: found for found in walk()}
     if words:
         words = [main.ALIASES.get(words[0], words[0]), *words[1:]]

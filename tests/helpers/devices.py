@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a test needs of the machine, and skips itself without."""
+"""Skip tests whose devices this machine lacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def need_device(path: str) -> None:
-    """Skip where a device cannot be opened."""
+    """Skip the test if a device cannot be opened."""
     try:
         os.close(os.open(path, os.O_RDWR))
     except OSError as err:

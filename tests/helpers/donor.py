@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Donors for tests: a real ``ghostbox memserver`` on loopback, with directories of its own.
+"""Run donors for tests: a real ``ghostbox memserver`` on loopback, with directories of its own.
 
     with running_donor(tmp_path, size="64M") as donor:
         with DonorClient(donor.address) as client: ...
 
-However the test ends, its processes end with it: the memserver's, and the C program's that outlives it by design.
+However the test ends, its processes end with it: the memserver's, and the C program's, which outlives the memserver by
+design.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ghostbox import paths, processes
+from ghostbox import paths
+from ghostbox.system import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 30.0
@@ -32,7 +34,7 @@ READY_TIMEOUT_S = 30.0
 
 @dataclass
 class RunningDonor:
-    """A donor that a test started. ``ready`` is what it printed, ``process`` and ``argv`` are the control plane's."""
+    """Is a donor that a test started. ``ready`` is its JSON line, ``process`` and ``argv`` are the control plane's."""
 
     argv: list[str]
     env: dict[str, str]
@@ -45,32 +47,32 @@ class RunningDonor:
 
     @property
     def address(self) -> str:
-        """``host:port`` of the control API."""
+        """Return ``host:port`` of the control API."""
         return str(self.ready["control_address"])
 
     @property
     def nbd_address(self) -> str:
-        """``host:port`` of the NBD server."""
+        """Return ``host:port`` of the NBD server."""
         return str(self.ready["nbd_address"])
 
     @property
     def nbd_port(self) -> int:
-        """Port of the NBD server."""
+        """Return the port of the NBD server."""
         return int(self.nbd_address.rpartition(":")[2])
 
     @property
     def data_plane_pid(self) -> int:
-        """Process id of ``ghostbox-memserver`` as it is now."""
+        """Return the present process id of ``ghostbox-memserver``."""
         pid = int(processes.control_request(self.control_socket, "status")["pid"])
         self.data_plane_pids.add(pid)
         return pid
 
     def uri(self, export: str) -> str:
-        """NBD URI of an export."""
+        """Return the NBD URI of an export."""
         return f"nbd://{self.nbd_address}/{export}"
 
     def stderr(self) -> str:
-        """All that the control plane (and those before it, if it was restarted) wrote on stderr, on one line."""
+        """Return all that the control plane wrote on stderr, also before a restart, on one line."""
         return " ".join(self.stderr_path.read_text().split())
 
     def wait_for_log(self, text: str, *, times: int = 1, timeout_s: float = 20.0) -> None:
@@ -80,14 +82,14 @@ class RunningDonor:
         )
 
     def kill_control_plane(self) -> None:
-        """SIGKILL the Python process alone."""
+        """Kill only the Python process (SIGKILL)."""
         self.process.kill()
         self.process.wait(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
     def restart(self, **changed: str) -> None:
-        """Start the control plane again with the same options, but for those in ``changed``."""
+        """Start the control plane again with the same options, except those in ``changed``."""
         self.process, self.ready = _start(_with_options(self.argv, changed), self.env, self.stderr_path)
         self.data_plane_pids.add(int(self.ready["data_plane_pid"]))
 
@@ -115,16 +117,16 @@ def running_donor(
 
     Args:
         tmp_path: where its state and log go; several donors may share it if their names differ.
-        size: what it lends.
-        name: its name; it says that it is on a machine of that name, unless ``machine`` is another one,
-            or None: then the kernel says.
-        reserve: what it leaves free.
+        size: the memory that it lends.
+        name: its name; the donor is on a machine of that name, unless ``machine`` is another name, or None: then the
+            kernel identifies the machine.
+        reserve: the memory that it leaves free.
         env: further environment.
         prefix: words before the command, such as those that enter a network namespace.
         options: any other option, ``drain_timeout="1s"`` for ``--drain-timeout 1s``, ``insecure=""`` for a flag.
     """
     with contextlib.ExitStack() as stack:
-        # A Unix socket's path must be short; pytest's directories are not.
+        # The path of a Unix socket must be short, and pytest's directories are long.
         runtime = Path(tempfile.mkdtemp(prefix="gb-"))
         stack.callback(shutil.rmtree, runtime, ignore_errors=True)
         full_env = donor_environment(tmp_path, runtime, env)
@@ -143,7 +145,7 @@ def running_donor(
 
 
 def donor_environment(tmp_path: Path, runtime: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for a memserver that shares nothing with the machine's own."""
+    """Return the environment of a memserver that shares nothing with this machine's own installation."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GHOSTBOX_")}
     ours = {
         "PYTHONPATH": str(ROOT),
@@ -188,7 +190,7 @@ def _start(argv: list[str], env: dict[str, str], stderr_path: Path) -> tuple[sub
 
 
 def _end(donor: RunningDonor) -> None:
-    """End the donor whatever it still holds, and what is left of the data planes that it had."""
+    """End the donor whatever it still holds, and all data planes that it had."""
     if donor.process.poll() is None:
         donor.process.kill()
     donor.process.wait(10)

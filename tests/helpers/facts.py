@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What a plan is made from, as found on a host with KVM and one donor; and the record of a VM that it led to."""
+"""Make the facts of a plan, as found on a host with KVM and one donor, and the record of a VM from that plan."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ghostbox.paths import Paths
-from ghostbox.placement import Offer
-from ghostbox.plan import BootPlan, HostFacts, ImagePlan, Virt
+from ghostbox.plan.placement import Offer
+from ghostbox.plan.plan import BootPlan, HostFacts, ImagePlan, Virt
 from ghostbox.session.record import Record, VmState
 from ghostbox.units import GIB
 

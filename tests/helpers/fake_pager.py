@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A pager in Python that misbehaves on purpose: for what the shim must withstand, never for what the pager does.
+"""Be a pager that misbehaves on purpose: it tests what the shim must withstand, never what the pager does.
 
-It speaks qemu/proto/proto.h over a SEQPACKET socket and can answer faults by the userfaultfd that it was handed.
+It speaks qemu/proto/proto.h over a SEQPACKET socket and can answer faults through the userfaultfd that it received.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ UFFDIO_WRITEPROTECT, UFFDIO_CONTINUE = 0xC018AA06, 0xC020AA07
 
 @dataclass(frozen=True)
 class Message:
-    """One packet: ``body`` is what follows the header."""
+    """Is one packet: ``body`` is what follows the header."""
 
     type: int
     seq: int
@@ -59,7 +59,7 @@ class Message:
 
 @dataclass
 class Peer:
-    """One connection of a shim."""
+    """Is one connection of a shim."""
 
     sock: socket.socket
     uffd: int = -1
@@ -78,7 +78,7 @@ class Peer:
         socket.send_fds(self.sock, [packet], list(fds))
 
     def receive(self, timeout_s: float = 10.0) -> Message | None:
-        """Return the next message, or None when the shim has closed."""
+        """Return the next message, or None when the shim has closed the connection."""
         self.sock.settimeout(timeout_s)
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, 8192, 8)
@@ -113,18 +113,18 @@ class Peer:
         self.uffd, self.memfd, self.pagemap = region.fds
 
     def take_memory(self) -> None:
-        """Do all of the handshake but the answer to REGION."""
+        """Do the whole handshake except the answer to REGION."""
         self.take_hello()
         self.welcome()
         self.take_region()
 
     def reject(self, error: int, text: bytes) -> None:
-        """Refuse and close."""
+        """Refuse the shim and close the connection."""
         self.send(REJECT, struct.pack("=iI", error, 0) + text.ljust(240, b"\0"))
         self.sock.close()
 
     def handshake(self) -> Peer:
-        """Do all of it as it should be."""
+        """Do the whole handshake correctly."""
         self.take_memory()
         self.send(REGION_OK, struct.pack("=II", 1, 0))
         return self
@@ -169,7 +169,7 @@ class Peer:
         return message.seq
 
     def part(self) -> None:
-        """Wait for BYE and answer as a pager does."""
+        """Wait for BYE and answer like a pager."""
         self.send(BYE_DONE, seq=self.take_bye())
         assert self.hung_up()
         self.close()
@@ -190,7 +190,7 @@ class Peer:
         return (address - self.base) // PAGE, flags
 
     def copy(self, page: int, content: bytes) -> None:
-        """UFFDIO_COPY of one page."""
+        """Copy one page in with UFFDIO_COPY."""
         import ctypes
 
         buffer = ctypes.create_string_buffer(content, PAGE)
@@ -202,11 +202,11 @@ class Peer:
         return bool(select.select([self.uffd], [], [], timeout_s)[0])
 
     def hung_up(self, timeout_s: float = 10.0) -> bool:
-        """Tell whether the shim closes within the time."""
+        """Tell whether the shim closes the connection within the time."""
         return self.receive(timeout_s) is None
 
     def close(self) -> None:
-        """Close the connection, and what came with it."""
+        """Close the connection and the received descriptors."""
         self.sock.close()
         for fd in (self.uffd, self.memfd, self.pagemap):
             if fd >= 0:
@@ -224,26 +224,26 @@ class FakePager:
         self.listen()
 
     def listen(self) -> None:
-        """Begin to listen, again after ``stop``."""
+        """Begin to listen, also again after ``stop``."""
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(str(self.path))
         self.listener.listen(8)
 
     def accept(self, timeout_s: float = 10.0) -> Peer:
-        """Wait for a shim."""
+        """Wait for a shim's connection."""
         assert self.listener is not None
         self.listener.settimeout(timeout_s)
         peer = Peer(self.listener.accept()[0])
         self.peers.append(peer)
         return peer
 
-    def nobody_comes(self, timeout_s: float = 0.5) -> bool:
+    def no_shim_connects(self, timeout_s: float = 0.5) -> bool:
         """Tell whether no shim connects within the time."""
         assert self.listener is not None
         return not select.select([self.listener], [], [], timeout_s)[0]
 
     def stop(self) -> None:
-        """Close everything, as a pager that dies."""
+        """Close everything, like a pager that dies."""
         if self.listener is not None:
             self.listener.close()
             self.path.unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command, run in a fork of the test's process: a process of its own, without Python's start-up and imports."""
+"""Run the command in a fork of the test's process: in a process of its own, without Python's start and imports."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _child(words: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: 
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["ghostbox", *words]
         code = main.run(words)
-    except SystemExit as ended:  # click's completion
+    except SystemExit as ended:  # this variable is for click's completion
         code = ended.code if isinstance(ended.code, int) else 1
     finally:
         sys.stdout.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A Debian guest for tests: the shared image, and a plain QEMU (no libvirt, no pager) that boots it under TCG."""
+"""Boot a Debian guest for tests: the shared image in a plain QEMU (no libvirt, no pager) under TCG."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import cloudinit, paths, processes, ssh
+from ghostbox import paths
 from ghostbox.images import Image, ImageStore, load_recipe
-from ghostbox.tiering import Tiering
+from ghostbox.plan import cloudinit
+from ghostbox.plan.tiering import Tiering
+from ghostbox.system import processes, ssh
 from ghostbox.units import MIB
 
 BOOT_TIMEOUT_S = 280.0
@@ -25,24 +27,24 @@ USER = "users"
 
 
 def shared_image() -> Image:
-    """Return this machine's own image, building it (40 s, once) if it is not there or its recipe has changed."""
+    """Return this machine's own image; build it (40 s, once) if it is missing or its recipe has changed."""
     return ImageStore(paths.find().images).build(load_recipe())
 
 
 def share_images(cache_dir: Path) -> None:
-    """Let a test with a cache directory of its own find the shared image there; call before it sets the directory."""
+    """Let a test with its own cache directory use the shared image; call this before it sets the directory."""
     (cache_dir / "images").symlink_to(shared_image().directory.parent)
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that was free just now."""
+    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A booted guest; ``ssh`` is logged in."""
+    """Is a booted guest; ``ssh`` is logged in."""
 
     directory: Path
     image: Image
@@ -51,19 +53,19 @@ class Guest:
     ssh: ssh.GuestSsh
 
     def run(self, command: str, timeout_s: float = 60.0) -> str:
-        """Return a command's stdout; a failure of it fails the test."""
+        """Return a command's stdout; if the command fails, the test fails."""
         done = self.ssh.run(command, timeout_s)
         assert done.status == 0, f"{command}: status {done.status}: {done.stderr}"
         return done.stdout
 
     def console(self) -> str:
-        """Return what the guest wrote to its console so far."""
+        """Return the guest's console output so far."""
         return (self.directory / "console.log").read_text(errors="replace")
 
 
 @contextmanager
 def booted(directory: Path, image: Image, *, user_data: str | None = None, tiering: bool = True) -> Iterator[Guest]:
-    """Boot ``image`` with two NUMA nodes, the second one without processors and far; end it afterwards."""
+    """Boot ``image`` with two NUMA nodes, of which the second has no processors and is far; end it afterwards."""
     host, client, port = ssh.generate_key("guest"), ssh.generate_key("test"), free_port()
     ssh.write_key(client, directory / "id_ed25519")
     (directory / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", port, host.public))
@@ -100,7 +102,7 @@ def _qemu_argv(directory: Path, image: Image, port: int) -> list[str]:
         *("-display", "none"),
         *("-machine", "q35,hmat=on"),
         *("-accel", "tcg,thread=multi"),
-        *("-cpu", "max,la57=off,svm=off"),  # svm: the guest would load all of KVM, seconds under emulation
+        *("-cpu", "max,la57=off,svm=off"),  # with svm the guest would load all of KVM, which takes seconds
         *("-smp", str(min(2, os.cpu_count() or 1))),
         *numa_options(),
         *boot,

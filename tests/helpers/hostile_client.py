@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Processes that break the shim's protocol on purpose: for what the pager must withstand, never for what a shim does.
+"""Run processes that break the shim's protocol on purpose, to test what the pager must withstand.
 
     python hostile_client.py SOCKET FIRST_SEED N
 
-Each seed is a process of its own that says random things of qemu/proto/proto.h, half of them well-formed, with random
-descriptors, and ends. Prints a line for each kind of answer and how often it came.
+Each seed is a process of its own that sends random messages of qemu/proto/proto.h, half of them well-formed, with
+random descriptors, and ends. The program prints a line for each kind of answer with its number.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ EDGES = (
 
 
 class Client:
-    """One hostile process."""
+    """Is one hostile process."""
 
     def __init__(self, path: str, seed: int, *, pages: int = REGION_PAGES) -> None:
         self.rng = random.Random(seed)
@@ -74,13 +74,13 @@ class Client:
         return sock
 
     def number(self) -> int:
-        """Return a number that somebody may have got wrong."""
+        """Return a number that a program may have got wrong."""
         if self.rng.random() < 0.6:
             return self.rng.choice(EDGES)
         return self.rng.randrange(REGION_PAGES + 2) * PAGE if self.rng.random() < 0.8 else self.rng.getrandbits(64)
 
     def send(self, kind: int, body: bytes, fds: list[int] | None = None) -> None:
-        """Send a message, whose header may lie."""
+        """Send a message whose header may be wrong."""
         length = 16 + len(body)
         header = [MAGIC, VERSION, kind, self.rng.randrange(4), length]
         if self.rng.random() < 0.05:
@@ -89,7 +89,7 @@ class Client:
             socket.send_fds(self.sock, [struct.pack("=IHHII", *header) + body], fds or [])
 
     def receive(self, first_s: float = 0.0) -> None:
-        """Take what has come; a WELCOME makes a userfaultfd."""
+        """Take the messages that have come; a WELCOME makes a userfaultfd."""
         wait_s = first_s or (ANSWER_S if self.rng.random() < 0.5 else 0)
         while select.select([self.sock], [], [], wait_s)[0]:
             wait_s = 0
@@ -107,7 +107,7 @@ class Client:
                 self.make_uffd(fds[0], data[16:])
 
     def make_uffd(self, device: int, welcome: bytes) -> None:
-        """Register the memory, as the shim does."""
+        """Register the memory like the shim."""
         features, modes = struct.unpack("=QQ", welcome)
         self.uffd = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
         fcntl.ioctl(self.uffd, UFFDIO_API, bytearray(struct.pack("=QQQ", 0xAA, features, 0)))
@@ -115,7 +115,7 @@ class Client:
         fcntl.ioctl(self.uffd, UFFDIO_REGISTER, bytearray(request))
 
     def descriptor(self) -> int:
-        """Return a descriptor of any kind, mostly of the wrong one."""
+        """Return a descriptor of any kind, mostly of a wrong kind."""
         made: list[Callable[[], int]] = [
             lambda: self.memfd,
             lambda: self.uffd if self.uffd >= 0 else self.memfd,
@@ -135,13 +135,13 @@ class Client:
         return self.rng.choice(made)()
 
     def hello(self) -> None:
-        """Introduce itself, as anybody."""
+        """Send a HELLO with any contents."""
         name = self.rng.choice([b"qemu", b"", b"\xff\xfe\x80", b"a\nerror: forged", b"x" * 16, b'"}\x00\x01'])
         flags = self.rng.choice([0, 0, 0, 1, 0xFFFFFFFF])
         self.send(HELLO, struct.pack("=II16s", flags, os.getpid(), name))
 
     def region(self) -> None:
-        """Hand memory over: as it should be, or not."""
+        """Hand the memory over, correctly or not."""
         shape = [self.base, self.bytes, 0, PAGE, 0]
         fds = [self.uffd, self.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)]
         if self.uffd < 0:
@@ -155,31 +155,31 @@ class Client:
         self.send(REGION, struct.pack("=QQQQQ", *shape), fds)
 
     def greet(self, name: bytes) -> None:
-        """Say a proper HELLO and take the answer."""
+        """Send a correct HELLO and take the answer."""
         hello = struct.pack("=IHHIIII16s", MAGIC, VERSION, HELLO, 1, 40, 0, os.getpid(), name)
         self.sock.send(hello)
         data, fds, _, _ = socket.recv_fds(self.sock, 8192, 4)
         self.make_uffd(fds[0], data[16:])
 
     def hand_over(self, fds: list[int]) -> None:
-        """Say a proper REGION with these descriptors."""
+        """Send a correct REGION with these descriptors."""
         body = struct.pack("=QQQQQ", self.base, self.bytes, 0, PAGE, 0)
         socket.send_fds(self.sock, [struct.pack("=IHHII", MAGIC, VERSION, REGION, 2, 56) + body], fds)
 
     def join(self) -> None:
-        """Hand the memory over as a shim does."""
+        """Hand the memory over like a shim."""
         self.greet(b"qemu")
         self.hand_over([self.uffd, self.memfd, os.open("/proc/self/pagemap", os.O_RDONLY)])
         assert self.answer()[0] == REGION_OK
 
     def answer(self) -> tuple[int, str]:
-        """Wait for a message: its type and, of a REJECT, its text."""
+        """Wait for a message; return its type and, of a REJECT, its text."""
         data = self.sock.recv(8192)
         kind = struct.unpack_from("=IHHII", data)[2]
         return kind, data[24:].split(b"\0")[0].decode() if kind == REJECT else ""
 
     def discard(self, kind: int, first: int, n_pages: int) -> None:
-        """Say a proper DISCARD_BEGIN or DISCARD_END."""
+        """Send a correct DISCARD_BEGIN or DISCARD_END."""
         body = struct.pack("=QQiI", first * PAGE, n_pages * PAGE, 0, 0)
         self.sock.send(struct.pack("=IHHII", MAGIC, VERSION, kind, 3, 16 + len(body)) + body)
 
@@ -190,32 +190,32 @@ class Client:
         return thread
 
     def zapped(self) -> None:
-        """Wait for a ZAP and say that it is done, which is not true."""
+        """Wait for a ZAP and report that it is done, which is false."""
         seq = struct.unpack_from("=IHHII", self.sock.recv(8192))[3]
         self.sock.send(struct.pack("=IHHIIiI", MAGIC, VERSION, ZAP_DONE, seq, 24, 0, 0))
 
     def leave(self) -> None:
-        """Say a proper BYE."""
+        """Send a correct BYE."""
         self.sock.send(struct.pack("=IHHII", MAGIC, VERSION, BYE, 4, 16))
         self.sock.close()
 
     def range_message(self) -> None:
-        """Discard, or end a discard that may be none."""
+        """Send a discard, or the end of a discard that may not exist."""
         kind = self.rng.choice([DISCARD_BEGIN, DISCARD_BEGIN, DISCARD_END, DISCARD_END, PIN, UNPIN])
         self.send(kind, struct.pack("=QQiI", self.number(), self.number(), self.rng.choice([0, 0, 22, -1]), 0))
 
     def zap_done(self) -> None:
-        """Answer what was asked, or was not."""
+        """Answer a request that may not have been made."""
         self.send(ZAP_DONE, struct.pack("=iI", self.rng.choice([0, 0, 5, -5, 1 << 30]), 0))
 
     def touch(self) -> None:
-        """Access the memory: whoever does may wait for ever, so it is a thread."""
+        """Access the memory in a thread, since the access may wait forever."""
         address = self.base + self.rng.randrange(REGION_PAGES) * PAGE
-        if self.uffd >= 0:  # by C, which waits without the interpreter's lock
+        if self.uffd >= 0:  # C waits without the interpreter's lock
             threading.Thread(target=LIBC.memset, args=(address, 1, 8), daemon=True).start()
 
     def other(self) -> None:
-        """Say anything else."""
+        """Send any other message."""
         kind = self.rng.random()
         if kind < 0.3:
             with contextlib.suppress(OSError):
@@ -231,7 +231,7 @@ class Client:
             self.sock = self.connect()
 
     def run(self) -> dict[str, int]:
-        """Say some twenty things."""
+        """Send some twenty messages."""
         steps = [self.range_message, self.zap_done, self.touch, self.other, self.hello, self.region]
         for _ in range(self.rng.randrange(1, 4)):
             self.hello()
@@ -250,15 +250,15 @@ def main(path: str, first_seed: int, n: int) -> None:
         result, told = os.pipe()
         pid = os.fork()
         if pid == 0:
-            LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))  # one that hangs does not stay behind
-            client = Client(path, seed)  # kept: its memory is accessed until the end
+            LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))  # a process that hangs is ended
+            client = Client(path, seed)  # the client is kept: its memory is accessed until the end
             os.write(told, json.dumps(client.run()).encode())
             os._exit(0)
         os.close(told)
         with os.fdopen(result) as pipe:
             text = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status not in (0, -signal.SIGBUS):  # who cuts its memory short has no more of it
+        if status not in (0, -signal.SIGBUS):  # this client has truncated its memory
             sys.exit(f"seed {seed}: status {status}")
         seen.update(json.loads(text or '{"bus": 1}'))
     print(json.dumps(dict(seen)))

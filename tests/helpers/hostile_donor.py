@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""An NBD server in Python that lies on purpose: for what the pager must withstand, never for what a donor does.
+"""Be an NBD server that lies on purpose: it tests what the pager must withstand, never what a donor does.
 
     with hostile_donor(16 << 20, identity="liar 1") as donor:
         donor.choose = lambda request: overlapping if request.command == READ else None
 
-Its memory is true; a lie is a function that writes something else than the honest answer to the connection.
+Its memory is correct; a lie is a function that writes something else than the honest answer to the connection.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EIO = 5
 
 @dataclass(frozen=True)
 class Request:
-    """What the pager asks. ``payload`` is of a write."""
+    """Is a request of the pager. ``payload`` belongs to a write."""
 
     command: int
     cookie: int
@@ -55,14 +55,14 @@ class Request:
 
 @dataclass
 class Connection:
-    """One connection of the pager."""
+    """Is one connection of the pager."""
 
     sock: socket.socket
     memory: bytearray
     structured: bool = False
 
     def receive(self, length: int) -> bytes:
-        """Return exactly this many bytes; ``EOFError`` if there are no more."""
+        """Return exactly this many bytes; raise ``EOFError`` if there are no more."""
         data = bytearray()
         while len(data) < length:
             more = self.sock.recv(length - len(data))
@@ -72,7 +72,7 @@ class Connection:
         return bytes(data)
 
     def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all of the data."""
         self.sock.sendall(data)
 
     def simple(self, cookie: int, error: int = 0, data: bytes = b"") -> None:
@@ -84,13 +84,13 @@ class Connection:
         self.send(struct.pack(">IHHQI", STRUCTURED_MAGIC, last, kind, cookie, len(payload)) + payload)
 
     def data(self, request: Request, at: int, length: int, *, last: bool = False) -> None:
-        """Send a part of what was asked for, at ``at`` from its start."""
+        """Send a part of the wanted data, at ``at`` from its start."""
         start = request.offset + at
         content = bytes(self.memory[start : start + length]).ljust(length, b"?")
         self.chunk(request.cookie, CHUNK_DATA, struct.pack(">Q", start) + content, last=last)
 
     def hole(self, request: Request, at: int, length: int, *, last: bool = False) -> None:
-        """Say that a part is zeroes."""
+        """Report that a part is zeroes."""
         self.chunk(request.cookie, CHUNK_HOLE, struct.pack(">QI", request.offset + at, length), last=last)
 
     def error(self, request: Request, error: int, text: bytes = b"", *, last: bool = False) -> None:
@@ -103,7 +103,7 @@ class Connection:
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def honest(self, request: Request) -> None:
-        """Do what was asked, and answer so."""
+        """Do the request, and answer it correctly."""
         end = request.offset + request.length
         if request.command == WRITE:
             self.memory[request.offset : end] = request.payload
@@ -124,81 +124,81 @@ Lie = Callable[[Connection, Request], None]
 
 
 def overlapping(conn: Connection, request: Request) -> None:
-    """As many bytes as asked for, but the second half twice and the first one never."""
+    """Send as many bytes as asked for, but the second half twice and the first half never."""
     half = request.length // 2
     conn.data(request, half, half)
     conn.data(request, half, half, last=True)
 
 
 def overlapping_late(conn: Connection, request: Request) -> None:
-    """The first quarter twice, the last one never."""
+    """Send the first quarter twice, and the last quarter never."""
     quarter = request.length // 4
     conn.data(request, 0, 2 * quarter)
     conn.data(request, quarter, 2 * quarter, last=True)
 
 
 def overlapping_holes(conn: Connection, request: Request) -> None:
-    """The same with holes."""
+    """Do the same as `overlapping` with holes."""
     conn.hole(request, 0, request.length // 2)
     conn.hole(request, 0, request.length // 2, last=True)
 
 
 def endless_holes(conn: Connection, request: Request) -> None:
-    """Holes, and no end."""
+    """Send holes without end."""
     for _ in range(100):
         conn.hole(request, 0, request.length)
 
 
 def holes_of_nothing(conn: Connection, request: Request) -> None:
-    """Chunks that bring nothing."""
+    """Send holes of no length."""
     for _ in range(100):
         conn.hole(request, 0, 0)
 
 
 def endless_errors(conn: Connection, request: Request) -> None:
-    """Errors, and no end."""
+    """Send errors without end."""
     for _ in range(1000):
         conn.error(request, EIO, b"again")
 
 
 def flood(conn: Connection, request: Request) -> None:
-    """The same, for as long as the pager listens."""
+    """Do the same for as long as the pager reads."""
     while True:
         conn.error(request, EIO, bytes(4000))
 
 
 def short(conn: Connection, request: Request) -> None:
-    """The reply ends before the data does."""
+    """End the reply before the data ends."""
     conn.data(request, 0, request.length - 512, last=True)
 
 
 def nothing(conn: Connection, request: Request) -> None:
-    """The reply ends without data."""
+    """End the reply without data."""
     conn.chunk(request.cookie, CHUNK_NONE, last=True)
 
 
 def too_much(conn: Connection, request: Request) -> None:
-    """More data than was asked for."""
+    """Send more data than was asked for."""
     conn.data(request, 0, request.length + 4096, last=True)
 
 
 def beside(conn: Connection, request: Request) -> None:
-    """Data of another place."""
+    """Send the data of another place."""
     conn.data(request, request.length, request.length, last=True)
 
 
 def before(conn: Connection, request: Request) -> None:
-    """Data of the place before it."""
+    """Send the data of the place before the wanted one."""
     conn.chunk(request.cookie, CHUNK_DATA, struct.pack(">Q", request.offset - 512) + bytes(request.length), last=True)
 
 
 def huge(conn: Connection, request: Request) -> None:
-    """A length of almost 4 GiB."""
+    """Send a length of almost 4 GiB."""
     conn.send(struct.pack(">IHHQIQ", STRUCTURED_MAGIC, 1, CHUNK_DATA, request.cookie, 0xFFFFFFFF, request.offset))
 
 
 def end_inside(conn: Connection, request: Request) -> None:
-    """The connection breaks inside of the data."""
+    """Break the connection inside the data."""
     half = bytes(request.length // 2)
     conn.send(
         struct.pack(">IHHQIQ", STRUCTURED_MAGIC, 1, CHUNK_DATA, request.cookie, request.length + 8, request.offset)
@@ -208,12 +208,12 @@ def end_inside(conn: Connection, request: Request) -> None:
 
 
 def without_chunks(conn: Connection, request: Request) -> None:
-    """A simple reply where chunks were agreed on."""
+    """Send a simple reply where chunks were agreed on."""
     conn.simple(request.cookie, 0, bytes(request.length))
 
 
 def half(conn: Connection, request: Request) -> None:
-    """Half of the data, and then nothing more."""
+    """Send half of the data, and then nothing more."""
     length = request.length + 8
     conn.send(struct.pack(">IHHQIQ", STRUCTURED_MAGIC, 1, CHUNK_DATA, request.cookie, length, request.offset))
     conn.send(bytes(request.length // 2))
@@ -223,34 +223,34 @@ def half(conn: Connection, request: Request) -> None:
 
 
 def end(conn: Connection, request: Request) -> None:
-    """No answer: the connection breaks."""
+    """Break the connection instead of answering."""
     del request
     conn.close()
 
 
 def other_cookie(conn: Connection, request: Request) -> None:
-    """An answer to another request, of the past or the future."""
+    """Answer another request, of the past or the future."""
     conn.honest(Request(request.command, request.cookie ^ 1 << 40, request.offset, request.length, request.payload))
 
 
 def garbage(conn: Connection, request: Request) -> None:
-    """Bytes without a meaning."""
+    """Send bytes without a meaning."""
     conn.send(struct.pack(">Q", request.cookie) * 64)
 
 
 def twice(conn: Connection, request: Request) -> None:
-    """The true answer, and once again."""
+    """Send the correct answer twice."""
     conn.honest(request)
     conn.honest(request)
 
 
 def unknown_chunk(conn: Connection, request: Request) -> None:
-    """A chunk of a kind that nobody knows."""
+    """Send a chunk of an unknown kind."""
     conn.chunk(request.cookie, 77, b"what", last=True)
 
 
 def data_for_a_write(conn: Connection, request: Request) -> None:
-    """Data for who wrote."""
+    """Answer a write with data."""
     conn.data(request, 0, request.length, last=True)
 
 
@@ -275,7 +275,7 @@ READ_LIES: tuple[Lie, ...] = (
     twice,
     unknown_chunk,
 )
-# Requests that are never answered to the end: no byte of them is wrong.
+# These lies never complete the answer, and none of their bytes is wrong.
 ENDLESS_LIES: tuple[Lie, ...] = (endless_holes, holes_of_nothing, endless_errors)
 WRITE_LIES: tuple[Lie, ...] = (end, other_cookie, garbage, twice, unknown_chunk, data_for_a_write)
 
@@ -288,9 +288,9 @@ def honestly(request: Request) -> Lie | None:
 
 @dataclass
 class HostileDonor:
-    """Listens on loopback. ``choose`` names the lie for a request, or None; one call at a time.
+    """Listens on loopback. ``choose`` returns the lie for a request, or None; one call at a time.
 
-    A read is answered after ``delay_s``, and new connections are accepted but not talked to while ``talks`` is unset.
+    A read is answered after ``delay_s``; new connections are accepted but not served while ``talks`` is unset.
     """
 
     size_bytes: int
@@ -311,11 +311,11 @@ class HostileDonor:
 
     @property
     def uri(self) -> str:
-        """NBD URI."""
+        """Return the NBD URI."""
         return f"nbd://127.0.0.1:{self._listener.getsockname()[1]}/a"
 
     def close(self) -> None:
-        """End."""
+        """End the server."""
         self._listener.close()
         self.talks.set()
         self.hang_up()
@@ -375,13 +375,13 @@ def _take_request(conn: Connection) -> Request:
     magic, _, command, cookie, offset, length = struct.unpack(">IHHQQI", conn.receive(28))
     assert magic == REQUEST_MAGIC
     if command not in (READ, WRITE, TRIM):
-        raise EOFError  # DISC
+        raise EOFError  # NBD_CMD_DISC
     return Request(command, cookie, offset, length, conn.receive(length) if command == WRITE else b"")
 
 
 @contextlib.contextmanager
 def hostile_donor(size_bytes: int, *, identity: str = "liar 1") -> Iterator[HostileDonor]:
-    """Run one until the end of the block."""
+    """Run a hostile donor until the end of the block."""
     donor = HostileDonor(size_bytes, identity)
     try:
         yield donor

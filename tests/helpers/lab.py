@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A host for tests: directories of its own (short, and open to QEMU's user), the shared guest image, the real command.
+"""Make a host for tests: directories of its own (short, and open to QEMU's user), the shared image, the real command.
 
 with lab() as host:
     host.cli("up", "box", "--donor", donor.address, check=True)
@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ghostbox
-from ghostbox import hypervisor, paths, processes
-from ghostbox.donor_client import DonorClient
+from ghostbox import paths
+from ghostbox.donors.client import DonorClient
+from ghostbox.system import hypervisor, processes
 from helpers.donor import RunningDonor
 from helpers.guest import share_images
 
@@ -30,7 +31,7 @@ Run = subprocess.CompletedProcess[str]
 
 @dataclass(frozen=True)
 class Belongings:
-    """All that VMs of one host have outside their own state directories."""
+    """Holds all that VMs of one host have outside their own state directories."""
 
     processes: frozenset[str]
     domains: frozenset[str]
@@ -41,7 +42,7 @@ class Belongings:
 
 @dataclass(frozen=True)
 class Host:
-    """Directories and environment of a GhostBox installation that shares nothing but the image with others."""
+    """Holds directories and environment of a GhostBox installation that shares only the image with others."""
 
     root: Path
     env: Mapping[str, str]
@@ -50,7 +51,7 @@ class Host:
 
     @property
     def paths(self) -> paths.Paths:
-        """Where this installation keeps things."""
+        """Return the paths of this installation."""
         return paths.Paths(
             self.root / self.state, self.root / "r", self.root / "c", self.root / "config.yaml", paths.find().native
         )
@@ -76,24 +77,24 @@ class Host:
         )  # fmt: skip
 
     def belongings(self, donors: Sequence[RunningDonor] = ()) -> Belongings:
-        """Return what exists now; compare it with an earlier one."""
+        """Return what exists now, to be compared with an earlier result."""
         vms = self.root / self.state / "vms"
         return Belongings(
             processes=frozenset(self._processes()),
             domains=frozenset(self._domains()),
-            # kvm.json is no VM's: it keeps the verdict on KVM.
+            # kvm.json belongs to no VM: it keeps the verdict on KVM.
             files=frozenset(str(f) for f in (self.root / "r").rglob("*") if not f.is_dir() and f.name != "kvm.json"),
             vms=frozenset(str(file.relative_to(vms)) for file in vms.rglob("*")),
             leases=frozenset(lease for donor in donors for lease in _leases(donor)),
         )
 
     def _domains(self) -> list[str]:
-        """Return the domains that carry a state directory of ours; others may come and go meanwhile."""
+        """Return the domains with a state directory of this host; others may come and go meanwhile."""
         with hypervisor.connect("qemu:///system") as connection:
             return [each.domain for each in connection.list_ours() if str(self.root) in each.state_dir]
 
     def _processes(self) -> Iterator[str]:
-        """Yield the command lines of all that a VM has running that uses our directories."""
+        """Yield the command lines of all processes of VMs that use this host's directories."""
         ours = ("ghostbox-pager", "ghostbox-memserver", "qemu-system", "qemu-nbd", " supervise ")
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and processes.pid_alive(int(entry.name)):
@@ -110,9 +111,9 @@ def _leases(donor: RunningDonor) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def lab(*, state: str = "s", umask: int = -1, **env: str) -> Iterator[Host]:
-    """Make a host; at the end its VMs are deleted, whatever state the test left them in.
+    """Make a host; at the end its VMs are deleted, in whatever state the test left them.
 
-    ``state`` names its state directory, ``umask`` is that of its commands (-1: ours), ``env`` is added to theirs.
+    ``state`` names its state directory, ``umask`` is that of its commands (-1: the tests'), ``env`` is added to theirs.
     """
     root = Path(tempfile.mkdtemp(prefix="gbt-", dir="/tmp"))
     root.chmod(0o711)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A TCP relay that keeps back what one side has sent and delivers it late, as a network may."""
+"""Relay TCP, keep back what one side has sent, and deliver it late, as a network may."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class _Relayed:
-    """One connection: what the client sends may be kept back, also after the client has gone."""
+    """Is one connection: the client's data may be kept back, also after the client has gone."""
 
     client: socket.socket
     server: socket.socket
@@ -56,7 +56,7 @@ class LateLink:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Return where the relay listens."""
         return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def _accept(self) -> None:
@@ -69,22 +69,22 @@ class LateLink:
                 threading.Thread(target=relayed.pump_to_client, daemon=True).start()
 
     def keep_back(self, nth: int) -> None:
-        """From now on, keep what arrives on the ``nth`` connection of those that were made (from 0)."""
+        """From now on, keep back what arrives on the ``nth`` connection (from 0)."""
         with self._relayed[nth].lock:
             self._relayed[nth].keep = True
 
     def kept_bytes(self) -> int:
-        """How much is kept back."""
+        """Return how many bytes are kept back."""
         return sum(len(relayed.kept) for relayed in self._relayed)
 
     def break_clients(self) -> None:
-        """Break, towards the clients, the connections on which something is kept back."""
+        """Break, towards the clients, the connections whose data is kept back."""
         for relayed in self._relayed:
             if relayed.keep:
                 relayed._close(relayed.client)
 
     def deliver(self) -> None:
-        """Send now what was kept back; a server that has closed by now takes nothing."""
+        """Send now what was kept back; a server that has closed by now gets nothing."""
         for relayed in self._relayed:
             if not relayed.keep:
                 continue
@@ -94,7 +94,7 @@ class LateLink:
                 relayed.server.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
-        """Break all connections there are; new ones are relayed."""
+        """Break all present connections; new ones are relayed."""
         for relayed in self._relayed:
             relayed._close(relayed.client)
             relayed._close(relayed.server)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a machine can run out of, for real: a tiny file system, a control group with little memory or far too little."""
+"""Let a machine really run out of something: a tiny file system, a control group with little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import processes
+from ghostbox.system import processes
 from ghostbox.units import MIB
 
 _THRASHED_BYTES = 96 * MIB
@@ -29,18 +29,18 @@ while True:
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """A tmpfs of 64 KiB and 64 files."""
+    """Is a tmpfs of 64 KiB and 64 files."""
 
     path: Path
 
     def fill(self) -> None:
-        """Leave no byte free."""
+        """Fill the disk, so that no byte is free."""
         with (self.path / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
 
     def fill_inodes(self, *, leave: int = 0) -> None:
-        """Leave ``leave`` files to be made."""
+        """Fill the disk, so that only ``leave`` more files can be made."""
         place = self.path / "fillers"
         place.mkdir()
         made: list[Path] = []
@@ -52,13 +52,13 @@ class SmallDisk:
             path.unlink()
 
     def free(self) -> None:
-        """Make room again."""
+        """Remove the filling."""
         (self.path / "filler").unlink(missing_ok=True)
         for path in (self.path / "fillers").glob("*"):
             path.unlink()
 
     def files(self) -> list[str]:
-        """What others made on it."""
+        """Return the files that others made on the disk."""
         names = [str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir()]
         return sorted(name for name in names if not name.startswith("filler"))
 
@@ -66,7 +66,7 @@ class SmallDisk:
 @contextlib.contextmanager
 def tmpfs(path: Path, options: str, *how_to_unmount: str) -> Iterator[None]:
     """Mount a tmpfs over a directory until the end of the block."""
-    argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
+    argv: list[str | Path] = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"cannot run here: {done.stderr.strip()}")
@@ -78,7 +78,7 @@ def tmpfs(path: Path, options: str, *how_to_unmount: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_disk() -> Iterator[SmallDisk]:
-    """Mount one until the end of the block; its path is short enough for sockets."""
+    """Mount a small disk until the end of the block; its path is short enough for sockets."""
     with (
         tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as place,
         tmpfs(Path(place), "size=64k,nr_inodes=64", "--lazy"),
@@ -88,17 +88,17 @@ def small_disk() -> Iterator[SmallDisk]:
 
 @dataclass(frozen=True)
 class BoundedDisk:
-    """A tmpfs whose size is changed while it is used."""
+    """Is a tmpfs whose size changes while it is in use."""
 
     path: Path
 
     def leave(self, n_bytes: int) -> None:
-        """Leave so much room."""
+        """Leave this much free space."""
         found = os.statvfs(self.path)
         self._resize((found.f_blocks - found.f_bfree) * found.f_frsize + n_bytes)
 
     def grow(self) -> None:
-        """Have room for everything."""
+        """Make the disk large again."""
         self._resize(4096 * MIB)
 
     def _resize(self, n_bytes: int) -> None:
@@ -107,14 +107,14 @@ class BoundedDisk:
 
 @contextlib.contextmanager
 def bounded_disk(path: Path) -> Iterator[BoundedDisk]:
-    """Mount one over a directory until the end of the block; it has room for everything."""
+    """Mount a bounded disk over a directory until the end of the block; at first it is large."""
     with tmpfs(path, f"size={4096 * MIB},mode=711", "--lazy"):
         yield BoundedDisk(path)
 
 
 @contextlib.contextmanager
 def memory_group(pid: int, limit_bytes: int) -> Iterator[Path]:
-    """Put a process into a control group with so much memory, until the end of the block; it need not live so long."""
+    """Put a process into a control group with this much memory, until the end of the block or of the process."""
     root = Path("/sys/fs/cgroup")
     if os.geteuid() != 0:
         pytest.skip("cannot run here: a control group needs root")
@@ -140,10 +140,10 @@ def memory_group(pid: int, limit_bytes: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def memory_pressure(directory: Path) -> Iterator[Path]:
-    """Have a process read a file that its control group has no room to keep, again and again, to the end of the block.
+    """Let a process read a file that its control group cannot keep, again and again, until the end of the block.
 
     Yields:
-        The kernel's file that tells of the pressure: the group's own, or the machine's where groups have none.
+        The kernel's file with the pressure: the group's own, or the machine's if groups have none.
     """
     place = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=True)
     if place.stdout.strip() == "tmpfs":
@@ -153,7 +153,7 @@ def memory_pressure(directory: Path) -> Iterator[Path]:
         stream.write(os.urandom(MIB) * (_THRASHED_BYTES // MIB))
         stream.flush()
         os.fsync(stream.fileno())
-        # Its pages are to be charged to who reads them.
+        # The reader's group must be charged for the file's pages.
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with subprocess.Popen([sys.executable, "-c", _THRASH, file], stdin=subprocess.PIPE) as thrasher:
         try:

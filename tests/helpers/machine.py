@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A VM under test: what tests ask of it, and do to it, again and again."""
+"""Drive a VM under test: what tests ask of it, and do to it, again and again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ghostbox import processes
-from ghostbox.donor_client import DonorClient
+from ghostbox.donors.client import DonorClient
 from ghostbox.session import supervisor
+from ghostbox.system import processes
 from helpers.donor import RunningDonor
 from helpers.lab import Belongings, Host, Run
 
 
 @dataclass
 class Machine:
-    """The VM under test, what there was before it, and what ``up`` said."""
+    """Holds the VM under test, what existed before it, and the output of ``up``."""
 
     name: str
     host: Host
@@ -36,11 +36,11 @@ class Machine:
         return self.host.cli(command, self.name, *words, check=check)
 
     def guest(self, command: str) -> str:
-        """Run a command in the guest; return what it printed."""
+        """Run a command in the guest; return its output."""
         return self.host.cli("shell", self.name, "--", command, check=True).stdout
 
     def status(self) -> dict[str, Any]:
-        """Return what `ghostbox status` says; it starts a pager and a supervisor that are missing."""
+        """Return `ghostbox status`, which starts a missing pager or supervisor."""
         return dict(json.loads(self.cli("status", "--json", check=False).stdout))
 
     def pager_pid(self) -> int:
@@ -48,7 +48,7 @@ class Machine:
         return int(self.status()["pager"]["pid"])
 
     def kept_by_donors_bytes(self) -> int:
-        """Return how much memory the donors' leases take at this moment."""
+        """Return how much memory the donors' leases take now."""
         found = 0
         for donor in self.donors:
             with DonorClient(donor.address) as client:
@@ -56,12 +56,12 @@ class Machine:
         return found
 
     def outside(self) -> Belongings:
-        """Return what the VM has outside its state directory, which stays until it is deleted."""
+        """Return what the VM has outside its state directory, which stays until the VM is deleted."""
         return self.host.belongings(self.donors)
 
 
 def same_but_for_state(now: Belongings, before: Belongings) -> bool:
-    """Tell whether nothing but state directories has changed."""
+    """Tell whether only state directories have changed."""
     kept = (now.processes, now.domains, now.files, now.leases)
     return kept == (before.processes, before.domains, before.files, before.leases)
 
@@ -74,12 +74,12 @@ def leases_at(donor: RunningDonor) -> int:
 
 @contextlib.contextmanager
 def unsupervised(machine: Machine) -> Iterator[None]:
-    """End the supervisor and keep another one from being started."""
+    """End the supervisor and keep another one from starting."""
     files = machine.host.paths.vm(machine.name)
     taken: list[int] = []
 
     def take() -> bool:
-        """One that a command has just started may not have the lock yet, or take it before us."""
+        """Take the lock; a supervisor that a command has just started may not hold it yet, or may take it first."""
         supervisor.stop(files)
         descriptor = supervisor.lock(files)
         taken.extend([] if descriptor is None else [descriptor])
@@ -93,19 +93,19 @@ def unsupervised(machine: Machine) -> Iterator[None]:
 
 
 def watched_pid(machine: Machine) -> int | None:
-    """Return the pager's process id and change nothing."""
+    """Return the pager's process id without changing anything."""
     found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)["pager"]
     return None if found is None else int(found["pid"])
 
 
 def broken(machine: Machine) -> bool:
-    """Tell whether the VM is frozen, and change nothing."""
+    """Tell whether the VM is frozen, without changing anything."""
     found = json.loads(machine.cli("status", "--no-recover", "--json", check=False).stdout)
     return bool(found["state"] == "broken")
 
 
 def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> int:
-    """Wait until pages have gone to the donors and come back by this pager; return its process id."""
+    """Wait until this pager has sent pages to the donors and fetched some; return its process id."""
 
     def paged() -> bool:
         assert work.poll() is None, work.communicate()

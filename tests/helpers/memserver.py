@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox-memserver`` for its own tests: any argv, its log, and a clean end that is checked.
+"""Run ``ghostbox-memserver`` for its own tests: any argv, its log, and a clean end that is checked.
 
     with running_server("--export", "a=64M") as server:
         server.uri("a"), server.command("status")
 
-A server that ends otherwise than with status 0, or whose sanitizers spoke, fails the test.
+The test fails if a server ends with another status than 0, or if its sanitizers report something.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostbox import paths, processes
+from ghostbox import paths
+from ghostbox.system import processes
 
 READY_TIMEOUT_S = 30.0
 _SANITIZER_WORDS = ("Sanitizer", "runtime error:")
@@ -29,7 +30,7 @@ _SANITIZER_WORDS = ("Sanitizer", "runtime error:")
 
 @dataclass
 class Server:
-    """A running memory server. ``place`` is a directory of its own with a short path."""
+    """Is a running memory server. ``place`` is a directory of its own with a short path."""
 
     process: subprocess.Popen[str]
     place: Path
@@ -38,53 +39,53 @@ class Server:
 
     @property
     def control(self) -> Path:
-        """Its control socket."""
+        """Return the path of its control socket."""
         return self.place / "control"
 
     def uri(self, export: str) -> str:
-        """NBD URI of an export."""
+        """Return the NBD URI of an export."""
         return f"nbd://{self.host}:{self.port}/{export}"
 
     def command(self, cmd: str, **args: Any) -> Any:
-        """Result of a control command; raises ``processes.ControlError``."""
+        """Return the result of a control command; raise ``processes.ControlError`` if it is refused."""
         return processes.control_request(self.control, cmd, **args)
 
     def status(self) -> dict[str, Any]:
-        """Result of ``status``."""
+        """Return the result of ``status``."""
         status: dict[str, Any] = self.command("status")
         return status
 
     def export(self, name: str) -> dict[str, Any]:
-        """What ``status`` says of one export."""
+        """Return the status of one export."""
         found: dict[str, Any] = next(entry for entry in self.status()["exports"] if entry["name"] == name)
         return found
 
     def log(self) -> str:
-        """All that it wrote on stderr."""
+        """Return all that the server wrote on stderr."""
         return (self.place / "stderr").read_text()
 
     def wait_for_log(self, text: str) -> None:
-        """Wait until it has logged ``text``."""
+        """Wait until the server has logged ``text``."""
         processes.wait_until(lambda: text in self.log(), timeout_s=20, what=f"'{text}' in the log")
 
     def cpu_s(self) -> float:
-        """CPU time that it has used, user and system."""
+        """Return the CPU time that the server has used, user and system."""
         return process_cpu_s(self.process.pid)
 
     def memory_bytes(self) -> int:
-        """Resident memory of the process."""
+        """Return the resident memory of the process."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * int(os.sysconf("SC_PAGESIZE"))
 
 
 def process_cpu_s(pid: int) -> float:
-    """CPU time that a process has used, user and system, in the kernel's ticks."""
+    """Return the CPU time that a process has used, user and system, in the kernel's ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
 
 
 def built_program(name: str, directory: str) -> str:
-    """Path of a C program that is built but not installed: from the build tree, or from beside the installed ones.
+    """Return a C program that is built but not installed: from the build tree, or from beside the installed programs.
 
     Args:
         name: its name.
@@ -100,7 +101,7 @@ def built_program(name: str, directory: str) -> str:
 
 
 def program() -> str:
-    """Path of the memory server."""
+    """Return the path of the memory server."""
     return str(paths.find().memserver_program)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Bytes into and out of NBD exports, by the tools of libnbd."""
+"""Copy bytes into and out of NBD exports, with the tools of libnbd."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ghostbox import processes
+from ghostbox.system import processes
 
 
 def write_export(uri: str, content: Path) -> None:
-    """Copy a file into an export (of at least its size)."""
+    """Copy a file into an export of at least its size."""
     subprocess.run(["nbdcopy", str(content), uri], check=True, timeout=60)
 
 
 def read_export(uri: str, path: Path) -> bytes:
-    """Return all bytes of an export; ``path`` is where they pass through."""
+    """Return all bytes of an export; ``path`` is a file for the copy."""
     subprocess.run(["nbdcopy", uri, str(path)], check=True, timeout=60)
     return path.read_bytes()
 
 
 def system_python() -> dict[str, str]:
-    """Return an environment in which nbdsh finds the system's Python: no other has the nbd module."""
+    """Return an environment in which nbdsh finds the system's Python, the only one with the nbd module."""
     return {**os.environ, "PATH": "/usr/bin:/bin"}
 
 
 def wait_for_greeting(address: tuple[str, int] | Path) -> None:
-    """Wait until a server greets. Before its main loop runs, qemu-nbd listens, and forgets that it was told to end."""
+    """Wait until a server greets: before its main loop, qemu-nbd listens but would ignore SIGTERM."""
     processes.wait_until(lambda: _greets(address), timeout_s=30, what=f"the greeting of {address}")
 
 
@@ -72,6 +72,6 @@ h.shutdown()
 
 
 def flip(uri: str, masks: Mapping[int, int]) -> None:
-    """Change bits of an export: offset in bytes to the bits of that byte."""
+    """Change bits of an export, given by offset in bytes and bits of that byte."""
     script = _FLIP.format(uri=uri, masks=dict(masks))
     subprocess.run(["nbdsh", "-c", script], env=system_python(), check=True, timeout=60)

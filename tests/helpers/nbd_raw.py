@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""NBD spoken byte by byte, for what no proper client would say. Numbers are the specification's."""
+"""Speak NBD byte by byte, also what no correct client would send. Numbers are the specification's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ STRUCTURED_MAGIC = 0x668E33EF
 
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META, SET_META = 1, 2, 3, 5, 6, 7, 8, 9, 10
 ACK, REP_SERVER, REP_INFO, REP_META = 1, 2, 3, 4
-ERR_UNSUP, ERR_INVALID, ERR_UNKNOWN, ERR_TOO_BIG = (0x80000000 + n for n in (1, 3, 6, 9))
+ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_TLS_REQD, ERR_UNKNOWN, ERR_TOO_BIG = (
+    0x80000000 + n for n in (1, 2, 3, 5, 6, 9)
+)
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 EINVAL, ENOSPC, ENOTSUP = 22, 28, 95
@@ -25,7 +27,7 @@ TIMEOUT_S = 20.0
 
 @dataclass
 class Reply:
-    """Answer to one request. ``chunks`` are (type, payload) of a structured one, None for a simple one."""
+    """Is the answer to one request. ``chunks`` are (type, payload) of a structured reply, None for a simple reply."""
 
     cookie: int
     error: int = 0
@@ -35,10 +37,13 @@ class Reply:
 
 
 class RawClient:
-    """One connection. The greeting is read and ``client_flags`` are sent at once (None: not)."""
+    """Is one connection. The greeting is read and ``client_flags`` are sent at once (None: not sent).
 
-    def __init__(self, port: int, *, client_flags: int | None = 3) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    ``source`` is the address from which it connects.
+    """
+
+    def __init__(self, port: int, *, client_flags: int | None = 3, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S, source_address=(source, 0))
         self.greeting = self.receive(18)
         self.no_zeroes = client_flags is not None and bool(client_flags & 2)
         self._cookie = 0
@@ -52,7 +57,7 @@ class RawClient:
         self.socket.close()
 
     def receive(self, length: int) -> bytes:
-        """Return exactly ``length`` bytes; ``EOFError`` if the server closes before."""
+        """Return exactly ``length`` bytes; raise ``EOFError`` if the server closes the connection before."""
         data = bytearray()
         while len(data) < length:
             more = self.socket.recv(min(length - len(data), 1 << 20))
@@ -62,7 +67,7 @@ class RawClient:
         return bytes(data)
 
     def is_closed(self) -> bool:
-        """Wait until the server closes; False if it sends something instead."""
+        """Wait until the server closes the connection; return False if it sends something instead."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -71,7 +76,7 @@ class RawClient:
     # --- options ---
 
     def send_option(self, option: int, data: bytes = b"", *, length: int | None = None) -> None:
-        """Send an option; ``length`` lies about the data."""
+        """Send an option; ``length`` may give a wrong length of the data."""
         length = len(data) if length is None else length
         self.socket.sendall(struct.pack(">QII", OPTION_MAGIC, option, length) + data)
 
@@ -82,9 +87,9 @@ class RawClient:
         return option, kind, self.receive(length)
 
     def option(self, option: int, data: bytes = b"") -> list[tuple[int, bytes]]:
-        """Send an option and return its replies (type, data); the last one is ACK or an error."""
+        """Send an option and return its replies (type, data); the last reply is ACK or an error."""
         self.send_option(option, data)
-        replies = []
+        replies: list[tuple[int, bytes]] = []
         while not replies or (replies[-1][0] != ACK and replies[-1][0] < 0x80000000):
             answered, kind, payload = self.option_reply()
             assert answered == option
@@ -161,32 +166,32 @@ class RawClient:
         return reply
 
     def read(self, offset: int, length: int, *, flags: int = 0) -> bytes:
-        """Read, which must succeed."""
+        """Read; the read must succeed."""
         reply = self.command(READ, offset, length, flags=flags)
         assert reply.error == 0
         return reply.data
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write, which must succeed."""
+        """Write; the write must succeed."""
         assert self.command(WRITE, offset, len(data), payload=data).error == 0
 
 
 def info_data(export: str, *infos: int) -> bytes:
-    """Return the data of INFO and GO."""
+    """Return the data of the options INFO and GO."""
     name = export.encode()
     return struct.pack(f">I{len(name)}sH{len(infos)}H", len(name), name, len(infos), *infos)
 
 
 def context_data(export: str, *queries: str) -> bytes:
-    """Return the data of LIST_META_CONTEXT and SET_META_CONTEXT."""
+    """Return the data of the options LIST_META_CONTEXT and SET_META_CONTEXT."""
     strings = [export.encode(), *(query.encode() for query in queries)]
     packed = [struct.pack(">I", len(text)) + text for text in strings]
     return packed[0] + struct.pack(">I", len(queries)) + b"".join(packed[1:])
 
 
-def connect(port: int, export: str, *, structured: bool = True) -> RawClient:
-    """Return a client in transmission, with structured replies and base:allocation or with neither."""
-    client = RawClient(port)
+def connect(port: int, export: str, *, structured: bool = True, source: str = "127.0.0.1") -> RawClient:
+    """Return a client in transmission, with both structured replies and base:allocation, or neither."""
+    client = RawClient(port, source=source)
     if structured:
         client.negotiate_structured()
         client.set_context(export, "base:allocation")

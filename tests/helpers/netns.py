@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Machines for tests: network namespaces, each with an address of its own, joined to this one by a cable (veth)."""
+"""Make machines for tests: network namespaces with addresses of their own, joined to this one by a cable (veth)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,26 @@ from pathlib import Path
 
 import pytest
 
-# TEST-NET-2 (RFC 5737): no real network uses it. Each cable has a /30.
+from ghostbox.system import consent
+from ghostbox.system.processes import wait_until
+
+# This is TEST-NET-2 (RFC 5737), which no real network uses. Each cable has a /30.
 _NETWORK = "198.51.100"
 _ELSEWHERE = "203.0.113"  # TEST-NET-3
-_BETWEEN = "192.0.2"  # TEST-NET-1, in namespaces alone
+_BETWEEN = "192.0.2"  # TEST-NET-1, used only inside namespaces
+INSECURE = {"GHOSTBOX_POOL_INSECURE": "true"}
+"""The environment of a host that uses donors on these machines without pairing and encryption."""
+
+# This process, a test, uses the donors of these machines in the same way.
+consent.by(lambda address: address.startswith((f"{_NETWORK}.", f"{_ELSEWHERE}.", "[fe80:")))
+
 _NUMBERS = itertools.cycle(range(100))
 _LOCK = Path(tempfile.gettempdir()) / "ghostbox-tests-netns.lock"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A namespace. ``address`` is its end of the cable, ``cable`` the name of ours."""
+    """Is a namespace. ``address`` is its end of the cable, ``cable`` the interface at this machine's end."""
 
     namespace: str
     address: str
@@ -34,7 +43,7 @@ class Machine:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Words that run a command there."""
+        """Return the words that run a command in the namespace."""
         return ("ip", "netns", "exec", self.namespace)
 
     def pull_cable(self) -> None:
@@ -42,7 +51,7 @@ class Machine:
         _ip("link", "set", self.cable, "down")
 
     def move(self) -> str:
-        """Give the machine another address in place of its own, as DHCP may; return it."""
+        """Give the machine another address in place of its own, as DHCP may; return the new address."""
         gateway, _, last = self.address.rpartition(".")
         moved = f"{_ELSEWHERE}.{last}"
         _ip("-n", self.namespace, "addr", "flush", "dev", "eth0")
@@ -55,22 +64,32 @@ class Machine:
         """Mend the link."""
         _ip("link", "set", self.cable, "up")
 
+    def link_local(self) -> str:
+        """Wait until both ends of the cable have a link-local address that packets may have; return the machine's.
+
+        An address may not be used until the kernel has looked for another machine that has it (RFC 4862).
+        """
+
+        ends = ((self.cable,), ("eth0", "-n", self.namespace))
+        wait_until(lambda: all(_link_local(*end) for end in ends), timeout_s=20, what="link-local addresses")
+        return _link_local(*ends[1])
+
 
 @contextlib.contextmanager
 def machines(count: int) -> Iterator[list[Machine]]:
-    """Make namespaces and remove them at the end of the block, with all that listens in them."""
+    """Make namespaces and remove them at the end of the block, with all programs that listen in them."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("cannot run here: network namespaces need root and the tool ip")
     with contextlib.ExitStack() as stack:
-        with _LOCK.open("w") as lock:  # an address is free until its cable is there
+        with _LOCK.open("w") as lock:  # an address is free until its cable exists
             fcntl.flock(lock, fcntl.LOCK_EX)
             made = [_make(stack, next(_NUMBERS)) for _ in range(count)]
         yield made
 
 
 def _make(stack: contextlib.ExitStack, number: int) -> Machine:
-    # Two runs on one machine must not meet: names carry the process id, addresses are those that nobody has. Nor may
-    # two fixtures of one run, each with machines of its own.
+    # Two runs on one machine, and two fixtures of one run, must not collide: names carry the process id, and only
+    # free addresses are taken.
     tag = f"{os.getpid() % 10000:04d}{number:02d}"
     base = _free_network(os.getpid() * 2 + number)
     machine = Machine(f"gbtest{tag}", f"{_NETWORK}.{base + 2}", f"gbv{tag}")
@@ -88,10 +107,17 @@ def _make(stack: contextlib.ExitStack, number: int) -> Machine:
 
 
 def _free_network(first: int) -> int:
-    """Return the last number of a /30 that no cable here has."""
+    """Return the last number of a /30 that no cable of this machine has."""
     shown = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True, check=True).stdout
     bases = [(first + step) % 63 * 4 for step in range(63)]
     return next(base for base in bases if f" {_NETWORK}.{base + 1}/" not in shown)
+
+
+def _link_local(device: str, *where: str) -> str:
+    """Return the address, or "" while it may not be used."""
+    words = ["ip", *where, "-o", "-6", "addr", "show", "dev", device, "scope", "link", "-tentative"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return shown.split()[3].partition("/")[0] if shown else ""
 
 
 def _ip(*words: str) -> None:
@@ -101,7 +127,7 @@ def _ip(*words: str) -> None:
 
 @dataclass(frozen=True)
 class NarrowWay:
-    """A machine behind routers, of whose links one carries less than both ends believe, and which say nothing of it."""
+    """Is a machine behind routers: one of their links carries less than both ends believe, and reports nothing."""
 
     machine: Machine
     middle: str
@@ -114,10 +140,10 @@ class NarrowWay:
 
 @contextlib.contextmanager
 def narrow_way() -> Iterator[NarrowWay]:
-    """Make a machine that is reached by way of three routers; at first their links are as wide as they seem to be.
+    """Make a machine behind three routers; at first their links carry as much as they seem to.
 
-    A veth drops what is larger than the MTU of its other end as it goes out, where no IP layer is to send ICMP. The
-    routers on either side of the middle keep the ends from noticing: TCP knows what its own device drops.
+    A veth drops packets that are larger than the MTU of its other end as they go out, where no IP layer sends ICMP. The
+    routers on either side of the middle link hide this from the ends: TCP notices what its own device drops.
     """
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("cannot run here: network namespaces need root and the tool ip")
@@ -145,7 +171,7 @@ def narrow_way() -> Iterator[NarrowWay]:
         devices = {near: ("n0", "n1"), middle: ("m1", "m2"), far: ("f1", "f2"), end: ("eth0",)}
         for where, names in devices.items():
             for device in ("lo", *names):
-                # Each packet by itself: what is to be cut later (GSO) may pass a veth at any size.
+                # GSO is off: packets that are to be cut later may pass a veth at any size.
                 jumbo = () if device == "lo" else ("mtu", "9000", "gso_max_segs", "1")
                 _ip("-n", where, "link", "set", device, *jumbo, "up")
         _ip("link", "set", cable, "mtu", "9000", "gso_max_segs", "1", "up")

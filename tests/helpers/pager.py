@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pagers, donors and memory clients for tests: the real C programs, on sockets of their own.
+"""Run pagers, donors and memory clients for tests: the real C programs, on sockets of their own.
 
     with running_memserver(a="64M") as donor, running_pager([donor.uri("a")], cache="8M") as pager:
         with memory_client("64M", pager) as client:
@@ -28,14 +28,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ghostbox import paths, processes
+from ghostbox import paths
+from ghostbox.system import processes
 
 READY_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Build:
-    """Where one build's programs lie, and what they need in their environment."""
+    """Holds where one build's programs are, and the environment that they need."""
 
     pager: Path
     shim: Path
@@ -61,7 +62,7 @@ def helper_program(name: str) -> Path:
 
 @functools.cache
 def preloadable(shim: Path) -> Path:
-    """Return a copy of a shim that LD_PRELOAD can name: the project's directory may have a space in its path."""
+    """Return a copy of a shim that LD_PRELOAD can name: the project's path may have a space."""
     directory = Path(tempfile.mkdtemp(prefix="gb-shim-", dir="/tmp"))
     directory.chmod(0o755)
     atexit.register(shutil.rmtree, directory)
@@ -85,7 +86,7 @@ def short_dir() -> Iterator[Path]:
 
 
 def _read_line(process: subprocess.Popen[str], what: str) -> str:
-    """Return the first line of a program's stdout; its stderr tells why there is none."""
+    """Return the first line of a program's stdout; if there is none, the error has its stderr."""
     assert process.stdout is not None
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not select.select([process.stdout], [], [], 0.1)[0]:
@@ -108,7 +109,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _end_pager(process: subprocess.Popen[str]) -> None:
-    """End a pager. It refuses while a process uses its memory, so one that has just been killed is waited for."""
+    """End a pager. It refuses while a process uses its memory, so a process that was just killed is waited for."""
     deadline = time.monotonic() + 10
     while process.poll() is None and time.monotonic() < deadline:
         process.terminate()
@@ -119,7 +120,7 @@ def _end_pager(process: subprocess.Popen[str]) -> None:
 
 @contextlib.contextmanager
 def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Stop a process for the block."""
+    """Stop a process until the end of the block."""
     process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -129,23 +130,23 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 
 @dataclass
 class RunningMemserver:
-    """A ``ghostbox-memserver`` without its control plane."""
+    """Is a ``ghostbox-memserver`` without its control plane."""
 
     process: subprocess.Popen[str]
     address: str
     control: Path
 
     def uri(self, export: str) -> str:
-        """NBD URI of an export."""
+        """Return the NBD URI of an export."""
         return f"nbd://{self.address}/{export}"
 
     def status(self) -> dict[str, Any]:
-        """Answer of the control socket."""
+        """Return the answer of the control socket."""
         status: dict[str, Any] = processes.control_request(self.control, "status")
         return status
 
     def resident_bytes(self, export: str) -> int:
-        """Memory that an export occupies."""
+        """Return the memory that an export occupies."""
         found = [entry for entry in self.status()["exports"] if entry["name"] == export]
         return int(found[0]["resident_bytes"])
 
@@ -161,7 +162,7 @@ def running_memserver(
 ) -> Iterator[RunningMemserver]:
     """Run the C memory server on a free port: ``running_memserver(a="64M", b="32M")``.
 
-    ``prefix`` is what starts it elsewhere: the prefix of a ``netns.Machine``, with its address in ``options``.
+    ``prefix`` starts it elsewhere: it is the prefix of a ``netns.Machine``, whose address is in ``options``.
     """
     build = build or installed_build()
     with short_dir() as place:
@@ -199,7 +200,7 @@ def nbdkit_memory(size: str, *options: str, plugin: str = "memory") -> Iterator[
 
 @dataclass
 class RunningPager:
-    """A ``ghostbox-pager`` that a test started."""
+    """Is a ``ghostbox-pager`` that a test started."""
 
     process: subprocess.Popen[str]
     listen: Path
@@ -208,7 +209,7 @@ class RunningPager:
     build: Build
 
     def status(self) -> dict[str, Any]:
-        """Answer of the control socket."""
+        """Return the answer of the control socket."""
         status: dict[str, Any] = processes.control_request(self.control, "status")
         return status
 
@@ -217,16 +218,16 @@ class RunningPager:
         return processes.control_request(self.control, cmd, **args)
 
     def resident_bytes(self) -> int:
-        """Remote memory that is here, whether mapped or not."""
+        """Return the size of the remote memory on this host, whether mapped or not."""
         pages = self.status()["pages"]
         return int(pages["resident"] + pages["inactive"]) * 4096
 
     def log(self) -> str:
-        """All that it wrote."""
+        """Return all that the pager wrote."""
         return self.log_path.read_text()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the pager (SIGKILL)."""
         self.process.kill()
         self.process.wait(10)
 
@@ -255,10 +256,10 @@ def running_pager(
 
     Args:
         donors: NBD URIs.
-        cache: its bound.
-        build: which programs.
-        place: directory of its sockets, to start a second pager where the first one was.
-        prefix: what starts it elsewhere.
+        cache: the cache's size.
+        build: the programs to use.
+        place: the directory of its sockets, to start a second pager in the first one's place.
+        prefix: the words that start it elsewhere.
         options: any other option; ``exit_with_client=""`` for a flag.
     """
     build = build or installed_build()
@@ -278,7 +279,7 @@ def running_pager(
 
 
 class ClientFailed(AssertionError):
-    """A command of the memory client failed; ``answer`` is what it said."""
+    """Is raised if a command of the memory client fails; ``answer`` is its answer."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(str(answer))
@@ -286,7 +287,7 @@ class ClientFailed(AssertionError):
 
 
 class MemoryClient:
-    """The process in place of QEMU; see tests/helpers/memory_client/client.h for its commands."""
+    """Is the process in place of QEMU; see tests/helpers/memory_client/client.h for its commands."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -296,7 +297,7 @@ class MemoryClient:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         return self.process.pid
 
     def _queue(self, name: str) -> queue.Queue[dict[str, Any]]:
@@ -319,10 +320,10 @@ class MemoryClient:
         self.process.stdin.flush()
 
     def result(self, name: str, *, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Wait for the answer of a command, good or bad.
+        """Wait for the answer of a command, success or failure.
 
         Raises:
-            TimeoutError: none came in time.
+            TimeoutError: there was no answer in time.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -335,7 +336,7 @@ class MemoryClient:
                     raise TimeoutError(f"{name}: no answer within {timeout_s} s") from None
 
     def attempt(self, name: str, /, *, timeout_s: float = 60.0, **args: int | str) -> dict[str, Any]:
-        """Run a command and return its answer, good or bad."""
+        """Run a command and return its answer, success or failure."""
         self._send(" ".join([name, *(f"{key}={value}" for key, value in args.items())]))
         return self.result(name, timeout_s=timeout_s)
 
@@ -347,7 +348,7 @@ class MemoryClient:
         return answer
 
     def answers_nothing(self, name: str, *, for_s: float = 1.0) -> bool:
-        """Tell whether a command that was started stays without an answer for this time."""
+        """Tell whether a started command gives no answer for this time."""
         try:
             answer = self.result(name, timeout_s=for_s)
         except TimeoutError:
@@ -356,13 +357,13 @@ class MemoryClient:
         return False
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the client (SIGKILL)."""
         self.process.kill()
         self.process.wait(10)
 
 
 def client_env(build: Build, listen: Path | None, **more: str) -> dict[str, str]:
-    """Return the environment of a client; without ``listen`` no pager is named."""
+    """Return the environment of a client; without ``listen`` it names no pager."""
     env = {key: value for key, value in os.environ.items() if key not in ("GHOSTBOX_PAGER_SOCKET", "LD_PRELOAD")}
     env["LD_PRELOAD"] = " ".join([*build.preload_first, str(preloadable(build.shim))])
     if listen is not None:

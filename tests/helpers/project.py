@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The project's own files, as the style tests read them."""
+"""List the project's own files for the style tests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_DIRECTORIES = ("ghostbox", "tests", "common", "memserver", "qemu", "images", ".ci")
-_SKIPPED = {"__pycache__", "native", "data", "corpus", "golden"}
-_BINARY = {".pyc", ".png", ".qcow2", ".bin", ".so", ".o"}
+_DIRECTORIES = ("ghostbox", "tests", "common", "memserver", "qemu", "images", "docs", ".ci")
+_SKIPPED = {"__pycache__", "native", "data", "seeds", "golden"}
+_BINARY = {".pyc", ".png", ".qcow2", ".bin", ".so", ".o", ".xz"}
 
 
 @cache
@@ -24,14 +24,17 @@ def files() -> tuple[Path, ...]:
 
 
 def _wanted(path: Path) -> bool:
-    inside_tests = path.relative_to(ROOT).parts[0] == "tests"
-    skipped = _SKIPPED - {"native"} if inside_tests else _SKIPPED
-    return path.suffix not in _BINARY and not skipped.intersection(path.relative_to(ROOT).parts)
+    return path.suffix not in _BINARY and not _SKIPPED.intersection(path.relative_to(ROOT).parts)
 
 
 def with_suffix(*suffixes: str) -> list[Path]:
     """Return the files of these kinds (``.py``)."""
     return [path for path in files() if path.suffix in suffixes]
+
+
+def documents() -> list[Path]:
+    """Return the documents: those that a newcomer reads first, and all below docs/."""
+    return [path for path in with_suffix(".md") if path.parent == ROOT or ROOT / "docs" in path.parents]
 
 
 def package_modules() -> dict[str, Path]:
@@ -51,7 +54,7 @@ def syntax(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield each imported module (``from a import b`` gives ``a.b``, too fine is no harm) with its line."""
+    """Yield each imported module (``from a import b`` gives ``a.b``, which may be too fine) with its line."""
     for node in ast.walk(syntax(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -62,5 +65,5 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def shown(path: Path) -> str:
-    """Return a path as messages show it."""
+    """Return a path in the form that messages show."""
     return str(path.relative_to(ROOT))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A host that can be rebooted: a /run and a libvirt of its own (a mount namespace), which end with all that runs there.
+"""Make a host that can be rebooted: its /run and its libvirt (a mount namespace) end with all its processes.
 
 with rebootable() as host:
     host.cli("up", "box", check=True)
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox import processes
+from ghostbox.system import processes
 from helpers.lab import Host, lab
 
 _PRIVATE = ("/run", "/var/lib/libvirt", "/var/log/libvirt")
@@ -28,20 +28,20 @@ _PRIVATE = ("/run", "/var/lib/libvirt", "/var/log/libvirt")
 
 @dataclass(frozen=True)
 class Rebootable(Host):
-    """A host whose commands run in the namespace of process ``holder``."""
+    """Is a host whose commands run in the namespace of process ``holder``."""
 
     holder: int = 0
 
     def argv(self, *words: str | Path) -> list[str]:
-        """Return the command, as it is run in the namespace."""
+        """Return the command that runs in the namespace."""
         return [*self._enter(), *super().argv(*words)]
 
     def run(self, *argv: str) -> str:
-        """Run another program there; return what it printed."""
+        """Run another program in the namespace; return its output."""
         return subprocess.run([*self._enter(), *argv], check=True, capture_output=True, text=True, timeout=60).stdout
 
     def reboot(self) -> None:
-        """End everything at once, as a power cut does, and empty /run and our own runtime directory."""
+        """End everything at once, like a power cut, and empty /run and the host's runtime directory."""
         for pid in self.inhabitants():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -51,7 +51,7 @@ class Rebootable(Host):
         self.run("sh", "-c", "rm -rf /run/* /var/log/libvirt/*")
 
     def inhabitants(self) -> list[int]:
-        """Return the processes of this host: those in its namespace, and QEMU, which libvirt gives one of its own."""
+        """Return the host's processes: those in its namespace, and QEMU, which libvirt puts into another one."""
         own = Path(f"/proc/{self.holder}/ns/mnt").readlink()
         found = [int(line.split()[0]) for line in self._processes()]
         for entry in Path("/proc").iterdir():
@@ -66,7 +66,7 @@ class Rebootable(Host):
 
 @contextlib.contextmanager
 def rebootable() -> Iterator[Rebootable]:
-    """Make a host; at the end all that runs there is ended, and its VMs' directories are gone."""
+    """Make a host; at the end its processes are ended and its VMs' directories removed."""
     mounts = "; ".join(f"mkdir -p {place} && mount -t tmpfs -o mode=755 tmpfs {place}" for place in _PRIVATE)
     script = f"mount --make-rprivate / && {mounts} && echo ready && exec sleep infinity"
     with lab() as plain:

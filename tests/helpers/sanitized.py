@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The C programs built with sanitizers: once, in a directory that stays, again only where the sources changed."""
+"""Build the C programs with sanitizers, in directories that are kept and rebuilt only if the sources changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TARGETS = {
     "memserver": "memserver/ghostbox-memserver",
     "client": "tests/helpers/memory-client",
 }
-# Meson's name for each, the runtime that must come first in a process, and how it is to report.
+# For each sanitizer: meson's name, the runtime that must be first in a process, and its options.
 SANITIZERS = {
     "asan": ("address,undefined", "libasan.so", {"ASAN_OPTIONS": "exitcode=99", "UBSAN_OPTIONS": "halt_on_error=1"}),
     "tsan": ("thread", "libtsan.so", {"TSAN_OPTIONS": "exitcode=99"}),
@@ -62,13 +62,13 @@ def _runtime(library: str) -> str:
 
 def _built(kind: str, options: Iterable[str], targets: Iterable[str]) -> Path:
     """Build targets with these options of meson and return the build directory."""
-    # A build directory belongs to one source tree: another clone must not get the programs of this one.
+    # A build directory belongs to one source tree: another clone must not use the programs of this tree.
     tree = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
     directory = Path(tempfile.gettempdir()) / f"ghostbox-tests-{os.getuid()}" / f"{kind}-{tree}"
     with _locked(directory):
         if not (directory / "build.ninja").exists():
-            shutil.rmtree(directory, ignore_errors=True)  # one that was cut off
-            _run([_tool("meson"), "setup", *options, str(directory)])
+            shutil.rmtree(directory, ignore_errors=True)  # the earlier build was interrupted
+            _run([_tool("meson"), "setup", "-Dwerror=true", *options, str(directory)])
         _run([_tool("ninja"), "-C", str(directory), *targets])
     return directory
 
@@ -84,7 +84,7 @@ def _options(kind: str) -> tuple[str, ...]:
 
 
 def sanitized_program(kind: str, target: str) -> tuple[Path, Mapping[str, str]]:
-    """Build one program (``memserver/memserver-replay``) and return where it is and its environment's additions."""
+    """Build one program (``memserver/memserver-replay``) and return its path and additions to its environment."""
     return _built(kind, _options(kind), [target]) / target, SANITIZERS[kind][2]
 
 
@@ -93,7 +93,7 @@ def sanitized_build(kind: str) -> Build:
     _, library, env = SANITIZERS[kind]
     paths = extra_build(kind, *_options(kind))
     if kind == "tsan":
-        # It sees no order between a reply on one connection and a request on another, so a block that is written,
-        # then read, then written again is a race to it.
+        # TSan sees no order between a reply on one connection and a request on another, so it reports a race for a
+        # block that is written, then read, then written again.
         paths["memserver"] = installed_build().memserver
     return Build(**paths, preload_first=(_runtime(library),), env=env)

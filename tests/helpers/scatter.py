@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""A program in a guest that fills memory of node 1 and, when it is told to, frees every second piece of it."""
+"""Run a program in a guest that fills memory of node 1 and, on request, frees every second piece of it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from ghostbox import processes
+from ghostbox.system import processes
 from helpers.machine import Machine
 
 FREED_PAGES = 8192
-# Pieces of 512 KiB: nothing of what is freed is as large as a pageblock (2 MiB).
+# The pieces have 512 KiB, so no freed piece is as large as a pageblock (2 MiB).
 _PROGRAM = f"""
 import mmap, os, time
 def told(file):
@@ -31,7 +31,7 @@ told("scatter-end")
 
 @contextlib.contextmanager
 def scattered(machine: Machine) -> Iterator[None]:
-    """Run the program until it has filled its memory; it keeps what it does not free until the end of the block."""
+    """Run the program until it has filled its memory; it keeps the rest until the end of the block."""
     machine.guest("rm -f scatter-*")
     machine.host.cli("shell", machine.name, "--", "cat > scatter.py", stdin=_PROGRAM, check=True)
     work = machine.host.start("shell", machine.name, "--", "exec numactl --membind=1 python3 scatter.py")
@@ -51,7 +51,7 @@ def scattered(machine: Machine) -> Iterator[None]:
 
 
 def free_every_second_piece(machine: Machine) -> None:
-    """Tell it to."""
+    """Tell the program to free every second piece."""
     machine.guest("touch scatter-free")
 
 
@@ -61,7 +61,7 @@ def discarded_pages(machine: Machine) -> int:
 
 
 def wait_for_reports(machine: Machine) -> None:
-    """Wait until a guest that is left alone has reported nearly all that is free; a round begins 2 s after the last."""
+    """Wait until an idle guest has reported nearly all free memory; its rounds are 2 s apart."""
 
     def at_rest() -> bool:
         before = discarded_pages(machine)
@@ -72,7 +72,7 @@ def wait_for_reports(machine: Machine) -> None:
 
 
 def wait_until_given_back(machine: Machine, before: int, n_pages: int) -> None:
-    """Wait until it has given back so many pages more than ``before``."""
+    """Wait until the guest has given back this many pages more than ``before``."""
     processes.wait_until(
         lambda: discarded_pages(machine) - before >= n_pages,
         timeout_s=120,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""An SSH server in place of a guest's: one key is let in, commands run here, files are served from a directory.
+"""Be an SSH server in a guest's place: it accepts one key, runs commands here and serves a directory's files.
 
-It hangs up after six keys as sshd does (MaxAuthTries), and can be told to break connections on purpose.
+It disconnects after six keys like sshd (MaxAuthTries), and breaks connections on request.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from typing import Any
 
 import paramiko
 
-from ghostbox import cloudinit, ssh
 from ghostbox.paths import VmPaths
+from ghostbox.plan import cloudinit
 from ghostbox.session import Book, Record, VmState
+from ghostbox.system import ssh
 
 FORBIDDEN = "forbidden"
-"""A file that nobody may open: where tests run as root, no mode would do."""
+"""Is a file that no user may open: file modes do not stop root, as whom tests may run."""
 
 logging.getLogger("helpers.ssh_server").setLevel(logging.CRITICAL)
-_MAX_TRIES = 6  # sshd_config(5), MaxAuthTries
+_MAX_TRIES = 6  # the default of MaxAuthTries, sshd_config(5)
 
 
 class GuestServer:
-    """Serves until `close`; ``tries`` are the keys that were offered, ``home`` is what the user sees."""
+    """Serves until `close`; ``tries`` are the keys that were offered, ``home`` is the user's directory."""
 
     def __init__(self, home: Path, host_key: Path, user_key: str) -> None:
         self.home = home
@@ -62,7 +63,7 @@ class GuestServer:
                 transport.start_server(event=threading.Event(), server=_Session(self, transport))
 
     def allows(self, key: paramiko.PKey) -> bool:
-        """Tell whether it is the key of the one who may come in."""
+        """Tell whether this is the key of the user who may log in."""
         self.tries.append(key.get_base64())
         return key.get_base64() == self._user_key
 
@@ -74,17 +75,17 @@ class _Session(paramiko.ServerInterface):
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         if self.server.allows(key):
-            return paramiko.AUTH_SUCCESSFUL  # type: ignore[attr-defined]
+            return paramiko.AUTH_SUCCESSFUL  # type: ignore[attr-defined, no-any-return]
         self._left -= 1
         if self._left <= 0:
             self.transport.close()
-        return paramiko.AUTH_FAILED  # type: ignore[attr-defined]
+        return paramiko.AUTH_FAILED  # type: ignore[attr-defined, no-any-return]
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED  # type: ignore[attr-defined]
+        return paramiko.OPEN_SUCCEEDED  # type: ignore[attr-defined, no-any-return]
 
     def check_channel_env_request(self, *_: Any) -> bool:
         return True
@@ -116,11 +117,11 @@ class _Handle(paramiko.SFTPHandle):
         return paramiko.SFTPAttributes.from_stat(os.fstat(self.readfile.fileno()))  # type: ignore[attr-defined]
 
     def chattr(self, attr: paramiko.SFTPAttributes) -> int:
-        return paramiko.SFTP_OK  # type: ignore[attr-defined]
+        return paramiko.SFTP_OK  # type: ignore[attr-defined, no-any-return]
 
 
 class _Files(paramiko.SFTPServerInterface):
-    """The home directory by SFTP; paths are taken as they come."""
+    """Serves the home directory by SFTP, with unchecked paths."""
 
     def __init__(self, session: _Session, *_: Any, **__: Any) -> None:
         self._home = session.server.home
@@ -162,10 +163,10 @@ class _Files(paramiko.SFTPServerInterface):
             (self._home / path).mkdir()
         except OSError as err:
             return paramiko.SFTPServer.convert_errno(err.errno or 0)
-        return paramiko.SFTP_OK  # type: ignore[attr-defined]
+        return paramiko.SFTP_OK  # type: ignore[attr-defined, no-any-return]
 
     def chattr(self, path: str, attr: paramiko.SFTPAttributes) -> int:
-        return paramiko.SFTP_OK  # type: ignore[attr-defined]
+        return paramiko.SFTP_OK  # type: ignore[attr-defined, no-any-return]
 
 
 @contextlib.contextmanager
@@ -179,7 +180,7 @@ def guest_server(home: Path, host_key: Path, user_key: str) -> Iterator[GuestSer
 
 
 def started_vm(state: Path, runtime: Path, port: int, name: str = "work") -> Book:
-    """Write down a VM that runs and whose port 22 is at ``port``, with keys and configuration as `up` makes them."""
+    """Write the record of a running VM whose port 22 is at ``port``, with keys and configuration like `up`."""
     files = VmPaths(state, runtime)
     for directory in (state, runtime):
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A sink for stages that shows nothing."""
+"""Receive stages without showing anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Quiet:
-    """A `Progress` that keeps its notes."""
+    """Is a `Progress` that keeps its notes."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -21,7 +21,7 @@ class Quiet:
         yield self
 
     def say(self, text: str) -> None:
-        """Ignore what a stage does."""
+        """Ignore what a stage reports."""
 
     def note(self, text: str) -> None:
         """Keep a line."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""VMs that are stopped: a record on disk and nothing else, for what commands do with VMs that do not run."""
+"""Make stopped VMs: a record on disk and nothing else, for commands on VMs that do not run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ghostbox import paths
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.plan import PagerPlan
+from ghostbox.plan.plan import PagerPlan
 from ghostbox.session.record import Book, Record, VmState
 from ghostbox.units import GIB, KIB, MIB
 
@@ -44,14 +44,14 @@ def here() -> Paths:
 
 
 def stopped_vm(name: str, where: Paths | None = None, **changes: Any) -> VmPaths:
-    """Make the record of a VM that is stopped, as an earlier version left it: without a definition."""
+    """Make the record of a stopped VM, as an earlier version left it: without a definition."""
     files = (where or here()).vm(name)
     Book(files).save(dataclasses.replace(RECORD, name=name, domain=f"ghostbox-{name}", **changes))
     return files
 
 
 def write_editor(directory: Path, script: str) -> dict[str, str]:
-    """Return the environment in which the editor is a shell script; ``$1`` is the file that it is given."""
+    """Return the environment in which the editor is a shell script; ``$1`` is the file to edit."""
     program = directory / "editor.sh"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)

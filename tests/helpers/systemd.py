@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A real systemd for tests: a user's manager in namespaces of its own, whatever this machine was booted with."""
+"""Run a real systemd for tests: a user's manager in namespaces of its own, whatever init system the machine has."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox.processes import wait_until
+from ghostbox.system.processes import wait_until
 
 _MANAGER = Path("/usr/lib/systemd/systemd")
-# systemd asks sd_booted(3), so the namespace says yes. Its first process is the shell, which takes up orphans.
+# systemd asks sd_booted(3), so the namespace has that directory. Its first process is the shell, which adopts orphans.
 _START = f"""
 mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/systemd/system /run/user/0
 {_MANAGER} --user --log-target=console & wait
@@ -26,13 +26,13 @@ mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/systemd/system /run/user/
 
 @dataclass(frozen=True)
 class Systemd:
-    """A manager that runs; commands run beside it."""
+    """Is a manager that runs; commands run beside it."""
 
     pid: int
     home: Path
 
     def run(self, *argv: str | Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a command that sees this systemd, and only what it started."""
+        """Run a command that sees this systemd, and only the processes that it started."""
         own = {"HOME": str(self.home), "XDG_RUNTIME_DIR": "/run/user/0", "XDG_CONFIG_HOME": str(self.home / ".config")}
         return subprocess.run(
             ["nsenter", "-t", str(self.pid), "-m", "-p", *map(str, argv)],
@@ -50,7 +50,7 @@ class Systemd:
 
 @contextlib.contextmanager
 def user_systemd() -> Iterator[Systemd]:
-    """Run root's user manager until the end of the block; all that it started ends with it."""
+    """Run root's user manager until the end of the block; all its processes end with it."""
     if os.geteuid() != 0:
         pytest.skip("cannot run here: namespaces need root")
     if not _MANAGER.exists() or shutil.which("systemctl") is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pagers that follow each other on one state file, and a build of them that can kill itself at a given step."""
+"""Run pagers one after another on one state file, and a build of them that can kill itself at a given step."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostbox import processes
+from ghostbox.system import processes
 from helpers.pager import Build, MemoryClient, _end_pager, _read_line, installed_build, pager_argv, short_dir
 from helpers.sanitized import ROOT, extra_build
 
 
 def fault_points() -> list[str]:
     """Return the names of all steps at which the test build can kill itself."""
-    header = (ROOT / "qemu" / "pager" / "fault_points.h").read_text()
+    header = (ROOT / "qemu" / "pager" / "base" / "fault_points.h").read_text()
     return re.findall(r"^ +X\((\w+)\)", header, re.MULTILINE)
 
 
 def fault_point_build() -> Build:
     """Build the programs with fault points."""
-    return Build(**extra_build("fault-points", "-Dfault_points=true"))
+    programs: dict[str, Any] = dict(extra_build("fault-points", "-Dfault_points=true"))
+    return Build(**programs)
 
 
 @contextlib.contextmanager
 def other_format(state_file: Path) -> Iterator[None]:
-    """Let a state file look like one of another version of the pager; whoever has it mapped does not look there."""
-    version_at = 7  # the last character of its magic
+    """Make a state file look like that of another version; a pager that has it mapped does not check again."""
+    version_at = 7  # the last character of the file's magic
     with state_file.open("r+b") as stream:
         before = os.pread(stream.fileno(), 1, version_at)
         os.pwrite(stream.fileno(), b"9", version_at)
@@ -42,7 +43,7 @@ def other_format(state_file: Path) -> Iterator[None]:
 
 
 class PagerLine:
-    """One pager after the other, with the same sockets and the same state file."""
+    """Is a series of pagers with the same sockets and the same state file."""
 
     def __init__(
         self,
@@ -67,14 +68,14 @@ class PagerLine:
                 env={**os.environ, **self.build.env, **crash},
             )  # fmt: skip
         line = _read_line(process, "ghostbox-pager")
-        # It may come to its fault point before it has said that it is ready: what was to be rebuilt waits for nobody.
+        # A pager may reach its fault point before it has reported that it is ready, since rebuilding starts at once.
         crashed = crash_at is not None and line == "" and process.wait(10) == -signal.SIGKILL
         if line != "ready" and not crashed:
             raise RuntimeError(f"the pager said {line!r}, status {process.wait(10)}: {self.log()}")
         return process
 
     def resume(self, *options: str, crash_at: str | None = None) -> None:
-        """Start the next one, with more ``options``; ``crash_at`` is a fault point."""
+        """Start the next pager, with more ``options``; ``crash_at`` is a fault point."""
         assert self.process.poll() is not None
         argv = [str(self.build.pager), "--listen", str(self.listen), "--control", str(self.control)]
         argv += ["--state", str(self.state_file), "--resume", *options]
@@ -83,25 +84,25 @@ class PagerLine:
         self.process = self._start(argv, crash_at)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the pager (SIGKILL)."""
         self.process.kill()
         self.process.wait(10)
 
     def wait_crash(self, timeout_s: float = 30.0) -> None:
-        """Wait until it has killed itself."""
+        """Wait until the pager has killed itself."""
         assert self.process.wait(timeout_s) == -signal.SIGKILL, self.log()
 
     def status(self) -> dict[str, Any]:
-        """Answer of the control socket."""
+        """Return the answer of the control socket."""
         status: dict[str, Any] = processes.control_request(self.control, "status")
         return status
 
     def served(self, client: MemoryClient) -> bool:
-        """Tell whether the client's memory is in this pager's hands."""
+        """Tell whether this pager serves the client's memory."""
         return any(region["pid"] == client.pid and region["connected"] for region in self.status()["regions"])
 
     def wait_served(self, client: MemoryClient) -> None:
-        """Wait until the client has come back."""
+        """Wait until the client has connected again."""
         processes.wait_until(lambda: self.served(client), timeout_s=20, what="the client's return")
 
     def command(self, cmd: str, **args: Any) -> Any:
@@ -109,7 +110,7 @@ class PagerLine:
         return processes.control_request(self.control, cmd, **args)
 
     def log(self) -> str:
-        """All that they wrote."""
+        """Return all that the pagers wrote."""
         return self.log_path.read_text()
 
 
@@ -122,9 +123,9 @@ def pager_line(
     prefix: Sequence[str] = (),
     **options: str,
 ) -> Iterator[PagerLine]:
-    """Run a first pager with a state file; whichever is the last at the end of the block is ended.
+    """Run a first pager with a state file; the last pager is ended at the end of the block.
 
-    ``prefix`` is what starts each of them elsewhere.
+    ``prefix`` are the words that start each pager elsewhere.
     """
     with short_dir() as place:
         line = PagerLine(place, donors, cache, build or installed_build(), options, prefix)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every command explains itself, and every option of it is tried by a test."""
+"""Every command explains itself, and a test tries each of its options."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_examples_in_help_are_real() -> None:
 
 
 def test_every_option_is_exercised_by_a_test() -> None:
-    """A test file (with its helpers) names both the command and the option, each as a word of its own."""
+    """A test file (with its helpers) must have both the command and the option as words of their own."""
     vocabularies = [_words(path) for path in project.with_suffix(".py") if _is_test(path)]
     untried = []
     for found in commands.walk():
@@ -55,22 +55,26 @@ def test_every_option_is_exercised_by_a_test() -> None:
     assert not untried, "no test uses\n" + "\n".join(untried)
 
 
-def test_every_command_and_option_in_the_readme_exists() -> None:
-    text = (project.ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", [project.shown(path) for path in project.documents()])
+def test_every_command_and_option_in_the_documents_exists(document: str) -> None:
+    text = (project.ROOT / document).read_text(encoding="utf-8")
     fenced = "\n".join(re.findall(r"```.*?\n(.*?)```", text, re.DOTALL))
-    lines = [line.removeprefix("$ ") for line in (raw.strip() for raw in fenced.splitlines())]
-    lines += re.findall(r"`((?:\.venv/bin/)?ghostbox [a-z][^`]*)`", text)
+    indented = "\n".join(re.findall(r"^    (ghostbox .*)$", text, re.MULTILINE))
+    lines = [line.removeprefix("$ ") for line in (raw.strip() for raw in f"{fenced}\n{indented}".splitlines())]
+    lines += [" ".join(words.split()) for words in re.findall(r"`((?:\.venv/bin/)?ghostbox [a-z][^`]*)`", text)]
     calls = [line.removeprefix("sudo ").removeprefix(".venv/bin/") for line in lines]
     wrong = [problem for call in calls if call.startswith("ghostbox ") for problem in _unknown_words(call)]
     assert not wrong, "\n".join(wrong)
 
 
 def _unknown_words(line: str) -> list[str]:
-    """Return what is wrong with an example call: no such command, no such option."""
+    """Return the unknown commands and options of an example call."""
     words = shlex.split(line.replace("…", "").replace("[", "").replace("]", ""), comments=True)[1:]
     words = words[: words.index("--")] if "--" in words else words
-    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    options = [word.partition("=")[0] for word in words if word.startswith("-") and word != "-"]
     found = commands.find(words) if words and not words[0].startswith("-") else next(commands.walk())
+    if found is None and words and (hidden := main.cli.get_command(click.Context(main.cli), words[0])) is not None:
+        found = commands.Found((words[0],), hidden)
     if found is None:
         return [f"no such command: {line}"]
     known = {"-h", "--help", "--version"}
@@ -83,7 +87,7 @@ def _is_test(path: Path) -> bool:
 
 
 def _words(path: Path) -> set[str]:
-    """Return the words that a test file and the helpers it imports pass around: string constants, split."""
+    """Return the words of all string constants in a test file and the helpers that it imports."""
     used = [path]
     for imported, _ in project.imports(path):
         if imported.startswith("helpers."):

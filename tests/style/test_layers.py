@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The layers of ARCHITECTURE.md hold: nothing imports from a layer below its own, and no module in a circle."""
+"""The layers of ARCHITECTURE.md hold: no module imports from a layer below its own, and none imports in a circle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENTRY = 6  # ghostbox/__main__.py and ghostbox.cli
 
 
 def layers() -> dict[str, int]:
-    """Read the numbered list of ARCHITECTURE.md: module name to layer."""
+    """Read the numbered list of ARCHITECTURE.md: each module's name with its layer."""
     text = (project.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     section = text.partition("## Python layers")[2].partition("\n## ")[0]
     found: dict[str, int] = {}
@@ -51,12 +51,22 @@ def test_no_module_imports_itself_through_others() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_no_package_imports_itself_through_others() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in project.package_modules().items():
+        own = module.split(".")[1:2]
+        names = {imported.split(".")[1] for imported, _ in project.imports(path) if imported.startswith("ghostbox.")}
+        graph.setdefault(own[0] if own else "", set()).update(names - set(own))
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 def test_subprocess_libvirt_and_the_network_have_one_owner_each() -> None:
     owners = {
-        "subprocess": {"ghostbox.processes"},
-        "libvirt": {"ghostbox.hypervisor"},
-        "paramiko": {"ghostbox.ssh"},
-        "httpx": {"ghostbox.donor_client"},
+        "subprocess": {"ghostbox.system.processes"},
+        "libvirt": {"ghostbox.system.hypervisor"},
+        "paramiko": {"ghostbox.system.ssh"},
+        "httpx": {"ghostbox.donors.client"},
+        "zeroconf": {"ghostbox.discovery"},
     }
     wrong = []
     for module, path in project.package_modules().items():
@@ -64,6 +74,23 @@ def test_subprocess_libvirt_and_the_network_have_one_owner_each() -> None:
             allowed = owners.get(imported.split(".")[0])
             if allowed is not None and not any(module == name or module.startswith(name + ".") for name in allowed):
                 wrong.append(f"{project.shown(path)}:{line}: only {', '.join(allowed)} may import {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_locks_and_signals_to_other_processes_have_one_owner_each() -> None:
+    """Only `locks` takes a lock, and only `pidfd` ends a process that was found, never by its bare id."""
+    owners = {
+        r"\bflock\(": {"ghostbox.system.locks"},
+        r"\bos\.kill\((?!os\.getpid)": set(),
+        r"\bpidfd_send_signal\(": {"ghostbox.system.pidfd"},
+    }
+    wrong = [
+        f"{project.shown(path)}:{number}: {line.strip()}"
+        for module, path in project.package_modules().items()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for pattern, allowed in owners.items()
+        if re.search(pattern, line) and module not in allowed
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -97,5 +124,5 @@ def test_memserver_never_includes_qemu_and_the_shim_only_its_protocol() -> None:
 
 
 def _as_imported(path: Path) -> str:
-    """Return a module without what it does only when it is run as a program (the demo's, in the guest)."""
+    """Return a module's tree without the part that runs only in a program (the demo's, in the guest)."""
     return path.read_text(encoding="utf-8").partition('\nif __name__ == "__main__":')[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files and functions stay small enough to read, and each file says its licence."""
+"""Files and functions are small enough to read, and each file names its licence."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _python_functions(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _c_functions(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield line and length of each function: its body stands between a '{' and a '}' in the first column."""
+    """Yield line and length of each function: its body is between a '{' and a '}' in the first column."""
     start = None
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line == "{":

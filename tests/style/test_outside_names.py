@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Nothing depends on one machine or one registry: where packages come from is the machine's own configuration."""
+"""The project names no machine and no registry: each machine's own configuration says where packages come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from helpers import project
 
-# Written apart, so that this file does not find itself.
+# The names are written in pieces, so that the test does not find this file.
 _REGISTRIES = (
     ("deb", "debian", "org"),
     ("security", "debian", "org"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rows of the benchmark: ratios by round, the hardest reference, what is missing."""
+"""The benchmark's rows have ratios by round, take the hardest reference, and name what is missing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ghostbox.bench.model import (
     Contender,
     Outcome,
     Results,
+    Row,
     RowSpec,
     Scenario,
     Source,
@@ -31,7 +32,7 @@ def results(missing: dict[str, str] | None = None, **values: list[float]) -> Res
     return Results(outcomes, missing or {})
 
 
-def row_of(found: Results, target: Target | None, *references: str):
+def row_of(found: Results, target: Target | None, *references: str) -> Row:
     def nothing() -> Outcome:
         raise AssertionError
 
@@ -41,7 +42,7 @@ def row_of(found: Results, target: Target | None, *references: str):
 
 
 def test_ratio_is_taken_round_by_round() -> None:
-    # The medians alone would give 2 / 4; each round was half as fast as its own reference except the last.
+    # The medians alone would give 2 / 4; all rounds but the last were half as fast as their own reference.
     row = row_of(results(a=[1.0, 2.0, 100.0], b=[2.0, 4.0, 100.0]), at_least(0.5), "b")
     assert row.ratio is not None
     assert (row.ratio.median, row.ratio.min, row.ratio.max) == (0.5, 0.5, 1.0)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A benchmark's predictions are made of the link that it measured, and compared with its own figures."""
+"""A benchmark predicts from the link that it measured, and compares the predictions with its own figures."""
 
 from __future__ import annotations
 
 import pytest
 
-from ghostbox import prediction
 from ghostbox.bench import donor_link
 from ghostbox.bench.model import Outcome, Results
-from ghostbox.prediction import HostCosts
+from ghostbox.plan import prediction
+from ghostbox.plan.prediction import HostCosts
 
 LINK = {
     "rtt_p50_us": 30.0,
@@ -22,7 +22,7 @@ LINK = {
 
 
 def results(**figures: list[float]) -> Results:
-    """Steps a second of each contender, a value a round."""
+    """Return steps a second of each contender, a value for each round."""
     return Results({who: [Outcome({"per_s": value}) for value in values] for who, values in figures.items()})
 
 

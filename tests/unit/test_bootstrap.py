@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bootstrap as far as it can be tried without installing anything; the whole of it is how these tests got here."""
+"""bootstrap checks its arguments and the machine. These tests install nothing; bootstrap itself installed them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bootstrap(*args: str, path: str | None = None) -> subprocess.CompletedProces
 def test_help_names_the_commands() -> None:
     done = bootstrap("--help")
     assert done.returncode == 0
-    for word in ("demo", "test", "install", "uninstall", "./bootstrap demo --json"):
+    for word in ("demo", "check", "test", "install", "uninstall", "./bootstrap demo --json"):
         assert word in done.stdout
 
 
@@ -44,6 +44,23 @@ def test_every_package_has_a_name_for_each_system_and_a_reason() -> None:
         assert len(columns) >= 6, f"no reason: {line}"
         assert re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", columns[0])
     assert "nbdkit" not in runtime
+
+
+def test_a_donor_gets_neither_qemu_nor_libvirt_nor_a_compiler_run_for_its_binding() -> None:
+    donor = {line.split()[0] for line in bootstrap("packages", "donor").stdout.splitlines()}
+    all_of_them = {line.split()[0] for line in bootstrap("packages").stdout.splitlines()}
+    assert (
+        {"python3", "gcc", "libjansson-dev", "libnbd-dev", "libgnutls28-dev", "libseccomp-dev"} <= donor < all_of_them
+    )
+    left_out = all_of_them - donor
+    assert {"qemu-system-x86", "libvirt-daemon-system", "libvirt-dev", "python3-dev", "mmdebstrap"} <= left_out
+
+
+@pytest.mark.parametrize("arguments", [("--role",), ("--role", "guest"), ("donor",)])
+def test_a_role_that_is_none_is_refused_before_anything_is_installed(arguments: tuple[str, ...]) -> None:
+    done = bootstrap("install", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: install takes nothing but --role donor or --role host: ")
 
 
 @pytest.mark.parametrize(

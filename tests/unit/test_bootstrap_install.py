@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Steps of bootstrap in a copy of the project's directory, with the system's own tools or small ones in their place."""
+"""Steps of bootstrap run in a copy of the project's directory, with the system's tools or scripts in their place."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ QUIET_LINES = 30
 
 @dataclass(frozen=True)
 class Copy:
-    """A directory with a space in its name that holds bootstrap and a command; a PATH that tools can be put before."""
+    """Hold a directory with bootstrap and a command, with a space in its name, and a PATH with test tools in front."""
 
     root: Path
     tools: Path
@@ -26,16 +27,16 @@ class Copy:
 
     @property
     def command(self) -> Path:
-        """What is linked."""
+        """Return the path that the link leads to."""
         return self.root / ".venv/bin/ghostbox"
 
     @property
     def link(self) -> Path:
-        """Where an ordinary user's link is."""
+        """Return the path of an ordinary user's link."""
         return self.home / ".local/bin/ghostbox"
 
     def tool(self, name: str, *lines: str) -> None:
-        """Put a small script in a tool's place."""
+        """Put a small script into the place of a tool."""
         path = self.tools / name
         path.write_text("\n".join(("#!/bin/bash", *lines, "")))
         path.chmod(0o755)
@@ -84,7 +85,7 @@ def test_a_step_that_fails_shows_its_last_lines_and_names_the_log(copy: Copy) ->
     assert done.returncode == 1
     assert "bootstrap: installing system packages (" in done.stderr
     assert " ... failed 0 s\n" in done.stderr
-    assert "error: apt-get could not fetch the lists of packages\nwhy: it said at the end:\n  line 181" in done.stderr
+    assert "error: apt-get could not fetch the lists of packages\nwhy: its last lines were:\n  line 181" in done.stderr
     log = copy.root / ".bootstrap/log"
     assert f"  line 200 of apt\nfix: mend the network or /etc/apt/sources.list; the whole log is {log}\n" in done.stderr
     assert len(done.stderr.splitlines()) < QUIET_LINES
@@ -114,6 +115,39 @@ def test_packages_that_are_there_are_not_installed(copy: Copy) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    ("role", "has", "lacks"),
+    [
+        ("donor", {"fastapi", "uvicorn", "httpx", "meson-python"}, {"libvirt-python", "paramiko", "numpy", "pytest"}),
+        ("host", {"libvirt-python", "paramiko", "numpy", "httpx"}, {"fastapi", "uvicorn", "matplotlib", "pytest"}),
+        ("runtime", {"libvirt-python", "fastapi", "httpx"}, {"matplotlib", "pytest"}),
+        ("test", {"libvirt-python", "fastapi", "matplotlib", "pytest"}, set()),
+    ],
+)
+def test_a_role_brings_the_python_packages_that_it_needs(copy: Copy, role: str, has: set[str], lacks: set[str]) -> None:
+    shutil.copy(project.ROOT / "pyproject.toml", copy.root)
+    (copy.root / ".venv/bin/python").symlink_to(sys.executable)
+    done = copy.steps(f"requirements {role}")
+    names = {line.partition(">")[0].partition("=")[0] for line in done.stdout.splitlines()}
+    assert has <= names
+    assert not lacks & names
+
+
+@pytest.mark.parametrize(
+    ("installed", "wanted", "again"),
+    [("runtime", "donor", False), ("test", "host", False), ("donor", "runtime", True), ("donor", "donor", False)],
+)
+def test_what_another_role_brought_is_not_installed_again(copy: Copy, installed: str, wanted: str, again: bool) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(project.ROOT / name, copy.root)
+    (copy.root / ".venv/bin/python").symlink_to(sys.executable)
+    stamps = 'echo "$PWD, $(/usr/bin/python3 --version | cut -d. -f1,2)" >.venv/place.stamp'
+    stamps += f"; hash_of pyproject.toml constraints.txt >.venv/requirements-{installed}.stamp"
+    done = copy.steps(f'step() {{ echo "$*"; }}; {stamps}; python_env {wanted}')
+    assert done.returncode == 0, done.stderr
+    assert ("-r .bootstrap/requirements.txt -c constraints.txt" in done.stdout) is again
+
+
 def test_the_command_is_linked_once_and_found_by_its_name(copy: Copy) -> None:
     path = f"{copy.tools}:{copy.link.parent}:/usr/bin:/bin"
     first = copy.steps("link_command", PATH=path)
@@ -130,7 +164,7 @@ def test_a_directory_that_is_not_on_the_path_is_said_with_what_puts_it_there(cop
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling"])
-def test_what_is_not_ours_is_neither_replaced_nor_removed(copy: Copy, kind: str) -> None:
+def test_another_copys_command_is_neither_replaced_nor_removed(copy: Copy, kind: str) -> None:
     copy.link.parent.mkdir(parents=True)
     other = copy.home / "other"
     if kind != "dangling":
@@ -141,7 +175,7 @@ def test_what_is_not_ours_is_neither_replaced_nor_removed(copy: Copy, kind: str)
         copy.link.symlink_to(other)
     done = copy.steps("link_command")
     assert done.returncode == 0
-    assert done.stderr == f"bootstrap: {copy.link} is not this copy's, and stays as it is: call {copy.command}\n"
+    assert done.stderr == f"bootstrap: {copy.link} belongs to another copy, and is left alone: call {copy.command}\n"
     assert copy.steps("uninstall").returncode == 0
     assert os.path.lexists(copy.link)
     assert not copy.command.exists()

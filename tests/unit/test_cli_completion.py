@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The shell offers what there is: VMs, images, donors, keys."""
+"""The shell offers the names that exist: VMs, images, donors, keys."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ Cli = Callable[..., "CompletedProcess[str]"]
 
 @pytest.fixture
 def offered(ghostbox_dirs: Path, quick_cli: Cli) -> Callable[[str, str], set[str]]:
-    """Return what a shell offers behind a line; there are two VMs, an image and two donors."""
+    """Return the words that a shell offers after a line; there are two VMs, an image, two donors and two memservers."""
     stopped_vm("work")
     stopped_vm("play")
     here().images.mkdir(parents=True)
     (here().images / "ubuntu.json").write_text("{}")
+    for name in ("shelf", "rack"):
+        here().memserver_state(name).mkdir(parents=True)
+        (here().memserver_state(name) / "identity.json").write_text("{}")
     (ghostbox_dirs / "ghostbox.yaml").write_text("pool: {donors: [tower]}\n")
     (here().state / "known-donors.json").write_text(json.dumps({"format": 1, "donors": [{"address": "attic"}]}))
 
@@ -50,6 +53,10 @@ def offered(ghostbox_dirs: Path, quick_cli: Cli) -> Callable[[str, str], set[str
         ("ghostbox donor drain t", {"tower"}),
         ("ghostbox set work vm.mem", {"vm.memory="}),
         ("ghostbox set --unset pool.sl", {"pool.slow"}),
+        ("ghostbox memserver audit --name ", {"shelf", "rack"}),
+        ("ghostbox memserver drain --name r", {"rack"}),
+        ("ghostbox token create --name r", {"rack"}),
+        ("ghostbox memserver a", {"audit"}),
     ],
 )
 def test_names_are_completed(offered: Callable[..., set[str]], line: str, names: set[str]) -> None:

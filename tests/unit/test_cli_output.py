@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What commands print: formats, stages, questions."""
+"""Commands print their formats, stages and questions as documented."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -19,8 +20,9 @@ from rich.table import Table
 
 from ghostbox.cli import options, output
 from ghostbox.cli.context import Context
+from ghostbox.cli.key_options import key_options
 from ghostbox.errors import UsageError
-from ghostbox.processes import wait_until
+from ghostbox.system.processes import wait_until
 from ghostbox.terminal import PlainConsole
 
 
@@ -74,10 +76,10 @@ def test_output_options_choose_the_format() -> None:
 
 def test_a_flag_from_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command(context_settings={"auto_envvar_prefix": "GHOSTBOX"})
-    @click.option("--memory")
-    @click.option("--cpus")
-    def up(memory: str | None, cpus: str | None) -> None:
-        loaded = Context().config({"vm.memory": memory, "vm.cpus": cpus})
+    @key_options("vm.memory", "vm.cpus")
+    @click.pass_obj
+    def up(context: Context) -> None:
+        loaded = context.config()
         click.echo(f"{loaded.vm.cpus} {loaded.origin('vm.memory')}, {loaded.origin('vm.cpus')}")
 
     monkeypatch.setenv("GHOSTBOX_MEMORY", "3G")
@@ -155,7 +157,7 @@ def test_a_question_without_a_terminal_asks_for_yes() -> None:
     ("kind", "word", "value"),
     [(options.BYTES, "2M", 2 << 20), (options.SECONDS, "2m", 120.0), (options.VM_NAME, "big-1", "big-1")],
 )
-def test_option_types_parse(kind: click.ParamType, word: str, value: object) -> None:
+def test_option_types_parse(kind: click.ParamType[Any], word: str, value: object) -> None:
     assert kind.convert(word, None, None) == value
     with pytest.raises(click.BadParameter, match="is not a"):
         kind.convert("?!", None, None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a new user meets in the first hour: forgotten units, forgotten words, wrong files. Real commands."""
+"""A new user makes mistakes in the first hour: forgotten units and words, wrong files. The commands are real."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from subprocess import CompletedProcess
 import click
 import pytest
 
-from ghostbox import config, plan
+from ghostbox import config
 from ghostbox.cli import main
 from ghostbox.errors import EXIT_CODES, ConfigError, UsageError
+from ghostbox.plan import plan
 from ghostbox.units import GIB, MIB
 from helpers import project
 from helpers.other_user import as_user
@@ -41,7 +42,7 @@ def test_a_group_of_commands_alone_shows_its_help(quick_cli: Cli, group: str) ->
 
 def test_every_exit_code_is_in_the_help_and_in_the_documents(quick_cli: Cli) -> None:
     said = quick_cli("--help").stdout.partition("Exit codes:")[2]
-    table = (project.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = (project.ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     for code, meaning in EXIT_CODES.items():
         assert re.search(rf"^\s+{code}\s+{re.escape(meaning)}$", said, re.MULTILINE), code
         assert f"| {code} | {meaning}" in table, code
@@ -114,7 +115,7 @@ def test_a_rate_without_a_unit_is_not_taken_for_bytes() -> None:
 
 
 def valued(command: str) -> list[str]:
-    """Return the options of a command that stand for keys and can be given a wrong word."""
+    """Return the options of a command that stand for keys and can have a wrong value."""
     found = main.cli.get_command(click.Context(main.cli), command)
     assert found is not None
     keys = {name.partition(".")[2]: key for name, key in config.keys().items()}
@@ -127,7 +128,7 @@ def valued(command: str) -> list[str]:
 
 
 def is_wrong(key: config.Key) -> bool:
-    """Tell whether the wrong word is one for this key: some take any."""
+    """Tell whether the wrong value is wrong for this key: some keys take any value."""
     try:
         key.kind.parse("no such [value]")
     except UsageError:

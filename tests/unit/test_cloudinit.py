@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The seed's three files and its ISO image; ssh's configuration, as ssh itself reads it."""
+"""The seed has three files and an ISO image; ssh itself reads ssh's configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pycdlib
 import pytest
 import yaml
 
-from ghostbox import cloudinit
-from ghostbox.cloudinit import SeedSpec
 from ghostbox.errors import ConfigError, UsageError
-from ghostbox.tiering import Tiering
+from ghostbox.plan import cloudinit
+from ghostbox.plan.cloudinit import SeedSpec
+from ghostbox.plan.tiering import Tiering
 
 SPEC = SeedSpec(
     hostname="box",
@@ -55,7 +55,7 @@ def test_user_gets_the_key_and_no_password() -> None:
     assert user["ssh_authorized_keys"] == ["ssh-ed25519 AAAA ana@desk"]
 
 
-def test_guest_gets_our_host_key_alone() -> None:
+def test_guest_gets_only_the_pinned_host_key() -> None:
     config = config_of()
     assert config["ssh_deletekeys"] is True
     assert config["ssh_keys"] == {
@@ -89,7 +89,7 @@ def test_free_memory_is_reported_in_small_pieces_at_each_boot_of_a_guest_with_re
     assert "echo 0 > /proc/sys/vm/compaction_proactiveness" in command
 
 
-def test_further_disk_is_formatted_if_it_is_empty_and_mounted_if_it_is_ours_at_each_boot() -> None:
+def test_further_disk_is_formatted_if_empty_and_ghostboxs_own_is_mounted_at_each_boot() -> None:
     script = config_of(tiering=OFF, more_disks=("gb-disk2", "gb-disk3"))["bootcmd"][-1][-1]
     assert script.startswith("disk=/dev/disk/by-id/virtio-gb-disk3 place=/mnt/disk3\n")
     assert "if ! blkid -p $disk >/dev/null && cmp -s -n 1048576 $disk /dev/zero; then\n  mkfs.ext4" in script
@@ -152,8 +152,8 @@ def test_users_cloud_config_is_a_second_part_that_is_merged() -> None:
 JINJA = "## template: jinja\n#cloud-config\npackages: [{{ v1.region }}]\n"
 
 
-def test_users_template_is_merged_with_ours_like_any_other_config() -> None:
-    """cloud-init hands the part's header on to the handler of what the template makes."""
+def test_users_template_is_merged_with_ghostboxs_like_any_other_config() -> None:
+    """cloud-init passes the part's header on to the handler of the template's result."""
     (_, (kind, text)) = parts_of(JINJA)
     assert (kind, text) == ("text/jinja2", JINJA)
     assert cloudinit.render(SeedSpec(**{**vars(SPEC), "extra_user_data": JINJA})).user_data.count("Merge-Type") == 2
@@ -172,7 +172,7 @@ def test_kinds_that_are_not_merged_are_refused_with_the_reason(kind: str) -> Non
 
 
 def test_user_named_like_a_group_gets_it_as_the_primary_group() -> None:
-    """useradd would refuse `users` or `docker`, and nobody could log in."""
+    """useradd would refuse `users` or `docker`, and no user could log in."""
     (user,) = config_of(user="users")["users"]
     assert (user["name"], user["primary_group"]) == ("users", "users")
 
@@ -191,7 +191,7 @@ def test_user_is_logged_in_on_the_console_at_each_boot() -> None:
 
 
 def test_only_an_emulated_guest_keeps_khugepaged_from_the_memory_of_programs_that_sleep() -> None:
-    """With KVM it hears of a lost page by a machine check, and goes on."""
+    """With KVM the guest's kernel gets a machine check for a lost page, and goes on."""
     shown = [" ".join(map(str, config_of(emulated=emulated)["bootcmd"])) for emulated in (True, False)]
     assert ["khugepaged/scan_sleep_millisecs" in each for each in shown] == [True, False]
 

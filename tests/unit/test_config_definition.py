@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The definition of a VM as a file: what is in it, that it says the same when it is read, and that comments stay."""
+"""The definition of a VM is a file: it holds all keys, reads back as written, and keeps its comments."""
 
 from __future__ import annotations
 

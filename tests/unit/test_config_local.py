@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``vm.local``: all RAM of this machine that a VM has, given as one."""
+"""``vm.local`` gives a VM's whole RAM on this machine as one value."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"vm.local": "12M"}, "--local: 12 MiB is too small, the least is 384 MiB", "memory and cache together"),
         (
             {"vm.local": "5G", "vm.memory": "4G", "pool.cache": "1G"},
-            "--local: vm.memory and pool.cache are given, too, and say the same",
+            "--local: vm.memory and pool.cache are given, too, and mean the same memory",
             "leave one of the three out",
         ),
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""config.yaml and the schema are one list; every key can be set, and reaches the program as a typed value."""
+"""config.yaml and the schema list the same keys; every key can be set, and reaches the program as a typed value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ghostbox import config, paths
 from ghostbox.config import ExtraDisk, NetworkChoice, PortForward, SharedFolder, definition, document
 from ghostbox.units import GIB, KIB, MIB
 
-# Another value than the default for every key: as written, as the program sees it.
+# Every key has a value here that is not its default: as a user writes it, and as the program sees it.
 OTHER_VALUES: dict[str, tuple[str, object]] = {
     "vm.name": ("big-1", "big-1"),
     "vm.memory": ("3GiB", 3 * GIB),
@@ -40,6 +40,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "pool.rebuild_after": ("1m", 60.0),
     "pool.rebuild_rate": ("0", 0),
     "pool.slow": ("5ms", 0.005),
+    "pool.insecure": ("true", True),
     "pager.poll_us": ("0", 0),
     "pager.readahead": ("64KiB", 64 * KIB),
     "pager.log_level": ("debug", "debug"),
@@ -56,7 +57,10 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "memserver.remind_every": ("5s", 5.0),
     "memserver.drain_on_pressure": ("20%", 20.0),
     "memserver.pressure_file": ("/sys/fs/cgroup/x/memory.pressure", Path("/sys/fs/cgroup/x/memory.pressure")),
+    "memserver.lock_memory": ("true", True),
     "memserver.insecure": ("true", True),
+    "memserver.secure": ("true", True),
+    "memserver.announce": ("false", False),
     "image.suite": ("forky", "forky"),
     "image.packages": ("[htop]", ("htop",)),
 }

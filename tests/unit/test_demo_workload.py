@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The program that proves the demo sees wrong pages, and the demo calls what is wrong by its name."""
+"""The demo's program detects wrong pages, and the demo names each kind of failure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each check of the doctor, provoked: what it finds, why it matters, and the command that mends it."""
+"""Each check of the doctor, provoked, tells what it found, why it matters, and the command that mends it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import __version__, config, paths, processes
+from ghostbox import __version__, config, paths
 from ghostbox.doctor import CHECKS, Check, Machine, Result, Role, run
-from ghostbox.donor_client import DonorClient, Holder
-from ghostbox.hypervisor import qemu_user
+from ghostbox.donors.client import DonorClient
+from ghostbox.donors.models import Holder
+from ghostbox.system import processes
+from ghostbox.system.hypervisor import qemu_user
 from helpers.donor import running_donor
 from helpers.other_user import as_user
 
@@ -45,7 +47,7 @@ def as_nobody(name: str, machine: Machine) -> Check:
 
 @pytest.fixture
 def open_dir() -> Iterator[Path]:
-    """A directory that every user may pass (pytest's own are for their owner only)."""
+    """Yield a directory that every user may pass (pytest's directories are for their owner only)."""
     with tempfile.TemporaryDirectory(prefix="ghostbox-test-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -75,7 +77,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def native(directory: Path, pager: str = f"echo ghostbox-pager {__version__}", version: str = __version__) -> Path:
-    """Stand-ins that answer what a real program of another version or kernel would."""
+    """Return stand-ins that answer like a real program of another version, or under another kernel."""
     script(directory / "ghostbox-memserver", f"echo ghostbox-memserver {version}\n")
     script(directory / "ghostbox-pager", pager)
     (directory / "libghostbox-shim.so").touch()
@@ -85,7 +87,7 @@ def native(directory: Path, pager: str = f"echo ghostbox-pager {__version__}", v
 def test_programs_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GHOSTBOX_NATIVE_DIR", str(tmp_path))
     found = check("programs", machine_with())
-    assert (found.result, found.found) == (Result.FAIL, f"ghostbox-memserver is not there ({tmp_path})")
+    assert (found.result, found.found) == (Result.FAIL, f"ghostbox-memserver is missing in {tmp_path}")
     assert found.fix == "./bootstrap install"
 
 
@@ -117,7 +119,7 @@ def test_no_userfaultfd(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_userfaultfd_for_root_alone_is_mended_by_a_udev_rule(open_dir: Path) -> None:
+def test_cure_for_a_userfaultfd_of_root_alone_is_a_udev_rule(open_dir: Path) -> None:
     device = make_device(open_dir / "userfaultfd", 257, 0o600, "root")
     found = as_nobody("userfaultfd", machine_with(userfaultfd=device))
     assert (found.result, found.found) == (Result.FAIL, f"cannot open {device}: permission denied")
@@ -126,7 +128,7 @@ def test_userfaultfd_for_root_alone_is_mended_by_a_udev_rule(open_dir: Path) -> 
 
 
 @needs_root
-def test_userfaultfd_for_the_group_kvm_is_mended_by_joining_it(open_dir: Path) -> None:
+def test_cure_for_a_userfaultfd_of_the_group_kvm_is_to_join_it(open_dir: Path) -> None:
     device = make_device(open_dir / "userfaultfd", 257, 0o660, "kvm")
     found = as_nobody("userfaultfd", machine_with(userfaultfd=device))
     assert found.fix == "sudo usermod -aG kvm $USER, then log in again"
@@ -182,7 +184,7 @@ def test_no_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "found", "why"),
     [
-        ("QEMU emulator version 5.2.0 (Debian)", "QEMU version 5.2.0", "GhostBox is tried with 7.2 and later"),
+        ("QEMU emulator version 5.2.0 (Debian)", "QEMU version 5.2.0", "GhostBox is tested with 7.2 and later"),
         ("something else", "something else", "its version cannot be read"),
     ],
 )
@@ -218,7 +220,7 @@ def test_kvm_that_qemu_may_not_open(open_dir: Path) -> None:
 
 
 @needs_root
-def test_kvm_that_we_may_not_open(open_dir: Path) -> None:
+def test_kvm_that_the_user_may_not_open(open_dir: Path) -> None:
     device = make_device(open_dir / "kvm", 232, 0o660, "kvm")
     found = as_nobody("kvm", machine_with(kvm=device))
     assert (found.result, found.found) == (Result.FAIL, f"cannot open {device}: permission denied")
@@ -254,7 +256,7 @@ def test_storage_from_which_no_shim_can_be_loaded(open_dir: Path, monkeypatch: p
     monkeypatch.setenv("GHOSTBOX_CACHE_DIR", str(open_dir))
     found = check("storage", machine_with())
     assert (found.result, found.found) == (Result.FAIL, "there is no directory from which QEMU could load the shim")
-    assert "its name has a space, and LD_PRELOAD cannot be told of such a file" in (found.why or "")
+    assert "its name has a space, which LD_PRELOAD cannot express" in (found.why or "")
 
 
 @needs_root
@@ -291,7 +293,7 @@ def test_more_to_lend_than_there_is() -> None:
 
 
 def dead_port() -> int:
-    """Return a port of 127.0.0.1 where nobody listens."""
+    """Return a port of 127.0.0.1 at which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -306,7 +308,7 @@ def test_donor_that_answers_and_one_that_does_not_are_both_named(tmp_path: Path)
     assert (well.result, well.found) == (Result.OK, answer)
     assert (found.result, found.found) == (Result.WARN, f"{answer}, {dead} does not answer")
     assert found.why == f"cannot reach donor {dead}: connection refused: nothing listens on that port"
-    assert (found.fix or "").startswith("start one there: ghostbox memserver")
+    assert (found.fix or "").startswith("start a memserver there: ghostbox memserver")
 
 
 def test_donor_that_is_draining_is_said_to_be(tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_a_port_that_is_taken(name: str, key: str) -> None:
         found = check(name, machine_with({key: port}))
     assert (found.result, found.found) == (Result.FAIL, f"127.0.0.1 port {port} cannot be listened on")
     assert (found.why or "").startswith("Address already in use")
-    assert found.fix == f"ss -ltnp 'sport = :{port}' shows who listens; or choose another {key}"
+    assert found.fix == f"ss -ltnp 'sport = :{port}' shows the program that listens; or choose another {key}"
     assert check(name, machine_with({key: port})).found == f"127.0.0.1 port {port} is free"
 
 
@@ -365,7 +367,7 @@ def test_a_port_for_root_alone() -> None:
     assert found.fix == "set memserver.port above 1023"
 
 
-def test_an_address_that_is_not_ours() -> None:
+def test_an_address_of_another_machine() -> None:
     found = check("nbd-port", machine_with({"memserver.bind": "192.0.2.1"}))
     assert (found.why or "").startswith("Cannot assign requested address")
 
@@ -388,9 +390,9 @@ def test_a_role_has_its_own_checks() -> None:
     assert {"userfaultfd", "libvirt", "kvm"} <= host - donor
 
 
-def test_the_command_says_what_failed_and_exits_5(ghostbox_cli: Cli, tmp_path: Path) -> None:
+def test_the_command_says_what_failed_and_exits_5(quick_cli: Cli, tmp_path: Path) -> None:
     env = {"GHOSTBOX_NATIVE_DIR": str(tmp_path / "none"), "GHOSTBOX_MEMSERVER_RESERVE": "1M"}
-    done = ghostbox_cli("doctor", "--role", "donor", "--json", env=env)
+    done = quick_cli("doctor", "--role", "donor", "--json", env=env)
     assert done.returncode == 5
     report = json.loads(done.stdout)
     failed = [each["name"] for each in report["checks"] if each["result"] == "fail"]
@@ -398,7 +400,7 @@ def test_the_command_says_what_failed_and_exits_5(ghostbox_cli: Cli, tmp_path: P
     assert "userfaultfd" not in {each["name"] for each in report["checks"]}
     assert json.loads(done.stderr)["error"]["message"].endswith(f"failed: {', '.join(failed)}")
 
-    shown = ghostbox_cli("doctor", "--role", "donor", env=env)
+    shown = quick_cli("doctor", "--role", "donor", env=env)
     assert "fail  programs" in shown.stdout
     assert "      fix: ./bootstrap install" in shown.stdout
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What this machine's libvirt makes of our domain: each release words QEMU's command line otherwise, and none may
-change what remote memory stands on. By libvirt's embedded driver, which needs no daemon.
+"""This machine's libvirt turns GhostBox's domain into a command line with the parts that remote memory needs.
+
+Each release of libvirt writes the command line in another way. libvirt's embedded driver does it, which needs no
+daemon.
 """
 
 from __future__ import annotations
@@ -22,30 +24,30 @@ DOMAINS = sorted(path.stem for path in GOLDEN.glob("*.xml") if path.read_text(en
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """The words of one, and its options that are JSON objects."""
+    """Hold the words of a command line, and its options that are JSON objects."""
 
     words: list[str]
 
     def objects(self, option: str) -> list[dict[str, Any]]:
-        """Return what an option was given, each time."""
+        """Return the value of an option each time that the option is given."""
         found = [word for name, word in zip(self.words, self.words[1:], strict=False) if name == option]
         return [json.loads(word) for word in found if word.startswith("{")]
 
     def values(self, option: str) -> list[str]:
-        """Return the arguments of an option as they stand."""
+        """Return the arguments of an option as they are written."""
         return [word for name, word in zip(self.words, self.words[1:], strict=False) if name == option]
 
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """Where the driver keeps what it learned of QEMU; short, for its sockets."""
+    """Yield a directory for what the driver learns of QEMU; its path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as name:
         yield Path(name)
 
 
 @pytest.fixture(scope="module", params=DOMAINS)
 def line(request: pytest.FixtureRequest, place: Path) -> CommandLine:
-    """The golden domain's command line; those for KVM as if emulated, since a machine may have none."""
+    """Return the command line of a golden domain; domains for KVM are emulated, since a machine may have no KVM."""
     text = (GOLDEN / f"{request.param}.xml").read_text(encoding="utf-8")
     text = text.replace(' type="kvm"', ' type="qemu"').replace('"host-passthrough"', '"maximum"')
     xml = place / f"{request.param}.xml"

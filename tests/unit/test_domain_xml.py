@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The domain of a plan is the golden file, libvirt's schema accepts it, and unsafe domains are refused.
+"""The domain of a plan equals the golden file, libvirt's schema accepts it, and unsafe domains are refused.
 
-After a change on purpose: GHOSTBOX_TEST_REWRITE=1 pytest tests/unit/test_domain_xml.py, then read the difference.
+After an intended change: GHOSTBOX_TEST_REWRITE=1 pytest tests/unit/test_domain_xml.py, then read the difference.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import config, domain_xml, plan
+from ghostbox import config
 from ghostbox.config import ExtraDisk, NetworkChoice, PortForward
 from ghostbox.errors import Refused
 from ghostbox.paths import Paths
-from ghostbox.placement import Offer
-from ghostbox.plan import BootPlan, ImagePlan, NetworkPlan, Virt, VmPlan
+from ghostbox.plan import domain_xml, plan
+from ghostbox.plan.placement import Offer
+from ghostbox.plan.plan import BootPlan, ImagePlan, NetworkPlan, Virt, VmPlan
 from ghostbox.units import GIB
 from helpers.facts import FACTS
 
@@ -45,25 +46,25 @@ def make_plan() -> VmPlan:
 
 
 def tcg_plan() -> VmPlan:
-    """Emulated, with forwarded ports, on a host with AppArmor."""
+    """Return a plan of an emulated VM with forwarded ports, on a host with AppArmor."""
     network = NetworkPlan("52:54:00:01:02:03", 2222, (PortForward(8080, 80), PortForward(8443, 443)))
     return dataclasses.replace(make_plan(), virt=Virt.TCG, network=network, security_models=("apparmor", "dac"), cpus=1)
 
 
 def firmware_plan() -> VmPlan:
-    """An imported image under a session libvirt, which has no security drivers."""
+    """Return a plan of an imported image under a session libvirt, which has no security drivers."""
     image = ImagePlan("cloud", Path("/var/cache/ghostbox/images/cloud/disk.qcow2"), BootPlan())
     return dataclasses.replace(make_plan(), image=image, security_models=(), libvirt_uri="qemu:///session")
 
 
 def bridge_plan() -> VmPlan:
-    """A machine of its own on a bridge of the host, with three disks."""
+    """Return a plan of a VM with an address of its own on a bridge of the host, and three disks."""
     network = NetworkPlan("52:54:00:01:02:03", 2222, choice=NetworkChoice("bridge", "br0"))
     return dataclasses.replace(make_plan(), network=network, disks=(ExtraDisk(50 * GIB), ExtraDisk(GIB)))
 
 
 def libvirt_network_plan() -> VmPlan:
-    """On a network of libvirt."""
+    """Return a plan of a VM on a network of libvirt."""
     network = NetworkPlan("52:54:00:01:02:03", 2222, choice=NetworkChoice("libvirt", "default"), filter="ghostbox-box")
     return dataclasses.replace(make_plan(), network=network)
 
@@ -104,7 +105,7 @@ def test_domain_is_the_golden_one(name: str) -> None:
 
 
 def test_guest_without_remote_memory_keeps_its_kernels_ways_of_giving_memory_back() -> None:
-    """So does the reference of ``ghostbox bench --vm``."""
+    """The reference of ``ghostbox bench --vm`` does so, too."""
     xml = domain_xml.build(dataclasses.replace(make_plan(), remote_memory_bytes=0))
     assert "page_reporting" not in xml
     assert "compaction" not in xml
@@ -112,7 +113,7 @@ def test_guest_without_remote_memory_keeps_its_kernels_ways_of_giving_memory_bac
 
 @pytest.mark.parametrize("name", PLANS)
 def test_libvirts_schema_accepts_the_domain(name: str) -> None:
-    """By libvirt's test driver, which needs no daemon."""
+    """libvirt's test driver checks it, which needs no daemon."""
     if shutil.which("virsh") is None:
         pytest.skip("virsh is not installed")
     argv = ["virsh", "-c", "test:///default", "define", "--validate", str(GOLDEN / f"{name}.xml")]
@@ -121,7 +122,7 @@ def test_libvirts_schema_accepts_the_domain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_our_own_domains_are_safe(name: str) -> None:
+def test_ghostboxs_own_domains_are_safe(name: str) -> None:
     domain_xml.check(domain_xml.build(PLANS[name]()))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the donor client says when it meets something that is no donor. (Against real donors: tests/native/donor.)"""
+"""The donor client reports a server that is no donor (tests/integration/donor has real donors)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import donors, processes
-from ghostbox.donor_client import Address, DonorClient, NoAnswer, parse_address
+from ghostbox import donors
+from ghostbox.donors.client import Address, DonorClient, NoAnswer, parse_address
+from ghostbox.donors.trust import Channel, Means
 from ghostbox.errors import DonorError, UsageError
+from ghostbox.system import processes
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def _unused_port() -> int:
 
 @contextlib.contextmanager
 def _listener(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A TCP server that treats every connection as ``serve`` does; yields its address."""
+    """Run a TCP server that calls ``serve`` with every connection; yield its address."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
@@ -78,7 +80,7 @@ def _listener(serve: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def _answering(body: bytes) -> Callable[[socket.socket], None]:
-    """Answer each request with ``body``."""
+    """Return a function that answers each request with ``body``."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(65536)
@@ -101,7 +103,8 @@ def test_a_closed_port_is_said_to_be_closed() -> None:
 
 
 def test_a_name_that_does_not_resolve_is_said_so() -> None:
-    with DonorClient("no-such-donor.invalid") as client, pytest.raises(NoAnswer) as caught:
+    channel = Channel(Means.INSECURE)
+    with DonorClient("no-such-donor.invalid", channel=channel) as client, pytest.raises(NoAnswer) as caught:
         client.status()
     assert caught.value.message == "cannot reach donor no-such-donor.invalid:10810"
     assert caught.value.why is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Waiting for cloud-init: a guest that starts again meanwhile, one that is gone, one that reports errors."""
+"""While GhostBox waits for cloud-init, a guest may start again, end, or report errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from ghostbox.errors import DeadlineExceeded, GuestError
 from ghostbox.session import first_boot
-from ghostbox.ssh import Result
+from ghostbox.system.ssh import Result
 
 DONE = json.dumps({"v1": {"datasource": "NoCloud", "errors": []}})
 FAILED = json.dumps({"v1": {"errors": ["('scripts_user', RuntimeError('Runparts: 1 failures (runcmd)'))"]}})
@@ -20,7 +20,7 @@ FAILED = json.dumps({"v1": {"errors": ["('scripts_user', RuntimeError('Runparts:
 
 @dataclass
 class Guest:
-    """A guest that gives these answers, one after the other, the last one for ever. None: it does not answer."""
+    """Be a guest that gives these answers one after the other, and the last one for ever; None is no answer."""
 
     answers: list[str | None]
     log: str = ""
@@ -58,20 +58,20 @@ def test_the_end_of_cloud_init_is_waited_for() -> None:
 
 
 def test_guest_that_reboots_meanwhile_is_waited_for_again_and_that_is_said() -> None:
-    """Its connection breaks or hangs; its next boot has another id."""
+    """The guest's connection breaks or hangs; its next boot has another id."""
     guest = Guest(["boot-1\nbusy", None, "boot-2\nbusy", f"boot-2\n{DONE}"])
     said: list[str] = []
     first_boot.wait_cloud_init(guest, 60, said.append)
     assert (guest.logins, guest.closed) == (1, 1)
-    assert "the guest does not answer any more: does it start again?" in said
-    assert said[-1] == "the guest was started again by its own cloud-init; waiting for the end of that"
+    assert "the guest does not answer any more: it may be rebooting" in said
+    assert said[-1] == "cloud-init has rebooted the guest; waiting for cloud-init again"
 
 
 def test_a_result_that_a_reboot_will_follow_is_not_the_end() -> None:
     guest = Guest(["boot-1\nstopping", None, f"boot-2\n{DONE}"])
     said: list[str] = []
     first_boot.wait_cloud_init(guest, 60, said.append)
-    assert "cloud-init has the guest start again" in said
+    assert "cloud-init reboots the guest" in said
     assert guest.logins == 1
 
 
@@ -80,7 +80,9 @@ def test_guest_that_its_own_cloud_init_ends_is_said_to_have_ended() -> None:
         first_boot.wait_cloud_init(Guest([None]), 60, alive=lambda: False)
 
 
-@pytest.mark.parametrize(("answer", "why"), [("b\nbusy", "still busy"), ("b\nstopping", "it does not end")])
+@pytest.mark.parametrize(
+    ("answer", "why"), [("b\nbusy", "still busy"), ("b\nstopping", "the guest does not shut down")]
+)
 def test_cloud_init_that_takes_too_long_is_said_with_what_it_does(answer: str, why: str) -> None:
     with pytest.raises(GuestError, match="was not done within 0 s") as caught:
         first_boot.wait_cloud_init(Guest([answer]), 0)
@@ -99,7 +101,7 @@ Traceback (most recent call last):
         first_boot.wait_cloud_init(Guest([f"b\n{FAILED}"], log), 60)
     assert caught.value.why == (
         "('scripts_user', RuntimeError('Runparts: 1 failures (runcmd)'))\n"
-        "before, /var/log/cloud-init-output.log has:\n"
+        "the last lines in /var/log/cloud-init-output.log:\n"
         "  /var/lib/cloud/instance/scripts/runcmd: 3: instal-it: not found"
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From the pager's status to what a user is told: how the memory does, what is wrong, what to do; and what happened."""
+"""The pager's status becomes a user's report: the state of the memory, problems with their cure, and events."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ghostbox import health
-from ghostbox.health import Level
-from ghostbox.session import care
+from ghostbox.pager import health
+from ghostbox.pager.health import Level
+from ghostbox.pager.model import PagerStatus
+from ghostbox.session import reconcile
 
 A, B, C = "nbd://a:1/x", "nbd://b:1/x", "nbd://c:1/x"
 NAMES = {A: "attic:10810", B: "barn:10810"}
@@ -31,7 +32,7 @@ def donor(uri: str, **changed: Any) -> dict[str, Any]:
     return {**usual, **changed}
 
 
-def status(*donors: dict[str, Any], word: str = "ok", lost: int = 0, **pool: Any) -> dict[str, Any]:
+def status(*donors: dict[str, Any], word: str = "ok", lost: int = 0, **pool: Any) -> PagerStatus:
     usual = {
         "extent_bytes": 16 << 20,
         "replicas": 1,
@@ -41,10 +42,11 @@ def status(*donors: dict[str, Any], word: str = "ok", lost: int = 0, **pool: Any
         "lost_pages": lost,
         "rebuild": {"active": False, "extents_left": 0},
     }
-    return {"health": word, "donors": donors, "pool": {**usual, **pool}, "pages": {"poisoned": lost}}
+    parts = {"health": word, "donors": donors, "pool": {**usual, **pool}, "pages": {"poisoned": lost}}
+    return PagerStatus.model_validate(parts)
 
 
-def said(found: dict[str, Any]) -> list[tuple[str, str | None]]:
+def said(found: PagerStatus) -> list[tuple[str, str | None]]:
     return [(problem.text, problem.advice) for problem in health.assess("lab", found, NAMES).problems]
 
 
@@ -53,13 +55,13 @@ def said(found: dict[str, Any]) -> list[tuple[str, str | None]]:
     [
         (
             True,
-            "the VM is paused: no room for its disk /s/vms/lab/disk.qcow2 to grow, 1 MiB are free in /s/vms/lab",
-            "make room there: the VM goes on by itself",
+            "the VM is paused: no space for its disk /s/vms/lab/disk.qcow2 to grow, 1 MiB are free in /s/vms/lab",
+            "make space there: the VM resumes by itself",
         ),
         (
             False,
             "the VM is paused: its disk /s/vms/lab/disk.qcow2 cannot be written, 1 MiB are free in /s/vms/lab",
-            "if a quota is used up there, raise it; otherwise dmesg says what is wrong: the VM goes on by itself",
+            "if a quota is used up there, raise it; otherwise dmesg shows the cause: the VM resumes by itself",
         ),
     ],
 )
@@ -78,21 +80,21 @@ def test_memory_that_is_well_has_no_problem() -> None:
         (
             {"state": "down", "down_s": 12.0},
             "donor attic:10810 has not answered for 12.0 s; it holds 64 MiB",
-            "start it again, or look at its cable;"
-            " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
+            "start the donor again, or check its network;"
+            " or, if it is gone for good: ghostbox donor drain attic:10810 --vm lab",
         ),
         (
             {"state": "down", "down_s": 12.0, "why": "connection refused"},
             "donor attic:10810 has not answered for 12.0 s: connection refused; it holds 64 MiB",
-            "start it again, or look at its cable;"
-            " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
+            "start the donor again, or check its network;"
+            " or, if it is gone for good: ghostbox donor drain attic:10810 --vm lab",
         ),
         (
             {"state": "down", "down_s": 12.0, "why": "pages are not: is the MTU the same on the whole way?"},
             "donor attic:10810 lets no page pass for 12.0 s: pages are not: is the MTU the same on the whole way?;"
             " it holds 64 MiB",
-            "give both ends, and all that is between them, the same MTU; ping -M do -s 8972 shows what passes;"
-            " or, if it will not be back: ghostbox donor drain attic:10810 --vm lab",
+            "give both ends, and all devices between them, the same MTU; ping -M do -s 8972 tests it;"
+            " or, if it is gone for good: ghostbox donor drain attic:10810 --vm lab",
         ),
         (
             {"state": "lost", "lost_pages": 512},
@@ -114,11 +116,11 @@ def test_memory_that_is_well_has_no_problem() -> None:
             "donor attic:10810 is slow (81 ms on average): it is used last",
             "ghostbox donor drain attic:10810 --vm lab",
         ),
-        ({"state": "draining"}, "donor attic:10810 is being drained, 64 MiB are left", "nothing: it is under way"),
+        ({"state": "draining"}, "donor attic:10810 is being drained, 64 MiB are left", "nothing: this is under way"),
         (
             {"state": "down", "backup": True},
             "the copy on disk has not answered; it holds 64 MiB",
-            "start it again, or look at its cable",
+            "start the donor again, or check its network",
         ),
     ],
 )
@@ -132,22 +134,23 @@ def test_donor_that_lends_twice_is_named_once() -> None:
     [problem] = health.assess("lab", status(*twice, donor(B)), names).problems
     assert problem.text == "donor attic:10810 has not answered for 4.0 s; it holds 96 MiB"
     empty = status(donor(A, state="down", down_s=3.0, copies={"current": 0}), donor(B))
-    assert "; all that it held is elsewhere" in said(empty)[0][0]
+    assert "; all its content has other copies" in said(empty)[0][0]
 
 
 def test_missing_copies_are_counted_and_what_helps_is_said() -> None:
-    short = status(donor(A), word="degraded", missing_copies=2, filling_copies=1, replicas=2)
-    assert said(short) == [("48 MiB lack a copy", "give them room: ghostbox donor add ADDRESS --vm lab")]
-    short["pool"]["rebuild"]["active"] = True
-    assert said(short) == [("48 MiB lack a copy; copies are being made", "nothing: it is under way")]
+    lack = {"missing_copies": 2, "filling_copies": 1, "replicas": 2}
+    short = status(donor(A), word="degraded", **lack)
+    assert said(short) == [("48 MiB lack a copy", "add room for copies: ghostbox donor add ADDRESS --vm lab")]
+    mended = status(donor(A), word="degraded", rebuild={"active": True, "extents_left": 3}, **lack)
+    assert said(mended) == [("48 MiB lack a copy; copies are being made", "nothing: this is under way")]
 
 
 def test_lost_memory_is_told_in_mib() -> None:
     [(text, advice)] = said(status(donor(A), word="lost", lost=256))
     assert text == "1 MiB of the VM's memory are lost: programs that touch them are killed"
     assert advice == "save what matters, then ghostbox down lab and ghostbox up lab"
-    without_kvm = status(donor(A), word="lost", lost=256) | {"features": {"poison": False}}
-    assert said(without_kvm)[0][0] == "1 MiB of the VM's memory are lost: whoever touches them waits for ever"
+    without_kvm = status(donor(A), word="lost", lost=256).model_copy(update={"features": {"poison": False}})
+    assert said(without_kvm)[0][0] == "1 MiB of the VM's memory are lost: programs that touch them wait for ever"
 
 
 @pytest.mark.parametrize(
@@ -166,20 +169,20 @@ def test_lost_memory_is_told_in_mib() -> None:
     ],
 )
 def test_vm_is_paused_only_for_a_donor_that_alone_has_pages_and_may_come_back(
-    found: dict[str, Any], away: list[str]
+    found: PagerStatus, away: list[str]
 ) -> None:
-    assert [each["uri"] for each in health.sole_copies_away(found)] == away
+    assert [each.uri for each in health.sole_copies_away(found)] == away
 
 
 def test_what_happened_between_two_looks() -> None:
     before = status(donor(A), donor(B), donor(C, state="drained"))
     gone = donor(A, state="lost", lost_pages=256)
     after = status(gone, donor(B), donor(C, state="removed"), word="lost", rebuild={"active": True, "extents_left": 3})
-    assert care.changes(None, after, NAMES) == []
-    assert care.changes(before, after, NAMES) == [
+    assert reconcile.changes(None, after, NAMES) == []
+    assert reconcile.changes(before, after, NAMES) == [
         ("donor-lost", "donor attic:10810 was up and is lost", A),
         ("memory-lost", f"1 MiB were on donor attic:10810 ({A}) alone", A),
         ("copying-begun", "copies of 48 MiB are being made", None),
         ("health", "the VM's memory was ok and is lost", None),
     ]
-    assert ("copying-ended", "no copy is being made any more", None) in care.changes(after, before, NAMES)
+    assert ("copying-ended", "no copy is being made any more", None) in reconcile.changes(after, before, NAMES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The machine's name, whatever the kernel was given for it; in a namespace of its own."""
+"""A machine has a name, whatever name the kernel was given; the tests set it in a namespace of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers import project
 SCRIPT = """
 import socket, sys
 socket.sethostname(bytes.fromhex(sys.argv[1]))
-from ghostbox.donor_client import host_name
+from ghostbox.donors.client import host_name
 from ghostbox.memserver.opening import default_name
 from ghostbox.session.record import lease_name
 print(host_name(), default_name(), lease_name("work").split("-")[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether QEMU's user reaches a file: modes, access control lists, symbolic links; how a disk is handed to it."""
+"""QEMU's user reaches a file or not: by modes, access control lists and symbolic links; and gets a VM's disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from ghostbox.errors import Refused
-from ghostbox.hypervisor import QemuProcess, qemu_user
-from ghostbox.hypervisor.accounts import Account, hand_over, unreachable_part
 from ghostbox.session import guest_files
+from ghostbox.system.hypervisor import QemuProcess, qemu_user
+from ghostbox.system.hypervisor.accounts import Account, hand_over, unreachable_part
 from helpers.other_user import NOBODY, as_user
 
 QEMU = Account("qemu", 54321, frozenset({54321, 54322}))
@@ -26,7 +26,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: need
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A private directory, above which all is open."""
+    """Yield a private directory, above which all directories are open."""
     with tempfile.TemporaryDirectory(prefix="gbt-", dir="/tmp") as name:
         Path(name).chmod(0o711)
         (private := Path(name) / "private").mkdir(mode=0o700)
@@ -61,7 +61,7 @@ def test_a_private_directory_is_named_and_so_is_one_behind_a_symbolic_link(place
     ],
 )
 def test_what_setfacl_gave_counts(place: Path, named: tuple[int, int, int], mask: int, passes: bool) -> None:
-    """`ghostbox doctor` says: setfacl -m u:libvirt-qemu:x DIRECTORY. Then it has to see that it is done."""
+    """`ghostbox doctor` says: setfacl -m u:libvirt-qemu:x DIRECTORY. It must then see the entry."""
     entries = [(USER_OBJ, 7, NO_ID), (GROUP_OBJ, 0, NO_ID), (MASK, mask, NO_ID), (OTHER, 0, NO_ID), named]
     give(place, *sorted(entries))
     assert unreachable_part(place / "file", QEMU) == (None if passes else place)
@@ -80,11 +80,11 @@ def opens(file: Path, uid: int) -> bool:
 
 @needs_root
 def test_an_ordinary_users_disk_is_opened_by_qemus_user_and_by_nobody_else(place: Path) -> None:
-    """Of a system libvirt QEMU is another user; only root could make a file that user's."""
+    """A system libvirt runs QEMU as another user; only root could give that user the file."""
     place.chmod(0o711)
     (disk := place / "disk").touch(mode=0o644)
     os.chown(disk, NOBODY, NOBODY)
-    for _ in range(2):  # each start hands it over anew
+    for _ in range(2):  # each start gives the disk to QEMU's user anew
         as_user(lambda: hand_over(disk, QEMU))
         assert [opens(disk, uid) for uid in (NOBODY, QEMU.uid, 4242)] == [True, True, False]
     assert disk.stat().st_uid == NOBODY
@@ -118,7 +118,7 @@ def test_a_file_system_without_access_control_lists_is_named_with_the_way_out(pl
         subprocess.run(["umount", place], check=True)
     account = qemu_user("qemu:///system")
     assert seen is not None
-    assert seen.message == f"QEMU runs as user {account.name}, which cannot be let at {disk}"
+    assert seen.message == f"QEMU runs as user {account.name}, which cannot be given access to {disk}"
     assert seen.why == "Operation not supported"
     assert seen.hint == "set libvirt.uri to qemu:///session, or run this as root"
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What a machine without systemd lacks for libvirt."""
+"""GhostBox names what a machine without systemd lacks for libvirt."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ghostbox.hypervisor import daemon
+from ghostbox.system.hypervisor import daemon
 
 
 def test_the_directory_of_console_locks_is_made_where_nobody_has_made_it(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The KVM probe runs a guest, and each way that KVM cannot be used has a text of its own."""
+"""The KVM probe runs a guest, and each obstacle to KVM has a text of its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import hypervisor
-from ghostbox.hypervisor import accounts, kvm
-from ghostbox.hypervisor.accounts import Account, unreachable_part
+from ghostbox.system import hypervisor
+from ghostbox.system.hypervisor import accounts, kvm
+from ghostbox.system.hypervisor.accounts import Account, unreachable_part
 
 
 def test_probe_guest_reaches_64_bit_mode_and_says_so() -> None:
-    """Under emulation it must, everywhere: so a failure under KVM is KVM's."""
+    """It must do so under emulation everywhere: a failure under KVM is then KVM's."""
     found = kvm.probe("tcg", timeout_s=60, cpu_s=60)
     assert (found.usable, found.reason, found.lasting) == (True, "a 64-bit probe guest ran", True)
 
@@ -30,7 +30,7 @@ def test_probe_with_an_accelerator_that_qemu_lacks() -> None:
 
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a script of a shell in QEMU's place; it notes that it was run, and does what the function is given."""
+    """Put a shell script into QEMU's place; it notes that it was run, and runs the commands that it is given."""
     place = tmp_path / "bin"
     place.mkdir()
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
@@ -59,7 +59,7 @@ def test_probe_that_does_not_come_to_run_has_shown_nothing(qemu: Callable[[str],
     qemu("exec sleep 60")
     found = kvm.probe("kvm", timeout_s=0.5)
     assert (found.usable, found.lasting) == (False, False)
-    assert found.reason.startswith("a probe guest came to no end within 0 s: this machine is too busy, or ")
+    assert found.reason.startswith("a probe guest did not end within 0 s: this machine is too busy, or ")
 
 
 needs_kvm = pytest.mark.skipif(
@@ -75,8 +75,8 @@ def test_failure_is_forgotten_with_its_cause_and_success_is_kept(tmp_path: Path,
     qemu(BUSY)
     usable, reason = hypervisor.kvm_usable("qemu:///session")
     assert not usable
-    assert reason.endswith("Device or resource busy (another hypervisor has the processor's virtualisation: VirtualBox,"
-                           " VMware?)")  # fmt: skip
+    busy = "another hypervisor uses the processor's virtualisation, such as VirtualBox or VMware"
+    assert reason.endswith(f"Device or resource busy ({busy})")
     qemu(RUNS)
     assert hypervisor.kvm_usable("qemu:///session") == (True, "a 64-bit probe guest ran")
     n_before = runs(tmp_path)
@@ -126,7 +126,7 @@ def test_device_that_qemus_user_may_not_open(tmp_path: Path) -> None:
     assert kvm.access_problem(Account("libvirt-qemu", 64055, frozenset({group})), device) is None
 
 
-def test_device_that_we_may_not_open_says_how_to_mend_it() -> None:
+def test_device_that_the_user_may_not_open_is_reported_with_the_cure() -> None:
     assert hypervisor.problem_hint("cannot open /dev/kvm: permission denied") == (
         "sudo usermod -aG kvm $USER, then log in again"
     )

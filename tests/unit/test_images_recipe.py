@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The recipe that comes with GhostBox, broken recipes, and where packages come from."""
+"""GhostBox's recipe is read, broken recipes are refused, and packages come from the machine's mirrors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_archives_are_found_by_their_release_files_or_by_their_paths() -> None:
 
 
 def test_security_archive_is_found_though_its_lists_were_never_fetched() -> None:
-    """``apt-get indextargets`` has only what was fetched, ``apt-get update --print-uris`` what is configured."""
+    """``apt-get indextargets`` lists fetched indexes only, ``apt-get update --print-uris`` all configured ones."""
     planned = (
         "'http://a.test/debian/dists/bookworm/InRelease' a.test_debian_dists_bookworm_InRelease 0 \n"
         "'http://a.test/debian/dists/bookworm/main/binary-amd64/Packages.xz' a.test_Packages 0 \n"
@@ -114,7 +114,7 @@ def test_what_this_machines_apt_would_fetch_is_among_the_guests_sources() -> Non
 def test_machine_without_a_debian_archive_is_told_to_name_one() -> None:
     with pytest.raises(ImageError, match="apt on this machine knows no Debian archive") as caught:
         mirrors.known_archives("http://c.test/ubuntu/|noble|Ubuntu|Ubuntu\n")
-    assert caught.value.hint == "name one: ghostbox image build --mirror URI"
+    assert caught.value.hint == "name a mirror: ghostbox image build --mirror URI"
 
 
 def test_sources_are_archive_updates_and_security() -> None:

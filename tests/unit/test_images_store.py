@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Images that are imported, listed, used and deleted, with real qemu-img."""
+"""Images are imported, listed, used and deleted, with the real qemu-img."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_overlay_is_no_image(store: ImageStore, tmp_path: Path) -> None:
 def test_taken_name_is_refused(store: ImageStore, tmp_path: Path) -> None:
     source = raw_disk(tmp_path / "disk.raw")
     store.import_file(source)
-    with pytest.raises(Refused, match="an image named 'disk' is there already"):
+    with pytest.raises(Refused, match="an image named 'disk' exists already"):
         store.import_file(source)
 
 
@@ -212,7 +212,7 @@ def test_disk_without_an_image_is_explained(store: ImageStore, tmp_path: Path) -
     with pytest.raises(ImageError, match=r"disk\.qcow2 stands on no image that is known") as caught:
         store.under(qcow2_disk(tmp_path / "disk.qcow2"))
     assert caught.value.why == "its base is not named in its header"
-    assert caught.value.hint == f"put its base back where it was; {tmp_path}/disk.qcow2 has what the VM wrote"
+    assert caught.value.hint == f"put its base back in its place; {tmp_path}/disk.qcow2 has what the VM wrote"
 
 
 def test_image_in_use_is_not_deleted(store: ImageStore, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_image_in_use_is_not_deleted(store: ImageStore, tmp_path: Path) -> None:
         store.delete("disk", set())
 
 
-def test_image_is_in_use_while_an_overlay_that_we_made_is_there(store: ImageStore, tmp_path: Path) -> None:
+def test_image_is_in_use_while_an_overlay_of_it_exists(store: ImageStore, tmp_path: Path) -> None:
     image = store.import_file(raw_disk(tmp_path / "disk.raw"))
     overlay = tmp_path / "overlay.qcow2"
     store.create_overlay(image, overlay, 8 * MIB)
@@ -275,7 +275,7 @@ def test_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_relative_file_names_that_qemu_img_would_misread_can_be_imported(
     store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, name: str
 ) -> None:
-    """It takes what is before a colon for a protocol, and what begins with a dash for an option."""
+    """qemu-img takes the part before a colon for a protocol, and a word with a leading dash for an option."""
     monkeypatch.chdir(tmp_path)
     raw = raw_disk(tmp_path / "disk.raw")
     if file.endswith(".qcow2"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The donors that this host knows: each once, whatever its address is spelt like."""
+"""This host knows each donor once, however its address is spelt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import known_donors
-from ghostbox.donor_client import DonorStatus
+from ghostbox.donors import known as known_donors
+from ghostbox.donors.client import DonorStatus
+from ghostbox.donors.known import KnownDonor
 from ghostbox.errors import GhostboxError, NotFound, UsageError
-from ghostbox.known_donors import KnownDonor
 from ghostbox.paths import Paths
 
 

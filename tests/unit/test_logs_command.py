@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`ghostbox logs` of a VM that nothing has befallen, and of a guest that sends control sequences."""
+"""`ghostbox logs` shows a VM without events, and a guest that sends control sequences."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from ghostbox import paths
 from ghostbox.errors import GhostboxError
-from ghostbox.hypervisor import domain_log, qemu_log
 from ghostbox.session import Book, guest_files, logs
+from ghostbox.system.hypervisor import domain_log, qemu_log
 from helpers.other_user import NOBODY, as_user
 from helpers.ssh_server import started_vm
 
@@ -25,46 +25,46 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def book(ghostbox_cli: Cli) -> Book:
+def book(quick_cli: Cli) -> Book:
     files = paths.find().vm("work")
     return started_vm(files.state, files.runtime, port=1)
 
 
-def test_no_events_are_no_error(book: Book, ghostbox_cli: Cli) -> None:
-    done = ghostbox_cli("logs", "work", "--source", "events")
+def test_no_events_are_no_error(book: Book, quick_cli: Cli) -> None:
+    done = quick_cli("logs", "work", "--source", "events")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "nothing has befallen the memory of VM 'work'" in done.stderr
+    assert "nothing has happened to the memory of VM 'work'" in done.stderr
 
 
-def test_a_log_that_there_should_be_is_missed(book: Book, ghostbox_cli: Cli) -> None:
-    done = ghostbox_cli("logs", "work", "--source", "pager")
+def test_a_log_that_there_should_be_is_missed(book: Book, quick_cli: Cli) -> None:
+    done = quick_cli("logs", "work", "--source", "pager")
     assert (done.returncode, "error: VM 'work' has no pager log yet\nfix: ghostbox up work" in done.stderr) == (4, True)
 
 
-def test_events_are_lines_without_control_characters_whatever_a_donor_said(book: Book, ghostbox_cli: Cli) -> None:
+def test_events_are_lines_without_control_characters_whatever_a_donor_said(book: Book, quick_cli: Cli) -> None:
     text = "donor said: \x1b[2J\x1b]0;x\x07[bold]no\nforged  line\r\u202e"
     event = {"time": "2026-11-29T00:00:00+00:00", "event": "donor-down", "donor": None, "text": text}
     book.files.events.write_text(json.dumps(event) + "\n")
-    done = ghostbox_cli("logs", "work", "--source", "events")
+    done = quick_cli("logs", "work", "--source", "events")
     [line] = done.stdout.splitlines()
     assert r"donor said: \x1b[2J\x1b]0;x\x07[bold]no forged  line\x0d\u202e" in line
 
 
 @pytest.mark.parametrize("chosen", [True, False])
 def test_the_log_of_qemu_under_a_session_libvirt_is_in_that_logins_cache(
-    book: Book, ghostbox_cli: Cli, tmp_path: Path, chosen: bool
+    book: Book, quick_cli: Cli, tmp_path: Path, chosen: bool
 ) -> None:
     home, cache = tmp_path / "home", tmp_path / "my cache"
     environment = {"HOME": str(home)} | ({"XDG_CACHE_HOME": str(cache)} if chosen else {})
-    record = book.need_record()
+    record = book.record
     book.save(replace(record, libvirt_uri="qemu:///session", environment=environment))
-    done = ghostbox_cli("logs", "work", "--source", "qemu")
+    done = quick_cli("logs", "work", "--source", "qemu")
     assert (done.returncode, "VM 'work' has no qemu log yet" in done.stderr) == (4, True)
 
     log = (cache if chosen else home / ".cache") / f"libvirt/qemu/log/{record.domain}.log"
     log.parent.mkdir(parents=True)
     log.write_text("char device redirected to /dev/pts/1\n")
-    done = ghostbox_cli("logs", "work", "--source", "qemu")
+    done = quick_cli("logs", "work", "--source", "qemu")
     assert (done.returncode, done.stdout) == (0, "char device redirected to /dev/pts/1\n")
 
 
@@ -84,13 +84,13 @@ def test_a_session_libvirt_that_was_started_without_the_logins_cache_writes_to_t
 def test_a_log_that_libvirt_wrote_for_root_alone_says_how_to_read_it(
     book: Book, closed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system's libvirt does so with an ordinary user's VM, too."""
+    """The system's libvirt writes so for an ordinary user's VM, too."""
     with tempfile.TemporaryDirectory(prefix="gbt-", dir="/tmp") as name:
         place = Path(name)
         place.chmod(0o755)
         shutil.copytree(book.files.state, place / "vms/work")
         (place / "logs").mkdir(mode=0o700 if closed == "directory" else 0o755)
-        (log := place / f"logs/{book.need_record().domain}.log").touch(mode=0o600)
+        (log := place / f"logs/{book.record.domain}.log").touch(mode=0o600)
         monkeypatch.setattr(domain_log, "_SYSTEM", log.parent)
         monkeypatch.setenv("GHOSTBOX_STATE_DIR", name)
         found = paths.find()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A memserver is the same one after a restart, and another one on another machine."""
+"""A memserver keeps its identity over a restart, and has another one on another machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ghostbox.errors import GhostboxError
-from ghostbox.memserver.identity import donor_id, machine_digest
+from ghostbox.memserver.identity import donor_id
+from ghostbox.system.machine import machine_digest
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_state_that_was_copied_to_another_machine_is_another_donors(
 ) -> None:
     first = donor_id(tmp_path, machine_id=machine)
     machine.write_text("4567\n")
-    second = donor_id(tmp_path, machine_id=machine)
+    second = donor_id(tmp_path, machine_id=machine, known=lambda: first)  # the list of clients was copied along
     assert second != first
     assert "was made on another machine: this memserver gets an id of its own" in caplog.text
     assert donor_id(tmp_path, machine_id=machine) == second
@@ -40,6 +41,17 @@ def test_damaged_file_is_said_and_replaced(tmp_path: Path, machine: Path, caplog
     made = donor_id(tmp_path, machine_id=machine)
     assert "identity.json cannot be read" in caplog.text
     assert donor_id(tmp_path, machine_id=machine) == made
+
+
+@pytest.mark.parametrize("damage", ["[]", "", None], ids=["damaged", "empty", "gone"])
+def test_file_that_is_lost_gets_the_id_that_hosts_know(tmp_path: Path, machine: Path, damage: str | None) -> None:
+    donor_id(tmp_path, machine_id=machine)
+    if damage is None:
+        (tmp_path / "identity.json").unlink()
+    else:
+        (tmp_path / "identity.json").write_text(damage)
+    assert donor_id(tmp_path, machine_id=machine, known=lambda: "0123456789abcdef") == "0123456789abcdef"
+    assert donor_id(tmp_path, machine_id=machine) == "0123456789abcdef"
 
 
 def test_id_that_cannot_be_kept_is_an_error(tmp_path: Path, machine: Path) -> None:

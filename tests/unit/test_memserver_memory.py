@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a donor may lend: sizes, shares, the reserve, control group limits."""
+"""A donor computes what it may lend from sizes, shares, the reserve and control group limits."""
 
 from __future__ import annotations
 

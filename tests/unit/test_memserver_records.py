@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The lease records' file: nothing half written, nothing silently forgotten."""
+"""The file of lease records is never half written, and no record is lost silently."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ghostbox.donors.models import Holder
 from ghostbox.memserver import records
-from ghostbox.memserver.records import Holder, LeaseRecord, PlaneRecord, Records
+from ghostbox.memserver.records import LeaseRecord, PlaneRecord, Records
+from helpers.limits import small_disk
 
 
 def _lease(name: str, incarnation: str | None = "one") -> LeaseRecord:
@@ -39,14 +41,16 @@ def test_a_damaged_file_is_put_aside_and_said_so(
     assert (tmp_path / "leases.damaged").read_text() == content
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "leases.json"
-    old = Records(None, {"a": _lease("a")}, {})
-    records.save(path, old)
-    path.with_suffix(".new").mkdir()  # what it would be written to
-    with pytest.raises(OSError, match="directory"):
-        records.save(path, Records())
-    assert records.load(path) == old
+def test_a_failed_write_leaves_the_old_file() -> None:
+    with small_disk() as disk:
+        path = disk.path / "leases.json"
+        old = Records(None, {"a": _lease("a")}, {})
+        records.save(path, old)
+        disk.fill()
+        many = {f"l{number}": _lease(f"l{number}") for number in range(64)}
+        with pytest.raises(OSError, match="No space left on device"):
+            records.save(path, Records(None, many, {}))
+        assert records.load(path) == old
 
 
 def test_a_new_lease_ends_the_memory_of_a_lost_one() -> None:

@@ -4,25 +4,26 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from ghostbox import page_map
 from ghostbox.cli.top import Glyphs, heat_map, map_legend
-from ghostbox.page_map import Cell, Look, PageMap
+from ghostbox.pager import page_map
+from ghostbox.pager.model import RegionMap
+from ghostbox.pager.page_map import Cell, Look, PageMap
 
 PAGE = 4096
 
 
-def region(n_pages: int, **counts: list[int]) -> dict[str, Any]:
-    """A region in cells of 10 pages; what no count names is absent."""
+def region(n_pages: int, **counts: list[int]) -> RegionMap:
+    """Return a region in cells of 10 pages; pages that no count names are absent."""
     n_cells = n_pages // 10
     filled = {kind: counts.get(kind, [0] * n_cells) for kind in (*page_map.PLACES, "dirty")}
     here = np.sum([filled[place] for place in page_map.PLACES[1:]], axis=0)
-    return {"length_bytes": n_pages * PAGE, **filled, "absent": [int(10 - n) for n in here]}
+    said = {"length_bytes": n_pages * PAGE, **filled, "absent": [int(10 - n) for n in here]}
+    return RegionMap.model_validate(said)
 
 
 def total(found: PageMap) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where things are kept, for root and for others."""
+"""Directories for root and for other users."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from ghostbox import paths
 from ghostbox.errors import ConfigError
+from ghostbox.system import state_files
 from helpers import project
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -22,7 +23,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a user whose login made no session."""
+    """Set the environment of a user whose login made no session."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("HOME", "/home-of/ana")
     for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
@@ -111,7 +112,10 @@ def test_other_odd_names_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_name_that_the_locale_reads_in_another_way_than_libvirt_is_refused(ghostbox_cli: Cli) -> None:
-    """Where Python does not speak UTF-8, the same bytes are other characters, and libvirt would look elsewhere."""
+    """If Python does not use UTF-8, it reads other characters in the bytes of the name.
+
+    libvirt would look for another directory.
+    """
     env = {"GHOSTBOX_STATE_DIR": "/tmp/gbt-ü", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = ghostbox_cli("paths", env=env)
     assert done.returncode == 2, done.stdout
@@ -148,7 +152,7 @@ def test_the_runtime_directory_of_another_users_session_is_refused(
 
 
 def test_a_process_of_an_unknown_user_without_home_is_told_so(tmp_path: Path) -> None:
-    """For real: a user that the system does not know."""
+    """The process runs as a user that the system really does not know."""
     argv = [sys.executable, "-m", "ghostbox", "paths"]
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(project.ROOT)}
     closed = "cannot run here: the tests' Python is closed to other users"
@@ -167,11 +171,11 @@ def test_a_current_directory_that_is_gone_is_said(tmp_path: Path, ghostbox_dirs:
     script = f"cd '{gone}' && rmdir '{gone}' && exec '{sys.executable}' -m ghostbox config show"
     env = {**os.environ, "PYTHONPATH": str(project.ROOT), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert "error: the current directory is not there any more\nfix: go to another one: cd" in done.stderr
+    assert "error: the current directory is gone\nfix: change to another directory: cd" in done.stderr
 
 
 def test_no_umask_takes_from_libvirts_user_what_it_must_pass(tmp_path: Path) -> None:
-    """Whoever is the first to make them: a donor, a measurement, a VM."""
+    """The first program to make the directories may be a donor, a measurement or a VM."""
     made = [tmp_path / "s" / "memservers" / "tower", tmp_path / "r" / "vms" / "work"]
     before = os.umask(0o077)
     try:
@@ -184,8 +188,8 @@ def test_no_umask_takes_from_libvirts_user_what_it_must_pass(tmp_path: Path) -> 
     assert modes == {"s": 0o711, "memservers": 0o711, "tower": 0o700, "r": 0o711, "vms": 0o711, "work": 0o711}
 
 
-def test_all_who_make_our_directories_do_it_in_the_one_way() -> None:
-    """A plain mkdir obeys the umask, and the VM that comes next is refused."""
+def test_all_programs_make_ghostbox_directories_in_the_same_way() -> None:
+    """A plain mkdir obeys the umask, and a later VM would be refused."""
     allowed = {
         "paths.py",
         "build.py",
@@ -203,3 +207,24 @@ def test_all_who_make_our_directories_do_it_in_the_one_way() -> None:
         if path.name not in allowed and ".mkdir(" in path.read_text(encoding="utf-8")
     ]
     assert not wrong
+
+
+def test_what_is_kept_is_its_owners_alone_whatever_the_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        state_files.write(tmp_path / "state.json", {"a": 1})
+        with paths.open_private(tmp_path / "log", append=True) as file:
+            file.write(b"x")
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {
+        "state.json": 0o600,
+        "log": 0o600,
+    }
+
+
+def test_a_private_file_is_added_to_or_begun_anew(tmp_path: Path) -> None:
+    for text, append, whole in ((b"one", True, b"one"), (b"two", True, b"onetwo"), (b"new", False, b"new")):
+        with paths.open_private(tmp_path / "log", append=append) as file:
+            file.write(text)
+        assert (tmp_path / "log").read_bytes() == whole

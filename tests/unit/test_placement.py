@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Remote memory is split over donors in proportion to what they have free."""
+"""Remote memory is split over donors in proportion to their free memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostbox.errors import DonorTooSmall, Refused
-from ghostbox.placement import Held, Offer, Share, distinct, missing, split
+from ghostbox.plan.placement import Held, Offer, Share, distinct, missing, split
 from ghostbox.units import GIB, MIB
 
 EXTENT = 16 * MIB
@@ -48,7 +48,7 @@ def test_donors_that_are_too_small_together_are_listed() -> None:
     assert caught.value.why == "a 1 GiB, b 2 GiB"
 
 
-@settings(deadline=None)  # a busy machine stops any of them for a while
+@settings(deadline=None)  # a busy machine may stop any of the runs for a while
 @given(
     needed=st.integers(1, 64 * GIB),
     free=st.lists(st.integers(0, 64 * GIB), min_size=1, max_size=8),
@@ -96,7 +96,7 @@ def test_what_is_held_already_is_not_taken_again() -> None:
     assert shares == (Share("a", GIB), Share("c", GIB))
 
 
-@settings(deadline=None)  # a busy machine stops any of them for a while
+@settings(deadline=None)  # a busy machine may stop any of the runs for a while
 @given(
     needed=st.integers(1, 8 * GIB),
     free=st.lists(
@@ -108,7 +108,7 @@ def test_what_is_held_already_is_not_taken_again() -> None:
 def test_copies_fit_whenever_they_can(
     needed: int, free: list[tuple[int, int, int]], replicas: int, same_host: bool
 ) -> None:
-    """The rule at the top of the module, and that what was taken and held can be laid out by it."""
+    """The rule at the module's top holds, and taken and held memory can be laid out by it."""
     offers = [Offer(f"h{host}:{number + 1}", n_bytes) for number, (host, n_bytes, _) in enumerate(free)]
     held = [Held(offer.address, there) for offer, (_, _, there) in zip(offers, free, strict=True) if there]
     there = {each.address: each.size_bytes for each in held}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A plan is worked out from configuration and facts, and nonsense is refused with figures."""
+"""A plan is computed from configuration and facts; an impossible one is refused with figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import config, plan
+from ghostbox import config
+from ghostbox.config.tiering import How
 from ghostbox.errors import DonorTooSmall, Refused, UsageError
-from ghostbox.placement import Share
-from ghostbox.plan import HostFacts, Virt
-from ghostbox.prediction import assumed_link
-from ghostbox.tiering import How
-from ghostbox.units import GIB, MIB
+from ghostbox.plan import plan
+from ghostbox.plan.placement import Share
+from ghostbox.plan.plan import HostFacts, Virt
+from ghostbox.plan.prediction import assumed_link
+from ghostbox.units import GIB, MEMORY_BLOCK_BYTES, MIB
 from helpers.facts import FACTS, PATHS
 
 
@@ -104,7 +105,7 @@ def test_local_memory_that_does_not_hold_the_books_of_the_remote_one_is_refused(
         UsageError, match=r"vm\.memory \(512MiB\) is too small beside vm\.remote_memory \(32GiB\)"
     ) as caught:
         plan.check_sizes(loaded(vm__memory="512M", vm__remote_memory="32G"))
-    assert caught.value.why == "the guest's kernel needs 544MiB of it to keep the books of its memory"
+    assert caught.value.why == "the guest's kernel needs 544MiB of it to manage its memory"
     assert caught.value.hint == "at least --memory 768MiB"
 
 
@@ -117,10 +118,10 @@ def test_local_memory_that_is_just_enough_is_taken(memory: str, remote: str) -> 
 
 @pytest.mark.parametrize("memory", [384 * MIB, 4 * GIB, 64 * GIB])
 def test_node_1_has_nothing_at_boot_that_the_guests_kernel_may_use(memory: int) -> None:
-    """And memory at boot ends at no multiple of a memory block, so that Linux takes the DIMM in the smallest ones."""
+    """Memory at boot ends at no multiple of a memory block, so that Linux takes the DIMM in its smallest blocks."""
     dealt = plan.local_memory(memory, 8 * GIB)
     assert dealt == plan.LocalMemory(memory + 4 * MIB, 4 * MIB, node1_hidden=True)
-    assert dealt.node0_bytes % plan.MEMORY_BLOCK_BYTES
+    assert dealt.node0_bytes % MEMORY_BLOCK_BYTES
     assert plan.local_memory(memory, 0) == plan.LocalMemory(memory, 0)
 
 
@@ -129,7 +130,7 @@ def test_node_1_of_an_image_with_a_boot_loader_has_room_for_all_its_page_tables(
     dealt = plan.local_memory(4 * GIB, remote, direct_boot=False)
     assert (dealt.node0_bytes, dealt.node1_hidden) == (4 * GIB, False)
     assert 8 * MIB <= dealt.node1_bytes - remote // 512 <= 16 * MIB
-    assert (dealt.node0_bytes + dealt.node1_bytes) % plan.MEMORY_BLOCK_BYTES
+    assert (dealt.node0_bytes + dealt.node1_bytes) % MEMORY_BLOCK_BYTES
 
 
 @pytest.mark.parametrize("cache", ["8G", "9G"])
@@ -148,4 +149,4 @@ def test_port_that_is_forwarded_twice_is_refused() -> None:
 
 def test_defaults_are_sound() -> None:
     plan.check_sizes(loaded())
-    assert plan.MEMORY_BLOCK_BYTES == 128 * MIB
+    assert MEMORY_BLOCK_BYTES == 128 * MIB

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is predicted follows from the measured links by the formula that prediction.py states."""
+"""Predictions follow from the measured links by the formula that prediction.py states."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from ghostbox import prediction
-from ghostbox.prediction import HostCosts, Link
+from ghostbox.plan import prediction
+from ghostbox.plan.prediction import HostCosts, Link
 from ghostbox.units import GIB
 
 HOST = HostCosts("2026-01-01T00:00:00+00:00", fault_us=10.0, fault_mean_us=20.0, access_us=0.02)
@@ -56,7 +56,7 @@ def test_all_local_misses_nothing() -> None:
 
 @pytest.mark.parametrize("locality", [0.75, 0.5, 0.25])
 def test_steady_state_is_that_of_the_pagers_order(locality: float) -> None:
-    """The same order, played out access by access."""
+    """A simulation of the pager's order, access by access, gives the same."""
     n_pages, n_steps = 2048, 120_000
     misses, again = play(n_pages, int(locality * n_pages), n_steps)
     found = prediction.steady_state(locality, n_pages=n_pages)
@@ -65,7 +65,7 @@ def test_steady_state_is_that_of_the_pagers_order(locality: float) -> None:
 
 
 def play(n_pages: int, cache_pages: int, n_steps: int) -> tuple[float, float]:
-    """Return misses and second chances an access, of the second half."""
+    """Return misses and second chances per access, in the second half."""
     rng = random.Random(7)
     sums = list(itertools.accumulate((rank + 1) ** -0.9 for rank in range(n_pages)))
     mapped: OrderedDict[int, None] = OrderedDict.fromkeys(range(cache_pages))
@@ -84,7 +84,7 @@ def play(n_pages: int, cache_pages: int, n_steps: int) -> tuple[float, float]:
         mapped[page] = None
         while len(mapped) + len(inactive) > cache_pages and inactive:
             inactive.popitem(last=False)
-        while len(inactive) < cache_pages // 4:
+        while len(inactive) < cache_pages // 10:
             inactive[mapped.popitem(last=False)[0]] = None
     return misses / (n_steps // 2), again / (n_steps // 2)
 
@@ -101,3 +101,9 @@ def test_what_was_not_measured_is_assumed_and_said() -> None:
 
 def test_a_host_that_was_not_measured_is_assumed_though_all_links_were() -> None:
     assert prediction.predict({"near": GIB}, {"near": NEAR}, None).assumed
+
+
+@pytest.mark.parametrize("exponent", [0.9, 1.0, 1.1])
+def test_many_ranks_weigh_what_they_weigh_one_by_one(exponent: float) -> None:
+    singly = sum(rank**-exponent for rank in range(700, 9000))
+    assert prediction._zipf_sum(700, 9000, exponent) == pytest.approx(singly, rel=1e-6)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Processes by identity, signals that are sent to the right one alone, and what of the process table is hidden."""
+"""Processes are known by identity, signals reach the right process only, and hidden parts of /proc are noticed."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import hypervisor, process_table, processes
-from ghostbox.process_table import identify, is_alive
+from ghostbox.system import hypervisor, process_table, processes
+from ghostbox.system.process_table import identify, is_alive
 from ghostbox.units import MIB
 from helpers import nbd
 from helpers.guest import free_port
@@ -36,9 +37,32 @@ def test_process_is_known_by_more_than_its_id(sleeper: subprocess.Popen[bytes]) 
     for changed in ({"start_ticks": known.start_ticks + 1}, {"boot_id": "another"}, {"namespace": 1}):
         assert not is_alive(dataclasses.replace(known, **changed))
     sleeper.kill()
-    processes.wait_until(lambda: not is_alive(known), timeout_s=10, what="its end, though nobody has waited for it")
+    processes.wait_until(lambda: not is_alive(known), timeout_s=10, what="its end, though no process has waited for it")
     sleeper.wait()
     assert identify(sleeper.pid) is None
+
+
+def test_process_of_this_user_is_known_with_its_words(sleeper: subprocess.Popen[bytes]) -> None:
+    processes.wait_until(lambda: process_table.words(sleeper.pid) == ["sleep", "600"], timeout_s=10, what="its program")
+    assert process_table.is_own(sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+    assert (process_table.words(sleeper.pid), process_table.is_own(sleeper.pid)) == ([], False)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("how", [["unshare", "--fork", "--pid"], ["setpriv", "--reuid=65534", "--clear-groups"]])
+def test_process_of_another_user_or_of_a_container_is_not_ones_own(how: list[str]) -> None:
+    mark = f"0.{os.getpid()}{len(how)}"
+    with subprocess.Popen([*how, "sleep", "600", mark]) as process:
+        try:
+            processes.wait_until(lambda: processes.find("sleep", mark) != [], timeout_s=10, what="the process")
+            (pid,) = processes.find("sleep", mark)
+            assert not process_table.is_own(pid)
+        finally:
+            for pid in processes.find("sleep", mark):
+                processes.terminate(pid)
+            process.wait(10)
 
 
 def test_signal_goes_to_the_process_that_was_meant(sleeper: subprocess.Popen[bytes]) -> None:
@@ -62,7 +86,7 @@ THREAD = "threading.Thread(target=time.sleep, args=(600,), daemon=True).start();
     ],
 )
 def test_process_that_would_die_of_a_signal_is_told_from_one_that_expects_it(program: str, expected: bool) -> None:
-    """A main thread that waits for a signal does not block it meanwhile."""
+    """A main thread in sigtimedwait() does not block the signal meanwhile."""
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -84,9 +108,9 @@ HIDDEN = "/proc hides the processes of other users (hidepid)"
     ("hidepid", "uid", "expected"), [("0", 65534, "None"), ("1", 65534, HIDDEN), ("2", 65534, HIDDEN), ("2", 0, "None")]
 )
 def test_hidden_processes_are_known_to_be_hidden(hidepid: str, uid: int, expected: str) -> None:
-    """In a mount namespace of its own."""
+    """The test hides them in a mount namespace."""
     program = (
-        "import os, subprocess; from ghostbox import process_table as table; "
+        "import os, subprocess; from ghostbox.system import process_table as table; "
         f"subprocess.run(['mount', '-t', 'proc', '-o', 'hidepid={hidepid}', 'proc', '/proc'], check=True); "
         f"os.setgroups([]); os.setgid({uid}); os.setuid({uid}); print(table.blind_spot(table.own_namespace()))"
     )
@@ -98,7 +122,7 @@ def test_hidden_processes_are_known_to_be_hidden(hidepid: str, uid: int, expecte
 @ROOT_ONLY
 def test_other_namespace_hides_what_began_outside() -> None:
     program = (
-        "from ghostbox import process_table; "
+        "from ghostbox.system import process_table; "
         "own = process_table.own_namespace(); print(process_table.blind_spot(own)); print(process_table.blind_spot(1))"
     )
     argv = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", program]
@@ -108,8 +132,12 @@ def test_other_namespace_hides_what_began_outside() -> None:
     ], done.stderr  # fmt: skip
 
 
+def is_written(disk: Path) -> bool:
+    return hypervisor.disk_is_written(disk) is True
+
+
 def test_disk_that_a_qemu_writes_is_known_by_its_lock(tmp_path: Path) -> None:
-    """Whoever only reads it, as the VM of a clone does, does not count."""
+    """A process that only reads the disk, as the VM of a clone does, does not count."""
     disk, clone = tmp_path / "disk.qcow2", tmp_path / "clone.qcow2"
     assert hypervisor.disk_is_written(disk) is None
     processes.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, str(MIB)])
@@ -118,9 +146,7 @@ def test_disk_that_a_qemu_writes_is_known_by_its_lock(tmp_path: Path) -> None:
     for opened, expected in ((clone, False), (disk, True)):
         port = str(free_port())
         with subprocess.Popen(["qemu-nbd", "-p", port, "-b", "127.0.0.1", "--persistent", opened]) as server:
-            processes.wait_until(
-                lambda opened=opened: hypervisor.disk_is_written(opened) is True, timeout_s=20, what="the lock"
-            )  # type: ignore[misc]
+            processes.wait_until(functools.partial(is_written, opened), timeout_s=20, what="the lock")
             assert hypervisor.disk_is_written(disk) is expected
             nbd.wait_for_greeting(("127.0.0.1", int(port)))
             server.terminate()

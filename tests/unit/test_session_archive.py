@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A VM goes into one file and comes out of it whole, under another identity; what is not whole leaves nothing."""
+"""A VM goes into one file and comes out whole, under another identity; an incomplete file leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from ghostbox.images import Image, ImageStore, qemu_img
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.session import archive, cleanup, lifecycle, snapshots
 from ghostbox.session.record import Book, VmState
+from ghostbox.system import locks
 from ghostbox.units import MIB
 from helpers.facts import RECORD
+from helpers.killed import killed_at
 from helpers.stages import Quiet
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -49,7 +53,7 @@ def paths(tmp_path: Path) -> Paths:
 
 @pytest.fixture
 def files(paths: Paths) -> VmPaths:
-    """A stopped VM of an image with a kernel: ones in the image, twos over them in its disk, threes in its second."""
+    """Return a stopped VM of an image with a kernel: ones in the image, twos in its disk, threes in its second disk."""
     image = add_image(paths)
     files = paths.vm("box")
     Book(files).save(dataclasses.replace(RECORD, disk_bytes=8 * MIB, disks=(4 * MIB,)))
@@ -185,12 +189,33 @@ def test_export_that_fails_leaves_no_file(paths: Paths, files: VmPaths) -> None:
     assert [entry.name for entry in paths.state.iterdir()] == ["vms"]
 
 
+def test_export_that_is_killed_leaves_no_file_of_that_name_and_can_be_made_again(paths: Paths, files: VmPaths) -> None:
+    file = paths.state / "box.ghostbox"
+    killed_at(Path, "replace", lambda: exported(paths, file))
+    at_work = paths.state / ".box.ghostbox-abcdefgh"
+    at_work.mkdir()
+    assert not file.exists()
+    with closing_descriptor(locks.take_directory(at_work)):
+        exported(paths, file)
+    assert {entry.name for entry in paths.state.iterdir()} == {"vms", file.name, at_work.name}
+    file.unlink()
+    assert exported(paths, file).stat().st_mode & 0o777 == 0o600
+    assert not at_work.exists(), "what a killed export left is removed"
+    assert taken_in(paths, file).disks == {"disk": 8 * MIB, "disk2": 4 * MIB}
+
+
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[None]:
+    yield
+    os.close(descriptor)
+
+
 def test_too_little_space_is_said_before_anything_is_written(
     paths: Paths, files: VmPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = exported(paths, paths.state / "f")
-    usage = archive.shutil.disk_usage(paths.state)
-    monkeypatch.setattr(archive.shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    usage = shutil.disk_usage(paths.state)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     with pytest.raises(Refused, match="too little space in .*: 1000 B are free"):
         exported(paths, paths.state / "g")
     with pytest.raises(Refused, match="too little space in"):
@@ -217,18 +242,18 @@ def test_byte_that_is_changed_anywhere_is_found_and_leaves_nothing(paths: Paths,
     whole = exported(paths, paths.state / "f").read_bytes()
     with tarfile.open(paths.state / "f") as found:
         places = [member.offset_data + member.size // 2 for member in found]
-    for place in places[1:]:  # the first is the list itself, which names what it must hold
+    for place in places[1:]:  # the first member is the list itself, which names the other members
         changed = bytearray(whole)
         changed[place] ^= 1
         (paths.state / "changed").write_bytes(changed)
         with pytest.raises(ImageError, match="is not a whole export of a VM") as caught:
             taken_in(paths, paths.state / "changed")
-        assert "has another SHA-256 than it says" in str(caught.value.why)
+        assert "has another SHA-256 than ghostbox-vm.json says" in str(caught.value.why)
         assert nothing_is_left(paths)
 
 
 def rebuilt(source: Path, target: Path, change: Callable[[Members], Members]) -> Path:
-    """Write an export anew whose members were changed, with a list that agrees with them."""
+    """Write an export anew with changed members, and a list that agrees with them."""
     with tarfile.open(source) as found:
         members = [(each.name, found.extractfile(each).read()) for each in found]  # type: ignore[union-attr]
     manifest = json.loads(members[0][1])
@@ -335,16 +360,16 @@ def test_disks_of_a_vm_that_has_lost_its_record_are_not_touched(paths: Paths, fi
 
 
 def test_commands_export_the_only_vm_and_import_it_under_another_name(
-    ghostbox_cli: Cli, paths: Paths, files: VmPaths
+    quick_cli: Cli, paths: Paths, files: VmPaths
 ) -> None:
     env = {f"GHOSTBOX_{kind}_DIR": str(getattr(paths, kind.lower())) for kind in ("STATE", "RUNTIME", "CACHE")}
-    done = ghostbox_cli("export", "box.ghostbox", env=env, cwd=paths.state)
+    done = quick_cli("export", "box.ghostbox", env=env, cwd=paths.state)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VM 'box' is in box.ghostbox, ")
-    done = ghostbox_cli("import", "box.ghostbox", "--name", "new", env=env, cwd=paths.state)
+    done = quick_cli("import", "box.ghostbox", "--name", "new", env=env, cwd=paths.state)
     assert done.returncode == 0, done.stderr
-    assert "VM 'new' is there. Start it: ghostbox up new --donor HOST" in done.stdout
-    assert "left out, as it belonged to the other host: vm.shares, vm.network" in done.stderr
-    done = ghostbox_cli("export", "new", "box.ghostbox", env=env, cwd=paths.state)
+    assert "VM 'new' is imported. Start it: ghostbox up new --donor HOST" in done.stdout
+    assert "left out, since these keys belong to the other host: vm.shares, vm.network" in done.stderr
+    done = quick_cli("export", "new", "box.ghostbox", env=env, cwd=paths.state)
     assert "error: box.ghostbox is there already" in done.stderr
-    assert os.stat(paths.state / "box.ghostbox").st_mode & 0o077 == 0  # noqa: PTH116
+    assert (paths.state / "box.ghostbox").stat().st_mode & 0o077 == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The copy on disk: a file of our own, served by a qemu-nbd that may die, and nothing left behind at the end."""
+"""A qemu-nbd serves the copy on disk from GhostBox's own file, may die, and leaves nothing behind at the end."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import processes
 from ghostbox.errors import GhostboxError, ProgramError, Refused
 from ghostbox.paths import VmPaths
 from ghostbox.session import backup
+from ghostbox.system import processes
 from ghostbox.units import MIB
 
 
 @pytest.fixture
 def files() -> Iterator[VmPaths]:
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as short:
-        place = Path(short) / "a %h:'c&d#e?f=g"  # all that a URI would take for its syntax
+        place = Path(short) / "a %h:'c&d#e?f=g"  # all characters that have a meaning in a URI
         place.mkdir()
         found = VmPaths(place, place)
         yield found
@@ -32,7 +32,7 @@ def files() -> Iterator[VmPaths]:
 
 
 def on_export(files: VmPaths, command: str) -> str:
-    """Run a command of qemu-io on what is served. QEMU 10 takes no URI with an escaped '&' or '%' in its query."""
+    """Run a command of qemu-io on the export. QEMU 10 takes no URI with an escaped '&' or '%' in its query."""
     server = {"type": "unix", "path": str(files.backup_socket)}
     export = {"driver": "nbd", "server": server, "export": "backup"}
     argv = ["qemu-io", "-c", command, f"json:{json.dumps({'driver': 'raw', 'file': export})}"]

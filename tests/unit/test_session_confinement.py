@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Why a QEMU has not loaded the shim: found out from real processes, and the least change that mends it."""
+"""A QEMU has not loaded the shim: real processes show the reason, and the error names the least change that helps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox.hypervisor import QemuProcess
-from ghostbox.hypervisor.accounts import Account
 from ghostbox.session import confinement
 from ghostbox.session.confinement import Findings
+from ghostbox.system.hypervisor import QemuProcess
+from ghostbox.system.hypervisor.accounts import Account
 
 US = Account("us", os.geteuid(), frozenset())
 NOTHING = Findings(None, False, "/s/shim.so", False, None, False, None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`ghostbox cp`: by the real scp to a server in place of a guest's; names of every kind, and every error."""
+"""`ghostbox cp` runs the real scp against a server in a guest's place; names of every kind, and every error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import paths, ssh
+from ghostbox import paths
 from ghostbox.errors import GuestError, Interrupted, NotFound, UsageError
 from ghostbox.paths import Paths
 from ghostbox.session import Book, copying
 from ghostbox.session.copying import Options, Place
+from ghostbox.system import ssh
 from helpers.ssh_server import FORBIDDEN, GuestServer, guest_server, started_vm
 
 NAMES = [
@@ -203,7 +204,7 @@ def test_a_guest_that_is_gone_is_said(guest: tuple[Book, GuestServer], here: Pat
 def test_ctrl_c_is_said(
     guest: tuple[Book, GuestServer], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scp ends with the signal's status; a program in its place does so at once."""
+    """scp ends with the signal's status; a program in its place does so at once."""
     book, _ = guest
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scp").write_text("#!/bin/sh\nkill -INT $$\n")

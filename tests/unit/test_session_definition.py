@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A VM is defined once: what counts for it later, what changes it, what it refuses. Stopped VMs, real commands."""
+"""A VM is defined once: its definition counts later, commands change it, and it refuses bad values. VMs are stopped."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,10 @@ from ghostbox import config
 from ghostbox.config import ExtraDisk, PortForward
 from ghostbox.errors import Refused
 from ghostbox.paths import VmPaths
+from ghostbox.plan.tiering import Tiering
 from ghostbox.session import definition
-from ghostbox.session.record import Book
-from ghostbox.tiering import Tiering
-from ghostbox.units import GIB
+from ghostbox.session.record import Book, VmState
+from ghostbox.units import GIB, format_bytes, parse_bytes
 from helpers.stopped import stopped_vm, write_editor
 
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -25,7 +27,7 @@ Cli = Callable[..., "CompletedProcess[str]"]
 
 @pytest.fixture
 def box(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> VmPaths:
-    """A VM that is stopped, as an earlier version left it."""
+    """Return a stopped VM, as an earlier version left it."""
     monkeypatch.chdir(ghostbox_dirs)
     return stopped_vm("box")
 
@@ -67,7 +69,7 @@ def test_what_a_record_does_not_say_comes_from_the_configuration_of_that_day(box
     ("why", "word"),
     [("guest.tiering is on", "damon"), ("guest.tiering is numa", "numa"), ("KVM", "auto"), ("emulated", "auto")],
 )
-def test_tiering_that_was_left_to_us_is_left_to_us_again(ghostbox_dirs: Path, why: str, word: str) -> None:
+def test_tiering_auto_of_an_earlier_version_stays_auto(ghostbox_dirs: Path, why: str, word: str) -> None:
     files = stopped_vm("box", tiering=Tiering(on=True, why=why))
     assert settled(files).config.guest.tiering == word
 
@@ -81,7 +83,7 @@ def test_up_again_from_another_directory_starts_what_was_defined(box: VmPaths, g
     assert (found.config.vm.memory_bytes, found.config.vm.cpus, found.config.pool.donors) == (5 * GIB, 2, ("tower",))
     assert found.changes == ()
     assert found.ignored[0] == (
-        "note: VM 'box' stays as it is defined; other values for vm.memory, vm.cpus, pool.donors lie around:"
+        "note: VM 'box' stays as it is defined; other values for vm.memory, vm.cpus, pool.donors do not apply to it:"
         f" {ghostbox_dirs}/ghostbox.yaml:1, {ghostbox_dirs}/ghostbox.yaml:2"
     )
 
@@ -122,6 +124,9 @@ def test_donor_that_was_added_by_hand_is_used_at_the_next_start_too(box: VmPaths
     definition.keep(box, "vm: {cpus: 2}\n")
     definition.add_donor(book, "shed")
     assert "shed" not in box.definition.read_text(), "all that are known are used"
+    definition.keep(box, "pool:\n  donors: [attic]\n")
+    definition.add_donor(book, "192.0.2.7:10810", ("attic",))
+    assert "192.0.2.7" not in box.definition.read_text(), "it has the donor by its name"
 
 
 def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPaths, quick_cli: Cli) -> None:
@@ -144,8 +149,11 @@ def test_set_changes_what_up_starts_and_show_says_where_it_comes_from(box: VmPat
     assert shown["pager.poll_us"] == {"value": 50, "origin": "default"}
     assert "memserver.size" not in shown
     assert quick_cli("set", "--user", "ana").returncode == 0
+    for flag, before, after in (("--insecure", False, True), ("--no-insecure", True, False)):
+        [change] = json.loads(quick_cli("set", "box", flag, "--json").stdout)["changes"]
+        assert change == {"key": "pool.insecure", "before": before, "after": after, "applies": "at the next start"}
     again = quick_cli("set", "--memory", "8G")
-    assert again.stdout == "VM 'box' is that already: nothing changes\n"
+    assert again.stdout == "the definition of VM 'box' says that already: nothing changes\n"
 
 
 def test_set_keeps_comments_and_unset_goes_back_to_the_default(box: VmPaths, quick_cli: Cli) -> None:
@@ -170,7 +178,7 @@ def test_set_keeps_comments_and_unset_goes_back_to_the_default(box: VmPaths, qui
         (["--image", "other"], 5, "error: VM 'box' was made from image 'debian', not 'other'"),
         (["--disk", "5G"], 5, "error: the disk of VM 'box' has 20 GiB and cannot shrink to 5 GiB"),
         (["--on-donor-loss", "poison"], 5, "error: pool.on_donor_loss: poison needs KVM"),
-        ([], 2, "error: nothing to set\nfix: what it is: ghostbox config show --vm box"),
+        ([], 2, "error: nothing to set\nfix: ghostbox config show --vm box shows the definition"),
         (["box", "other"], 2, "error: one VM at a time, not box other"),
     ],
 )
@@ -184,6 +192,44 @@ def test_what_cannot_be_is_refused_and_nothing_is_half_done(
     assert text in done.stderr
     assert box.definition.read_text() == before
     assert "delete" not in done.stderr, "no advice destroys data"
+
+
+def running(local: str, **changes: Any) -> definition.Defined:
+    """Return the definition after ``--local`` was given for a VM that runs with 5 GiB of memory and 2 GiB of cache."""
+    return settled(stopped_vm("box", state=VmState.RUNNING, **changes), {"vm.local": local})
+
+
+def test_of_a_vm_that_runs_the_cache_takes_all_of_a_new_local_memory(ghostbox_dirs: Path) -> None:
+    assert [str(each) for each in running("9G").changes] == ["pool.cache is now 4GiB, it was 2GiB"]
+    assert [str(each) for each in running("5632M").changes] == ["pool.cache is now 512MiB, it was 2GiB"]
+    assert running("7G").changes == ()
+
+
+def test_of_a_stopped_vm_new_local_memory_is_split_anew(box: VmPaths) -> None:
+    found = settled(box, {"vm.local": "10G"}).config
+    assert (found.vm.memory_bytes, found.pool.cache_bytes) == config.split_local(10 * GIB)
+
+
+def test_memory_for_the_next_start_counts_if_it_is_more_than_the_vm_has(ghostbox_dirs: Path) -> None:
+    files = stopped_vm("box", state=VmState.RUNNING)
+    for memory, cache in (("6G", 4 * GIB), ("4G", 5 * GIB)):
+        definition.keep(files, settled(files, {"vm.memory": memory}).text)
+        found = settled(files, {"vm.local": "10G"}).config
+        assert (found.written("vm.memory"), found.pool.cache_bytes) == (memory.replace("G", "GiB"), cache)
+
+
+@pytest.mark.parametrize("local", ["4G", "5G", "5121M"])
+def test_local_memory_that_leaves_a_vm_that_runs_no_cache_is_refused(ghostbox_dirs: Path, local: str) -> None:
+    text = f"vm.local ({format_bytes(parse_bytes(local))}) leaves no cache beside the memory of VM 'box' (5 GiB), which"
+    with pytest.raises(Refused, match=f"^{re.escape(text)} runs$") as caught:
+        running(local)
+    assert caught.value.hint == "give 5124MiB or more, or stop the VM first: ghostbox down box"
+
+
+def test_with_one_part_given_nothing_is_special_of_a_vm_that_runs(ghostbox_dirs: Path) -> None:
+    files = stopped_vm("box", state=VmState.RUNNING)
+    found = settled(files, {"vm.local": "8G", "vm.memory": "6G"})
+    assert (found.config.vm.memory_bytes, found.config.pool.cache_bytes) == (6 * GIB, 2 * GIB)
 
 
 def test_a_vm_that_is_not_there_cannot_be_set(box: VmPaths, quick_cli: Cli) -> None:
@@ -225,7 +271,7 @@ def test_edit_does_not_overwrite_what_another_command_changed_meanwhile(
     editor = write_editor(ghostbox_dirs, f"echo '# by another' >> {box.definition}; echo '# mine' >> \"$1\"")
     done = quick_cli("edit", env=editor)
     assert done.returncode == 5
-    assert "error: the definition of VM 'box' was changed by somebody else meanwhile" in done.stderr
+    assert "error: another command changed the definition of VM 'box' meanwhile" in done.stderr
     assert box.definition.read_text().endswith("# by another\n")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which of a VM's disks is named when a write to one failed."""
+"""When a write to a disk of a VM fails, the error names the disk."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from ghostbox import domain_xml
-from ghostbox.hypervisor import DiskTrouble, FailedWrite
-from ghostbox.hypervisor.connection import failed_write
 from ghostbox.paths import VmPaths
+from ghostbox.plan import domain_xml
 from ghostbox.session import disk
+from ghostbox.system.hypervisor import DiskTrouble, FailedWrite
+from ghostbox.system.hypervisor.connection import failed_write
 
 FULL, OTHER = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE, libvirt.VIR_DOMAIN_DISK_ERROR_UNSPEC
 GOLDEN = Path(__file__).parent / "domain_xml"
@@ -38,7 +38,7 @@ def test_the_disk_that_has_no_room_is_named(
     file = files.state / name
     file.touch()
     problem = disk.explain(files, found)
-    what = f"no room for its disk {file} to grow" if found.trouble is DiskTrouble.FULL else f"its disk {file} cannot"
+    what = f"no space for its disk {file} to grow" if found.trouble is DiskTrouble.FULL else f"its disk {file} cannot"
     assert problem.text.startswith(f"the VM is paused: {what}")
     assert disk.has_room(files, found) == (found.trouble is DiskTrouble.FULL)
 
@@ -46,7 +46,7 @@ def test_the_disk_that_has_no_room_is_named(
 def test_room_is_looked_for_where_the_disk_is_that_has_none(tmp_path: Path) -> None:
     files = VmPaths(tmp_path / "work", tmp_path / "run")
     files.state.mkdir()
-    files.disk.touch()  # it has room; of the second one there is not even a file
+    files.disk.touch()  # the first disk has room; the second one has not even a file
     assert disk.has_room(files, FailedWrite(DiskTrouble.FULL, "vda"))
     assert not disk.has_room(files, FailedWrite(DiskTrouble.FULL, "vdc"))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Events are kept in order, one a line, and read as sentences; a line that was cut off hides none of the others."""
+"""Events are kept in order, one to a line, and shown as sentences; a damaged line hides no other line."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def test_directory_that_is_gone_loses_the_event_and_nothing_else(tmp_path: Path)
     gone = VmPaths(tmp_path / "gone", tmp_path)
     events.append(gone, "paused", "nobody hears it")
     assert events.read(gone) == []
+
+
+def test_event_of_a_newer_version_is_shown(tmp_path: Path) -> None:
+    files = VmPaths(tmp_path, tmp_path)
+    line = {"time": "2026-01-01T00:00:00+00:00", "event": "paused", "donor": None, "text": "it waits", "rack": 7}
+    files.events.write_text("[]\n" + json.dumps(line) + "\n")
+    assert [event.text for event in events.read(files)] == ["it waits"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which image a VM stands on, before its disk is made and after."""
+"""A VM's image is known before its disk is made and after it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_disk_keeps_its_image_when_a_new_one_is_built(here: paths.Paths) -> None
     assert images.find(loaded(vm__name="other"), here).disk == new.disk != old.disk
 
 
-def test_our_image_is_to_be_built_where_it_is_missing(here: paths.Paths) -> None:
+def test_missing_default_image_is_to_be_built(here: paths.Paths) -> None:
     found = images.find(loaded(image__suite="forky", image__packages=["htop"]), here)
     assert (found.to_build, found.suite, found.packages) == (True, "forky", ("htop",))
 
 
 def built(here: paths.Paths, recipe_hash: str) -> Image:
-    """An imported disk with the record of one that was built."""
+    """Return an imported disk with the record of an image that was built."""
     image = imported(here)
     record = here.images / "debian.json"
     record.write_text(json.dumps({**image.to_json(), "kind": "built", "recipe_hash": recipe_hash}))
@@ -72,6 +72,6 @@ def test_imported_image_is_never_outdated(here: paths.Paths) -> None:
     assert images.notes(images.find(loaded(), here)) == ()
 
 
-def test_other_image_that_is_missing_is_not_ours_to_build(here: paths.Paths) -> None:
+def test_missing_image_of_another_name_is_not_built(here: paths.Paths) -> None:
     with pytest.raises(NotFound, match="no image named 'mine'"):
         images.find(loaded(vm__image="mine"), here)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""VMs that are stopped get other names and copies, and a name that may be left out. Real commands."""
+"""Stopped VMs are renamed and cloned, and a command may leave the VM's name out. The commands are real."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def record_of(name: str) -> Record:
 
 
 def make_disk(name: str, base: Path) -> None:
-    """Make a disk with something on it, over an image."""
+    """Make a disk with some content over an image."""
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
     disk = here().vm(name).disk
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", disk], check=True)
@@ -158,7 +158,7 @@ def test_autostart_says_what_does_not_run_in_the_end(ghostbox_dirs: Path, quick_
 def test_memory_that_a_donor_still_holds_of_before_is_released_before_it_is_called_too_small(
     ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power cut: its lease was noted while the donor did not answer, and now it does."""
+    """After a power cut the lease was noted while the donor was silent; now the donor answers."""
     owed = ["lease"]
     plans: list[int] = []
 

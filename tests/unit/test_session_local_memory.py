@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A VM for which this machine has too little memory is refused with figures, before it is started."""
+"""A VM for which this machine has too little memory is refused with figures before its start."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 
 import pytest
 
-from ghostbox import config, plan
+from ghostbox import config
 from ghostbox.errors import Refused
 from ghostbox.memserver.memory import MemoryFacts
-from ghostbox.plan import Virt
+from ghostbox.plan import plan
+from ghostbox.plan.plan import Virt
 from ghostbox.session import local_memory
 from ghostbox.session.local_memory import Need
 from ghostbox.units import GIB, MIB

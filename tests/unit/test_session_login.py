@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SSH for people: the system's own client against a server in place of the guest's, in directories of every kind."""
+"""Users log in with the system's ssh: here to a server in the guest's place, from directories of every kind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import ssh
 from ghostbox.cli.options import split_words
 from ghostbox.errors import GuestError, ProgramError
 from ghostbox.session import Book, login
+from ghostbox.system import ssh
 from helpers.guest import free_port
 from helpers.ssh_server import GuestServer, guest_server, started_vm
 
@@ -24,7 +24,7 @@ ODD = "a b%hc:d'e\"f$g;h#i\\j[k]*{l}~ü"
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[tuple[Book, GuestServer]]:
-    """A VM in a directory with every odd sign, and the server at its port."""
+    """Yield a VM in a directory with odd characters in its name, and a server at the VM's port."""
     home, state = tmp_path / "home", tmp_path / ODD / "work"
     home.mkdir()
     files = started_vm(state, tmp_path / "run", port=1).files
@@ -33,7 +33,7 @@ def guest(tmp_path: Path) -> Iterator[tuple[Book, GuestServer]]:
         yield started_vm(state, tmp_path / "run", server.port), server
 
 
-def test_a_command_is_run_and_its_status_is_ours(
+def test_a_command_is_run_and_its_status_is_returned(
     guest: tuple[Book, GuestServer], capfd: pytest.CaptureFixture[str]
 ) -> None:
     book, _ = guest
@@ -67,7 +67,7 @@ def test_a_key_that_the_guest_does_not_know_is_an_error_with_what_to_wait_for(
     book, _ = guest
     book.files.client_key.unlink()
     ssh.write_key(ssh.generate_key("other"), book.files.client_key)
-    with pytest.raises(GuestError, match="VM 'work' does not let us in by SSH") as caught:
+    with pytest.raises(GuestError, match="VM 'work' does not accept the login by SSH") as caught:
         login.shell(book, ["true"])
     assert "Permission denied" in str(caught.value.why)
     assert "ghostbox wait work" in str(caught.value.hint)
@@ -78,12 +78,12 @@ def test_another_host_key_is_an_error(guest: tuple[Book, GuestServer]) -> None:
     text = book.files.known_hosts.read_text()
     other = ssh.generate_key("x").public.split()[1]
     book.files.known_hosts.write_text(re.sub(r"\S+$", other, text.strip()) + "\n")
-    with pytest.raises(GuestError, match="VM 'work' shows another SSH host key than the one we gave to it"):
+    with pytest.raises(GuestError, match="VM 'work' shows another SSH host key than GhostBox gave to it"):
         login.shell(book, ["true"])
 
 
 def test_a_guest_that_boots_is_not_asked_by_ssh_and_the_error_says_what_to_do(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # as QEMU: it takes connections and closes them
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # QEMU does the same: it accepts connections and closes them
 
         def refuse() -> None:
             silent.settimeout(10)
@@ -106,8 +106,7 @@ def test_a_guest_that_answered_before_is_asked_directly_and_its_end_is_told(gues
         login.shell(book, ["true"])
     assert "onnection" in str(caught.value.why)
     started = book.record
-    assert started is not None
-    book.record = type(started)(**{**vars(started), "started_at": "2026-11-29T09:00:00+00:00"})
+    book.found = type(started)(**{**vars(started), "started_at": "2026-11-29T09:00:00+00:00"})
     with pytest.raises(GuestError, match="still boots"):
         login.shell(book, ["true"])
 
@@ -158,7 +157,7 @@ def test_the_first_word_is_the_name_and_the_rest_is_the_command(
 
 def test_the_configuration_is_what_ssh_takes_it_for(guest: tuple[Book, GuestServer]) -> None:
     told = subprocess.check_output(["ssh", "-F", guest[0].files.ssh_config, "-G", "ghostbox-work"], text=True)
-    assert "identitiesonly yes" in told.splitlines()
+    assert {"identitiesonly yes", "serveraliveinterval 15", "serveralivecountmax 40"} <= set(told.splitlines())
     assert guest[0].files.client_key.stat().st_mode & 0o777 == 0o600
 
 
@@ -176,7 +175,7 @@ def test_a_client_that_is_not_installed_is_named(
     assert caught.value.hint == "install openssh-client"
 
 
-def test_the_command_to_log_in_without_us_can_be_pasted(
+def test_the_ssh_command_for_a_login_without_ghostbox_can_be_pasted(
     guest: tuple[Book, GuestServer], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert subprocess.run(["sh", "-c", f"{login.command(guest[0])} echo pasted"], check=False).returncode == 0

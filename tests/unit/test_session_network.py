@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the guest may not reach, and where it answers on a network on which it has an address of its own."""
+"""The guest's network rules are correct, and a guest with an address of its own is found there."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,9 @@ from ghostbox import config
 from ghostbox.config import NetworkChoice
 from ghostbox.errors import ConfigError, Refused, UsageError
 from ghostbox.paths import VmPaths
-from ghostbox.plan import NetworkPlan, check_sizes
+from ghostbox.plan.plan import NetworkPlan, check_sizes
 from ghostbox.session import network
-from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, VmState
+from ghostbox.session.record import THIS_HOST, Book, LeaseRecord, VmState, locked
 from helpers.facts import RECORD
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -56,7 +57,7 @@ def test_donor_whose_name_is_not_known_now_keeps_its_last_addresses(files: VmPat
 
 def test_a_name_is_closed_at_all_its_addresses(files: VmPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(None, None, None, None, (address, 0)) for address in ("192.0.2.1", "2001:db8::1", "fe80::1%eth0")]
-    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_args, **_words: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_words: found)
     network.write_rules(replace(RECORD, donors=("tower",), leases=()), files)
     assert files.network_rules.read_text().splitlines()[2:] == ["192.0.2.1 10810", "2001:db8::1 10810", "fe80::1 10810"]
 
@@ -71,7 +72,7 @@ def test_network_that_is_none_is_refused(text: str) -> None:
 def test_ports_cannot_be_forwarded_where_the_guest_has_an_address_of_its_own() -> None:
     with pytest.raises(UsageError, match="ports cannot be forwarded") as caught:
         check_sizes(config.load({"vm.network": "bridge:br0", "vm.ports": ["80:80"]}))
-    assert caught.value.why == "there the guest has an address of its own, at which all its ports are reached"
+    assert caught.value.why == "there the guest has an address of its own, at which all its ports can be reached"
 
 
 def test_bridge_that_is_not_there_is_refused() -> None:
@@ -105,8 +106,48 @@ def test_guest_is_found_by_what_it_says_on_its_console(files: VmPaths) -> None:
     assert network.refresh(book) is None
     files.console_log.write_text(TABLE.format(mac=MAC))
     assert network.refresh(book) == ("192.0.2.44", 22)
-    assert book.record is not None
     assert Book(files).load() == book.record == replace(record, address="192.0.2.44")
+
+
+def bridged(files: VmPaths) -> Book:
+    """Return the book of a VM on a bridge, whose address the guest's console tells."""
+    book = Book(files)
+    book.save(replace(RECORD, network="bridge:br0", mac=MAC, state=VmState.RUNNING))
+    files.console_log.write_text(TABLE.format(mac=MAC))
+    return book
+
+
+def test_what_another_command_recorded_while_the_address_was_looked_for_stays(files: VmPaths) -> None:
+    book = bridged(files)
+    other = Book(files)
+    other.load()
+    other.save(replace(other.record, drained=(), donors=("tower",), ssh_port=2345))
+    assert network.refresh(book) == ("192.0.2.44", 22)
+    assert Book(files).load() == replace(other.record, address="192.0.2.44")
+
+
+def test_address_is_told_and_not_recorded_while_another_command_is_at_work(files: VmPaths) -> None:
+    book = bridged(files)
+    before = book.record
+    with locked(files):
+        assert network.refresh(book) == ("192.0.2.44", 22)
+    assert Book(files).load() == before
+    assert network.refresh(book) == ("192.0.2.44", 22)
+    assert Book(files).load() == replace(before, address="192.0.2.44")
+
+
+@pytest.mark.parametrize("change", ["down", "delete"])
+def test_address_of_a_vm_that_is_over_is_not_recorded(files: VmPaths, change: str) -> None:
+    book = bridged(files)
+    if change == "delete":
+        files.record.unlink()
+    else:
+        stopped = Book(files)
+        stopped.load()
+        stopped.save(replace(stopped.record, state=VmState.STOPPED))
+    before = Book(files).load()
+    network.refresh(book)
+    assert Book(files).load() == before
 
 
 def test_guest_on_the_user_network_answers_at_a_port_of_this_host(files: VmPaths) -> None:
@@ -115,10 +156,10 @@ def test_guest_on_the_user_network_answers_at_a_port_of_this_host(files: VmPaths
     assert network.refresh(book) == ("127.0.0.1", 2222)
 
 
-def test_flags_reach_the_configuration(ghostbox_cli: Cli) -> None:
+def test_flags_reach_the_configuration(quick_cli: Cli) -> None:
     for command in ("up", "plan", "set"):
-        assert ghostbox_cli(command, "--no-host-access", "--help").returncode == 0
-        done = ghostbox_cli(
+        assert quick_cli(command, "--no-host-access", "--help").returncode == 0
+        done = quick_cli(
             command, "box", "--network", "nat", "--host-access", "--add-disk", "1G", "--share", "/x", "--user", "ana"
         )
         assert "error: --network: 'nat' is not a network" in done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which directories can be shared, and what is asked of the guest for each."""
+"""Some directories can be shared, others are refused, and the guest gets a request for each share."""
 
 from __future__ import annotations
 

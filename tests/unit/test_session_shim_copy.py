@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the shim is put so that QEMU's loader can take it, and what is refused before QEMU starts."""
+"""The shim is copied to where QEMU's loader can read it; impossible places are refused before QEMU starts."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_where_neither_will_do_each_reason_is_said(tmp_path: Path) -> None:
             shim_copy.place(paths_in(tmp_path / "a b", tmp_path / "n" / "run", tmp_path), "work")
         found = shim_copy.place(paths_in(tmp_path / "n" / "state", tmp_path / "r", tmp_path), "work")
     assert found.parent == tmp_path / "r" / "vms" / "work", "noexec moves it, too"
-    assert f"{tmp_path}/a b/vms/work: its name has a space, and LD_PRELOAD cannot be told" in str(caught.value.why)
+    assert f"{tmp_path}/a b/vms/work: its name has a space, which LD_PRELOAD cannot express" in str(caught.value.why)
     assert f"{tmp_path}/n/run/vms/work: its file system is mounted noexec" in str(caught.value.why)
     assert "set GHOSTBOX_STATE_DIR" in str(caught.value.hint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snapshots of a stopped VM: all its disks and its definition, or nothing. The disks are real, the guest is qemu-io."""
+"""A snapshot of a stopped VM has all its disks and its definition, or is not made. qemu-io writes to real disks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import config, plan
-from ghostbox.errors import ImageError, NotFound, Refused, UsageError
+from ghostbox import config
+from ghostbox.errors import GhostboxError, ImageError, NotFound, Refused, UsageError
 from ghostbox.images import qemu_img
 from ghostbox.paths import Paths, VmPaths
-from ghostbox.session import guest_files, snapshots
+from ghostbox.plan import plan
+from ghostbox.session import guest_files, observe, snapshots
 from ghostbox.session.record import Book, VmState
 from ghostbox.units import MIB
 from helpers.facts import FACTS, RECORD
@@ -30,7 +31,7 @@ def paths(tmp_path: Path) -> Paths:
 
 @pytest.fixture
 def files(paths: Paths) -> VmPaths:
-    """A stopped VM with two disks, full of ones and twos."""
+    """Return a stopped VM with two disks, full of ones and twos."""
     files = paths.vm("box")
     Book(files).save(dataclasses.replace(RECORD, disk_bytes=8 * MIB, disks=(4 * MIB,)))
     files.definition.write_text("vm: {cpus: 2}\n")
@@ -128,6 +129,26 @@ def test_snapshot_that_a_disk_has_lost_is_refused_before_anything_is_changed(pat
     assert holds(files.disk, 9)
 
 
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"rack": 7}, r"cannot read .*snapshot\.json: rack: "),
+        ({"format": 2}, "was written by a newer version of GhostBox"),
+    ],
+)
+def test_snapshot_of_a_newer_version_is_refused_before_anything_is_changed(
+    paths: Paths, files: VmPaths, changed: dict[str, int], problem: str
+) -> None:
+    snapshots.create("box", "one", paths)
+    description = files.state / "snapshots/one/snapshot.json"
+    document = json.loads(description.read_text())
+    description.write_text(json.dumps(document | {"vm": document["vm"] | changed}))
+    write(files.disk, 9)
+    with pytest.raises(GhostboxError, match=problem):
+        snapshots.restore("box", "one", paths)
+    assert holds(files.disk, 9)
+
+
 def test_what_a_killed_command_left_in_a_disk_is_no_snapshot_and_not_in_the_way(paths: Paths, files: VmPaths) -> None:
     qemu_img.create_snapshot(files.disk, "gb-one")
     write(files.disk, 9)
@@ -166,21 +187,21 @@ def test_vm_that_runs_is_refused_with_the_reason(
     paths: Paths, files: VmPaths, state: VmState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshots.create("box", "one", paths)
-    monkeypatch.setattr(snapshots.observe, "heal", lambda book: (book.load(), state)[1])
+    monkeypatch.setattr(observe, "heal", lambda book: (book.load(), state)[1])
     with pytest.raises(Refused, match=f"VM 'box' is {state}") as caught:
         snapshots.create("box", "two", paths)
-    assert caught.value.why == "a snapshot is made of disks that nobody writes to"
+    assert caught.value.why == "a snapshot is made of disks that no program writes to"
     assert caught.value.hint == "ghostbox down box, then again"
     for command in (snapshots.restore, snapshots.delete):
         with pytest.raises(Refused, match=f"VM 'box' is {state}"):
             command("box", "one", paths)
 
 
-def test_commands_show_what_they_did(ghostbox_cli: Cli, paths: Paths, files: VmPaths) -> None:
+def test_commands_show_what_they_did(quick_cli: Cli, paths: Paths, files: VmPaths) -> None:
     env = {f"GHOSTBOX_{kind}_DIR": str(getattr(paths, kind.lower())) for kind in ("STATE", "RUNTIME", "CACHE")}
 
     def snapshot(*words: str, code: int = 0) -> str:
-        done = ghostbox_cli("snapshot", *words, env=env)
+        done = quick_cli("snapshot", *words, env=env)
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A shared directory is served whole to an ordinary SFTP client, and nothing above or beside it is."""
+"""An ordinary SFTP client sees all of a shared directory, and nothing above or beside it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from ghostbox import sftp
+from ghostbox.system import sftp
 
 
 class Named(socket.socket):
-    """A socket that paramiko takes for a channel."""
+    """Be a socket that paramiko takes for a channel."""
 
     def get_name(self) -> str:
         return "test"
@@ -27,7 +27,7 @@ class Named(socket.socket):
 
 @contextlib.contextmanager
 def served(directory: Path, *, read_only: bool = False) -> Iterator[Named]:
-    """Serve ``directory`` in a thread; give the client's end."""
+    """Serve ``directory`` in a thread; yield the client's end."""
     ours, other = socket.socketpair()
     with ours, Named(fileno=other.detach()) as theirs:
         server = sftp.Server(directory, ours, read_only=read_only)
@@ -104,7 +104,7 @@ def test_directories_links_and_attributes(client: paramiko.SFTPClient, share: Pa
     client.utime("d/b", (1_000_000, 2_000_000))
     client.truncate("d/b", 2)
     found = client.lstat("d/b")
-    assert (found.st_size, stat.S_IMODE(found.st_mode or 0)) == (2, 0o711)  # no setuid program comes from a guest
+    assert (found.st_size, stat.S_IMODE(found.st_mode or 0)) == (2, 0o711)  # a guest cannot make a setuid program
     assert (share / "d" / "b").stat().st_mode & 0o7777 == 0o711
     client.posix_rename("d/b", "up2")
     client.remove("d/link")
@@ -114,7 +114,7 @@ def test_directories_links_and_attributes(client: paramiko.SFTPClient, share: Pa
 
 def test_rename_onto_a_file_needs_the_posix_one(client: paramiko.SFTPClient, share: Path) -> None:
     (share / "other").write_text("other")
-    with pytest.raises(OSError, match="it is there already"):
+    with pytest.raises(OSError, match="the new name exists already"):
         client.rename("a file", "other")
     client.posix_rename("a file", "other")
     assert (share / "other").read_text() == "hello"

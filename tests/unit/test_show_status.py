@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`ghostbox status`: what matters first, each donor once, and all of it on a terminal of 80 × 24."""
+"""`ghostbox status` shows important lines first, each donor once, and fits a terminal of 80 × 24."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ghostbox.cli import show
+from ghostbox.cli import output, show
+from ghostbox.pager.model import PagerStatus
 from ghostbox.session.record import VmState
 from ghostbox.session.view import VmStatus
 from ghostbox.terminal import PlainConsole
@@ -27,9 +28,8 @@ def status_of(pager: dict[str, Any], width: int = 200, **more: Any) -> str:
     console = PlainConsole(width=width)
     fields = dict.fromkeys(VmStatus.__dataclass_fields__)
     with console.capture() as captured:
-        console.print(
-            show.status(VmStatus(**{**fields, "name": "lab", "state": VmState.RUNNING, "pager": pager, **more}))
-        )
+        known = {"name": "lab", "state": VmState.RUNNING, "pager": PagerStatus.model_validate(pager)}
+        console.print(show.status(VmStatus(**{**fields, **known, **more})))
     return captured.get()
 
 
@@ -65,6 +65,23 @@ def donor(name: str, state: str = "up", **more: Any) -> dict[str, Any]:
     return {"uri": f"nbd://{name}/x", "name": name, "state": state, "errors": 0, **sizes, **more}
 
 
+def test_status_shows_how_the_bytes_go_and_warns_once_of_what_is_not_encrypted() -> None:
+    well = [donor("attic", channel="tls"), donor("cellar", channel="local"), donor("disk", backup=True)]
+    bad = [donor("shed", channel=way) for way in ("tls", "insecure")] + [donor("barn", channel="insecure")]
+    gone = donor("old", "removed", channel="insecure")
+    pager = {**ZEROES, "dirty_tracking": "wp-async", "features": {}, "donors": [*well, *bad, gone]}
+    lines = {line.split()[0]: line.split() for line in status_of(pager).splitlines() if line.strip()}
+    shown = {name: lines[name][2] for name in ("attic", "cellar", "shed", "barn")}
+    assert shown == {"attic": "tls", "cellar": "local", "shed": "insecure", "barn": "insecure"}
+    fields: dict[str, Any] = {**dict.fromkeys(VmStatus.__dataclass_fields__), "name": "lab"}
+    [line] = show.channel_notes(VmStatus(**{**fields, "pager": PagerStatus.model_validate(pager)}))
+    assert line.startswith("warning: what VM 'lab' keeps on shed, barn is neither encrypted nor protected (--insecure)")
+    assert "ghostbox token create; here: ghostbox donor add TOKEN" in line
+    safe = PagerStatus.model_validate({**pager, "donors": [*well, gone]})
+    assert show.channel_notes(VmStatus(**{**fields, "pager": safe})) == []
+    assert show.channel_notes(VmStatus(**fields)) == []
+
+
 def test_status_says_how_much_memory_there_is_and_how_much_is_used() -> None:
     pages = {**ZEROES["pages"], "total": 8 << 20}
     text = status_of({**ZEROES, "dirty_tracking": "wp-async", "features": {}, "pages": pages}, in_use_bytes=13 << 28)
@@ -94,3 +111,9 @@ def test_status_fits_on_80_columns_and_24_lines() -> None:
     for word in ("[fd00:1234:5678:9abc::7]:10810", "draining", "198.51.100.234:10810", "123 GiB", "ERRORS"):
         assert word in text, text
     assert "connection refused" in text
+
+
+def test_what_a_newer_pager_says_besides_is_in_the_json_as_it_came() -> None:
+    answer = {**ZEROES, "dirty_tracking": "wp-async", "features": {}, "news": {"of": [1, 2.5, None]}, "uptime_s": 3}
+    answer["donors"] = [{**donor("attic", down_s=None), "identity": "x", "latency": {"buckets": [[1.5, 2]]}}]
+    assert output.plain(PagerStatus.model_validate(answer)) == answer

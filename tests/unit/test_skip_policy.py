@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""In CI a test may be skipped only for what the machine itself cannot do."""
+"""In CI a test may be skipped only for something that the machine itself cannot do."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ def test_machine():
 """
 
 
-def outcome(tmp_path: Path, ci: dict[str, str]) -> tuple[int, str]:
-    shutil.copy(project.ROOT / "tests/conftest.py", tmp_path / "conftest.py")
-    (tmp_path / "test_some.py").write_text(TESTS)
+def run_pytest(place: Path, programs: dict[str, str], ci: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run test modules in a directory with this project's conftest.py."""
+    shutil.copy(project.ROOT / "tests/conftest.py", place / "conftest.py")
+    for name, text in programs.items():
+        (place / name).write_text(text)
     env = {name: value for name, value in os.environ.items() if name not in {"CI", "GHOSTBOX_CI"}}
     env["PYTHONPATH"] = str(Path(ghostbox.__file__).resolve().parent.parent)
     argv = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
-    done = subprocess.run(
-        argv, cwd=tmp_path, env={**env, **ci}, capture_output=True, text=True, check=False, timeout=60
-    )
+    return subprocess.run(argv, cwd=place, env={**env, **ci}, capture_output=True, text=True, check=False, timeout=60)
+
+
+def outcome(tmp_path: Path, ci: dict[str, str]) -> tuple[int, str]:
+    done = run_pytest(tmp_path, {"test_some.py": TESTS}, ci)
     return done.returncode, done.stdout
 
 
@@ -59,3 +63,19 @@ def test_a_module_that_skips_itself_is_a_failure_in_ci(tmp_path: Path) -> None:
     code, text = outcome(tmp_path, {"CI": "true"})
     assert code != 0
     assert "no_such_module" in text
+
+
+@pytest.mark.parametrize(("ci", "code"), [({}, 0), ({"CI": "true"}, 1)], ids=["here", "ci"])
+def test_a_run_that_leaves_files_in_the_work_tree_is_a_failure_in_ci(
+    tmp_path: Path, ci: dict[str, str], code: int
+) -> None:
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "made-before").write_text("")
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    program = "from pathlib import Path\ndef test_one():\n    Path('../left-behind').write_text('')\n"
+    done = run_pytest(tests, {"test_some.py": program}, ci)
+    assert done.returncode == code, done.stdout
+    left = "the tests left files in the work tree: left-behind\n"
+    assert (left in done.stderr) == bool(ci)

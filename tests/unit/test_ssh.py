@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Keys, and what is said while the guest does not answer. (Logins themselves: tests/vm/test_image_boot.py.)"""
+"""Keys are made and checked, and a silent guest is reported. (Logins themselves: tests/vm/test_image_boot.py.)"""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import cloudinit, ssh
 from ghostbox.errors import ConfigError, GuestError
+from ghostbox.plan import cloudinit
+from ghostbox.system import ssh
 from helpers.guest import free_port
+from helpers.killed import killed_at
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never says a word, as QEMU's user network does while the guest boots."""
+    """Yield a port that accepts connections and never answers, as QEMU's user network does while the guest boots."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield int(server.getsockname()[1])
 
@@ -47,6 +50,16 @@ def test_private_key_is_closed_to_others_even_if_the_file_was_open(tmp_path: Pat
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
+def test_key_that_a_killed_command_left_is_whole_or_not_there(tmp_path: Path, owner: object, name: str) -> None:
+    killed_at(owner, name, lambda: ssh.write_key(ssh.generate_key("x"), tmp_path / "key"))
+    assert not (tmp_path / "key").exists()
+    (tmp_path / "key.pub").write_text("of another key")
+    pair = ssh.generate_key("y")
+    ssh.write_key(pair, tmp_path / "key")
+    assert ssh.read_key(tmp_path / "key") == pair
+
+
 def test_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match=r"cannot read the key .*/none: No such file"):
         ssh.read_key(tmp_path / "none")
@@ -68,7 +81,7 @@ def test_private_key_given_as_public_one_is_refused_with_the_right_name(tmp_path
     ssh.write_key(ssh.generate_key("x"), tmp_path / "id")
     with pytest.raises(ConfigError, match="/id holds no SSH public key") as caught:
         ssh.read_public_key(tmp_path / "id")
-    assert caught.value.hint == f"did you mean {tmp_path}/id.pub?"
+    assert caught.value.hint == f"the public key is usually in {tmp_path}/id.pub"
     with pytest.raises(ConfigError, match="cannot read the SSH key .*: No such file"):
         ssh.read_public_key(tmp_path / "none")
 

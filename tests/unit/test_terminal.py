@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What reaches a terminal: text from outside does nothing there, and no locale makes a command fail."""
+"""Text from outside cannot control a terminal, and no locale makes a command fail."""
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -59,7 +60,7 @@ def test_a_table_cuts_nothing_off_on_80_columns() -> None:
     assert "".join(row[: first.index("state")].strip() for row in rows) == name
 
 
-def test_our_own_colours_reach_a_terminal() -> None:
+def test_ghostboxs_own_colours_reach_a_terminal() -> None:
     assert "\x1b[32mok" in shown(Text("ok", "green"), force_terminal=True, color_system="standard")
 
 
@@ -69,7 +70,7 @@ def test_notes_details_and_log_lines_are_shown_as_they_are(capsys: pytest.Captur
     with stages.stage("donors") as stage:
         stage.say(HOSTILE)
     log.set_up(0)
-    log.logging.getLogger("ghostbox").warning("%s", HOSTILE)
+    logging.getLogger("ghostbox").warning("%s", HOSTILE)
     for text in (out.getvalue(), capsys.readouterr().err):
         assert "[http://a.b/c]fe80::b:1:warning:" in "".join(text.split())
         assert "\x1b" not in text and "\x07" not in text
@@ -127,7 +128,7 @@ def test_a_box_of_rich_is_ascii_where_the_stream_is() -> None:
 
 
 def test_no_command_writes_markup_or_passes_text_by_the_one_way_out() -> None:
-    """Strings are shown as they are, so markup would be seen; and only `output` and `main` call click.echo."""
+    """Strings are shown unchanged, so that markup would be seen; and only `output` and `main` call click.echo."""
     wrong = []
     for path in (project.ROOT / "ghostbox" / "cli").glob("*.py"):
         text = path.read_text(encoding="utf-8")

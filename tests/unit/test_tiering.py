@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What root runs in the guest so that pages are moved between its nodes. The guests of ``tests/vm`` run it."""
+"""root's script in the guest moves pages between the guest's nodes. The guests of ``tests/vm`` run the script."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import subprocess
 from dataclasses import asdict
 
 import pytest
+from pydantic import TypeAdapter
 
-from ghostbox.tiering import CHOICES, How, Tiering, choose
+from ghostbox.config.tiering import CHOICES, How
+from ghostbox.plan.tiering import Tiering, choose
 
 OFF = "echo 0 > /proc/sys/kernel/numa_balancing || true; echo false > /sys/kernel/mm/numa/demotion_enabled"
 
@@ -26,7 +28,10 @@ def test_script_is_one_that_its_shells_can_read(wanted: str, emulated: bool) -> 
 
 
 def test_kernel_without_damon_falls_back_as_the_machine_allows() -> None:
-    """KVM: NUMA balancing. Emulated: nothing, which is cheaper. The guest says which."""
+    """The guest reports the way.
+
+    With KVM it is NUMA balancing. An emulated guest moves no pages, which is cheaper.
+    """
     kvm, emulated = (choose("auto", emulated=emulated).script for emulated in (False, True))
     assert 'said "NUMA balancing: this kernel has no DAMON that moves young pages (Linux 6.11)"' in kvm
     assert kvm.count("echo 2 > /proc/sys/kernel/numa_balancing") == 2  # without DAMON, and without systemd
@@ -40,8 +45,9 @@ def test_emulated_processors_are_made_to_see_the_accessed_bit_again() -> None:
 
 
 def test_tiering_outlives_a_record() -> None:
+    form = TypeAdapter(Tiering)
     for wanted in CHOICES:
         chosen = choose(wanted, emulated=False)
-        assert Tiering.from_json(json.loads(json.dumps(asdict(chosen)))) == chosen
-    earlier = Tiering.from_json({"on": True, "why": "KVM", "promote_mib_per_s": 3})
+        assert form.validate_python(json.loads(json.dumps(asdict(chosen)))) == chosen
+    earlier = form.validate_python({"on": True, "why": "KVM", "promote_mib_per_s": 3})
     assert (earlier.how, str(earlier)) == (How.NUMA, "NUMA balancing: KVM; promotes at most 3 MiB/s")

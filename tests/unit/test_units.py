@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes and durations."""
+"""Sizes and durations are parsed and written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""One Debian guest on the memory of two donors, each a machine (namespace) of its own, for several modules.
+"""Fixtures of several modules: a Debian guest on the memory of two donors, each a machine (namespace) of its own.
 
-``test_up.py`` is the last of them (they run in the order of their names): it takes the VM down and breaks it.
+``test_up.py`` is the last of the modules (they run in the order of their names): it stops the VM and breaks it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningDon
 
 @pytest.fixture(scope="session")
 def machine(donors: list[RunningDonor]) -> Iterator[Machine]:
-    with lab(state=ODD, umask=0o077) as host:
+    with lab(state=ODD, umask=0o077, GHOSTBOX_POOL_INSECURE="true") as host:
         extra = host.root / "extra.yaml"
         extra.write_text(CLOUD_INIT)
         (host.root / "ghostbox.yaml").write_text(f"guest: {{tiering: numa}}\n{NEVER_SLOW}")

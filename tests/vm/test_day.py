@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A day in the life of a VM: defined once, and itself again after everything that a day brings.
+"""A VM is defined once, and has its definition again after everything that a day brings.
 
-The tests are the hours of one day, in their order; each leaves the VM as the next one takes it.
+The tests are the hours of one day, in their order; each leaves the VM as the next test needs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ghostbox import processes
+from ghostbox.system import processes
 from ghostbox.units import GIB, MIB
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import free_port
@@ -35,40 +35,44 @@ BOOT = "8m"
 
 @dataclass
 class Day:
-    """The VM, its host and its donors."""
+    """Hold the VM, its host and its donors."""
 
     host: Rebootable
     donors: list[RunningDonor]
     remote_gib: int
 
     def cli(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command; it is the only VM, so its name may be left out."""
+        """Run a command; there is only one VM, so that its name may be left out."""
         return self.host.cli(*words, check=check, timeout_s=600)
 
     def json(self, *words: str) -> Any:
-        """Return what a command prints with --json."""
+        """Return the output of a command with --json."""
         return json.loads(self.cli(*words, "--json", check=False).stdout)
 
     def guest(self, command: str) -> str:
-        """Run a command in the guest; return what it printed."""
+        """Run a command in the guest; return its output."""
         return self.cli("shell", "--", command).stdout
 
     def boot_id(self) -> str:
-        """Return what is another one after each boot of the guest; nothing while it does not answer."""
-        return self.cli("shell", "--", "cat /proc/sys/kernel/random/boot_id", check=False).stdout
+        """Return an id that changes at each boot of the guest, or "" while the guest does not answer."""
+        asked = ("shell", "--", "cat /proc/sys/kernel/random/boot_id")
+        try:
+            return self.host.cli(*asked, check=False, timeout_s=60).stdout
+        except subprocess.TimeoutExpired:  # it was reset while ssh logged in: ssh would wait for ten minutes
+            return ""
 
     def total_gib(self) -> float:
-        """Return what `free` shows in the guest."""
+        """Return the total of `free` in the guest, in GiB."""
         return int(self.guest("free -k").splitlines()[1].split()[1]) / (1 << 20)
 
     def leases(self) -> list[int]:
-        """Return how many leases each donor has."""
+        """Return the number of leases of each donor."""
         return [leases_at(donor) for donor in self.donors]
 
 
 @pytest.fixture(scope="module")
 def remote_gib() -> int:
-    """32 GiB where a donor may lend half of it (nothing is taken before it is used), less on a smaller machine."""
+    """Return 32 GiB if a donor may lend half of it (unused memory takes no RAM), or less on a smaller machine."""
     return 32 if psutil.virtual_memory().available > 17 * GIB else 8
 
 
@@ -103,7 +107,10 @@ def test_it_is_stopped_and_gives_its_memory_back_and_starts_as_it_was_from_elsew
     day.cli("snapshot", "create", "morning")
     (day.host.root / "ghostbox.yaml").write_text("vm: {memory: 1G}\npool: {donors: [elsewhere]}\n")
     done = day.cli("up", VM, "--no-wait")
-    assert f"note: VM '{VM}' stays as it is defined; other values for vm.memory, pool.donors lie around" in done.stderr
+    assert (
+        f"note: VM '{VM}' stays as it is defined; other values for vm.memory, pool.donors do not apply to it"
+        in done.stderr
+    )
     info = day.json("info")
     assert (info["memory_bytes"], info["remote_memory_bytes"]) == (LOCAL_GIB * GIB, day.remote_gib * GIB)
     assert day.leases() == [1, 1]
@@ -138,7 +145,9 @@ def test_files_are_copied_in_and_out(day: Day) -> None:
 
 def test_a_reboot_from_inside_keeps_memory_and_disk(day: Day) -> None:
     first, pager = day.boot_id(), day.json("status")["pager"]["pid"]
-    day.cli("shell", "--", "sudo systemctl reboot", check=False)
+    # No connection is closed: ssh notices that the guest has forgotten this one.
+    ended = day.cli("shell", "--", "sync; echo b | sudo tee /proc/sysrq-trigger; sleep 900", check=False)
+    assert (ended.returncode, "the SSH connection to VM 'gbt-day' broke" in ended.stderr) == (1, True), ended.stderr
     processes.wait_until(
         lambda: day.boot_id() not in ("", first), timeout_s=360, what="the guest's second boot", interval_s=2.0
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox demo`` as a stranger runs it: it proves itself, and ``--down`` leaves nothing."""
+"""``ghostbox demo`` proves remote memory to a new user, and ``--down`` leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from ghostbox import processes
+from ghostbox.donors import pairings
 from ghostbox.session import Book
 from ghostbox.session.record import LeaseRecord
+from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers.lab import Host, Run, lab
 
@@ -45,7 +46,7 @@ def result(first: Run) -> dict[str, Any]:
 
 
 def memservers(host: Host) -> list[str]:
-    """Return the processes of memservers that keep their things in this host's directories."""
+    """Return the processes of memservers that use this host's directories."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -59,6 +60,7 @@ def memservers(host: Host) -> list[str]:
 
 def test_every_byte_came_back_and_was_remote(result: dict[str, Any]) -> None:
     assert result["problems"] == []
+    assert result["over_tls"] is True
     assert result["wrong_pages"] == 0
     assert result["bytes_checked"] > 2 * result["cache_bytes"] == 256 * MIB
     beyond_cache = result["bytes_checked"] - result["cache_bytes"]
@@ -76,13 +78,13 @@ def test_guest_sees_both_nodes_in_two_tiers(result: dict[str, Any]) -> None:
 def test_second_run_uses_what_runs_and_shows_a_summary(host: Host, result: dict[str, Any]) -> None:
     book = Book(host.paths.vm(NAME))
     record = book.need(NAME, host.paths)
-    gone = LeaseRecord("127.0.0.1:1", f"{NAME}-gone", MIB)  # of an earlier demo, which was killed, donors and all
+    gone = LeaseRecord("127.0.0.1:1", f"{NAME}-gone", MIB)  # left by an earlier demo, which was killed with its donors
     book.save(replace(record, leases=(*record.leases, gone)))
     done = host.cli("demo", "--name", NAME, "--output", "table", check=True)
     assert "boot " not in done.stderr
     for text in (
         "every byte came back right",
-        "went out",
+        "to the donors, over TLS",
         "came back",
         f"ghostbox shell {NAME}",
         f"demo --down --name {NAME}",
@@ -90,7 +92,7 @@ def test_second_run_uses_what_runs_and_shows_a_summary(host: Host, result: dict[
         assert text in done.stdout
 
 
-# So many MiB of anonymous memory, in single pages, and then so many pages that have a page table each.
+# The program takes so many MiB in single pages, and then so many pages that need a page table each.
 BOUND = """
 import mmap, sys
 dense, sparse = int(sys.argv[1]) << 20, int(sys.argv[2]) << 21
@@ -109,7 +111,7 @@ print(int(tables.split()[1]) // 1024)
 
 
 def test_program_bound_to_node_1_may_use_nearly_all_of_it(host: Host, result: dict[str, Any]) -> None:
-    """Its page tables obey such a policy as well, if the node has any memory that may hold them: this one has none."""
+    """The program's page tables obey the policy as well, if the node has memory that may hold them: node 1 has none."""
     host.cli("shell", NAME, "--", "cat > bound.py", stdin=BOUND, check=True)
     done = host.cli("shell", NAME, "--", "numactl --membind=1 python3 bound.py 1984 12000", check=True)
     assert int(done.stdout) >= 12000 * 4 // 1024
@@ -119,10 +121,10 @@ def test_program_bound_to_node_1_may_use_nearly_all_of_it(host: Host, result: di
 
 
 def test_clock_is_right_again_after_the_vm_was_paused(host: Host, result: dict[str, Any]) -> None:
-    """By whom ever: a donor that is silent, the user, the host's sleep."""
+    """A silent donor, the user or the host's sleep may have paused it."""
 
     def late_s() -> float:
-        """How far the guest's clock is behind ours, at least (the command itself takes a while)."""
+        """Return how far the guest's clock is behind the host's, at least, in seconds (the command takes a while)."""
         return time.time() - float(host.cli("shell", NAME, "--", "date +%s.%N", check=True).stdout)
 
     before_s = late_s()
@@ -148,6 +150,7 @@ def test_down_leaves_nothing(host: Host, result: dict[str, Any]) -> None:
     left = host.belongings()
     assert (left.processes, left.domains, left.files, left.vms) == (frozenset(),) * 4
     assert memservers(host) == []
+    assert pairings.load(host.paths) == ()
     assert f"VM '{NAME}' is gone already" in host.cli("demo", "--down", "--name", NAME, check=True).stderr
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A booted guest over two donors, two copies of everything: its disk gets full, one donor dies, then the other one."""
+"""A booted guest has two donors and two copies of everything: its disk fills up, one donor dies, then the other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from ghostbox import demo, processes
+from ghostbox import demo
 from ghostbox.errors import DeadlineExceeded
+from ghostbox.system import processes
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
 from helpers.lab import Host, Run, lab
@@ -32,7 +33,7 @@ WORKLOAD_MIB = 144
 
 @dataclass
 class Machine:
-    """The VM under test and its donors."""
+    """Hold the VM under test and its donors."""
 
     host: Host
     donors: list[RunningDonor]
@@ -48,7 +49,7 @@ class Machine:
         return dict(self.status()["pager"])
 
     def donor(self, number: int) -> dict[str, Any]:
-        """What the pager says of a donor."""
+        """Return the pager's status of a donor."""
         address = self.donors[number].nbd_address
         return next(dict(entry) for entry in self.pager()["donors"] if address in entry["uri"])
 
@@ -65,8 +66,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             )
             for number, place in enumerate(machines)
         ]  # fmt: skip
-        host = stack.enter_context(lab())
-        # Emulated, whoever touches lost memory waits for ever, a kernel thread that moves hot pages, too.
+        host = stack.enter_context(lab(GHOSTBOX_POOL_INSECURE="true"))
+        # Emulated: a thread that touches lost memory waits for ever, also a kernel thread that moves hot pages.
         (host.root / "ghostbox.yaml").write_text('guest: {tiering: "off"}\n')
         disk = stack.enter_context(bounded_disk(host.paths.state))
         stack.callback(host.cli, "delete", VM, "-y", "--force")
@@ -78,7 +79,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield Machine(host, donors, disk)
 
 
-# Does what it wrote come back from the disk, and did the kernel see an error? (Only this file leaves the page cache.)
+# The file must come back from the disk as written, without a kernel error. (Only this file is dropped from the cache.)
 WRITE_AND_READ = """
 head -c 24M /dev/urandom | tee big | sha256sum > sum && sync && dd if=big iflag=nocache count=0 &&
 sha256sum < big | cmp - sum && ! sudo dmesg | grep -i "I/O error"
@@ -86,7 +87,7 @@ sha256sum < big | cmp - sum && ! sudo dmesg | grep -i "I/O error"
 
 
 def said(done: Run) -> str:
-    """Return what a command printed, on one line."""
+    """Return a command's output on one line."""
     return " ".join((done.stdout + done.stderr).split())
 
 
@@ -97,11 +98,11 @@ def test_vm_whose_disk_has_no_room_is_paused_and_goes_on_by_itself_with_nothing_
         lambda: machine.status()["disk_problem"] is not None, timeout_s=90, what="the pause", interval_s=0.2
     )
     files = machine.host.paths.vm(VM)
-    trouble = f"the VM is paused: no room for its disk {files.disk} to grow, "
+    trouble = f"the VM is paused: no space for its disk {files.disk} to grow, "
     shown = machine.cli("status", check=False)
     assert shown.returncode == 6
     assert re.search(r"state +paused until its disk can be written", shown.stdout)
-    free = rf"[\d.]+ [KMG]?i?B are free in {files.state} do: make room there: the VM goes on by itself"
+    free = rf"[\d.]+ [KMG]?i?B are free in {files.state} do: make space there: the VM resumes by itself"
     assert re.search(f"warning: {re.escape(trouble)}{free}", said(shown))
     listed = said(machine.host.cli("list"))
     assert f"VM '{VM}' is paused, its disk cannot be written: ghostbox status {VM}" in listed
@@ -113,14 +114,14 @@ def test_vm_whose_disk_has_no_room_is_paused_and_goes_on_by_itself_with_nothing_
     machine.disk.grow()
     _, problems = work.communicate(timeout=200)
     assert work.returncode == 0, problems
-    shown_events = "disk-resumed     its disk can be written again: the VM goes on"
+    shown_events = "disk-resumed     the VM's disk can be written again: the VM runs again"
     processes.wait_until(
         lambda: shown_events in machine.cli("logs", "--source", "events").stdout, timeout_s=20, what="the event"
     )
     assert (machine.status()["state"], machine.status()["disk_problem"]) == ("running", None)
 
 
-# What a workload that does not page may be waiting for, as its guest's kernel sees it.
+# When a workload does not page, the guest's kernel shows what the workload waits for.
 WHY_NOT = """
 uptime; ps axo pid,stat,pcpu,time,wchan:24,args --sort=-pcpu | head -15
 for p in $(pgrep -f w.py); do sudo cat /proc/$p/stack; grep -E 'State|VmRSS' /proc/$p/status; done
@@ -133,8 +134,8 @@ sudo dmesg | tail -5
 def wait_for_paging(machine: Machine, work: subprocess.Popen[str]) -> None:
     """Wait until pages have gone to both donors and come back.
 
-    The pager is asked by its own socket: each command of ours takes a second of a processor, of which the emulated
-    guest has none to spare.
+    The test asks the pager's own socket: a GhostBox command takes a second of a processor, which the emulated guest
+    needs.
     """
     control = machine.host.paths.vm(VM).pager_control
     before = processes.control_request(control, "status")
@@ -177,7 +178,7 @@ def test_donor_killed_under_a_workload_with_two_copies_and_no_byte_is_wrong(mach
     assert pager["pool"]["missing_copies"] > 0
 
 
-# Bound to node 1 with all it has, its heap in single pages, too: what khugepaged would make huge pages of.
+# This program is bound to node 1, with its heap in single pages, too, of which khugepaged would make huge pages.
 IDLE = f"""
 import mmap, pathlib, time
 heap = [bytes(1000) for _ in range(8 << 10)]
@@ -187,13 +188,13 @@ for at in range(0, {WORKLOAD_MIB} << 20, 4096):
 pathlib.Path("filled").touch()
 time.sleep(1000)
 """
-# By default khugepaged looks for such memory each 10 s.
+# By default khugepaged looks for such memory every 10 s.
 ALIVE = "head -c 64M /dev/zero | sha256sum; for i in 1 2 3 4 5; do sleep 5; cat /proc/loadavg; done"
 
 
 def test_memory_of_which_no_copy_is_left_is_named_and_the_guest_lives_on(machine: Machine) -> None:
-    """The donor that is left comes back empty, then the dead one, too. Until then older copies might have done."""
-    # Page cache of programs that were bound to node 1 may be lost, too: files are read again, by others.
+    """Both donors come back empty, one after the other. Until then older copies might have served."""
+    # Page cache of programs that were bound to node 1 may be lost, too: other programs read the files again.
     others = "head -c 1M /dev/zero | sha256sum; sleep 0; numactl -H; python3 -c 'import mmap, pathlib, time'"
     machine.cli("shell", "--", f"rm -f filled; sync; sudo sysctl vm.drop_caches=3; {others}; cat /proc/loadavg")
     machine.host.cli("shell", VM, "--", "cat > idle.py", stdin=IDLE, check=True)
@@ -204,7 +205,7 @@ def test_memory_of_which_no_copy_is_left_is_named_and_the_guest_lives_on(machine
         uris = {donor["uri"] for donor in machine.pager()["donors"]}
         os.kill(last.data_plane_pid, signal.SIGKILL)
         processes.wait_until(
-            lambda: "older one on donor" in machine.cli("logs", "--source", "pager").stdout,
+            lambda: "older copy on donor" in machine.cli("logs", "--source", "pager").stdout,
             timeout_s=30, what="the older copies", interval_s=0.2,
         )  # fmt: skip
         assert machine.pager()["health"] == "degraded", "the dead one might come back"
@@ -226,7 +227,7 @@ def test_memory_of_which_no_copy_is_left_is_named_and_the_guest_lives_on(machine
         assert re.search(r"warning: [\d.]+ MiB of the VM's memory are lost: ", said(done))
         assert f"do: save what matters, then ghostbox down {VM} and ghostbox up {VM}" in said(done)
         assert machine.status()["state"] == "running"
-        # The guest lives: its kernel keeps nothing on the donors, and what touches nothing that was there goes on.
+        # The guest lives: its kernel has no page on the donors, and programs that touch no lost page go on.
         alive = machine.host.cli("shell", VM, "--", ALIVE, timeout_s=200, check=True)
         assert alive.stdout.startswith(hashlib.sha256(bytes(64 << 20)).hexdigest())
         assert idle.poll() is None

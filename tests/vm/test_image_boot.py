@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The built image boots, lets us in by the pinned key, and its kernel treats node 1 as a slower tier."""
+"""The built image boots, accepts a login by the pinned key, and its kernel treats node 1 as a slower tier."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import cloudinit, processes, ssh
 from ghostbox.errors import DeadlineExceeded, GuestError, UsageError
+from ghostbox.plan import cloudinit
 from ghostbox.session import first_boot
+from ghostbox.system import processes, ssh
 from helpers import guest as guests
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -52,7 +53,7 @@ def test_cloud_init_finished_without_any_complaint(guest: guests.Guest) -> None:
     assert "WARNING" not in status
 
 
-def test_users_own_cloud_init_is_merged_with_ours_though_it_is_a_template(guest: guests.Guest) -> None:
+def test_users_own_cloud_init_is_merged_with_ghostboxs_though_it_is_a_template(guest: guests.Guest) -> None:
     assert guest.run("cat /etc/their-file").strip() == "hello testbox"
     assert guest.run("cat /run/their-bootcmd").strip() == "theirs"
     assert guest.run("cat /run/their-runcmd").strip() == "ran"
@@ -154,7 +155,7 @@ def test_command_that_takes_too_long_is_given_up(guest: guests.Guest) -> None:
     assert guest.run("echo still here") == "still here\n"
 
 
-def test_command_that_leaves_a_child_behind_does_not_hold_us_up(guest: guests.Guest) -> None:
+def test_command_that_leaves_a_child_behind_does_not_hold_up_its_caller(guest: guests.Guest) -> None:
     assert guest.run("sleep 600 & echo done", 30) == "done\n"
 
 
@@ -168,7 +169,7 @@ def test_another_host_key_is_refused(guest: guests.Guest, tmp_path: Path) -> Non
     client = ssh.GuestSsh(
         "127.0.0.1", guest.port, guests.USER, guest.directory / "id_ed25519", tmp_path / "known_hosts"
     )
-    with pytest.raises(GuestError, match="shows another SSH host key than the one we gave to the guest"):
+    with pytest.raises(GuestError, match="shows another SSH host key than GhostBox gave to the guest"):
         client.wait_ready(30)
 
 
@@ -180,7 +181,7 @@ def test_another_client_key_is_refused_and_the_message_says_so(guest: guests.Gue
     with pytest.raises(GuestError, match="gave no SSH login") as caught:
         client.wait_ready(15)
     assert caught.value.why is not None
-    assert "SSH answers, but refuses our key" in caught.value.why
+    assert "SSH answers, but refuses GhostBox's key" in caught.value.why
     assert "the guest's console ends with:" in caught.value.why
 
 

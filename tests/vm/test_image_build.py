@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox image build`` and the other image commands, for real: a whole build, and builds that fail."""
+"""``ghostbox image build`` builds a whole image, and failing builds clean up; the other image commands work."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import paths, processes
+from ghostbox import paths
 from ghostbox.images import ImageStore, backing_file
+from ghostbox.system import processes
 
 MIB = 1024 * 1024
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -27,7 +28,7 @@ def images_of(directory: Path) -> Path:
 
 
 def left_behind(images: Path) -> list[str]:
-    """Return all but the empty lock files (to remove a lock file is a race)."""
+    """Return all files but the empty lock files (removing a lock file is a race)."""
     return sorted(path.name for path in images.iterdir() if path.suffix != ".lock")
 
 
@@ -40,7 +41,7 @@ def recipe_with(directory: Path, old: str, new: str) -> Path:
 
 
 def bootable(path: Path) -> Path:
-    """Write a disk whose boot sector prints to the first serial port: what a firmware boots."""
+    """Write a disk whose boot sector prints to the first serial port: a firmware boots it."""
     text = b"booted by firmware\r\n\0"
     code = bytes.fromhex(
         "31c0 8ed8"  # xor ax,ax; mov ds,ax
@@ -59,7 +60,7 @@ def bootable(path: Path) -> Path:
 
 @pytest.mark.vm
 @pytest.mark.slow
-def test_build_replaces_the_image_and_leaves_it_to_those_who_use_it(ghostbox_cli: Cli, ghostbox_dirs: Path) -> None:
+def test_build_replaces_the_image_and_keeps_the_old_one_for_its_vms(ghostbox_cli: Cli, ghostbox_dirs: Path) -> None:
     store = ImageStore(images_of(ghostbox_dirs))
     old = store.import_file(bootable(ghostbox_dirs / "mine.raw"))
     overlay = ghostbox_dirs / "state/vms/box/disk.qcow2"
@@ -115,7 +116,7 @@ def test_disk_that_fills_up_while_building_is_named(ghostbox_cli: Cli, ghostbox_
 
 
 def test_unreachable_mirror_is_reported_in_apts_words(ghostbox_cli: Cli, ghostbox_dirs: Path) -> None:
-    """They name the release, which is the configuration's."""
+    """apt's messages name the release that the configuration names."""
     mirror, env = "http://127.0.0.1:1/debian", {"GHOSTBOX_IMAGE_SUITE": "forky"}
     done = ghostbox_cli("image", "build", "--mirror", mirror, env=env)
     assert done.returncode == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a guest has besides its memory: a network that is closed to this host, further disks, shared folders."""
+"""A guest has more than memory: a network that is closed to this host, further disks, shared folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import processes
+from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 VM = "gbt-net"
 COPY = "gbt-copy"
 SHARED = "sha'red %d"
-# TEST-NET-3 (RFC 5737). No firewall (mode open): libvirt's is its own affair.
+# TEST-NET-3 (RFC 5737). Mode open makes no firewall: libvirt's firewall is not tested here.
 ROUTER, PEER = "203.0.113.1", "203.0.113.6"
 LIBVIRT_NETWORK = f"""
 <network>
@@ -47,7 +47,7 @@ server = socket.create_server(("", int(sys.argv[1])))
 print(server.getsockname()[1], flush=True)
 sys.stdin.read()
 """
-# A DNS question for an IPv4 address (RFC 1035); the answer's last four bytes are it.
+# A DNS question for an IPv4 address (RFC 1035); the address is the answer's last four bytes.
 LOOKUP = """
 import socket, sys
 server, name = sys.argv[1:]
@@ -76,7 +76,7 @@ def donor(neighbour: netns.Machine, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def machine(donor: RunningDonor) -> Iterator[Machine]:
-    with lab() as host:
+    with lab(GHOSTBOX_POOL_INSECURE="true") as host:
         for name in (SHARED, "books"):
             (host.root / name).mkdir(mode=0o755)
         os.chown(host.root / SHARED, pwd.getpwnam("nobody").pw_uid, -1)
@@ -99,7 +99,7 @@ def reaches(machine: Machine, address: str, port: int) -> bool:
 
 @contextlib.contextmanager
 def listening(there: netns.Machine, port: int = 0) -> Iterator[int]:
-    """Listen on another machine; return the port."""
+    """Listen on another machine; yield the port."""
     argv = [*there.prefix, sys.executable, "-c", LISTENER, str(port)]
     server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -120,7 +120,7 @@ def test_guest_reaches_neither_this_host_nor_a_donor_but_other_machines(
         assert reaches(machine, address, there)
     log = machine.cli("logs", "--source", "qemu").stdout
     assert f"the guest may not reach 127.0.0.1 port {here}: it is this host (vm.host_access opens it)" in log
-    assert f"the guest may not reach {address} port {control}: it is a donor's" in log
+    assert f"the guest may not reach {address} port {control}: a donor listens there" in log
 
 
 def test_further_disk_is_formatted_and_mounted_and_anyone_may_write_to_it(machine: Machine) -> None:
@@ -165,12 +165,15 @@ def test_folder_that_is_not_there_is_refused(machine: Machine) -> None:
 
 @pytest.fixture(scope="module")
 def copy(machine: Machine, neighbour: netns.Machine) -> Iterator[Machine]:
-    """The VM, put into a file and taken out under another name, on a network of libvirt, its second disk grown."""
+    """Yield a VM that was exported to a file and imported under another name.
+
+    It is on a network of libvirt, and its second disk has grown.
+    """
     host = machine.host
     machine.cli("down")
     host.cli("export", VM, "vm.ghostbox", check=True)
     made = host.cli("import", "vm.ghostbox", "--name", COPY, check=True)
-    assert "left out, as it belonged to the other host: vm.shares, pool.donors" in made.stderr
+    assert "left out, since these keys belong to the other host: vm.shares, pool.donors" in made.stderr
     (host.root / "network.xml").write_text(LIBVIRT_NETWORK)
     virsh("net-create", host.root / "network.xml")
     try:

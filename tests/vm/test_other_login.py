@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""An ordinary user's VM on the session libvirt, looked at from other logins, and after the login has ended.
+"""An ordinary user's VM on the session libvirt is used from other logins, and after the login has ended.
 
-Nothing here waits for the guest: its QEMU has just begun to boot. The user is nobody, whose logins are directories.
+No test here waits for the guest: its QEMU has just begun to boot. The user is nobody, whose logins are directories.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from ghostbox import hypervisor, paths, processes
-from ghostbox.donor_client import DonorClient
+from ghostbox import paths
+from ghostbox.donors.client import DonorClient
 from ghostbox.session import events, supervisor
 from ghostbox.session.record import Book
+from ghostbox.system import hypervisor, processes
 from helpers.donor import RunningDonor, running_donor
 from helpers.guest import share_images
 
@@ -42,7 +43,10 @@ SIZES = ("--memory", "256M", "--remote-memory", "128M", "--cache", "16M")
 
 @dataclass
 class User:
-    """nobody, with a home of their own. ``login`` is the runtime directory that a login gives them."""
+    """Be the user nobody, with a home directory of their own.
+
+    ``login`` is the runtime directory that a login gives them.
+    """
 
     root: Path
     python: Path
@@ -63,11 +67,11 @@ class User:
         os.chown(self.login, NOBODY, NOBODY)
 
     def end_login(self) -> None:
-        """As logind does: the directory goes, and what listened there cannot be reached any more."""
+        """End the login as logind does: the directory is removed, and sockets in it cannot be reached any more."""
         shutil.rmtree(self.login)
 
     def cli(self, *words: str, logged_in: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command as the user, in their login or as ``su`` and cron do."""
+        """Run a command as the user, in the login or without one, as ``su`` and cron do."""
         command = self.start(*words, logged_in=logged_in)
         try:
             said, problems = command.communicate(timeout=200)
@@ -126,9 +130,9 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     share_images(root / "cache")
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
-        # The tests may run from a directory that is closed to others.
+        # The tests may run from a directory that is closed to other users.
         subprocess.run(["mount", "--bind", sys.prefix, root / "python"], check=True)
-        stack.callback(subprocess.run, ["umount", "-l", root / "python"], check=False)
+        stack.callback(lambda: subprocess.run(["umount", "-l", root / "python"], check=False))
         donor = stack.enter_context(running_donor(tmp_path_factory.mktemp("donor"), size="256M", name="gbt-login"))
         made = User(root, root / "python/bin/python", donor)
         stack.callback(end_all, made)
@@ -139,7 +143,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
 
 
 def end_all(user: User) -> None:
-    """End what a failed test left; what belongs to the user names a directory of theirs."""
+    """End what a failed test left behind: the user's programs name one of the user's directories."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             pid = int(entry.name)
@@ -149,7 +153,7 @@ def end_all(user: User) -> None:
 
 
 def end_libvirt(user: User) -> None:
-    """End the session's libvirt of both logins: nobody manages the VM any more."""
+    """End the session's libvirt of both logins: no libvirt manages the VM any more."""
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             if entry.stat().st_uid != NOBODY or b"libvirtd" not in (entry / "cmdline").read_bytes().split(b"\0")[0]:
@@ -170,7 +174,7 @@ def test_command_from_another_login_finds_the_vm_and_releases_nothing(user: User
 
 
 def test_down_that_gives_up_or_is_interrupted_leaves_a_vm_that_is_said_to_run(user: User) -> None:
-    """Its guest has just begun to boot, and hears no power button."""
+    """The guest has just begun to boot, and does not react to its power button."""
     late = user.cli("down", VM, "--timeout", "1s")
     assert late.returncode == 124, late.stderr
     assert f"VM '{VM}' did not shut down within 1.0 s; it still runs" in late.stderr
@@ -196,22 +200,22 @@ def test_runtime_directory_that_a_cleaner_removed_is_made_anew_and_status_says_s
         assert done.returncode == 0, done.stderr
         assert "were gone: its pager has made them anew" in " ".join(done.stderr.split())
     assert "runtime-restored" in user.said()
-    user.cli("list")  # it starts a supervisor
+    user.cli("list")  # the command starts a supervisor
     shutil.rmtree(user.files.runtime)
     processes.wait_until(
         lambda: user.said().count("runtime-restored") == 2, timeout_s=60, what="the supervisor to have noticed"
     )
-    assert "its pager's files" not in user.cli("recover", VM).stdout
+    assert "pager were gone" not in user.cli("recover", VM).stdout
     assert len(user.leases()) == 1
 
 
 @contextlib.contextmanager
 def supervised_no_more(user: User) -> Iterator[None]:
-    """Keep the supervisor from doing what a command is to be seen doing."""
+    """Keep the supervisor from doing what the test expects of a command."""
     held: list[int] = []
 
     def alone() -> bool:
-        supervisor.stop(user.files)  # each command that found none has started one, and they are slow to begin
+        supervisor.stop(user.files)  # each command that found no supervisor has started one, and they start slowly
         held.extend(found for found in [supervisor.lock(user.files)] if found is not None)
         return bool(held)
 
@@ -222,9 +226,9 @@ def supervised_no_more(user: User) -> Iterator[None]:
         os.close(held[0])
 
 
-def test_end_of_the_login_releases_nothing_whoever_asks(user: User) -> None:
+def test_end_of_the_login_releases_nothing_whichever_command_asks(user: User) -> None:
     pid, leases = user.qemu_pid(), user.leases()
-    user.cli("list")  # it starts a supervisor
+    user.cli("list")  # the command starts a supervisor
     end_libvirt(user)
     user.end_login()
     processes.wait_until(lambda: "runtime-failed" in user.said(), timeout_s=60, what="the supervisor to have noticed")

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""``ghostbox plan`` predicts from what ``donor bench`` measured, and says so where nothing was."""
+"""``ghostbox plan`` predicts from the measurements of ``donor bench``, and says so where no measurement exists."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from helpers.donor import RunningDonor, running_donor
 from helpers.lab import Host, lab
+from helpers.netns import machines
 
 pytestmark = pytest.mark.timeout(120)
 SIZES = ("--memory", "256M", "--remote-memory", "128M", "--cache", "16M")
@@ -50,6 +52,8 @@ def test_a_measured_link_is_what_the_plan_predicts_from(host: Host, donor: Runni
         assert forecast["host"] == costs
         assert forecast["fault_us"] == pytest.approx(link["rtt_p50_us"] + costs["fault_us"])
         assert [each["locality_percent"] for each in forecast["slowdowns"]] == [75, 50, 25]
+        uses = {(each["name"], each["factor"]): each["waits"] for each in json.loads(done.stdout)["uses"]}
+        assert 0.0 < uses["Zipf 0.9", 1.2] < uses["Zipf 0.9", 2.0] < uses["at random", 2.0] < 1.0
     shown = " ".join(host.cli("plan", "box", *SIZES, "--donor", donor.address, check=True).stdout.split())
     assert "expected from measurements" in shown
     assert f"measured {link['measured_at']}" in shown
@@ -80,3 +84,17 @@ def test_a_login_name_that_the_guests_system_has_given_away_is_refused(host: Hos
         assert "error: vm.user cannot be 'games': the guest's system has an account of that name" in done.stderr
     assert "box" not in host.cli("list").stdout
     assert host.cli("set", "box", "--user", "ana").returncode == 4, "there is no such VM"
+
+
+def test_a_donor_on_another_machine_that_is_not_paired_is_used_only_if_the_user_says_so(
+    host: Host, tmp_path: Path
+) -> None:
+    with (
+        machines(1) as (machine,),
+        running_donor(tmp_path, size="256M", prefix=machine.prefix, bind=machine.address, insecure="") as far,
+    ):
+        words = ("plan", "box", *SIZES, "--donor", far.address)
+        refused = host.cli(*words)
+        assert refused.returncode == 1
+        assert f"error: donor {far.address} is not paired with this host" in refused.stderr
+        assert far.address in host.cli(*words, "--insecure", check=True).stdout

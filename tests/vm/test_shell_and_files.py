@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Everyday use of a VM that runs: commands in it, files to and from it, its name for ssh. Nothing here changes it."""
+"""A running VM is used as every day: commands in it, files to and from it, its name for ssh. No test changes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import processes, ssh
+from ghostbox.system import processes, ssh
 from helpers.machine import Machine
 from helpers.main_vm import ODD, VM
 
@@ -23,7 +23,7 @@ def test_255_of_a_command_in_the_guest_is_its_own(machine: Machine) -> None:
 
 
 def test_shell_with_many_keys_in_the_agent_locks_nobody_out(machine: Machine, tmp_path: Path) -> None:
-    """sshd hangs up after six keys, and from Debian 13 on then drops every connection of ours for a while."""
+    """sshd ends a login after six keys, and from Debian 13 on then refuses the host's connections for a while."""
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
     try:
         processes.wait_until((tmp_path / "agent").exists, timeout_s=20, what="the agent")
@@ -70,7 +70,7 @@ def test_ssh_config_installed_lets_every_ssh_find_the_vm_by_name(machine: Machin
 
 
 def test_an_odd_state_directory_and_a_strict_umask_keep_nothing_from_anyone(machine: Machine) -> None:
-    """The whole of this file runs in such a directory: libvirt, QEMU, ssh and the loader all took its name."""
+    """All tests of this file use such a directory: libvirt, QEMU, ssh and the loader accept its name."""
     assert ODD in str(machine.host.paths.vm(VM).state)
     assert machine.host.umask == 0o077
     [shim] = machine.host.paths.vm(VM).runtime.glob("libghostbox-shim-*.so")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A guest whose kernel moves pages by DAMON: no byte is lost by that, under load and with a pager that is killed."""
+"""A guest's kernel moves pages by DAMON: no byte is lost, under load and with a pager that is killed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any
 
 import pytest
 
-from ghostbox import pager, processes
+from ghostbox import pager
 from ghostbox.bench import vm_load
 from ghostbox.bench.vm_load import Phase
+from ghostbox.system import processes
 from ghostbox.units import MIB, PAGE_BYTES
 from helpers.donor import running_donor
 from helpers.lab import Host, lab
@@ -46,7 +46,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def load(host: Host, *words: str) -> dict[str, Phase]:
-    """Run the load in the guest; return its phases by their words."""
+    """Run the load in the guest; return its phases by name."""
     argv = host.argv("shell", VM, "--", f"/tmp/{PROGRAM} memory bytes={SET_BYTES} {' '.join(words)}")
     done = subprocess.run(argv, env=dict(host.env), capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
@@ -54,10 +54,10 @@ def load(host: Host, *words: str) -> dict[str, Phase]:
 
 
 def fetched(host: Host) -> int:
-    """Return how many pages the pager has fetched so far."""
-    status: dict[str, Any] | None = pager.status(host.paths.vm(VM).pager_control)
+    """Return the number of pages that the pager has fetched so far."""
+    status = pager.status(host.paths.vm(VM).pager_control)
     assert status is not None
-    return int(status["faults"]["missing_fetch"])
+    return status.faults.missing_fetch
 
 
 def test_plan_and_guest_say_what_moves_pages(host: Host) -> None:
@@ -69,9 +69,9 @@ def test_plan_and_guest_say_what_moves_pages(host: Host) -> None:
 
 
 def test_pages_are_moved_under_load_and_every_byte_is_right(host: Host) -> None:
-    """A hot set, the same elsewhere, then with writes; a pager is killed on the way. At the end little is moved.
+    """The load uses a hot set, then another one, then writes; a pager is killed meanwhile. At the end few pages move.
 
-    How fast it is by then is the benchmark's to say (``bench --vm``): here other tests run beside it.
+    The speed is a matter of the benchmark (``bench --vm``): here other tests run at the same time.
     """
     hot, moved, written = (f"{name}:{HOT_BYTES}" for name in ("hot", "moved", "written"))
     pace = ("window_ms=2000", "least_ms=30000", "most_ms=60000")
@@ -92,7 +92,7 @@ def killed_meanwhile(host: Host) -> Iterator[None]:
         processes.wait_until(lambda: fetched(host) > before + 2000, timeout_s=120, what="fetches")
         status = pager.status(host.paths.vm(VM).pager_control)
         assert status is not None
-        os.kill(int(status["pid"]), signal.SIGKILL)
+        os.kill(status.pid, signal.SIGKILL)
 
     with futures.ThreadPoolExecutor(max_workers=1) as aside:
         killed = aside.submit(kill)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An imported disk is booted by the firmware: here one of 512 bytes, which says something on the serial line."""
+"""The firmware boots an imported disk: here a disk of 512 bytes, which prints to the serial port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox import processes
+from ghostbox.system import processes
 from helpers.donor import running_donor
 from helpers.lab import Host, lab
 
@@ -35,7 +35,7 @@ def boot_disk(path: Path, says: bytes) -> Path:
 
 @contextmanager
 def imported(tmp_path: Path, says: bytes) -> Iterator[tuple[Host, list[str]]]:
-    """A host whose image ``mini`` says that, and the options of a VM of it."""
+    """Yield a host with the image ``mini``, which prints, and the options of a VM of it."""
     with lab() as host, running_donor(tmp_path, size="128M") as donor:
         own = Host(host.root, {**host.env, "GHOSTBOX_CACHE_DIR": str(host.root / "own-cache")})
         own.cli("image", "import", boot_disk(tmp_path / "mini.raw", says), "--name", "mini", check=True)
@@ -55,12 +55,12 @@ def test_imported_image_boots_and_may_be_deleted_when_no_vm_stands_on_it(tmp_pat
 
 
 def test_emulated_guest_that_hangs_while_it_boots_is_reset_once(tmp_path: Path) -> None:
-    """The disk says what a kernel says whose timer was lost, and stops; after a reset it says it again."""
+    """The disk prints what a kernel prints whose timer was lost, and stops; after a reset it does so again."""
     with imported(tmp_path, STALL + STALL) as (host, options):
         done = host.cli("up", VM, *options, "--timeout", "10s")
         assert "the guest's SSH server does not answer" in done.stderr
         emulated = json.loads(host.cli("status", VM, "--json").stdout)["virt"] == "tcg"
-        reset = "the guest's kernel hangs, as it does now and then without KVM: reset"
+        reset = "the guest's kernel hangs, as happens now and then without KVM: the VM is reset"
         assert (reset in done.stderr) == emulated
         n_boots = 2 if emulated else 1
         assert host.cli("logs", VM).stdout.count(STALL.decode().strip()) == 2 * n_boots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What ``up`` refuses, with the words that the user sees; and nothing is left behind by a refusal."""
+"""``up`` refuses bad requests with the messages that the user sees, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def nothing_is_left_behind(host: Host, donor: RunningDonor) -> Iterator[None]:
 def test_no_donor(host: Host) -> None:
     says(
         up(host),
-        "error: no donor is named, and none is known fix: run `ghostbox memserver` on another machine, then:",
+        "error: no donor is named, and none is known fix: run `ghostbox memserver` on another machine,"
+        " here the line that it prints: ghostbox donor add TOKEN",
         code=2,
     )
 

@@ -2,7 +2,7 @@
 """``up`` that is interrupted, killed or fails at any stage leaves nothing behind.
 
 The command is the real one; only its printer of stages is wrapped, so that the signal comes exactly at the beginning
-or at the end of a stage and never by luck.
+or at the end of a stage, and never by chance.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def test_next_command_undoes_an_up_that_was_killed(host: Host, donors: list[Runn
 
 
 def test_donor_that_is_away_while_its_lease_is_undone_is_asked_again(host: Host, tmp_path: Path) -> None:
-    """No command waits for it; what it holds is noted and released in the background."""
+    """No command waits for the donor; the lease is noted and released in the background."""
     with running_donor(tmp_path, size="128M") as donor:
         before = host.belongings([donor])
         killed = up_signalled(host, [donor], "leases", "end", signal.SIGKILL)
@@ -163,7 +163,7 @@ def test_pager_that_does_not_start_is_explained_and_undone(
 
 
 def test_qemu_without_the_shim_is_never_started(host: Host, donors: list[RunningDonor], tmp_path: Path) -> None:
-    """A shim that cannot be loaded: ld.so only warns and goes on, so the check of /proc/PID/maps must see it."""
+    """The shim cannot be loaded: ld.so only warns and goes on, so that the check of /proc/PID/maps must notice it."""
     native = tmp_path / "native"
     shutil.copytree(host.paths.native, native, symlinks=False)
     (native / "libghostbox-shim.so").write_text("not a library")
@@ -178,9 +178,9 @@ def test_qemu_without_the_shim_is_never_started(host: Host, donors: list[Running
 
 
 def test_domain_that_libvirt_refuses_is_explained_and_undone(host: Host, donors: list[RunningDonor]) -> None:
-    """QEMU's greatest number of CPUs depends on its age; a disk that has gone is refused by all."""
+    """QEMU's greatest number of CPUs depends on its version; every version refuses a missing disk."""
     before = host.belongings(donors)
-    argv = [sys.executable, "-c", WITHOUT_DISK, host.paths.vm(VM).disk, *up_words(donors)]
+    argv: list[str | Path] = [sys.executable, "-c", WITHOUT_DISK, host.paths.vm(VM).disk, *up_words(donors)]
     done = subprocess.run(argv, env=dict(host.env), capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert "error: cannot start the domain\nwhy: " in done.stderr
@@ -195,7 +195,7 @@ DEFINED = f"""<domain type="qemu"><name>ghostbox-{VM}</name><memory unit="MiB">6
 def test_domain_of_the_same_name_that_is_defined_is_named_and_left_alone(
     host: Host, donors: list[RunningDonor], tmp_path: Path
 ) -> None:
-    """Shut off or running: what is advised destroys neither."""
+    """The domain may be off or running: the advice destroys neither."""
     before = host.belongings(donors)
     file = tmp_path / "domain.xml"
     file.write_text(DEFINED)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A 32-bit guest without a kernel, and the QEMU that runs it with node 1 in the pager's hands.
+"""Build a 32-bit guest without a kernel, and run it in a QEMU whose node 1 the pager serves.
 
-Node 0 lies at 0, node 1 from NODE_BYTES on, both below 4 GiB; the options are those that libvirt gives.
+Node 0 is at 0, node 1 from NODE_BYTES on, both below 4 GiB; the options are those that libvirt gives.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ghostbox.processes import wait_until
+from ghostbox.system.processes import wait_until
 from helpers.pager import Build, RunningPager, client_env, installed_build
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
-NODE_BYTES = 72 * MIB  # the firmware keeps a little at the end of memory for itself
+NODE_BYTES = 72 * MIB  # the firmware keeps a little memory at the end for itself
 CHECKED_BYTES = 64 * MIB
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -67,18 +67,18 @@ def qemu_argv(place: Path, image: Path, accel: str) -> list[str]:
 
 
 class Qmp:
-    """QEMU's monitor, as far as a test needs it."""
+    """Is QEMU's monitor, as far as a test needs it."""
 
     def __init__(self, path: Path) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(30)
         wait_until(lambda: self._connected(path), timeout_s=30, what="QEMU's monitor")
         self._stream = self._sock.makefile("rw")
-        self._stream.readline()  # the greeting
+        self._stream.readline()  # QEMU greets first
         self.command("qmp_capabilities")
 
     def _connected(self, path: Path) -> bool:
-        """Try it: the socket's file is there before anybody listens on it."""
+        """Try to connect: the socket's file exists before QEMU listens on it."""
         try:
             self._sock.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -86,7 +86,7 @@ class Qmp:
         return True
 
     def command(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Run a command; return what is in ``return`` or ``error``."""
+        """Run a command; return the content of ``return`` or ``error``."""
         self._stream.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
         self._stream.flush()
         while True:
@@ -95,7 +95,7 @@ class Qmp:
                 return answer
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._stream.close()
         self._sock.close()
 
@@ -119,7 +119,7 @@ def running_qemu(
 
 
 def kvm_problem() -> str | None:
-    """Tell why there is no KVM."""
+    """Return why KVM cannot be used here; None if it can."""
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR))
     except OSError as err:

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A guest without a kernel: a 32-bit multiboot program that writes and checks the memory of node 1, and nothing else.
- * It runs on KVM where a 64-bit kernel does not. Results go to the debug console (port 0xe9); the exit status of QEMU
- * is 1 for good and 3 for a wrong word (isa-debug-exit, port 0xf4).
+ * A guest without a kernel: a 32-bit multiboot program that writes and checks the memory of node 1. It also runs on
+ * KVM where a 64-bit kernel does not. Results go to the debug console (port 0xe9); the exit status of QEMU is 1 if
+ * all words were right, and 3 after a wrong word (isa-debug-exit, port 0xf4).
  *
- * No paging, no interrupts, one CPU. BASE and BYTES come from the command line of the compiler.
+ * It has no paging, no interrupts and one CPU. The compiler's command line sets BASE and BYTES.
  */
 #include <stdint.h>
 
@@ -14,7 +14,7 @@
 __asm__(".section .multiboot, \"a\"\n"
         ".align 4\n"
         ".long 0x1BADB002\n"  /* magic */
-        ".long 0\n"           /* flags: ELF tells the rest */
+        ".long 0\n"           /* flags: none, as the ELF headers say where to load the program */
         ".long -0x1BADB002\n" /* checksum */
         ".text\n"
         ".globl start\n"
@@ -66,7 +66,10 @@ static void end(uint8_t status)
         __asm__ volatile("hlt");
 }
 
-/* One value a page, in string instructions: where KVM has to interpret the guest, each instruction costs 1 us. */
+/*
+ * All words of a page have one value, for string instructions: if KVM interprets the guest, an instruction costs 1
+ * us.
+ */
 static uint32_t page_value(uint32_t page)
 {
     return mix(page + (uint32_t)generation[page] * 0x9e3779b9u);

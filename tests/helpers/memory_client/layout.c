@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Commands on the mapping itself: what QEMU does at run time, and what it must not do. */
+/* Commands on the mapping itself: calls that QEMU makes at run time, and calls that it must not make. */
 #include "client.h"
 
 #include <errno.h>
@@ -18,7 +18,10 @@ static int fail_errno(struct call *call, const char *what)
     return call_fail(call, "%s: %s", what, strerrorname_np(errno));
 }
 
-/* first=, n= in pages, or offset=, bytes=; piece= bytes a call, as a guest's free memory comes in pieces. */
+/*
+ * Discards the pages first=, n=, or the bytes offset=, bytes=, by calls of piece= bytes, as a guest gives memory
+ * back.
+ */
 static int discard(struct call *call)
 {
     uint64_t first, n;
@@ -70,7 +73,7 @@ static int dofork(struct call *call)
     return advise(call, MADV_DOFORK);
 }
 
-/* Bytes that the memfd holds. */
+/* Answers how many bytes of the memfd are allocated. */
 static int allocated(struct call *call)
 {
     struct stat status;
@@ -95,7 +98,7 @@ static int map_again(struct call *call)
     return base == MAP_FAILED ? fail_errno(call, "mmap") : 0;
 }
 
-/* The same pages at the same place, as QEMU does after a memory error. */
+/* Maps the same pages again at the same place, as QEMU does after a memory error. */
 static int map_in_place(struct call *call)
 {
     uint64_t first, n;
@@ -131,7 +134,7 @@ static int map_more(struct call *call)
     return 0;
 }
 
-/* The last region alone or, with n= pages, a part of it. */
+/* Unmaps the region or, with n= pages, a part of it. */
 static int unmap(struct call *call)
 {
     struct memory *memory = call->memory;
@@ -194,7 +197,7 @@ static int fork_map(struct call *call)
     return in_child(call, child_map);
 }
 
-/* A program started by this process, with the shim in its environment. */
+/* Starts a program, which has the shim in its environment. */
 static int spawn(struct call *call)
 {
     call_field(call, "status", (uint64_t)system("true"));

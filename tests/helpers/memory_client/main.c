@@ -68,7 +68,7 @@ struct memory *memory_map(uint64_t bytes, int share_flag, uint64_t *index)
     return &memories[i];
 }
 
-/* A file in place of the memfd, for comparison. */
+/* Maps a file in place of the memfd, for comparison. */
 static bool map_file(const char *path, uint64_t bytes)
 {
     int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -143,14 +143,14 @@ static const struct command *find_command(const char *name)
 {
     const struct command *const tables[] = {pattern_commands, scan_commands, layout_commands, stress_commands};
 
-    for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++)
+    for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++)
         for (const struct command *command = tables[i]; command->name; command++)
             if (strcmp(command->name, name) == 0)
                 return command;
     return NULL;
 }
 
-/* Poisoned memory: only the thread that waits for it goes on, anything else is a crash. */
+/* On access to poisoned memory a command fails by siglongjmp(); any other SIGBUS ends the process. */
 static void on_sigbus(int sig, siginfo_t *info, void *context)
 {
     (void)context;
@@ -195,7 +195,7 @@ static void answer(const struct call *call, int rc, const char *fields)
     pthread_mutex_unlock(&stdout_lock);
 }
 
-/* Runs one line; the line is changed. */
+/* Runs the command of a line and prints its answer. The line is changed. */
 static int run_line(char *line)
 {
     struct call call = {.n_words = 0};

@@ -36,7 +36,7 @@ static int zero(struct call *call)
     return 0;
 }
 
-/* seed=0: every word must be zero. */
+/* Checks that the words are as fill wrote them with this seed; with seed=0, that they are zero. */
 static int verify(struct call *call)
 {
     uint64_t first, n, seed = call_number(call, "seed", 1);

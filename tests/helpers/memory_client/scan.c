@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Commands that touch pages and take the time. */
+/* Commands that touch pages and measure how long that takes. */
 #include "client.h"
 
 #include <stdlib.h>
@@ -30,7 +30,7 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* The first `count` of a random permutation of `n` pages. */
+/* Returns the first `count` pages of a random permutation of `n` pages. */
 static uint32_t *choose_pages(uint64_t first, uint64_t n, uint64_t count, uint64_t seed)
 {
     uint32_t *pages = malloc(n * sizeof(*pages));
@@ -71,7 +71,7 @@ static int random_read(struct call *call)
 
     if (count == 0 || count > n)
         return call_fail(call, "count must be from 1 to %llu", (unsigned long long)n);
-    /* Without this a file's page would come with its neighbours. */
+    /* Otherwise the kernel would read a file's page together with its neighbours. */
     madvise(call->memory->words, call->memory->bytes, MADV_RANDOM);
     uint32_t *pages = choose_pages(first, n, count, seed);
     uint64_t *ns = malloc(count * sizeof(*ns));

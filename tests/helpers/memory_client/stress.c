@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Many threads on the same pages, each word modelled.
+ * Stress: many threads work on the same pages, with a model of each word.
  *
- * Word w of a page belongs to thread w % threads: only its owner writes it and checks it, so threads meet on the same
- * page without a lock, as CPUs of a guest do. A discard wipes words of all owners while they work. What an owner may
- * see then: the value of its model or, if a discard of the page was begun after the last look that no discard
- * overlapped, zero. `begun` and `ended` count the discards of a page; an owner notes `ended` before each look at a
- * word, and if `begun` is still the same after the next look, nothing but the model's value is right.
+ * Word w of a page belongs to thread w % threads: only this owner writes it and checks it, so threads meet on the
+ * same page without a lock, as CPUs of a guest do. A discard wipes words of all owners while they work. An owner may
+ * then read the value of its model or, if a discard of the page began after its last look that no discard overlapped,
+ * zero. `begun` and `ended` count the discards of a page. An owner notes `ended` before each look at a word; if
+ * `begun` still has that value after the next look, only the model's value is right.
  */
 #include "client.h"
 
@@ -21,19 +21,19 @@
 #define THREADS_MAX       64
 #define DISCARD_PAGES_MAX 16
 
-/* Set by stress-stop: those that run end now, and check all. */
+/* stress-stop sets it: the threads end, and all words are checked. */
 static _Atomic bool stopped;
-/* Of each thread of the last run, for stress-progress. */
+/* Operations of each thread of the last run, for stress-progress. */
 static _Atomic uint64_t steps[THREADS_MAX];
 
 struct stress {
     struct memory *memory;
     uint64_t first, n; /* pages */
     uint32_t threads, write_percent;
-    uint64_t discards_in_10000; /* of the operations */
+    uint64_t discards_in_10000; /* how many of 10000 operations are discards */
     uint64_t seed, ends_ns;
-    uint64_t *model; /* of each word */
-    uint32_t *seen;  /* of each word: `ended` at the last look */
+    uint64_t *model; /* the value of each word */
+    uint32_t *seen;  /* for each word `ended` before the last look */
     _Atomic uint32_t *begun, *ended;
     _Atomic bool failed;
     pthread_mutex_t failure_lock;
@@ -122,7 +122,7 @@ static void write_page(struct worker *worker, uint64_t page)
         write_word(worker, page * WORDS_A_PAGE + worker->index + next_random(worker) % own * worker->stress->threads);
 }
 
-/* What is ours must be zero once the discard is done: nobody else writes it. */
+/* Discards pages. This thread's words in them must be zero afterwards, because no other thread writes them. */
 static void discard_pages(struct worker *worker, uint64_t page)
 {
     struct stress *stress = worker->stress;
@@ -168,7 +168,7 @@ static void *work(void *argument)
     return NULL;
 }
 
-/* Every word once more, after all is quiet. */
+/* Checks all words once more, after the threads have ended. */
 static void check_all(struct stress *stress, struct worker *worker)
 {
     for (uint64_t word = 0; word < stress->n * WORDS_A_PAGE && !atomic_load(&stress->failed); word++)
@@ -208,7 +208,7 @@ static int put_result(struct call *call, const struct stress *stress, const stru
     return call_fail_word(call, stress->wrong_word, stress->expected, stress->got);
 }
 
-/* The memory must hold zeroes, or else fresh=0 is given and the first look is believed. */
+/* Makes the model: all words are zero or, with fresh=0, as they are read now. */
 static void model_init(struct stress *stress, bool fresh)
 {
     uint64_t n_words = stress->n * WORDS_A_PAGE;
@@ -260,7 +260,7 @@ static int stress_stop(struct call *call)
     return 0;
 }
 
-/* How many operations each thread has done so far. */
+/* Answers how many operations each thread has done. */
 static int stress_progress(struct call *call)
 {
     uint64_t n_threads = call_number(call, "threads", 8);

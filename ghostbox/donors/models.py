@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""Define the requests and answers of the donors' HTTP API, ``/v1``; donors and hosts both use these models.
+
+An answer may have more fields than are defined here, from a newer donor; the host ignores them. Fields with a default
+are those that an older donor does not send. A donor refuses unknown fields in a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from ghostbox.system.documents import Part
+from ghostbox.units import PAGE_BYTES
+
+LEASE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$"
+"""The form of a lease's name, which is part of a URL, an NBD export name and a line in a log."""
+
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
+_LARGEST_BYTES = 2**62
+
+RoleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+HolderText = Annotated[str, Field(min_length=1, max_length=253, pattern=_PRINTABLE)]
+
+
+@dataclass(frozen=True)
+class Holder(Part):
+    """Names the user of a lease: the host, and the VM on it."""
+
+    host: str
+    vm: str
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.vm}"
+
+
+class Answer(BaseModel):
+    """Is the base of a donor's answers. All fields are sent, also those with a default."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+class HolderRequest(BaseModel):
+    """Names the host and VM that are to use a lease. The names are shown to people; they prove no identity."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: HolderText = Field(description="Host name of the machine that runs the VM.")
+    vm: HolderText = Field(description="Name of the VM on that host.")
+
+
+class HolderFields(Answer):
+    """Names the host and VM that use a lease. The names are shown to people; they prove no identity."""
+
+    host: str = Field(description="Host name of the machine that runs the VM.")
+    vm: str = Field(description="Name of the VM on that host.")
+
+
+class LeaseRequest(BaseModel):
+    """Is a host's request for a lease."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="Name of the lease and of its NBD export.", pattern=LEASE_NAME)
+    size_bytes: StrictInt = Field(
+        description="Size of the export; whole pages of 4096 bytes.",
+        ge=PAGE_BYTES,
+        le=_LARGEST_BYTES,
+        multiple_of=PAGE_BYTES,
+    )
+    holder: HolderRequest
+
+
+class LeaseFields(Answer):
+    """Describes a lease: a named, sized NBD export."""
+
+    name: str = Field(description="Name of the lease.")
+    export: str = Field(description="Name of the NBD export to connect to.")
+    size_bytes: int = Field(description="Size of the export.")
+    resident_bytes: int = Field(description="Memory that its content takes on the donor.")
+    incarnation: str = Field(
+        description="UUID of this memory. Another incarnation is other memory: what was written before is lost."
+    )
+    holder: HolderFields
+    created_at: datetime = Field(description="When the lease was made, UTC.")
+    connections: int = Field(description="Open NBD connections.")
+    idle_s: float = Field(description="Seconds since the last NBD request.")
+    tls_psk: str | None = Field(
+        default=None,
+        description="Key of the export, hexadecimal: its NBD connections need TLS with this pre-shared key, and the"
+        " export's name as identity. Null: the export is served without TLS. Only the lease's holder is told.",
+    )
+
+
+class DonorStatus(Answer):
+    """Describes the sizes and the state of a donor."""
+
+    name: str = Field(description="Name of the memserver.")
+    id: str = Field(
+        "", description="Id of the memserver, kept over restarts; the header `GhostBox-Donor` of every answer has it."
+    )
+    machine: str = Field(
+        "", description="Digest of the machine that it runs on: donors with the same digest fail together."
+    )
+    version: str = Field(description="GhostBox's version.")
+    incarnation: str = Field(description="UUID of the data plane process that holds the memory.")
+    nbd_port: int = Field(description="TCP port of the NBD server, on the same address as this API.")
+    size_bytes: int = Field(description="Memory that this donor lends in all.")
+    exported_bytes: int = Field(description="Sum of the sizes of all leases.")
+    free_bytes: int = Field(description="Memory that can still be leased.")
+    resident_bytes: int = Field(description="Memory that the leases' content takes now.")
+    leases: int = Field(description="How many leases there are.")
+    draining: bool = Field(
+        description="True when the donor wants its memory back: it gives no new leases, and hosts move away."
+    )
+    drain_causes: list[str] = Field(
+        [],
+        description="Why the donor drains: `asked` (by its owner), `ending` (by a signal), `pressure` (no memory).",
+    )
+    memory_pressure: float | None = Field(
+        None, description="Percent of the last 10 s in which a task waited for memory; null if it is not read."
+    )
+
+
+class VersionAnswer(Answer):
+    """Is all that a host learns which is not paired."""
+
+    version: str = Field(description="GhostBox's version.")
+
+
+class PairingRequest(BaseModel):
+    """Is a host's request to be paired by a token. The same request again, after a lost answer, has the same result."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    token_id: str = Field(description="Id of the token, hexadecimal.", pattern=r"^[0-9a-f]{16}$")
+    secret: str = Field(description="The token's secret, hexadecimal.", pattern=r"^[0-9a-f]{32}$")
+    credential_sha256: str = Field(
+        description="SHA-256 of the credential that the host made for itself (256 random bits), hexadecimal.",
+        pattern=r"^[0-9a-f]{64}$",
+    )
+    host: HolderText = Field(description="Host name of the machine, for people.")
+    host_id: str = Field(description="Random id of the host, kept over pairings.", pattern=r"^[0-9a-f]{16}$")
+    version: str = Field(description="GhostBox's version on the host.", max_length=64)
+
+
+class PairingAnswer(Answer):
+    """Describes a pairing that was made. The credential of later requests is ``CLIENT.CREDENTIAL``."""
+
+    client: str = Field(description="Id of the host at this donor, hexadecimal.")
+    donor: str = Field(description="Id of the memserver.")
+    name: str = Field(description="Name of the memserver.")
+    machine: str = Field(description="Digest of the machine that it runs on.")
+    version: str = Field(description="GhostBox's version on the donor.")
+    role: str = Field(description="Role that the donor's owner gave to the host.")
+    max_memory_bytes: int | None = Field(description="Most memory that the host may lease; null: all that is free.")
+
+
+class TokenRequest(BaseModel):
+    """Is the owner's request for a pairing token."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    expires_s: float = Field(600.0, description="How long it can be used, in seconds.", gt=0, le=366 * 86400)
+    max_memory_bytes: StrictInt | None = Field(
+        None, description="Most memory that the host may lease; null: all that is free.", ge=PAGE_BYTES
+    )
+    role: RoleName = Field("user", description="Role that the host gets.")
+
+
+class TokenFields(Answer):
+    """Describes a pairing token, without its secret."""
+
+    id: str = Field(description="Id of the token, hexadecimal.")
+    made_at: datetime = Field(description="When it was made, UTC.")
+    expires_at: datetime = Field(description="Until when it can be used, UTC.")
+    state: str = Field(description="`open`, `used` or `expired`.")
+    max_memory_bytes: int | None = Field(description="Most memory that the host may lease; null: all that is free.")
+    role: str = Field(description="Role that the host gets.")
+    used_by: str | None = Field(description="Id of the client that it has made.")
+
+
+class NewTokenFields(TokenFields):
+    """Describes a pairing token that was just made; only this answer has the token itself."""
+
+    token: str = Field(description="The line for `ghostbox donor add`, as good as a password until it is used.")
+
+
+class ClientFields(Answer):
+    """Describes a host that is, or was, paired with the donor."""
+
+    id: str = Field(description="Id of the client, hexadecimal.")
+    host: str = Field(description="Host name, as the host said.")
+    host_id: str = Field(description="Id that the host made for itself.")
+    state: str = Field(description="`active`, `suspended` or `revoked`.")
+    role: str = Field(description="Its role.")
+    max_memory_bytes: int | None = Field(description="Most memory that it may lease; null: all that is free.")
+    leases: int = Field(description="How many leases it holds.")
+    leased_bytes: int = Field(description="Sum of their sizes.")
+    paired_at: datetime = Field(description="When it was paired, UTC.")
+    seen_at: datetime = Field(description="When it was here last (to the minute), UTC.")
+    address: str | None = Field(description="Where it came from then.")
+
+
+class ErrorDetail(Answer):
+    """Describes a failure, and what to do."""
+
+    code: str = Field(description="A short stable word, such as `too-small`.")
+    message: str = Field(description="For people: what failed, on what, why.")
+    hint: str | None = Field(None, description="For people: what to do.")
+
+
+class ErrorBody(Answer):
+    """Is the body of every answer that is not a success."""
+
+    error: ErrorDetail
