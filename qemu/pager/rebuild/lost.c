@@ -15,6 +15,8 @@
 #include "pool/slots.h"
 #include "rebuild/plan.h"
 
+#define LOST_NS 500000000ull
+
 /* Whether all CURRENT copies of the extent are on lost donors; *index is one of them. */
 static bool extent_lost(const struct pool *pool, uint32_t extent, uint32_t *index)
 {
@@ -184,18 +186,30 @@ static void salvage(struct rebuild *rebuild, uint32_t extent)
     }
 }
 
+/* Whether a copy of the extent is being filled. If the extent is lost, the fill has no source: it is broken off. */
+static bool break_off_fill(struct rebuild *rebuild, uint32_t extent)
+{
+    uint32_t unused;
+
+    if (!rebuild->filling || rebuild->job.extent != extent)
+        return false;
+    rebuild->failed = rebuild->failed || extent_lost(&rebuild->pager->pool, extent, &unused);
+    return true;
+}
+
 void lost_service(struct rebuild *rebuild)
 {
     struct pager *pager = rebuild->pager;
     bool any = false;
     uint32_t copy;
 
+    rebuild->lost_ns = clock_ns() + LOST_NS;
     for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
         give_up_waiting(pager, i);
         any = any || holds_lost(&pager->pool.donors[i]);
     }
     for (uint32_t e = 0; any && e < pager->pool.n_extents; e++)
-        if (extent_lost(&pager->pool, e, &copy))
+        if (!break_off_fill(rebuild, e) && extent_lost(&pager->pool, e, &copy))
             salvage(rebuild, e);
     for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
         bool lost = atomic_load(&pager->pool.donors[i].lost);
@@ -205,6 +219,6 @@ void lost_service(struct rebuild *rebuild)
         rebuild->lost_seen |= (uint64_t)lost << i;
     }
     for (uint32_t e = 0; any && e < pager->pool.n_extents; e++)
-        if (extent_lost(&pager->pool, e, &copy))
+        if (!break_off_fill(rebuild, e) && extent_lost(&pager->pool, e, &copy))
             revive(rebuild, e, copy);
 }

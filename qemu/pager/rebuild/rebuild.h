@@ -59,6 +59,7 @@ struct rebuild {
     uint32_t *unsettled, n_unsettled; /* the extents that the last plan found unsettled, in order */
     bool may_make_room;
     uint64_t lost_seen; /* a bit for each donor whose loss was logged */
+    uint64_t lost_ns;   /* when to look for lost donors again */
 
     bool filling;
     bool failed;

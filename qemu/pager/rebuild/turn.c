@@ -51,8 +51,11 @@ int rebuild_turn(struct rebuild *rebuild)
     watch_donors(rebuild);
     fill_take_suspects(rebuild);
     slots_service(rebuild);
-    if (rebuild->filling)
+    if (rebuild->filling) {
+        if (now >= rebuild->lost_ns)
+            lost_service(rebuild);
         return fill_turn(rebuild);
+    }
     if (now < rebuild->pause_ns)
         return (int)((rebuild->pause_ns - now) / 1000000 + 1);
     bool asked = atomic_exchange(&rebuild->pager->rebuild_status.asked, false) || rebuild->asked;

@@ -24,13 +24,13 @@ import ghostbox
 from ghostbox.discovery.record import SERVICE, Announced
 from ghostbox.system.processes import wait_until
 from helpers import announcer
-from helpers.donor import donor_environment, running_donor
+from helpers.donor import RunningDonor, donor_environment, running_donor
 from helpers.lan import LanMachine, lan
 from helpers.netns import INSECURE
 from helpers.secure_host import create_token
 
 # A donor that is not heard in this time (the machine is busy) is asked for again: see `found`.
-TIMEOUT = "2s"
+TIMEOUT = "1s"
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,35 @@ def announcing(
     return program(machine, announcer.__file__, *words)
 
 
-def test_a_donor_is_found_with_what_a_host_needs_to_know_of_it(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Network:
+    """Is a donor ``cellar`` on a machine of its own, a host ``here``, and ``enemy``: a machine that may say anything."""
+
+    donor: RunningDonor
+    here: LanMachine
+    enemy: LanMachine
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    place = tmp_path_factory.mktemp("network")
     with (
-        lan(2) as (far, here),
-        running_donor(tmp_path, name="tower", prefix=far.prefix, bind=far.address, insecure="") as donor,
+        lan(3) as (far, here, enemy),
+        running_donor(place, name="cellar", prefix=far.prefix, bind=far.address, insecure="") as donor,
     ):
-        scanned = found(tmp_path, here)
-        (row,) = scanned.donors()
-        assert (row["name"], row["address"], row["announced"]) == ("tower", donor.address, True)
-        assert (row["version"], row["state"], row["paired"]) == (ghostbox.__version__, "not encrypted", False)
-        assert row["round_trip_us"] > 0
-        assert row["free_bytes"] == 64 << 20
-        assert (row["problem"], scanned.code) == (None, 0)
-        assert scanned.interface("eth0")["asked"] is True
-        assert scanned.interface("lo")["why_not"] == "only this machine is on it"
+        yield Network(donor, here, enemy)
+
+
+def test_a_donor_is_found_with_what_a_host_needs_to_know_of_it(tmp_path: Path, network: Network) -> None:
+    scanned = found(tmp_path, network.here)
+    (row,) = scanned.donors()
+    assert (row["name"], row["address"], row["announced"]) == ("cellar", network.donor.address, True)
+    assert (row["version"], row["state"], row["paired"]) == (ghostbox.__version__, "not encrypted", False)
+    assert row["round_trip_us"] > 0
+    assert row["free_bytes"] == 64 << 20
+    assert (row["problem"], scanned.code) == (None, 0)
+    assert scanned.interface("eth0")["asked"] is True
+    assert scanned.interface("lo")["why_not"] == "only this machine is on it"
 
 
 def test_a_donor_that_pairs_shows_its_certificate_and_notes_no_refusal(tmp_path: Path) -> None:
@@ -158,16 +173,12 @@ def test_a_paired_donor_is_known_and_one_that_goes_by_its_name_is_named(tmp_path
             assert rows[other.address]["problem"].startswith("it calls itself 'tower', which this host is paired with")
 
 
-def test_people_see_a_table_of_interfaces_and_one_of_donors(tmp_path: Path) -> None:
-    with (
-        lan(2) as (far, here),
-        running_donor(tmp_path, name="tower", prefix=far.prefix, bind=far.address, insecure="") as donor,
-    ):
-        found(tmp_path, here)
-        done = cli(tmp_path, here, "donor", "scan", donor.address, "--interface", "eth0")
-        lines = [line.split() for line in done.stdout.splitlines()]
-        assert ["eth0", "veth", here.address, "yes"] in lines
-        assert next(line for line in lines if line[:1] == ["tower"])[1] == donor.address
+def test_people_see_a_table_of_interfaces_and_one_of_donors(tmp_path: Path, network: Network) -> None:
+    address = network.donor.address
+    done = cli(tmp_path, network.here, "donor", "scan", address, "--interface", "eth0", "--timeout", TIMEOUT)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["eth0", "veth", network.here.address, "yes"] in lines
+    assert next(line for line in lines if line[:1] == ["cellar"])[1] == address
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0", "::"])
@@ -303,14 +314,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_announcements_cannot_control_the_terminal_nor_hide_a_donor(tmp_path: Path, what: str) -> None:
+def test_hostile_announcements_cannot_control_the_terminal_nor_hide_a_donor(
+    tmp_path: Path, network: Network, what: str
+) -> None:
     instance, text = HOSTILE[what]
-    with (
-        lan(3) as (far, here, enemy),
-        running_donor(tmp_path, name="cellar", prefix=far.prefix, bind=far.address, insecure="") as cellar,
-        announcing(enemy, instance, text),
-    ):
-        done = cli(tmp_path, here, "donor", "scan", cellar.address, "--timeout", TIMEOUT)
+    with announcing(network.enemy, instance, text):
+        done = cli(tmp_path, network.here, "donor", "scan", network.donor.address, "--timeout", TIMEOUT)
         assert "internal error" not in done.stderr
         shown = done.stdout + done.stderr
         assert all(each.isprintable() or each == "\n" for each in shown)
@@ -372,14 +381,11 @@ def test_what_cannot_be_asked_is_said(tmp_path: Path, words: list[str], code: in
         assert (done.returncode, text in " ".join(done.stderr.split())) == (code, True), done.stderr
 
 
-def test_an_address_that_does_not_answer_beside_one_that_does_ends_with_6(tmp_path: Path) -> None:
-    with (
-        lan(2) as (far, here),
-        running_donor(tmp_path, name="tower", prefix=far.prefix, bind=far.address, insecure=""),
-    ):
-        scanned = found(tmp_path, here, f"{here.address}:9", count=2)
-        assert scanned.code == 6
-        assert f"1 of 1 addresses do not answer: {here.address}:9" in scanned.stderr
+def test_an_address_that_does_not_answer_beside_one_that_does_ends_with_6(tmp_path: Path, network: Network) -> None:
+    silent = f"{network.here.address}:9"
+    scanned = found(tmp_path, network.here, silent, count=2)
+    assert scanned.code == 6
+    assert f"1 of 1 addresses do not answer: {silent}" in scanned.stderr
 
 
 FIND = """

@@ -103,6 +103,8 @@ def test_a_backup_that_lags_is_filled_anew_and_serves_what_it_has_when_the_donor
             wait_until(lambda: pager.status()["health"] == "ok", timeout_s=30, what="all being well")
             written = leave_behind_for_good(client, pager, backup, first_seed=before + 1)
             assert behind(pager, backup) <= 2, "only what was written"
+            # The loss comes in the middle of a fill that would go on for a quarter of an hour.
+            wait_until(lambda: copies(pager, backup)["filling"] == 1, timeout_s=30, what="a slow fill")
             donor.process.send_signal(signal.SIGKILL)
             wait_until(lambda: "an older copy on donor" in pager.log(), timeout_s=30, what="the loss")
             client.command("verify", seed=1, first=2 * EXTENT_PAGES, n=2 * EXTENT_PAGES)
