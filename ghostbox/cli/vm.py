@@ -153,9 +153,13 @@ def shell(context: Context, /, words: tuple[str, ...], wait_first: bool) -> int:
     _check_is_name(context, given, command)
     name = chosen(context, given)
     if wait_first:
-        timeout_s = context.config({"vm.name": name}).vm.boot_timeout_s
-        session.wait_ready(name, context.paths, Stages(), timeout_s=timeout_s)
+        session.wait_ready(name, context.paths, Stages(), timeout_s=_boot_timeout_s(context, name))
     return session.shell(name, context.paths, command)
+
+
+def _boot_timeout_s(context: Context, name: str) -> float:
+    """Return how long the VM, as it is defined, may take to boot."""
+    return session.defined(name, context.paths, context.config()).vm.boot_timeout_s
 
 
 def _check_is_name(context: Context, given: str | None, command: tuple[str, ...]) -> None:
@@ -324,7 +328,7 @@ def wait(context: Context, /, name: str | None, event: str, timeout: str | None,
     """Wait until a VM is ready, or stopped. Exit code 124 after the timeout, 3 if the VM does not run."""
     name = chosen(context, name)
     given_s = None if timeout is None else parse_duration(timeout)
-    own = session.defined(name, context.paths, context.config()).vm.boot_timeout_s
+    own = _boot_timeout_s(context, name)
     timeout_s = own if given_s is None else given_s
     if event == "stopped":
         session.wait_stopped(name, context.paths, timeout_s=timeout_s)

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from ghostbox import config
+from ghostbox import config, session
 from ghostbox.errors import DonorTooSmall
 from ghostbox.images import backing_file
 from ghostbox.session import definition
@@ -202,3 +202,16 @@ def test_stop_has_a_help_of_its_own_and_does_what_down_does(ghostbox_dirs: Path,
 )
 def test_a_mistyped_command_is_guessed(quick_cli: Cli, word: str, near: str) -> None:
     assert f"Did you mean '{near}'?" in quick_cli(word).stderr
+
+
+@pytest.mark.parametrize("words", [["wait", "box"], ["shell", "--wait", "box", "true"]])
+def test_a_guest_is_waited_for_as_long_as_its_vm_is_defined_to_take(
+    quick_cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    def wait_ready(name: str, *_: object, timeout_s: float) -> None:
+        print(f"waits {timeout_s:g} s for {name}")
+
+    stopped_vm("box")
+    assert quick_cli("set", "box", "boot_timeout=7m").returncode == 0
+    monkeypatch.setattr(session, "wait_ready", wait_ready)
+    assert "waits 420 s for box\n" in quick_cli(*words, env={"GHOSTBOX_VM_BOOT_TIMEOUT": "1m"}).stdout
