@@ -124,6 +124,42 @@ def test_every_trap_that_is_cited_has_its_number_and_a_test() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_row_of_a_table_belongs_to_one_and_has_a_cell_for_each_column() -> None:
+    """A row behind a blank line is shown as text."""
+    wrong = []
+    for path in project.documents():
+        for begins, rows in _tables(path):
+            n_columns = len(_cells(rows[0]))
+            if len(rows) < 3 or not all(re.fullmatch(r":?-+:?", cell) for cell in _cells(rows[1])):
+                wrong.append(f"{project.shown(path)}:{begins}: a table has a heading, a line of dashes, and rows")
+            wrong += [
+                f"{project.shown(path)}:{begins + at}: {len(_cells(row))} cells under {n_columns} columns"
+                for at, row in enumerate(rows)
+                if len(_cells(row)) != n_columns
+            ]
+    assert not wrong, "\n".join(wrong)
+
+
+def _tables(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the first line's number and the rows of each table of a document."""
+    found: list[tuple[int, list[str]]] = []
+    in_code, before = False, ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        in_code ^= line.startswith("```")
+        if not in_code and line.startswith("|"):
+            if not before.startswith("|"):
+                found.append((number, []))
+            found[-1][1].append(line)
+        before = line
+    return found
+
+
+def _cells(row: str) -> list[str]:
+    """Return a row's cells; a bar behind a backslash is text."""
+    assert row.rstrip().endswith("|"), row
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip())[1:-1]]
+
+
 def _links(path: Path) -> list[str]:
     """Return the links of a document that lead into the project."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
