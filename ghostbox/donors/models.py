@@ -166,7 +166,10 @@ class TokenRequest(BaseModel):
 
     expires_s: float = Field(600.0, description="How long it can be used, in seconds.", gt=0, le=366 * 86400)
     max_memory_bytes: StrictInt | None = Field(
-        None, description="Most memory that the host may lease; null: all that is free.", ge=PAGE_BYTES
+        None,
+        description="Most memory that the host may lease; null: all that is free.",
+        ge=PAGE_BYTES,
+        le=_LARGEST_BYTES,
     )
     role: RoleName = Field("user", description="Role that the host gets.")
 

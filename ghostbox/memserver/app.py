@@ -50,6 +50,8 @@ _HINT_OF_CODE = {
 }
 _REASON_CHARACTERS = 500  # of a refused request, in the audit log
 _CODE_OF_HTTP = {404: "unknown-route", 405: "method-not-allowed"}
+_OF_ALL_ROUTES = errors(400, 401, 403, 413, 500, 503)
+"""The error answers that each route may have, most of them from the layers around the application."""
 
 LeaseName = Annotated[str, Path(description="Name of the lease.", pattern=LEASE_NAME)]
 
@@ -91,6 +93,8 @@ def make_app(identity: Identity, book: LeaseBook, audit: AuditLog, trust: Trust 
         version=ghostbox.__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # each answer that is no success is an error of the one form
+        responses=_OF_ALL_ROUTES,
     )
     app.add_middleware(BodyLimit)
     app.add_middleware(_Signature, donor_id=identity.id)

@@ -9,15 +9,21 @@ from ghostbox.donors.models import ErrorBody
 from ghostbox.errors import DonorError
 
 STATUS_OF_CODE = {
+    "bad-request": 400,
+    "not-paired": 401,
     "owner-only": 403,
     "revoked": 403,
+    "suspended": 403,
     "token-expired": 403,
     "token-unknown": 403,
     "token-used": 403,
     "not-found": 404,
+    "unknown-route": 404,
+    "method-not-allowed": 405,
     "exists": 409,
     "busy": 409,
     "not-secure": 409,
+    "too-large": 413,
     "invalid": 422,
     "too-many": 429,
     "internal": 500,

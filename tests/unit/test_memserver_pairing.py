@@ -7,8 +7,9 @@ import ipaddress
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import ValidationError
 
-from ghostbox.donors.models import ClientFields
+from ghostbox.donors.models import ClientFields, TokenRequest
 from ghostbox.errors import NotFound, UsageError
 from ghostbox.memserver import owner
 from ghostbox.memserver.pairing import ALL, EACH, Attempts
@@ -49,6 +50,14 @@ def test_all_addresses_together_have_a_limit_and_memory_for_them_has_one_too() -
     tried = [attempts.allows(f"10.0.{n // 250}.{n % 250}:1") for n in range(2000)]
     assert sum(tried) == ALL.burst
     assert len(attempts._of_each) == 1024
+
+
+@pytest.mark.parametrize("limit", [4095, 2**62 + 1, 2**63, 1.5])
+def test_a_token_has_no_limit_that_no_lease_could_have(limit: float) -> None:
+    """The file of clients cannot hold 2^63."""
+    with pytest.raises(ValidationError, match="max_memory_bytes"):
+        TokenRequest.model_validate({"max_memory_bytes": limit})
+    assert TokenRequest.model_validate({"max_memory_bytes": 2**62}).max_memory_bytes == 2**62
 
 
 def test_a_token_has_the_address_that_the_donor_listens_on() -> None:
