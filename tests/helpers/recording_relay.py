@@ -17,12 +17,16 @@ _OPTION = struct.Struct(">QII")
 
 @dataclass
 class Relay:
-    """Is a relay on a port of its own of loopback."""
+    """Is a relay on a port of its own of loopback.
+
+    ``seen`` is all that passed, ``sent`` what the client of each connection has sent, in the connections' order.
+    """
 
     target: tuple[str, int]
     strips_starttls: bool = False
     stripped: int = 0
     seen: bytearray = field(default_factory=bytearray)
+    sent: list[bytearray] = field(default_factory=list)
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     _open: list[socket.socket] = field(default_factory=list)
 
@@ -38,8 +42,9 @@ class Relay:
                 near, _ = self.listener.accept()
                 far = socket.create_connection(self.target)
                 self._open += [near, far]
-                threading.Thread(target=self._pass, args=(far, near), daemon=True).start()
-                threading.Thread(target=self._from_client, args=(near, far), daemon=True).start()
+                self.sent.append(bytearray())
+                threading.Thread(target=self._pass, args=(far, near, bytearray()), daemon=True).start()
+                threading.Thread(target=self._from_client, args=(near, far, self.sent[-1]), daemon=True).start()
 
     def hang_up(self) -> None:
         """End all connections; later connections are served."""
@@ -55,35 +60,36 @@ class Relay:
         for sock in (self.listener, *self._open):
             sock.close()
 
-    def _from_client(self, near: socket.socket, far: socket.socket) -> None:
+    def _from_client(self, near: socket.socket, far: socket.socket, kept: bytearray) -> None:
         with contextlib.suppress(OSError, EOFError):
             if self.strips_starttls:
-                self._strip(near, far)
-        self._pass(near, far)
+                self._strip(near, far, kept)
+        self._pass(near, far, kept)
 
-    def _strip(self, near: socket.socket, far: socket.socket) -> None:
+    def _strip(self, near: socket.socket, far: socket.socket, kept: bytearray) -> None:
         """Pass options on, but answer STARTTLS like a server without TLS."""
-        self._send(far, exactly(near, 4))
+        self._send(far, exactly(near, 4), kept)
         while True:
             head = exactly(near, _OPTION.size)
             _, option, length = _OPTION.unpack(head)
             data = exactly(near, length)
             if option != nbd.STARTTLS:
-                self._send(far, head + data)
+                self._send(far, head + data, kept)
                 continue
             self.stripped += 1
             near.sendall(struct.pack(">QIII", nbd.OPTION_REPLY_MAGIC, option, nbd.ERR_UNSUP, 0))
 
-    def _pass(self, from_: socket.socket, to: socket.socket) -> None:
+    def _pass(self, from_: socket.socket, to: socket.socket, kept: bytearray) -> None:
         with contextlib.suppress(OSError):
             while data := from_.recv(1 << 16):
-                self._send(to, data)
+                self._send(to, data, kept)
         for sock in (from_, to):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _send(self, to: socket.socket, data: bytes) -> None:
+    def _send(self, to: socket.socket, data: bytes, kept: bytearray) -> None:
         self.seen += data
+        kept += data
         to.sendall(data)
 
 

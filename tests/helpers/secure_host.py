@@ -13,7 +13,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from helpers.donor import ROOT, RunningDonor
 
 @dataclass(frozen=True)
 class Host:
-    """Is a host whose state, sockets and configuration lie below ``root``."""
+    """Is a host whose state, sockets and configuration lie below ``root``; its commands have ``more`` environment."""
 
     root: Path
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
@@ -33,7 +35,8 @@ class Host:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("GHOSTBOX_")}
         own = {f"GHOSTBOX_{kind}_DIR": str(self.root / kind.lower()) for kind in ("STATE", "RUNTIME", "CACHE")}
         own |= {"GHOSTBOX_NATIVE_DIR": str(paths.find().native), "GHOSTBOX_SYSTEM_CONFIG": str(self.root / "none")}
-        return {**clean, **own, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(self.root / "none"), "NO_COLOR": "1"}
+        own |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(self.root / "none"), "NO_COLOR": "1"}
+        return {**clean, **own, **self.more}
 
     def cli(self, *words: str, stdin: str = "") -> tuple[int, str, str]:
         """Run a command; return exit code, stdout, and stderr on one line."""

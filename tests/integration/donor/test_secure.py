@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -13,20 +12,15 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from ghostbox.donors import token
 from ghostbox.memserver import audit
-from ghostbox.memserver.access import AllRights
-from ghostbox.memserver.app import make_app
-from ghostbox.memserver.audit import AuditLog
-from ghostbox.memserver.identity import Identity
 from ghostbox.system import processes
 from ghostbox.units import MIB
-from helpers import paired
+from helpers import outside, paired
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import read_export, write_export
 from helpers.paired import Host, connect, ghostbox, lend, nbds, new_token, pair, request_of
@@ -195,27 +189,6 @@ def test_drains_are_the_owners_alone(donor: RunningDonor) -> None:
 # --- the view from outside ---
 
 
-def routes(tmp_path: Path) -> list[tuple[str, str]]:
-    """Return method and path of every route of the application itself."""
-    nothing: Any = None
-    app = make_app(Identity("x", "y", "z"), nothing, AuditLog(tmp_path / "unused"))
-    sent: list[bytes] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message.get("body", b""))
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    scope = {"type": "http", "method": "GET", "path": "/openapi.json", "headers": [], "query_string": b""}
-    scope |= {"client": ("127.0.0.1", 1), "server": ("x", 1), "scheme": "http", "root_path": "", "http_version": "1.1"}
-    asyncio.run(AllRights(app)(scope, receive, send))
-    described = json.loads(b"".join(sent))["paths"]
-    found = [(method.upper(), path) for path, methods in described.items() for method in methods]
-    assert ("DELETE", "/v1/leases/{name}") in found
-    return [*found, ("GET", "/openapi.json"), ("GET", "/admin"), ("POST", "/v1/version"), ("GET", "/v1/pairings")]
-
-
 BAD_CREDENTIALS = {
     "none": {},
     "unknown": {"Authorization": f"Bearer {'0' * 16}.{'0' * 64}"},
@@ -229,8 +202,8 @@ def test_whatever_an_unpaired_host_asks_for_it_learns_the_version_and_nothing_el
     donor: RunningDonor, tmp_path: Path, credential: str
 ) -> None:
     with connect(donor.address, BAD_CREDENTIALS[credential]) as http:
-        for method, path in routes(tmp_path):
-            answer = http.request(method, path.replace("{name}", "one").replace("{number}", "0" * 16))
+        for method, path in map(str.split, outside.routes(tmp_path)):
+            answer = http.request(method, path)
             assert "GhostBox-Donor" not in answer.headers
             if (method, path) == ("GET", "/v1/version"):
                 assert list(answer.json()) == ["version"]

@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,13 @@ from ghostbox.errors import Untrusted
 from ghostbox.session import pool, view
 from ghostbox.system import processes
 from ghostbox.units import MIB
-from helpers.donor import RunningDonor, running_donor
+from helpers.donor import ROOT, RunningDonor, running_donor
 from helpers.guest import free_port
 from helpers.reconcile_lab import laboratory, leases_of
 from helpers.secure_host import Host, create_token, owner, run
 
 pytestmark = pytest.mark.timeout(240)
+DAY_S = 86400.0
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +274,25 @@ def test_a_pairing_that_a_running_vm_needs_is_kept(tmp_path: Path, monkeypatch: 
         assert done.returncode == 5
         assert "VM 'lab' runs and has" in done.stderr
         assert leases_of(lab.donors[0]) == 1
+
+
+def clock_set_by(place: Path, seconds: float) -> dict[str, str]:
+    """Return the environment in which the clock of the day of Python programs is wrong by so much."""
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(
+        f"import time\nright = time.time\ntime.time = lambda: right() + {seconds}\n"
+    )
+    return {"PYTHONPATH": f"{place}:{ROOT}"}
+
+
+def test_clocks_that_are_a_day_off_on_either_side_change_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path / "host", clock_set_by(tmp_path / "behind", -DAY_S))
+    ahead = clock_set_by(tmp_path / "ahead", DAY_S)
+    with running_donor(tmp_path, name="attic", secure="", env=ahead) as donor:
+        host.pair(donor)
+        assert host.json("donor", "info", "attic")["channel"] == "tls"
+        made = {each["made_at"] for each in json.loads(owner(donor, "token", "list", "--json"))}
+        assert all(datetime.fromisoformat(at).timestamp() > time.time() + DAY_S / 2 for at in made), made
 
 
 def test_the_link_of_a_paired_donor_is_measured_over_tls(donor: RunningDonor, host: Host) -> None:
