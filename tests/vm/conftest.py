@@ -21,8 +21,16 @@ from helpers.main_vm import CACHE_MIB, CLOUD_INIT, NEVER_SLOW, ODD, VM
 
 
 @pytest.fixture(scope="session")
-def donors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningDonor]]:
-    with netns.machines(2) as machines, contextlib.ExitStack() as stack:
+def donor_machines() -> Iterator[list[netns.Machine]]:
+    with netns.machines(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def donors(
+    donor_machines: list[netns.Machine], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[RunningDonor]]:
+    with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(
                 running_donor(
@@ -30,8 +38,21 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningDon
                     insecure="", prefix=machine.prefix,
                 )
             )
-            for number, machine in enumerate(machines)
+            for number, machine in enumerate(donor_machines)
         ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def secure_donor(
+    donor_machines: list[netns.Machine], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningDonor]:
+    """Yield a secure donor at the usual ports of the first machine, which lends the VM nothing."""
+    machine = donor_machines[0]
+    with running_donor(
+        tmp_path_factory.mktemp("donor"), size="16M", name="gbt-secure", bind=machine.address, port="10809",
+        control_port="10810", prefix=machine.prefix,
+    ) as made:  # fmt: skip
+        yield made
 
 
 @pytest.fixture(scope="session")

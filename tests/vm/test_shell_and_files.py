@@ -6,11 +6,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ghostbox.system import processes, ssh
+from helpers import outside
+from helpers.donor import RunningDonor
 from helpers.machine import Machine
 from helpers.main_vm import ODD, VM
 
@@ -37,6 +40,13 @@ def test_shell_with_many_keys_in_the_agent_locks_nobody_out(machine: Machine, tm
     finally:
         agent.terminate()
         agent.wait(10)
+
+
+def test_a_program_in_the_guest_reaches_no_donor(machine: Machine, secure_donor: RunningDonor) -> None:
+    """test_up.py has the same with ``--host-access``."""
+    here = outside.look([sys.executable], secure_donor, [])
+    assert (here["control"], here["data"]) == (True, True)
+    assert outside.look_from_guest(machine, secure_donor, []) == outside.NOBODY
 
 
 def test_cp_brings_files_and_directories_there_and_back(machine: Machine, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from ghostbox import demo
 from ghostbox.session import supervisor
 from ghostbox.system import processes
 from ghostbox.units import MIB
-from helpers import scatter
-from helpers.donor import running_donor
+from helpers import outside, scatter
+from helpers.donor import RunningDonor, running_donor
 from helpers.lab import lab
 from helpers.machine import (
     Machine,
@@ -438,7 +438,7 @@ def test_interrupt_while_it_boots_keeps_the_vm_and_says_how_to_go_on(machine: Ma
     machine.cli("down", "--force")
     (machine.host.root / "extra.yaml").write_text(CLOUD_INIT_CHANGED)
     machine.cli("set", "--unset", "guest.tiering")
-    command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK)
+    command = machine.host.start("up", VM, *machine.options, "--disk", GROWN_DISK, "--host-access")
     assert command.stderr is not None
     said = ""
     while "boot" not in said:
@@ -470,6 +470,13 @@ def test_changed_cloud_init_reaches_the_vm_whose_disk_and_host_key_stay(machine:
     assert machine.guest("sort .ssh/authorized_keys | uniq --repeated") == ""
     assert machine.guest("sudo sort /etc/sudoers.d/90-cloud-init-users | grep -v '^#' | uniq --repeated").strip() == ""
     assert int(machine.guest("df --output=size -BG / | tail -n 1").strip().rstrip("G")) >= 6
+
+
+def test_program_in_a_guest_with_host_access_is_a_stranger_to_donors(
+    machine: Machine, secure_donor: RunningDonor, tmp_path: Path
+) -> None:
+    asked = outside.routes(tmp_path)
+    assert outside.look_from_guest(machine, secure_donor, asked) == outside.expected(asked)
 
 
 def test_tiering_auto_is_by_damon(machine: Machine) -> None:
