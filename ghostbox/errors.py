@@ -12,6 +12,7 @@
     ├── DonorError                exit 1    a donor's control API failed or refused
     │   ├── LeaseExists
     │   ├── TokenRefused
+    │   ├── PairingRefused
     │   └── NoAnswer                       no donor, or not the one that is meant
     │       └── Untrusted                  host and donor are not paired, or not any more
     ├── ProgramError              exit 1    a C program of GhostBox or a system tool failed
@@ -107,6 +108,10 @@ class LeaseExists(DonorError):
 
 class TokenRefused(DonorError):
     """Is raised if a donor does not take a pairing token: it is unknown there, was used, or is too old."""
+
+
+class PairingRefused(DonorError):
+    """Is raised if a donor does not go on with a request to be paired: it is denied, has expired, is unknown there."""
 
 
 class NoAnswer(DonorError):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import click
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ghostbox.cli.context import Context
@@ -13,9 +15,10 @@ from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import emit, output_options
 from ghostbox.cli.token import owner_of, when
 from ghostbox.donors.models import ClientFields
+from ghostbox.donors.request_models import PairingRequestFields
 from ghostbox.memserver import owner
 from ghostbox.terminal import Table
-from ghostbox.units import format_bytes
+from ghostbox.units import format_bytes, format_duration
 
 _HOST = click.argument("host")
 
@@ -27,15 +30,17 @@ Examples:
   ghostbox memserver clients --json
 
 `state`: an active host may lease; a suspended one is served nothing until it is resumed; a revoked one is out for good.
+A pending one asks to be paired (ghostbox memserver approve, or deny); a denied one was refused within the last week.
 """
 )
 @memserver_name
 @output_options
 @click.pass_obj
 def clients(context: Context, /, output: str) -> None:
-    """List the hosts that are paired with this donor."""
-    found = owner_of(context).clients()
-    emit(found, output, lambda: _table(found))
+    """List the hosts that are paired with this donor, and those that ask to be."""
+    door = owner_of(context)
+    found, asking = door.clients(), [each for each in door.requests() if each.state != "approved"]
+    emit([*found, *asking], output, lambda: Group(*_tables(found, asking)))
 
 
 @click.command(
@@ -102,6 +107,19 @@ COMMANDS: tuple[click.Command, ...] = (clients, suspend, resume, revoke)
 
 def _said(client: ClientFields, what: str) -> RenderableType:
     return Text(f"{client.host} ({client.id}) is {client.state}: {what}")
+
+
+def _tables(found: list[ClientFields], asking: list[PairingRequestFields]) -> list[RenderableType]:
+    return [_table(found), "", _asking_table(asking)] if asking else [_table(found)]
+
+
+def _asking_table(found: list[PairingRequestFields]) -> RenderableType:
+    table = Table("host", "id", "state", "code", "asked", "address", box=None)
+    now = datetime.now(UTC)
+    for each in found:
+        ago = format_duration(max(0.0, (now - each.asked_at).total_seconds()))
+        table.add_row(each.host, each.id, each.state, each.code, f"{ago} ago", each.address or "")
+    return table
 
 
 def _table(found: list[ClientFields]) -> RenderableType:

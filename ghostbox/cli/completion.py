@@ -64,19 +64,45 @@ def memservers() -> Iterable[str]:
 
 
 @_offering
+def asking_hosts() -> Iterable[str]:
+    """Return the names of hosts that ask donors of this machine to be paired."""
+    return sorted({name for asking, _ in _hosts() for name in asking})
+
+
+@_offering
+def paired_hosts() -> Iterable[str]:
+    """Return the names of hosts that are paired with donors of this machine."""
+    return sorted({name for _, paired in _hosts() for name in paired})
+
+
+def _hosts() -> list[tuple[set[str], set[str]]]:
+    """Return, for each donor of this machine, the names of hosts that ask, and of those that are paired."""
+    from ghostbox.memserver import requests
+    from ghostbox.memserver.secure import CLIENTS
+
+    return [requests.hosts_in(file) for file in paths.find().memserver_state("*").parent.glob(f"*/{CLIENTS}")]
+
+
+@_offering
 def keys() -> Iterable[str]:
     """Return the keys of a definition."""
     return list(definition.vm_keys())
 
 
 _ARGUMENTS = {"name": vms, "address": donors, "addresses": donors, "names": donors, "words": vms}
-_OWN = {("image", "delete"): {"name": images}, ("set",): {"words": settings}}
+_OWN: dict[tuple[str, ...], dict[str, Complete]] = {
+    ("image", "delete"): {"name": images},
+    ("set",): {"words": settings},
+    **{("memserver", word): {"host": asking_hosts} for word in ("approve", "deny")},
+    **{("memserver", word): {"host": paired_hosts} for word in ("suspend", "resume", "revoke")},
+}
 _OPTIONS = {"vm": vms, "image": images, "donors": donors, "removed": keys}
 
 
 def attach(command: click.Command, words: tuple[str, ...]) -> None:
     """Let a command, and its subcommands, complete their arguments and options; ``words`` are the command's path."""
-    own = {"name": memservers} if words[:1] in (("memserver",), ("token",)) else _OWN.get(words, {})
+    of_memservers = words[:1] in (("memserver",), ("token",))
+    own = {**({"name": memservers} if of_memservers else {}), **_OWN.get(words, {})}
     for parameter in command.params:
         table = _ARGUMENTS if isinstance(parameter, click.Argument) else _OPTIONS
         found = {**table, **own}.get(parameter.name or "")

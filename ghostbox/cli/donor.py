@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 from rich.console import RenderableType
@@ -14,7 +15,7 @@ from ghostbox import donors
 from ghostbox.cli.chosen import chosen, likely
 from ghostbox.cli.context import Context
 from ghostbox.cli.key_options import key_option
-from ghostbox.cli.options import BYTES, confirm, yes_option
+from ghostbox.cli.options import BYTES, confirm, timeout_option, yes_option
 from ghostbox.cli.output import Stages, emit, output_options, plain
 from ghostbox.cli.scan import scan_donors
 from ghostbox.cli.show import CHANNEL_COLORS
@@ -22,16 +23,17 @@ from ghostbox.donors import bench as donor_bench
 from ghostbox.donors import known as known_donors
 from ghostbox.donors import trust
 from ghostbox.donors.bench import Measured
-from ghostbox.donors.client import DonorClient, DonorStatus, Lease
+from ghostbox.donors.client import DonorClient, DonorStatus, Lease, host_name
 from ghostbox.donors.trust import Means
 from ghostbox.errors import DonorTooSmall, GhostboxError, PoolDegraded, ProgramError, Untrusted, UsageError
 from ghostbox.plan import prediction
 from ghostbox.plan.prediction import HostCosts
 from ghostbox.session import donor_commands, unreleased
+from ghostbox.session.asking import Dialogue
 from ghostbox.session.donor_commands import Added, Drained, Listed
 from ghostbox.session.signals import Interrupts
 from ghostbox.session.unreleased import Unreleased
-from ghostbox.terminal import Table
+from ghostbox.terminal import Table, printable
 from ghostbox.units import MIB, format_bytes, format_duration
 
 
@@ -231,6 +233,8 @@ _vm = click.option("--vm", "vm", metavar="NAME", help="Name the VM, if there are
 Examples:
   ghostbox donor add gbt1_...                 pair with the donor that printed this line, and note it for `up`
   ghostbox donor add - < token                the same, with the token neither on the screen nor in the history
+  ghostbox donor add tower                    ask the donor of this name to be paired; its owner approves
+  ghostbox donor add 192.168.7.2 --timeout 1h --yes
   ghostbox donor add attic                    a running VM borrows its fair share from a donor that is known
   ghostbox donor add attic --vm work --size 8G
   ghostbox donor add attic --size 2G --more   borrow 2 GiB more from a donor that the VM uses
@@ -242,17 +246,42 @@ Examples:
 @_insecure
 @click.option("--size", type=BYTES, help="How much to borrow; the default is what is missing, or a fair share.")
 @click.option("--more", is_flag=True, help="Borrow more from a donor that the VM uses already.")
+@timeout_option("10m", "Without a token: how long to wait for the donor's owner.")
+@yes_option
 @output_options
 @click.pass_obj
-def add_donor(context: Context, /, address: str, vm: str | None, size: int | None, more: bool, output: str) -> None:
-    """Pair with a donor by a token, or note one. A running VM uses it at once, and spreads to it in the background."""
+def add_donor(
+    context: Context, /, address: str, vm: str | None, size: int | None, more: bool, timeout: float, yes: bool,
+    output: str,
+) -> None:  # fmt: skip
+    """Pair with a donor, or note one. A running VM uses it at once, and spreads to it in the background."""
     default = likely(context)
+    dialogue = Dialogue(_show_code, _agrees(yes=yes), timeout)
     if address == "-":
         # What the donor prints is a whole command; its last word is the token.
         address = (sys.stdin.readline(_TOKEN_CHARS).split() or [""])[-1]
     with Interrupts().watched():
-        found = donor_commands.add(vm, default, address, size, context.paths, Stages(), more=more)
+        found = donor_commands.add(vm, default, address, size, context.paths, Stages(), more=more, dialogue=dialogue)
     emit(found, output, lambda: _added(found))
+
+
+def _show_code(address: str, words: str) -> None:
+    text = (
+        f"this host asks donor {address} to be paired, and shows: {words}\nif the donor's owner sees the same words:"
+        f" ghostbox memserver approve {shlex.quote(host_name())}, on the donor"
+    )
+    click.echo(
+        printable(text), err=True
+    )  # also with --quiet: without these words nobody can say whether they are right
+
+
+def _agrees(*, yes: bool) -> Callable[[str], bool] | None:
+    """Return what asks whether both screens show the same words; None without a terminal to ask on."""
+    if yes:
+        return lambda _words: True
+    if not sys.stdin.isatty():
+        return None
+    return lambda words: click.confirm(f"do both screens show: {words}?", err=True)
 
 
 def _added(found: Added) -> str:

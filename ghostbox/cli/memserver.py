@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 from rich.text import Text
 
-from ghostbox.cli.clients import COMMANDS
+from ghostbox.cli import approval, clients
 from ghostbox.cli.context import Context
 from ghostbox.cli.key_options import KeyOption, key_options, memserver_name
 from ghostbox.cli.options import MOMENT, SECONDS
@@ -29,7 +29,7 @@ from ghostbox.units import format_bytes, format_duration
 
 @click.group(
     invoke_without_command=True,
-    subcommand_metavar="[drain|audit|clients|suspend|resume|revoke [OPTIONS]]",
+    subcommand_metavar="[drain|audit|clients|approve|deny|suspend|resume|revoke [OPTIONS]]",
     epilog="""\b
 Examples:
   ghostbox memserver                                       lend the free memory, to this machine only
@@ -39,7 +39,8 @@ Examples:
   ghostbox memserver --size auto --drain-on-pressure 20%   give back memory that this machine needs later
   ghostbox memserver drain                                 get all memory back from the hosts
   ghostbox memserver audit --since 1d                      leases and refusals of the last day
-  ghostbox memserver clients                               hosts that are paired (ghostbox token create pairs one)
+  ghostbox memserver clients                               hosts that are paired, or ask to be
+  ghostbox memserver approve tower                         pair with one that asks (so does ghostbox token create)
 
 SIGTERM, Ctrl-C or the end of its terminal ends the memserver: at once if no lease is held, otherwise when the last
 lease is released. It waits without limit and names the holders; a second Ctrl-C asks whether to end at once.
@@ -61,6 +62,7 @@ lease is released. It waits without limit and names the holders; a second Ctrl-C
     "memserver.secure",
     "memserver.insecure",
     "memserver.announce",
+    "memserver.trust_network",
 )
 @click.option("--json", "as_json", is_flag=True, help="Report that the memserver serves as one JSON object.")
 @click.pass_context
@@ -89,6 +91,7 @@ def memserver(ctx: click.Context, /, as_json: bool) -> None:
         insecure=settings.insecure,
         secure=settings.secure,
         announce=settings.announce,
+        trust_network=settings.trust_network,
     )
     if as_json:
         run(options, context.paths, Reports(lambda ready: echo(json.dumps(plain(ready)))))
@@ -101,7 +104,7 @@ def _say_token(token: str) -> None:
     echo(f"to pair a host, run there within {format_duration(FIRST_TOKEN_S)}:\n  ghostbox donor add {token}")
 
 
-for _command in COMMANDS:
+for _command in (*clients.COMMANDS, *approval.COMMANDS):
     memserver.add_command(_command)
 
 

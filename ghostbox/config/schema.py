@@ -370,6 +370,13 @@ class MemserverConfig:
             spellings=("--announce/--no-announce",),
         ),
     )
+    trust_network: bool = _key(
+        "trust_network",
+        kinds.Boolean(),
+        False,
+        "pair with every host that asks, without asking this donor's owner; only where nobody else is on the network",
+        Flag("Pair with every host that asks; nobody is asked here."),
+    )
 
 
 @dataclass(frozen=True)

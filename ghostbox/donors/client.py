@@ -25,7 +25,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from ghostbox import __version__
-from ghostbox.donors import failures, models, pinning, trust
+from ghostbox.donors import failures, models, pinning, request_models, trust
 from ghostbox.donors.address import CONTROL_PORT, Address, parse_address
 from ghostbox.donors.models import Holder
 from ghostbox.donors.trust import Channel
@@ -50,6 +50,8 @@ _DONOR_HEADER = "GhostBox-Donor"
 _FOREIGN_API = "it does not speak the donors' API"
 _PROBE_TIMEOUT_S = 1.0
 _CLIENT_ID = re.compile(r"[0-9a-f]{16}")
+_NONCE = re.compile(r"[0-9a-f]{64}")
+_REQUESTS = "/v1/pairing-requests"
 _KEY = re.compile(r"(?:[0-9a-f]{2}){16,64}")
 _EXPORT = re.compile(models.LEASE_NAME)
 _STATUS = TypeAdapter(models.DonorStatus)
@@ -57,6 +59,8 @@ _LEASE = TypeAdapter(models.LeaseFields)
 _LEASES = TypeAdapter(list[models.LeaseFields])
 _VERSION = TypeAdapter(models.VersionAnswer)
 _PAIRING = TypeAdapter(models.PairingAnswer)
+_ASKED = TypeAdapter(request_models.PairingAsked)
+_STATE = TypeAdapter(request_models.PairingState)
 
 T = TypeVar("T")
 
@@ -262,6 +266,54 @@ class DonorClient(Closing):
             answer = self._read(_PAIRING, self._request("POST", "/v1/pairings", json=request.model_dump()))
         except NotFound as err:
             raise self._unread({}, "it knows no pairings") from err
+        return self._pairing(answer)
+
+    def ask(self, wanted: request_models.PairingAsk) -> request_models.PairingAsked:
+        """Ask the donor to be paired without a token: the host's commitment goes, the donor's nonce comes.
+
+        Raises:
+            Untrusted: the donor shows another certificate now.
+            PairingRefused: too many hosts ask.
+        """
+        try:
+            answer = self._read(_ASKED, self._request("POST", _REQUESTS, json=wanted.model_dump()))
+        except (NotFound, Untrusted) as err:
+            if isinstance(err, Untrusted) and err.code != "not-paired":
+                raise
+            raise self._unread({}, "it pairs by tokens alone") from err
+        if not (_CLIENT_ID.fullmatch(answer.id) and _NONCE.fullmatch(answer.nonce)):
+            raise self._unread({}, "what it has drawn for this host's request has another form")
+        return answer
+
+    def open(self, number: str, nonce: str) -> request_models.PairingState:
+        """Open the host's commitment.
+
+        Raises:
+            Untrusted: the donor shows another certificate now.
+            PairingRefused: the donor does not know the request, does not take the nonce, or the request has expired.
+        """
+        opening = request_models.PairingOpening(id=number, nonce=nonce)
+        return self._state_of(self._request("PUT", f"{_REQUESTS}/self", json=opening.model_dump()))
+
+    def request_state(self) -> request_models.PairingState:
+        """Return how the request stands that the channel shows (`trust.to_ask`).
+
+        Raises:
+            Untrusted: the donor shows another certificate now, or its owner has revoked the pairing already.
+            PairingRefused: the donor does not know the request, or it has expired.
+        """
+        return self._state_of(self._request("GET", f"{_REQUESTS}/self"))
+
+    def _state_of(self, document: Any) -> request_models.PairingState:
+        said = self._read(_STATE, document)
+        if said.state not in ("pending", "approved", "denied") or (said.state == "approved") != (
+            said.pairing is not None
+        ):
+            raise self._unread({}, "it says nothing known of this host's request")
+        return said if said.pairing is None else said.model_copy(update={"pairing": self._pairing(said.pairing)})
+
+    def _pairing(self, answer: models.PairingAnswer) -> models.PairingAnswer:
+        """Check what becomes part of a header, and make printable what people see."""
         if not _CLIENT_ID.fullmatch(answer.client):
             raise self._unread({}, "the id that it gives to this host is none")
         return answer.model_copy(update={"name": printable(answer.name), "role": printable(answer.role)})
@@ -312,7 +364,7 @@ class DonorClient(Closing):
     def _unanswered(self, err: httpx.TransportError) -> DonorError:
         """Return the error for a request without an HTTP answer, with the reason as far as it can be found."""
         if failures.cause(err, pinning.ForeignCertificate) is not None:
-            return failures.other_certificate(self.address, paired=bool(self.channel.authorization))
+            return failures.other_certificate(self.address, self.channel)
         if failures.greets_as_nbd(self.address):
             return failures.nbd_server(self.address)
         if isinstance(err, httpx.ConnectTimeout):

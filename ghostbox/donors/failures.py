@@ -13,7 +13,7 @@ from typing import TypeVar
 from ghostbox import __version__
 from ghostbox.donors.address import CONTROL_PORT, Address
 from ghostbox.donors.models import ErrorDetail
-from ghostbox.donors.trust import PAIR_HINT
+from ghostbox.donors.trust import PAIR_HINT, Channel, ask_hint
 from ghostbox.errors import (
     DonorError,
     DonorTooSmall,
@@ -21,6 +21,7 @@ from ghostbox.errors import (
     LeaseExists,
     NoAnswer,
     NotFound,
+    PairingRefused,
     TokenRefused,
     Untrusted,
 )
@@ -78,13 +79,20 @@ def wants_tls(address: Address) -> Untrusted:
     """Return the error for a donor that serves paired hosts alone, asked by a host that is not paired."""
     return Untrusted(
         f"donor {address} serves only hosts that are paired with it, and this host is not",
-        hint=PAIR_HINT,
+        hint=ask_hint(address),
     )
 
 
-def other_certificate(address: Address, *, paired: bool) -> Untrusted:
-    """Return the error for a server with another key than the donor's; ``paired``: the host had a pairing with it."""
-    if not paired:
+def other_certificate(address: Address, channel: Channel) -> Untrusted:
+    """Return the error for a server with another key than the donor's, with which the host wanted to talk."""
+    if channel.asking:
+        return Untrusted(
+            f"donor {address} shows another certificate than when this host asked to be paired",
+            why="it was installed again, another machine has its address, or somebody is on the way between; the"
+            " request is given up",
+            hint=f"look at the donor itself, and ask again: ghostbox donor add {address}",
+        )
+    if not channel.authorization:
         return Untrusted(
             f"the memserver at {address} is not the one that made the token: it has another key",
             why="nothing was sent to it",
@@ -130,6 +138,15 @@ def skewed(address: Address, version: str) -> NoAnswer:
     )
 
 
+def asks_in_vain(address: Address) -> Untrusted:
+    """Return the error for a donor that serves without TLS, and so pairs with nobody."""
+    return Untrusted(
+        f"donor {address} is not paired with this host, and serves without TLS: it pairs with nobody",
+        why="what is sent to it would be neither encrypted nor protected",
+        hint=f"{PAIR_HINT}; or, on a network that you trust wholly, add --insecure",
+    )
+
+
 def _versions(theirs: str) -> str:
     return f"donor {theirs}, host {__version__}"
 
@@ -147,6 +164,8 @@ def refusal(address: Address, said: ErrorDetail, own_name: str) -> GhostboxError
         return DonorTooSmall(message, hint=hint)
     if said.code in ("not-found", "unknown-route"):
         return NotFound(message, hint=hint or f"ghostbox donor leases {address}")
+    if said.code.startswith("request-"):
+        return PairingRefused(message, hint=hint)
     if said.code == "unavailable":
         return NoAnswer(message, hint=hint)
     if said.code.startswith("token-"):
@@ -156,13 +175,13 @@ def refusal(address: Address, said: ErrorDetail, own_name: str) -> GhostboxError
 
 def _distrust(address: Address, code: str, own_name: str) -> Untrusted | None:
     if code == "not-paired":
-        return Untrusted(f"donor {address} does not know this host any more", hint=f"pair again: {PAIR_HINT}")
+        return Untrusted(f"donor {address} does not know this host any more", hint=ask_hint(address))
     if code == "revoked":
         why = "the memory that it lent to this host is gone"
         return Untrusted(
             f"donor {address} has revoked the pairing with this host",
             why=why,
-            hint=f"if its owner agrees, pair again: {PAIR_HINT}",
+            hint=ask_hint(address),
         )
     if code == "suspended":
         return Untrusted(

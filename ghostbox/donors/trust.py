@@ -35,12 +35,14 @@ class Means(enum.StrEnum):
 class Channel:
     """Describes how to talk to a donor; with TLS ``fingerprint`` is the SHA-256 of the donor's certificate.
 
-    ``authorization`` is the header by which the donor knows this host; it is empty before they are paired.
+    ``authorization`` is the header by which the donor knows this host; it is empty before they are paired. ``asking``:
+    the host asks to be paired, and the certificate is the one that it has seen when it began.
     """
 
     means: Means
     fingerprint: str = ""
     authorization: str = field(default="", repr=False, metadata={"secret": True})
+    asking: bool = False
 
     @property
     def is_tls(self) -> bool:
@@ -75,12 +77,22 @@ def to_be_paired(fingerprint: str) -> Channel:
     return Channel(Means.TLS, fingerprint)
 
 
+def to_ask(fingerprint: str, number: str = "", nonce: str = "") -> Channel:
+    """Return how to ask a donor to be paired without a token; ``number`` and ``nonce`` show whose request it is."""
+    return Channel(Means.TLS, fingerprint, f"Bearer {number}.{nonce}" if number else "", asking=True)
+
+
+def ask_hint(address: Address) -> str:
+    """Return what to do about a donor that is not, or not any more, paired with this host: one command mends it."""
+    return f"ask its owner to pair: ghostbox donor add {address}; or by a token: {PAIR_HINT}"
+
+
 def not_paired(address: Address) -> Untrusted:
     """Return the error for a donor that is not paired with this host."""
     return Untrusted(
         f"donor {address} is not paired with this host",
         why="what is sent to it would be neither encrypted nor protected",
-        hint=f"{PAIR_HINT}; or, on a network that you trust wholly, add --insecure",
+        hint=f"{ask_hint(address)}; or, on a network that you trust wholly, add --insecure",
     )
 
 

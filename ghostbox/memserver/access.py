@@ -23,10 +23,22 @@ from ghostbox.memserver.refusal import RequestRefused
 
 OWNER_ADDRESS = "owner"
 """The address of requests that come over the owner's socket, in the audit log."""
-_OPEN = frozenset({("GET", "/v1/version"), ("POST", "/v1/pairings")})
+OPEN = frozenset(
+    {
+        ("GET", "/v1/version"),
+        ("POST", "/v1/pairings"),
+        ("POST", "/v1/pairing-requests"),
+        ("PUT", "/v1/pairing-requests/self"),
+        ("GET", "/v1/pairing-requests/self"),
+    }
+)
+"""Method and path of what a host reaches that is not paired: the version and pairing."""
 _CREDENTIAL = re.compile(r"Bearer ([0-9a-f]{16})\.([0-9a-f]{64})")
 _KEY = "ghostbox.caller"
-_PAIR = "pair this host: on the donor, ghostbox token create; here, ghostbox donor add with what that prints"
+_PAIR = (
+    "pair this host: here, ghostbox donor add with the donor's name or address, which its owner approves; or on the"
+    " donor, ghostbox token create, and here, ghostbox donor add with what that prints"
+)
 _REFUSALS = {
     "not-paired": (401, "this host is not paired with this donor", _PAIR),
     State.REVOKED: (403, "the donor's owner has revoked the pairing of this host", _PAIR),
@@ -61,6 +73,13 @@ def signs(scope: Scope) -> bool:
     return scope.get(_KEY) is not None
 
 
+def shown_in(scope: Scope) -> tuple[str, str] | None:
+    """Return the id and the secret that a request shows (both hexadecimal); None if it shows none, or several."""
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    match = _CREDENTIAL.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
+    return None if match is None else (match[1], match[2])
+
+
 def address_of(request: Request) -> str | None:
     """Return the address that a request comes from, or `OWNER_ADDRESS`."""
     return _address(request.scope)
@@ -92,19 +111,18 @@ class Guard:
         client, code = await asyncio.to_thread(self._client, scope)
         if code is None:
             await self._app({**scope, _KEY: Caller(client)}, receive, send)
-        elif code == "not-paired" and (scope["method"], scope["path"]) in _OPEN:
+        elif code == "not-paired" and (scope["method"], scope["path"]) in OPEN:
             await self._app(scope, receive, send)
         else:
             await self._refusal(scope, client, code)(scope, receive, send)
 
     def _client(self, scope: Scope) -> tuple[Client | None, str | None]:
         """Return the client that a request's credential shows, and why it may do nothing."""
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        match = _CREDENTIAL.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
-        if match is None:
+        given = shown_in(scope)
+        if given is None:
             return None, "not-paired"
         try:
-            client = self._store.authenticate(match[1], match[2], _address(scope))
+            client = self._store.authenticate(*given, _address(scope))
         except RequestRefused:
             return None, "unavailable"
         if client is None:

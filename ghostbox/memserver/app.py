@@ -39,6 +39,8 @@ from ghostbox.memserver.leases import DrainCause, Lease, LeaseBook
 from ghostbox.memserver.owner_api import MakeText, add_clients, add_tokens
 from ghostbox.memserver.pairing import add_pairing, add_version
 from ghostbox.memserver.refusal import STATUS_OF_CODE, RequestRefused, errors
+from ghostbox.memserver.request_api import add_requests
+from ghostbox.memserver.requests import RequestStore
 from ghostbox.system.processes import ControlError
 
 _log = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class Trust:
 
     store: ClientStore
     make_text: MakeText
+    requests: RequestStore
 
 
 def make_app(identity: Identity, book: LeaseBook, audit: AuditLog, trust: Trust | None = None) -> FastAPI:
@@ -105,6 +108,7 @@ def make_app(identity: Identity, book: LeaseBook, audit: AuditLog, trust: Trust 
     _add_lease_queries(app, book)
     _add_lease_changes(app, book)
     add_pairing(app, identity, book, store, audit)
+    add_requests(app, identity, None if trust is None else trust.requests, audit)
     add_tokens(app, store, _no_text if trust is None else trust.make_text, audit)
     add_clients(app, store, book, audit)
     _add_error_forms(app, audit)

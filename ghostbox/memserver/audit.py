@@ -74,6 +74,9 @@ class Event(StrEnum):
     TOKEN_MADE = "token-made"  # noqa: S105 - the name of an event
     TOKEN_REVOKED = "token-revoked"  # noqa: S105 - the name of an event
     PAIRED = "paired"
+    PAIRING_ASKED = "pairing-asked"
+    PAIRING_APPROVED = "pairing-approved"
+    PAIRING_DENIED = "pairing-denied"
     PAIRING_REFUSED = "pairing-refused"
     PAIRING_ENDED = "pairing-ended"  # by the host
     CLIENT_SUSPENDED = "client-suspended"
@@ -82,11 +85,18 @@ class Event(StrEnum):
     REFUSALS_COUNTED = "refusals-counted"
 
 
-_BY_ANYBODY = (Event.LEASE_REFUSED, Event.LIMIT_HIT, Event.REQUEST_REFUSED, Event.PAIRING_REFUSED)
+_BY_ANYBODY = (
+    Event.LEASE_REFUSED,
+    Event.LIMIT_HIT,
+    Event.REQUEST_REFUSED,
+    Event.PAIRING_ASKED,
+    Event.PAIRING_REFUSED,
+)
 _ABOUT_ONE_LEASE = (Event.LEASE_MADE, Event.LEASE_ENDED, Event.LEASE_LOST)
 _OF_LEASES = (*_ABOUT_ONE_LEASE, Event.DRAIN_BEGUN, Event.DRAIN_ENDED)
 _OF_CLIENTS = (
     Event.PAIRED,
+    Event.PAIRING_APPROVED,
     Event.PAIRING_ENDED,
     Event.CLIENT_SUSPENDED,
     Event.CLIENT_RESUMED,

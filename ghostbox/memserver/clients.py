@@ -202,11 +202,9 @@ class ClientStore(Closing):
             now = self._clock.wall_s()
             said = (wanted.host, wanted.host_id, wanted.credential_sha256)
             fields = (*said, row["role"], row["max_memory"], now, now, address)
-            number = secrets.token_hex(8) if paired is None else paired.id
-            if not db.execute(_PAIR_AGAIN_SQL, (*fields, number)).rowcount:
-                db.execute(_PAIR_SQL, (*fields, number, State.ACTIVE))
-            db.execute("UPDATE tokens SET used_by = ? WHERE id = ?", (number, wanted.token_id))
-            return _client(db.execute("SELECT * FROM clients WHERE id = ?", (number,)).fetchone())
+            client = enrol(db, fields, None if paired is None else paired.id)
+            db.execute("UPDATE tokens SET used_by = ? WHERE id = ?", (client.id, wanted.token_id))
+            return client
 
     def authenticate(self, number: str, credential: str, address: str | None) -> Client | None:
         """Return the client that shows its credential (hexadecimal), whatever its state is; None for a wrong one.
@@ -278,18 +276,32 @@ class ClientStore(Closing):
 
     # --- the file ---
 
+    @property
+    def clock(self) -> Clock:
+        """Return the clock by which times are kept."""
+        return self._clock
+
+    def reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Run a block that reads tables of another module (`requests`), with the file's lock held."""
+        return self._reading()
+
+    def changing(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """Run a block as one transaction that also changes tables of another module (`requests`)."""
+        return self._changing()
+
     def _entry(self, row: Any) -> TokenEntry:
         return TokenEntry(
             row["id"],
             row["made"],
             row["expires"],
-            self._has_expired(row),
+            self.has_expired(row),
             row["max_memory"],
             row["role"],
             row["used_by"],
         )
 
-    def _has_expired(self, row: Any) -> bool:
+    def has_expired(self, row: Any) -> bool:
+        """Tell whether the time of a row is over that has the columns of a token: made, expires, boot, since_boot_s."""
         if row["boot"] == self._clock.boot():
             return bool(self._clock.since_boot_s() - row["since_boot_s"] >= row["expires"] - row["made"])
         return not row["made"] <= self._clock.wall_s() < row["expires"]
@@ -417,6 +429,28 @@ def _paired_before(db: sqlite3.Connection, number: str, wanted: PairingRequest) 
     if not hmac.compare_digest(known, wanted.credential_sha256):
         raise _refused("token-used", "the token was used already: it pairs one host, once")
     return _client(row)
+
+
+def enrol(db: sqlite3.Connection, fields: tuple[object, ...], former: str | None) -> Client:
+    """Write a client down in a transaction; return it.
+
+    Args:
+        db: the connection of the transaction.
+        fields: host, host_id, credential_sha256, role, max_memory, paired, seen, address.
+        former: the id of the client that this host is already; it stays the same one, in its state.
+    """
+    number = former or secrets.token_hex(8)
+    if not db.execute(_PAIR_AGAIN_SQL, (*fields, number)).rowcount:
+        db.execute(_PAIR_SQL, (*fields, number, State.ACTIVE))
+    made = client_of(db, number)
+    assert made is not None, "it was just written"
+    return made
+
+
+def client_of(db: sqlite3.Connection, number: str) -> Client | None:
+    """Return a client by its id, in a block of `ClientStore.reading` or `ClientStore.changing`."""
+    row = db.execute("SELECT * FROM clients WHERE id = ?", (number,)).fetchone()
+    return None if row is None else _client(row)
 
 
 def _refused(code: str, message: str) -> RequestRefused:

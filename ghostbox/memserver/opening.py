@@ -26,6 +26,8 @@ _INSECURE = (
     "anyone who reaches the ports can read and overwrite the memory that VMs keep here,"
     " and lease all that this machine lends"
 )
+TRUSTS = "every host that asks to be paired is paired, and nobody is asked"
+"""What ``trust_network`` means, for the log and the audit log."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -35,6 +37,7 @@ class ServiceOptions:
 
     ``drain_timeout_s`` is None where the wait for the last lease has no limit. ``secure``: only paired hosts are
     served, over TLS; `check_options` sets it for an address that others reach, unless ``insecure`` is set.
+    ``trust_network``: a host that asks to be paired is paired.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ServiceOptions:
     insecure: bool = False
     secure: bool = False
     announce: bool = True
+    trust_network: bool = False
 
 
 def default_name() -> str:
@@ -62,7 +66,7 @@ def check_options(options: ServiceOptions) -> ServiceOptions:
     """Return the options with ``bind`` as a plain IP address, and ``secure`` as it is to be.
 
     Raises:
-        UsageError: the name or the address cannot be used, or ``secure`` and ``insecure`` are both set.
+        UsageError: the name or the address cannot be used, or options contradict each other.
         Refused: the memory pressure cannot be read.
     """
     if options.secure and options.insecure:
@@ -81,11 +85,22 @@ def check_options(options: ServiceOptions) -> ServiceOptions:
             hint="--bind takes an address of this machine (ip -brief address), or 0.0.0.0 for all of them",
         ) from err
     secure = options.secure or not (address.is_loopback or options.insecure)
+    if options.trust_network:
+        _check_trust(secure=secure)
     if not (address.is_loopback or secure):
         _log.warning("listening on %s without encryption or authentication: %s", bind, _INSECURE)
     if options.pressure is not None:
         read_pressure(options.pressure.path)
     return replace(options, bind=bind, secure=secure)
+
+
+def _check_trust(*, secure: bool) -> None:
+    if not secure:
+        raise UsageError(
+            "--trust-network pairs hosts, and this memserver lends without pairing",
+            hint="leave it out; or start without --insecure, on an address of the network or with --secure",
+        )
+    _log.warning("--trust-network: %s", TRUSTS)
 
 
 def listen(bind: str, port: int) -> socket.socket:

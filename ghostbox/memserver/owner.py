@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from ghostbox.donors import models
 from ghostbox.donors.client import DonorStatus, NoAnswer, printable
 from ghostbox.donors.models import ClientFields, ErrorBody, LeaseFields, NewTokenFields, TokenFields
+from ghostbox.donors.request_models import PairingRequestFields
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, UsageError
 from ghostbox.memserver.lock import Running, owner_socket
 from ghostbox.paths import Paths
@@ -29,6 +30,8 @@ _TOKEN = TypeAdapter(NewTokenFields)
 _TOKENS = TypeAdapter(list[TokenFields])
 _CLIENT = TypeAdapter(ClientFields)
 _CLIENTS = TypeAdapter(list[ClientFields])
+_REQUEST = TypeAdapter(PairingRequestFields)
+_REQUESTS = TypeAdapter(list[PairingRequestFields])
 
 T = TypeVar("T")
 
@@ -101,6 +104,19 @@ class Owner:
     def revoke(self, client: str) -> ClientFields:
         """End a client's pairing and its leases, whose content is lost."""
         return self._ask(_CLIENT, "DELETE", f"/v1/clients/{client}")
+
+    def requests(self) -> list[PairingRequestFields]:
+        """Return the hosts that ask to be paired, and those that were denied."""
+        return self._ask(_REQUESTS, "GET", "/v1/pairing-requests")
+
+    def approve(self, request: str, max_memory_bytes: int | None, role: str) -> PairingRequestFields:
+        """Pair with a host that asks."""
+        given = {"max_memory_bytes": max_memory_bytes, "role": role}
+        return self._ask(_REQUEST, "PUT", f"/v1/pairing-requests/{request}/approval", given)
+
+    def deny(self, request: str) -> PairingRequestFields:
+        """Refuse a host that asks to be paired."""
+        return self._ask(_REQUEST, "DELETE", f"/v1/pairing-requests/{request}")
 
     def _status(self, method: str, route: str) -> DonorStatus:
         said = self._ask(_STATUS, method, route).model_dump()
@@ -176,6 +192,31 @@ def meant(clients: Sequence[ClientFields], word: str) -> ClientFields:
         raise UsageError(
             f"{len(found)} clients are called '{word}'",
             hint="give the id of one: " + ", ".join(each.id for each in found),
+        )
+    return found[0]
+
+
+def asking(requests: Sequence[PairingRequestFields], word: str) -> PairingRequestFields:
+    """Return the request that ``word`` means: its id, or the name of the host that asks.
+
+    Raises:
+        NotFound: no host that asks has this name, and no request this id.
+        UsageError: several hosts of this name ask.
+    """
+    pending = [each for each in requests if each.state == "pending"]
+    found = [each for each in pending if word in (each.id, each.host)]
+    if not found:
+        names = ", ".join(sorted({each.host for each in pending}))
+        raise NotFound(
+            f"no host '{word}' asks to be paired with this donor",
+            hint=f"these ask: {names}"
+            if names
+            else "ask first, on the host: ghostbox donor add, with this donor's name",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} hosts called '{word}' ask to be paired",
+            hint="give the id of one: " + ", ".join(f"{each.id} ({each.code})" for each in found),
         )
     return found[0]
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Serve the routes by which a host is paired and ends its pairing, and the version: all that an unpaired host reaches.
+"""Serve the routes by which a host is paired by a token and ends its pairing, and the version.
+
+`request_api` has the routes for a host without a token; an unpaired host reaches no others.
 
 A pairing that is tried too often is refused without a look at the token: some tries are free for each address (of IPv6,
 for each network of a /64) and for all together, and more come back with the time. Nobody guesses a secret of 128 bits;
@@ -43,23 +45,35 @@ ALL = Rate(100, 0.2)
 
 
 class Attempts:
-    """Counts tries; any thread may use it."""
+    """Counts tries; any thread may use it. ``each`` is for one address, ``of_all`` for all together."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, each: Rate = EACH, of_all: Rate = ALL) -> None:
         self._clock = clock
+        self._each, self._all = each, of_all
         self._lock = threading.Lock()
         self._of_each: OrderedDict[str, _Left] = OrderedDict()
-        self._of_all = _Left(ALL.burst, clock())
+        self._of_all = _Left(of_all.burst, clock())
 
     def allows(self, address: str | None) -> bool:
         """Count a try from an address (``host:port``); return whether it is within the limits."""
         now, network = self._clock(), origin(address)
         with self._lock:
-            own = self._of_each.pop(network, None) or _Left(EACH.burst, now)
+            own = self._of_each.pop(network, None) or _Left(self._each.burst, now)
             self._of_each[network] = own
             if len(self._of_each) > _REMEMBERED:
                 self._of_each.popitem(last=False)
-            return own.take(EACH, now) and self._of_all.take(ALL, now)
+            return own.take(self._each, now) and self._of_all.take(self._all, now)
+
+    def check(self, address: str | None) -> None:
+        """Count a try from an address.
+
+        Raises:
+            RequestRefused: ``too-many``.
+        """
+        if not self.allows(address):
+            raise RequestRefused(
+                "too many hosts try to pair at this moment", code="too-many", hint="try again in a minute"
+            )
 
 
 @dataclass
@@ -106,10 +120,7 @@ def add_pairing(app: FastAPI, identity: Identity, book: LeaseBook, store: Client
         address = address_of(request)
         try:
             clients = needed(store)
-            if not attempts.allows(address):
-                raise RequestRefused(
-                    "too many hosts try to pair at this moment", code="too-many", hint="try again in a minute"
-                )
+            attempts.check(address)
             caller = caller_of(request)
             client = clients.pair(wanted, address, None if caller is None else caller.client)
         except RequestRefused as err:
@@ -122,7 +133,7 @@ def add_pairing(app: FastAPI, identity: Identity, book: LeaseBook, store: Client
             client=client.id,
             reason=f"role {client.role}",
         )
-        return _answer(identity, client)
+        return pairing_answer(identity, client)
 
     @app.delete(
         "/v1/pairings/self",
@@ -148,15 +159,21 @@ def needed(store: ClientStore | None) -> ClientStore:
         RequestRefused: ``not-secure``: this donor has none.
     """
     if store is None:
-        raise RequestRefused(
-            "this memserver lends without pairing: there are no clients and no tokens",
-            code="not-secure",
-            hint="start it with --secure, or with --bind on an address of the network and without --insecure",
-        )
+        raise not_secure()
     return store
 
 
-def _answer(identity: Identity, client: Client) -> PairingAnswer:
+def not_secure() -> RequestRefused:
+    """Return the error of a donor that pairs with nobody."""
+    return RequestRefused(
+        "this memserver lends without pairing: there are no clients and no tokens",
+        code="not-secure",
+        hint="start it with --secure, or with --bind on an address of the network and without --insecure",
+    )
+
+
+def pairing_answer(identity: Identity, client: Client) -> PairingAnswer:
+    """Return what a host learns of its pairing."""
     return PairingAnswer(
         client=client.id,
         donor=identity.id,

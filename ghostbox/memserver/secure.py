@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Put together what a secure donor has besides: certificate, clients, tokens, and the guard of its control port."""
+"""Put together what a secure donor has besides: certificate, clients, tokens, requests to be paired."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ghostbox.memserver.app import Trust
 from ghostbox.memserver.clients import ClientStore, NewToken, open_store
 from ghostbox.memserver.http_server import peer_text
 from ghostbox.memserver.owner_api import token_text
+from ghostbox.memserver.requests import RequestStore
 
 _log = logging.getLogger(__name__)
 FIRST_TOKEN_S = 600.0
@@ -32,6 +33,7 @@ class Secure:
     """Holds the certificate and the store of a secure donor; ``port`` is the control port, once it is known."""
 
     store: ClientStore
+    requests: RequestStore
     tls: ssl.SSLContext
     fingerprint: bytes
     bind: str
@@ -40,7 +42,7 @@ class Secure:
     @property
     def trust(self) -> Trust:
         """Return what the application needs of it."""
-        return Trust(self.store, self.line)
+        return Trust(self.store, self.line, self.requests)
 
     def line(self, token: NewToken) -> str:
         """Return the line to paste for a new token."""
@@ -55,8 +57,14 @@ class Secure:
         return self.line(self.store.create_token(FIRST_TOKEN_S))
 
 
-def open_secure(state: Path, donor_id: str, bind: str) -> Secure:
+def open_secure(state: Path, donor_id: str, bind: str, *, trusts_network: bool = False) -> Secure:
     """Open, or make, certificate and clients of the memserver ``donor_id`` with this state directory.
+
+    Args:
+        state: the directory.
+        donor_id: whose files these must be.
+        bind: where the donor listens.
+        trusts_network: whoever asks to be paired is paired.
 
     Raises:
         GhostboxError: a file of them is damaged, or cannot be read or written.
@@ -67,7 +75,8 @@ def open_secure(state: Path, donor_id: str, bind: str) -> Secure:
     store = open_store(clients, donor_id)
     try:
         found = certificate.ensure(state, donor_id)
-        return Secure(store, certificate.server_context(found), found.fingerprint, bind)
+        requests = RequestStore(store, found.fingerprint, trusts_network=trusts_network)
+        return Secure(store, requests, certificate.server_context(found), found.fingerprint, bind)
     except BaseException:
         store.close()
         raise

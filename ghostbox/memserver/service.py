@@ -43,7 +43,7 @@ from ghostbox.memserver.http_server import HttpServer, limits
 from ghostbox.memserver.identity import Identity, donor_id
 from ghostbox.memserver.leases import DrainCause, LeaseBook
 from ghostbox.memserver.lock import HeldLock, name_lock, owner_socket
-from ghostbox.memserver.opening import ServiceOptions, check_options, listen, listen_again, open_plane
+from ghostbox.memserver.opening import TRUSTS, ServiceOptions, check_options, listen, listen_again, open_plane
 from ghostbox.memserver.pressure import Pressure, PressureLimit, read_pressure
 from ghostbox.memserver.secure import CLIENTS, Secure, open_secure
 from ghostbox.paths import Paths
@@ -107,7 +107,7 @@ def run(options: ServiceOptions, paths: Paths, reports: Reports) -> None:
         )
         secure = None
         if options.secure:
-            secure = open_secure(state, number, options.bind)
+            secure = open_secure(state, number, options.bind, trusts_network=options.trust_network)
             secure.port = listener.getsockname()[1]
             stack.enter_context(secure.store)
         settings = PlaneSettings(
@@ -206,7 +206,8 @@ class _Service:
             await self._wait_for(accepting.is_set)
             await asyncio.to_thread(book.note_control, [_address_of(each) for each in listeners])
             ready = await asyncio.to_thread(self._ready, book, adopted)
-            log.note(Event.STARTED, size_bytes=ready.size_bytes, reason=f"listens on {ready.nbd_address}")
+            trusts = f"; --trust-network: {TRUSTS}" if self._options.trust_network else ""
+            log.note(Event.STARTED, size_bytes=ready.size_bytes, reason=f"listens on {ready.nbd_address}{trusts}")
             await asyncio.to_thread(self._on_ready, ready)
             await self._wait_for(lambda: self._signals.ending)
             failure = await self._ending(book, ready.control_address).wait(self._wait_for)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ghostbox import donors, pager
+from ghostbox.discovery import named
 from ghostbox.donors import known as known_donors
 from ghostbox.donors import pairings, token, trust
 from ghostbox.donors.client import DonorStatus
@@ -21,7 +22,8 @@ from ghostbox.donors.pairings import Pairing
 from ghostbox.donors.trust import Means
 from ghostbox.errors import GhostboxError, Interrupted, NotFound, NotRunning, Refused
 from ghostbox.paths import Paths
-from ghostbox.session import access, definition, pairing, pool, unreleased
+from ghostbox.session import access, asking, definition, pairing, pool, unreleased
+from ghostbox.session.asking import Dialogue
 from ghostbox.session.pool import Drain
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, LeaseRecord, VmState, locked, names
@@ -95,21 +97,25 @@ def add(
     progress: Progress,
     *,
     more: bool = False,
+    dialogue: Dialogue | None = None,
 ) -> Added:
-    """Note a donor, after pairing if a token is given; a VM that runs uses its memory, in the background.
+    """Note a donor, after pairing if that is wanted; a VM that runs uses its memory, in the background.
 
     Args:
         vm: the VM that the user names, if any.
         default_vm: the VM to use otherwise, if that runs.
-        address: of the donor's control API, the name of a known donor, or a token to pair by.
+        address: of the donor's control API, the name of a donor that is known or announces itself, or a token.
         size_bytes: how much to borrow; None borrows what is missing, or what the other donors lend on average.
         paths: where VMs live.
         progress: receives the stages.
         more: borrow more from a donor that the VM uses already.
+        dialogue: how the user takes part in pairing without a token; None: not at all.
 
     Raises:
         NotFound, NotRunning: the VM that was named does not exist or does not run.
+        NotFound, UsageError: no donor has the name, or several have (`named.address_of`).
         TokenRefused, NoAnswer: the donor does not take the token, or cannot be asked (see `pairing.pair`).
+        PairingRefused, Untrusted, Refused, DeadlineExceeded, Interrupted: it is not paired (see `asking.pair`).
         DonorError, DonorTooSmall: the donor does not answer or has too little.
         Refused: the VM uses the donor already.
         GhostboxError: the pager cannot use the donor; the lease is given back.
@@ -123,8 +129,12 @@ def add(
             address = made.addresses[0]
             stage.say(f"donor '{made.name}' at {address}")
     else:
-        address = address_of(address, paths)
+        address = _place(address, paths, progress)
         pairing.recognize(address, paths)
+        certificate = None if dialogue is None else asking.wanted(address, paths)
+        if dialogue is not None and certificate is not None:
+            address = asking.pair(address, certificate, paths, dialogue, progress).addresses[0]
+            paired = True
     [status] = donors.query([address])
     was_known = any(known_donors.is_same(each, _entry(status, address)) for each in known_donors.load(paths))
     if paired:  # whatever fails from here on: the token is used up, and the donor must keep its name
@@ -144,6 +154,19 @@ def add(
     _forget_moved(status, address, paths)
     donor, _ = known_donors.note(paths, status, address)
     return Added(donor, status, not was_known, trust.means_of(address), paired, name, lease)
+
+
+def _place(word: str, paths: Paths, progress: Progress) -> str:
+    """Return the address of the donor that a word means: a known one, else one that announces itself under the name."""
+    if any(each.is_named(word) for each in known_donors.load(paths)) or not named.is_name(word):
+        return address_of(word, paths)
+    paired = pairings.meant(paths, word)
+    if len(paired) == 1:
+        return paired[0].addresses[0]
+    with progress.stage("scan") as stage:
+        found = named.address_of(word, pairings.load(paths))
+        stage.say(f"'{word}' is at {found}")
+    return found
 
 
 def _entry(status: DonorStatus, address: str) -> KnownDonor:

@@ -61,6 +61,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "memserver.insecure": ("true", True),
     "memserver.secure": ("true", True),
     "memserver.announce": ("false", False),
+    "memserver.trust_network": ("true", True),
     "image.suite": ("forky", "forky"),
     "image.packages": ("[htop]", ("htop",)),
 }

@@ -16,6 +16,7 @@ import pytest
 from ghostbox import __version__, donors, paths
 from ghostbox.cli.output import plain
 from ghostbox.donors import Assignment, pairings, trust
+from ghostbox.donors.address import parse_address
 from ghostbox.donors.client import DonorClient, NoAnswer
 from ghostbox.donors.models import Holder, PairingAnswer
 from ghostbox.donors.pairings import Pairing
@@ -138,14 +139,16 @@ def test_a_paired_donor_without_tls_is_refused_with_the_versions_and_gets_no_cre
 def test_a_secure_donor_asked_without_tls_says_how_to_pair(own: paths.Paths, server: TlsServer) -> None:
     err = refusal(server.address)
     assert err.message == f"donor {server.address} serves only hosts that are paired with it, and this host is not"
-    assert err.hint == trust.PAIR_HINT
+    ask = f"ask its owner to pair: ghostbox donor add {server.address}"
+    assert err.hint == trust.ask_hint(parse_address(server.address)) == f"{ask}; or by a token: {trust.PAIR_HINT}"
     assert server.requests == []
 
 
 def test_a_donor_elsewhere_is_not_asked_without_pairing_or_consent(own: paths.Paths) -> None:
     err = refusal("192.0.2.7")
     assert err.message == "donor 192.0.2.7:10810 is not paired with this host"
-    assert err.hint == f"{trust.PAIR_HINT}; or, on a network that you trust wholly, add --insecure"
+    ask = trust.ask_hint(parse_address("192.0.2.7"))
+    assert err.hint == f"{ask}; or, on a network that you trust wholly, add --insecure"
     consent.by(lambda address: address == "192.0.2.7:10810")
     assert trust.means_of("192.0.2.7") is Means.INSECURE
     assert trust.means_of("192.0.2.8") is None
@@ -170,8 +173,8 @@ def test_names_and_other_addresses_are_not_loopback(own: paths.Paths, address: s
 @pytest.mark.parametrize(
     ("status", "code", "message", "hint"),
     [
-        (401, "not-paired", "does not know this host any more", "pair again: "),
-        (403, "revoked", "has revoked the pairing with this host", "if its owner agrees, pair again: "),
+        (401, "not-paired", "does not know this host any more", "ask its owner to pair: ghostbox donor add "),
+        (403, "revoked", "has revoked the pairing with this host", "ask its owner to pair: ghostbox donor add "),
         (403, "suspended", "has suspended this host", "on the donor: ghostbox memserver resume "),
     ],
 )

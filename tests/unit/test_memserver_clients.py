@@ -17,39 +17,14 @@ import pytest
 from ghostbox.donors.models import PairingRequest
 from ghostbox.errors import GhostboxError
 from ghostbox.memserver import clients
-from ghostbox.memserver.clients import ClientStore, Clock, NewToken, State, open_store, owner_of
+from ghostbox.memserver.clients import ClientStore, NewToken, State, open_store, owner_of
 from ghostbox.memserver.refusal import RequestRefused
 from ghostbox.units import GIB
+from helpers.clocks import SetClock
 
 DONOR = "d0" * 8
 CREDENTIAL = "c1" * 32
 DAY_S = 86400.0
-
-
-class SetClock(Clock):
-    """Is a clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.wall = 1_800_000_000.0
-        self.booted = 1000.0
-        self.boots = 1
-
-    def wall_s(self) -> float:
-        return self.wall
-
-    def since_boot_s(self) -> float:
-        return self.booted
-
-    def boot(self) -> str:
-        return f"boot-{self.boots}"
-
-    def pass_s(self, seconds: float) -> None:
-        self.wall += seconds
-        self.booted += seconds
-
-    def reboot(self) -> None:
-        self.boots += 1
-        self.booted = 0.0
 
 
 @pytest.fixture

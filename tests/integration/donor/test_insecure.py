@@ -49,7 +49,7 @@ def test_without_consent_the_donor_is_not_asked_and_with_it_is(far: Far, words: 
     code, _, err = far.cli(*command)
     assert code != 0
     assert f"donor {far.donor.address} is not paired with this host" in err
-    assert f"fix: {PAIR_HINT}; or, on a network that you trust wholly, add --insecure" in err
+    assert f"{PAIR_HINT}; or, on a network that you trust wholly, add --insecure" in err
     code, _, err = far.cli(*command, "--insecure")
     if words[0] == "release":
         assert "no lease named 'one'" in err

@@ -29,7 +29,8 @@ NOT_PAIRED = {
     "error": {
         "code": "not-paired",
         "message": "this host is not paired with this donor",
-        "hint": "pair this host: on the donor, ghostbox token create; here, ghostbox donor add with what that prints",
+        "hint": "pair this host: here, ghostbox donor add with the donor's name or address, which its owner approves; or"
+        " on the donor, ghostbox token create, and here, ghostbox donor add with what that prints",
     }
 }
 
@@ -207,7 +208,9 @@ def test_whatever_an_unpaired_host_asks_for_it_learns_the_version_and_nothing_el
             assert "GhostBox-Donor" not in answer.headers
             if (method, path) == ("GET", "/v1/version"):
                 assert list(answer.json()) == ["version"]
-            elif (method, path) == ("POST", "/v1/pairings"):
+            elif (method, path) == ("GET", "/v1/pairing-requests/self"):
+                assert code_of(answer) == (404, "request-unknown")
+            elif (method, path) in OPEN:
                 assert code_of(answer) == (422, "invalid")
             else:
                 assert (answer.status_code, answer.json()) == (401, NOT_PAIRED), (method, path)

@@ -219,7 +219,7 @@ def test_a_host_that_was_installed_again_pairs_again(donor: RunningDonor, host: 
     host.pair(donor)
     shutil.rmtree(host.root / "state")
     _, _, err = host.cli("donor", "info", donor.address)
-    assert f"fix: {trust.PAIR_HINT}" in err
+    assert f"fix: ask its owner to pair: ghostbox donor add {donor.address}; or by a token: {trust.PAIR_HINT}" in err
     host.pair(donor)
     assert host.json("donor", "info", "attic")["name"] == "attic"
 
