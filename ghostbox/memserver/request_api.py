@@ -48,17 +48,17 @@ RequestNumber = Annotated[str, Path(description="Id of the request, hexadecimal.
 def add_requests(app: FastAPI, identity: Identity, requests: RequestStore | None, audit: AuditLog) -> None:
     """Add the routes; without ``requests``, of a donor that is not secure, they refuse."""
     _add_asking(app, identity, requests, audit)
-    _add_looking(app, identity, requests)
     _add_deciding(app, requests, audit)
 
 
 def _add_asking(app: FastAPI, identity: Identity, requests: RequestStore | None, audit: AuditLog) -> None:
-    attempts = Attempts()
+    attempts, looks = Attempts(), Attempts(each=LOOKS_OF_EACH, of_all=LOOKS_OF_ALL)
 
     @contextmanager
-    def audited(address: str | None, holder: Holder | None) -> Iterator[None]:
+    def limited(tries: Attempts, address: str | None, holder: Holder | None = None) -> Iterator[None]:
+        """Count a try, and write refusals into the audit log."""
         try:
-            attempts.check(address)
+            tries.check(address)
             yield
         except RequestRefused as err:
             audit.note(Event.PAIRING_REFUSED, address=address, holder=holder, code=err.code, reason=err.message)
@@ -72,7 +72,7 @@ def _add_asking(app: FastAPI, identity: Identity, requests: RequestStore | None,
     )
     def ask(wanted: PairingAsk, request: fastapi.Request) -> PairingAsked:
         address, caller = address_of(request), caller_of(request)
-        with audited(address, Holder(wanted.host, "")):
+        with limited(attempts, address, Holder(wanted.host, "")):
             return _needed(requests).ask(wanted, address, None if caller is None else caller.client)
 
     @app.put(
@@ -82,11 +82,21 @@ def _add_asking(app: FastAPI, identity: Identity, requests: RequestStore | None,
     )
     def open_(opened: PairingOpening, request: fastapi.Request) -> PairingState:
         address, store = address_of(request), _needed(requests)
-        with audited(address, None):
+        with limited(looks, address):
             found, is_new = store.open(opened.id, opened.nonce)
         if is_new:
             _tell(found, identity, audit, trusts_network=store.trusts_network)
         return _state(identity, store, found.id, opened.nonce)
+
+    @app.get(
+        "/v1/pairing-requests/self",
+        summary="How one's request stands; the credential is its id and the nonce that was opened",
+        responses=errors(403, 404, 409, 429, 500),
+    )
+    def look(request: fastapi.Request) -> PairingState:
+        looks.check(address_of(request))
+        number, nonce = shown_in(request.scope) or ("", "")
+        return _state(identity, _needed(requests), number, nonce)
 
 
 def _tell(found: Request, identity: Identity, audit: AuditLog, *, trusts_network: bool) -> None:
@@ -107,20 +117,6 @@ def _tell(found: Request, identity: Identity, audit: AuditLog, *, trusts_network
         "%s asks to be paired. Only if its screen shows: %s\n  ghostbox memserver approve %s%s",
         who, found.code, found.id, name,
     )  # fmt: skip
-
-
-def _add_looking(app: FastAPI, identity: Identity, requests: RequestStore | None) -> None:
-    looks = Attempts(each=LOOKS_OF_EACH, of_all=LOOKS_OF_ALL)
-
-    @app.get(
-        "/v1/pairing-requests/self",
-        summary="How one's request stands; the credential is its id and the nonce that was opened",
-        responses=errors(403, 404, 409, 429, 500),
-    )
-    def look(request: fastapi.Request) -> PairingState:
-        looks.check(address_of(request))
-        number, nonce = shown_in(request.scope) or ("", "")
-        return _state(identity, _needed(requests), number, nonce)
 
 
 def _state(identity: Identity, store: RequestStore, number: str, nonce: str) -> PairingState:

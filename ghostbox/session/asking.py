@@ -28,7 +28,7 @@ from ghostbox.donors.pairings import Pairing
 from ghostbox.donors.request_models import PairingAsk
 from ghostbox.errors import (
     DeadlineExceeded,
-    DonorError,
+    GhostboxError,
     Interrupted,
     PairingRefused,
     Refused,
@@ -89,7 +89,7 @@ def _is_plain(address: str) -> bool:
             client.status()
     except Untrusted:
         return False
-    except DonorError:
+    except GhostboxError:
         return True  # those who use the donor say what is wrong
     return True
 
@@ -101,7 +101,7 @@ def _has_ended(paired: Pairing, address: str) -> bool:
             client.status()
     except Untrusted as err:
         return err.code in _ENDED
-    except DonorError:
+    except GhostboxError:
         return False
     return False
 
@@ -233,7 +233,7 @@ def _wait(entry: PairingRequestEntry, address: str, timeout_s: float, stage: Sta
                         f"the owner of donor {address} has denied this host",
                         hint="if that was a mistake, ask again: ghostbox donor add " + address,
                     )
-            except DonorError as err:
+            except GhostboxError as err:
                 if isinstance(err, PairingRefused) or _is_final(err):
                     raise
                 stage.say(err.message)
@@ -243,7 +243,7 @@ def _wait(entry: PairingRequestEntry, address: str, timeout_s: float, stage: Sta
             time.sleep(min(_LOOK_EVERY_S, left_s))
 
 
-def _is_final(err: DonorError) -> bool:
+def _is_final(err: GhostboxError) -> bool:
     """Tell whether an error ends a request: the donor says so itself, or another certificate is there."""
     if not isinstance(err, Untrusted):
         return False
