@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 
@@ -80,7 +81,11 @@ def _hosts() -> list[tuple[set[str], set[str]]]:
     from ghostbox.memserver import requests
     from ghostbox.memserver.secure import CLIENTS
 
-    return [requests.hosts_in(file) for file in paths.find().memserver_state("*").parent.glob(f"*/{CLIENTS}")]
+    found = []
+    for file in paths.find().memserver_state("*").parent.glob(f"*/{CLIENTS}"):
+        with contextlib.suppress(OSError):  # another memserver's file may still be readable
+            found.append(requests.hosts_in(file))
+    return found
 
 
 @_offering

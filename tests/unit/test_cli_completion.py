@@ -10,6 +10,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from ghostbox.donors import code
+from ghostbox.donors.request_models import PairingAsk
+from ghostbox.memserver.clients import open_store
+from ghostbox.memserver.requests import RequestStore
 from helpers.stopped import here, stopped_vm
 
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -17,7 +21,10 @@ Cli = Callable[..., "CompletedProcess[str]"]
 
 @pytest.fixture
 def offered(ghostbox_dirs: Path, quick_cli: Cli) -> Callable[[str, str], set[str]]:
-    """Return the words that a shell offers after a line; there are two VMs, an image, two donors and two memservers."""
+    """Return the words that a shell offers after a line.
+
+    There are two VMs, an image, two donors and two memservers, with one of which a host is paired and another asks.
+    """
     stopped_vm("work")
     stopped_vm("play")
     here().images.mkdir(parents=True)
@@ -25,6 +32,8 @@ def offered(ghostbox_dirs: Path, quick_cli: Cli) -> Callable[[str, str], set[str
     for name in ("shelf", "rack"):
         here().memserver_state(name).mkdir(parents=True)
         (here().memserver_state(name) / "identity.json").write_text("{}")
+    ask_and_approve(here().memserver_state("shelf") / "clients.sqlite3")
+    (here().memserver_state("rack") / "clients.sqlite3").write_text("nonsense")
     (ghostbox_dirs / "ghostbox.yaml").write_text("pool: {donors: [tower]}\n")
     (here().state / "known-donors.json").write_text(json.dumps({"format": 1, "donors": [{"address": "attic"}]}))
 
@@ -39,6 +48,19 @@ def offered(ghostbox_dirs: Path, quick_cli: Cli) -> Callable[[str, str], set[str
         return {line.partition(",")[2].partition("\t")[0] for line in said}
 
     return complete
+
+
+def ask_and_approve(file: Path) -> None:
+    """Let two hosts ask to be paired, and approve one."""
+    with open_store(file, "d0" * 8) as store:
+        requests = RequestStore(store, b"f" * 32)
+        for host, digest in (("box", "11" * 32), ("cellar", "33" * 32)):
+            committed = code.commitment("00" * 32, digest, "22" * 8)
+            said = {"commitment": committed, "credential_sha256": digest, "host_id": "22" * 8, "version": "1"}
+            number = requests.ask(PairingAsk(**said, host=host), None).id
+            requests.open(number, "00" * 32)
+            if host == "box":
+                requests.approve(number)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +78,12 @@ def offered(ghostbox_dirs: Path, quick_cli: Cli) -> Callable[[str, str], set[str
         ("ghostbox memserver audit --name ", {"shelf", "rack"}),
         ("ghostbox memserver drain --name r", {"rack"}),
         ("ghostbox token create --name r", {"rack"}),
-        ("ghostbox memserver a", {"audit"}),
+        ("ghostbox memserver a", {"audit", "approve"}),
+        ("ghostbox memserver approve ", {"cellar"}),
+        ("ghostbox memserver deny c", {"cellar"}),
+        ("ghostbox memserver suspend ", {"box"}),
+        ("ghostbox memserver resume b", {"box"}),
+        ("ghostbox memserver revoke ", {"box"}),
     ],
 )
 def test_names_are_completed(offered: Callable[..., set[str]], line: str, names: set[str]) -> None:
