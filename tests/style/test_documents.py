@@ -27,6 +27,7 @@ _NOT_OURS = {
     "identity.json",
     "known-donors.json",
     "leases.json",
+    "pairing-requests.json",
     "pairings.json",
     "snapshot.json",
     "unreleased-leases.json",
