@@ -270,9 +270,8 @@ def _show_code(address: str, words: str) -> None:
         f"this host asks donor {address} to be paired, and shows: {words}\nif the donor's owner sees the same words:"
         f" ghostbox memserver approve {shlex.quote(host_name())}, on the donor"
     )
-    click.echo(
-        printable(text), err=True
-    )  # also with --quiet: without these words nobody can say whether they are right
+    # Also with --quiet: without these words nobody can say whether they are the same.
+    click.echo(printable(text), err=True)
 
 
 def _agrees(*, yes: bool) -> Callable[[str], bool] | None:
