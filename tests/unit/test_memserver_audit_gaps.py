@@ -197,6 +197,16 @@ def test_pairings_whose_lines_a_kill_cut_off_are_in_the_log_after_the_next_start
         ]
 
 
+def test_an_approval_whose_line_a_kill_cut_off_is_in_the_log_as_a_pairing(
+    tmp_path: Path, log: AuditLog, store: ClientStore
+) -> None:
+    _, attic = paired(store, "tower"), paired(store, "attic")
+    log.note(Event.PAIRING_APPROVED, holder=Holder("attic", ""), client=attic.id)
+    for _ in range(2):
+        audit_gaps.fill_clients(log, store)
+        assert said(tmp_path)[1:] == [("paired", None, "tower", LATE)]
+
+
 def test_client_that_is_older_than_the_log_is_not_missed(tmp_path: Path, store: ClientStore) -> None:
     paired(store, "tower")
     log = AuditLog(audit.path(tmp_path))
