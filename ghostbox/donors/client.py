@@ -365,6 +365,9 @@ class DonorClient(Closing):
         """Return the error for a request without an HTTP answer, with the reason as far as it can be found."""
         if failures.cause(err, pinning.ForeignCertificate) is not None:
             return failures.other_certificate(self.address, self.channel)
+        is_cut_off = not isinstance(err, (httpx.TimeoutException, httpx.ConnectError))
+        if is_cut_off and not self.channel.is_tls and self._speaks_tls():  # first: this takes no time
+            return failures.wants_tls(self.address)
         if failures.greets_as_nbd(self.address):
             return failures.nbd_server(self.address)
         if isinstance(err, httpx.ConnectTimeout):
@@ -374,9 +377,10 @@ class DonorClient(Closing):
             return failures.silent(self.address)
         if isinstance(err, httpx.ConnectError):
             return self._unconnected(err)
-        if not self.channel.is_tls and pinning.fingerprint_at(self.address, _PROBE_TIMEOUT_S) is not None:
-            return failures.wants_tls(self.address)
         return failures.no_donor(self.address, "it does not speak HTTP")
+
+    def _speaks_tls(self) -> bool:
+        return pinning.fingerprint_at(self.address, _PROBE_TIMEOUT_S) is not None
 
     def _unconnected(self, err: httpx.ConnectError) -> DonorError:
         broken = failures.cause(err, ssl.SSLError)

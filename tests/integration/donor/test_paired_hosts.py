@@ -228,6 +228,8 @@ def test_a_donor_without_pairing_has_no_tokens(tmp_path: Path) -> None:
         done = ghostbox(plain, "token", "create")
         assert done.returncode == 1
         assert "error: this memserver lends without pairing: there are no clients and no tokens" in done.stderr
+        asked = ghostbox(plain, "memserver", "approve", "tower")
+        assert (asked.returncode, asked.stderr) == (1, done.stderr)
         plain.env["GHOSTBOX_RUNTIME_DIR"] += "/another"
         gone = ghostbox(plain, "token", "create")
         assert gone.returncode == 3

@@ -29,8 +29,8 @@ NOT_PAIRED = {
     "error": {
         "code": "not-paired",
         "message": "this host is not paired with this donor",
-        "hint": "pair this host: here, ghostbox donor add with the donor's name or address, which its owner approves; or"
-        " on the donor, ghostbox token create, and here, ghostbox donor add with what that prints",
+        "hint": "pair this host: here, ghostbox donor add with the donor's name or address, which its owner approves;"
+        " or on the donor, ghostbox token create, and here, ghostbox donor add with what that prints",
     }
 }
 
