@@ -26,7 +26,6 @@ from ghostbox.units import MIB
 from helpers import paired
 from helpers.donor import RunningDonor, donor_environment, running_donor
 from helpers.lan import lan
-from helpers.paired import ghostbox
 from helpers.secure_host import Host
 from helpers.tls_server import Answer, Seen, TlsServer, tls_server
 
@@ -43,6 +42,15 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDonor]:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path / "host")
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def memserver(donor: RunningDonor, quick_cli: Cli) -> Cli:
+    """Return what runs a command of the donor's owner."""
+    return lambda *words: quick_cli("memserver", *words, "--name", "donor", env=donor.env)
 
 
 @dataclass(frozen=True)
@@ -86,27 +94,27 @@ def events(donor: RunningDonor) -> list[tuple[str, str | None, str | None]]:
 
 
 def test_both_screens_show_the_same_words_and_what_the_owner_grants_is_what_the_host_has(
-    donor: RunningDonor, host: Host
+    donor: RunningDonor, host: Host, memserver: Cli
 ) -> None:
     with asking(host, donor.address, "--json") as waiting:
-        [pending] = json.loads(ghostbox(donor, "memserver", "clients", "--json").stdout)
+        [pending] = json.loads(memserver("clients", "--json").stdout)
         assert (pending["code"], pending["host"], pending["state"]) == (waiting.words, host_name(), "pending")
         assert (
             f"asks to be paired. Only if its screen shows: {waiting.words} ghostbox memserver approve {pending['id']}"
             in (donor.stderr())
         )
-        table = ghostbox(donor, "memserver", "clients").stdout
+        table = memserver("clients").stdout
         assert re.search(rf"{pending['id']} +pending +{waiting.words} +\d+\.\d s ago +127\.0\.0\.1:\d+", table), table
-        silent = ghostbox(donor, "memserver", "approve", host_name())
+        silent = memserver("approve", host_name())
         assert silent.returncode == 2
         assert f"error: do both screens show: {waiting.words}? cannot be asked without a terminal" in silent.stderr
-        wrong = ghostbox(donor, "memserver", "approve", pending["id"], "--code", "zoo zoo zoo zoo")
+        wrong = memserver("approve", pending["id"], "--code", "zoo zoo zoo zoo")
         assert wrong.returncode == 5
         assert f"error: the words do not match: the request of {host_name()} has: {waiting.words}\n" in wrong.stderr
         assert f"fix: if the host's screen shows other words: ghostbox memserver deny {pending['id']}" in wrong.stderr
         typed = waiting.words.upper().replace(" ", "-")
         given = ("--code", typed, "--role", "guest", "--max-memory", "8M", "--json")
-        made = ghostbox(donor, "memserver", "approve", host_name(), *given)
+        made = memserver("approve", host_name(), *given)
         assert json.loads(made.stdout)["client"], made.stderr
         code, out, err = waiting.end()
     assert code == 0, err
@@ -122,39 +130,41 @@ def test_both_screens_show_the_same_words_and_what_the_owner_grants_is_what_the_
     ]
 
 
-def test_a_denied_host_is_told_so(donor: RunningDonor, host: Host) -> None:
+def test_a_denied_host_is_told_so(donor: RunningDonor, host: Host, memserver: Cli) -> None:
     with asking(host, donor.address) as waiting:
-        done = ghostbox(donor, "memserver", "deny", host_name(), "--output", "table")
+        done = memserver("deny", host_name(), "--output", "table")
         assert done.stdout == f"{host_name()} is denied: {waiting.words}\n", done.stderr
         code, _, err = waiting.end()
     assert code == 1
     assert f"error: the owner of donor {donor.address} has denied this host" in err
     assert events(donor)[-1][0] == "pairing-denied"
     assert asking_hosts(donor, "denied")[-1].code == waiting.words
-    nobody = ghostbox(donor, "memserver", "deny", host_name())
+    nobody = memserver("deny", host_name())
     assert nobody.returncode == 4
     assert f"error: no host '{host_name()}' asks to be paired with this donor" in nobody.stderr
 
 
-def test_a_command_that_was_killed_or_gave_up_goes_on_with_the_same_words(donor: RunningDonor, host: Host) -> None:
+def test_a_command_that_was_killed_or_gave_up_goes_on_with_the_same_words(
+    donor: RunningDonor, host: Host, memserver: Cli, quick_cli: Cli
+) -> None:
     with asking(host, donor.address) as killed:
         pass
-    code, _, err = host.cli("donor", "add", donor.address, "--yes", "--timeout", "100ms")
-    assert code == 124
-    assert f"error: the owner of donor {donor.address} has not decided within 0.1 s" in err
-    assert killed.words in err
+    late = quick_cli("donor", "add", donor.address, "--yes", "--timeout", "100ms", env=host.env)
+    assert late.returncode == 124
+    assert f"error: the owner of donor {donor.address} has not decided within 0.1 s" in late.stderr
+    assert f"shows: {killed.words}\n" in late.stderr
     [pending] = asking_hosts(donor)
-    done = ghostbox(donor, "memserver", "approve", pending.id, "--yes")
+    done = memserver("approve", pending.id, "--yes")
     assert f"is paired: {killed.words}; role user\n" in done.stdout, done.stderr
-    code, out, err = host.cli("donor", "add", donor.address, "--yes")
-    assert (code, out.startswith("paired: donor 'donor'")) == (0, True), err
-    assert f"shows: {killed.words} " in err
+    done = quick_cli("donor", "add", donor.address, "--yes", env=host.env)
+    assert (done.returncode, done.stdout.startswith("paired: donor 'donor'")) == (0, True), done.stderr
+    assert f"shows: {killed.words}\n" in done.stderr
 
 
-def test_the_hosts_user_is_asked_too_and_no_means_no(donor: RunningDonor, host: Host) -> None:
-    code, _, err = host.cli("donor", "add", donor.address)
-    assert code == 2
-    assert "error: whether both screens show the same words cannot be asked without a terminal" in err
+def test_the_hosts_user_is_asked_too_and_no_means_no(donor: RunningDonor, host: Host, quick_cli: Cli) -> None:
+    done = quick_cli("donor", "add", donor.address, env=host.env)
+    assert done.returncode == 2
+    assert "error: whether both screens show the same words cannot be asked without a terminal" in done.stderr
     leader, follower = pty.openpty()
     argv = [sys.executable, "-m", "ghostbox", "donor", "add", donor.address]
     with subprocess.Popen(argv, env=host.env, stdin=follower, stderr=subprocess.PIPE, text=True) as process:
@@ -196,12 +206,12 @@ def relay(donor: RunningDonor, directory: Path) -> Iterator[TlsServer]:
 
 
 def test_behind_a_relay_with_another_certificate_the_screens_show_different_words(
-    donor: RunningDonor, host: Host, tmp_path: Path
+    donor: RunningDonor, host: Host, tmp_path: Path, memserver: Cli
 ) -> None:
     with relay(donor, tmp_path) as middle, asking(host, middle.address) as waiting:
         [pending] = asking_hosts(donor)
         assert pending.code != waiting.words
-        refused = ghostbox(donor, "memserver", "approve", pending.id, "--code", waiting.words)
+        refused = memserver("approve", pending.id, "--code", waiting.words)
         assert refused.returncode == 5
         assert "error: the words do not match" in refused.stderr
         assert "somebody may be between this donor and the host" in refused.stderr
@@ -257,9 +267,7 @@ def test_a_donor_that_trusts_its_network_is_added_by_its_name_and_says_what_it_d
 
 
 @pytest.mark.parametrize("words", [("--insecure",), ()])
-def test_trust_without_pairing_is_a_contradiction(
-    quick_cli: Callable[..., subprocess.CompletedProcess[str]], words: tuple[str, ...]
-) -> None:
+def test_trust_without_pairing_is_a_contradiction(quick_cli: Cli, words: tuple[str, ...]) -> None:
     done = quick_cli("memserver", "--trust-network", "--size", "8M", "--reserve", "0", *words)
     assert done.returncode == 2
     assert "error: --trust-network pairs hosts, and this memserver lends without pairing" in done.stderr
