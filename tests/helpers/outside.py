@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostbox.memserver.access import AllRights
+from ghostbox.memserver.access import OPEN, AllRights
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.audit import AuditLog
 from ghostbox.memserver.identity import Identity
@@ -64,7 +64,8 @@ def routes(place: Path) -> list[str]:
 def expected(asked: Sequence[str]) -> dict[str, Any]:
     """Return what a stranger sees who reaches both ports: the version, and nothing else."""
     answers = dict.fromkeys(asked, "401 not-paired")
-    answers |= {"GET /v1/version": "200 version", "POST /v1/pairings": "422 invalid"}
+    answers |= {f"{method} {path}": "422 invalid" for method, path in OPEN}
+    answers |= {"GET /v1/version": "200 version", "GET /v1/pairing-requests/self": "404 request-unknown"}
     return {
         "control": True,
         "data": True,

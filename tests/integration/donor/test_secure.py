@@ -18,6 +18,7 @@ import pytest
 
 from ghostbox.donors import token
 from ghostbox.memserver import audit
+from ghostbox.memserver.access import OPEN
 from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers import outside, paired
