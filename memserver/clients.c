@@ -65,8 +65,7 @@ void client_drop(struct clients *clients, struct client *client)
 
 void client_limits_set(struct client *client, const struct client_limits *limits)
 {
-    if (limits->set_rate) {
-        atomic_store(&client->bytes_per_s, limits->bytes_per_s);
+    if (limits->set_rate && atomic_exchange(&client->bytes_per_s, limits->bytes_per_s) != limits->bytes_per_s) {
         /* What was sent before was counted at another rate. */
         atomic_store(&client->busy_until_ns, 0);
     }

@@ -80,7 +80,9 @@ static void a_long_request_is_paid_for_by_those_after_it(void)
     client_charge(client, now_ns, 4 * MIB);
     CHECK_EQUAL(client_wait_ns(client, now_ns), 4 * SECOND_NS - CLIENT_BURST_NS);
     CHECK_EQUAL(client_wait_ns(client, now_ns + 4 * SECOND_NS), 0);
-    /* A new rate begins anew. */
+    /* The same rate again gives nothing away; a new one begins anew. */
+    client_limits_set(client, &limits);
+    CHECK_EQUAL(client_wait_ns(client, now_ns), 4 * SECOND_NS - CLIENT_BURST_NS);
     limits.bytes_per_s = 2 * MIB;
     client_limits_set(client, &limits);
     CHECK_EQUAL(client_wait_ns(client, now_ns), 0);
