@@ -16,6 +16,7 @@ import resource
 import socket
 import ssl
 import time
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -33,6 +34,11 @@ _BACKLOG = 32
 # These are for the event loop, the data plane's log and pidfd, and a control socket for each request at work.
 _DESCRIPTORS_RESERVED = 64
 _ACCEPT_AGAIN_S = 1.0  # as asyncio does, after a failure to accept
+
+
+# TransportSocket of asyncio, which has getsockopt(), is what a transport shows of its socket.
+ChooseApp = Callable[[TransportSocket], ASGIApp]
+"""Returns the application that serves a connection."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,23 @@ def _send_at_once(listener: socket.socket) -> None:
 class _Protocol(H11Protocol):
     """Is a connection that is refused over the limit, and closed if no request comes."""
 
-    def __init__(self, *args: Any, limits: HttpLimits, report: Callable[[str, str], None], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: HttpLimits,
+        report: Callable[[str, str], None],
+        choose: ChooseApp | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._choose = choose
         self._report = report
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._choose is not None:
+            self.app = self._choose(transport.get_extra_info("socket"))
         if len(self.connections) > self._limits.max_connections:
             self._report(self._peer(), refused_text(self._limits))
             transport.abort()
@@ -103,6 +119,7 @@ class HttpServer(uvicorn.Server):
 
     ``on_limit`` is called with the client's address and a sentence for each connection that a limit ends. With ``tls``
     it speaks nothing but TLS, and ``on_no_tls`` is called in the same way for each connection that comes to no TLS.
+    ``choose``, if it is given, returns the application for a connection, in place of ``app``.
     """
 
     def __init__(
@@ -114,6 +131,7 @@ class HttpServer(uvicorn.Server):
         *,
         tls: ssl.SSLContext | None = None,
         on_no_tls: Callable[[str, str], None] = lambda address, reason: None,
+        choose: ChooseApp | None = None,
     ) -> None:
         self._said_at = -_SAY_INTERVAL_S
         self._on_limit = on_limit
@@ -122,7 +140,7 @@ class HttpServer(uvicorn.Server):
         self._on_no_tls = on_no_tls
         self._accepting: list[asyncio.Task[None]] = []
         self._handshakes: set[asyncio.Task[None]] = set()
-        protocol = functools.partial(_Protocol, limits=limits, report=self._report_limit)
+        protocol = functools.partial(_Protocol, limits=limits, report=self._report_limit, choose=choose)
         super().__init__(
             uvicorn.Config(
                 app,
