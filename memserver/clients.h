@@ -27,7 +27,7 @@
 struct client_counters {
     _Atomic uint64_t requests, read_bytes, written_bytes;
     _Atomic uint64_t writes_refused;      /* there was no space below max_resident_bytes */
-    _Atomic uint64_t connections_refused; /* there were max_connections */
+    _Atomic uint64_t connections_refused; /* there were max_connections, not 0 */
     _Atomic uint64_t delays;              /* a connection had to wait for max_bytes_per_s */
 };
 

@@ -270,7 +270,8 @@ enum attach_result export_attach(struct exports *exports, const struct export_vi
     }
     struct client *owner = export != NULL ? export->client : NULL;
     if (result == ATTACH_DONE && owner != NULL && owner->n_connections >= owner->max_connections) {
-        atomic_fetch_add(&owner->counters.connections_refused, 1);
+        /* 0 is no limit that is reached, but a client that is shut out. */
+        atomic_fetch_add(&owner->counters.connections_refused, owner->max_connections > 0 ? 1 : 0);
         result = ATTACH_TOO_MANY;
     }
     if (result == ATTACH_DONE) {

@@ -263,6 +263,7 @@ def test_a_suspended_client_gets_in_no_more_until_it_is_let(shared: Server) -> N
         shared.command("client-close", client="ann")
     with RawClient(shared.port) as again:
         assert again.option(nbd.GO, nbd.info_data("a")) == [(nbd.ERR_POLICY, TOO_MANY)]
+        assert client_of(shared, "ann")["counters"]["connections_refused"] == 0, "that is no limit which it reached"
         shared.command("client-set", client="ann", max_connections=None)
         again.go("a")
         assert again.read(0, 4) == b"kept"
