@@ -13,7 +13,8 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.key_options import memserver_name
 from ghostbox.cli.options import confirm, yes_option
 from ghostbox.cli.output import emit, output_options
-from ghostbox.cli.token import owner_of, when
+from ghostbox.cli.roles import client, client_table, role
+from ghostbox.cli.token import owner_of
 from ghostbox.donors.models import ClientFields
 from ghostbox.donors.request_models import PairingRequestFields
 from ghostbox.memserver import owner
@@ -31,6 +32,8 @@ Examples:
 
 `state`: an active host may lease; a suspended one is served nothing until it is resumed; a revoked one is out for good.
 A pending one asks to be paired (ghostbox memserver approve, or deny); a denied one was refused within the last week.
+`memory`, `leases` and `connections` are what it holds, of what it may have by its role; a limit with a star is its own
+(ghostbox memserver client set).
 """
 )
 @memserver_name
@@ -102,7 +105,7 @@ def revoke(context: Context, /, host: str, yes: bool, output: str) -> None:
     emit(changed, output, lambda: _said(changed, lost if found.leases else "it held no lease"))
 
 
-COMMANDS: tuple[click.Command, ...] = (clients, suspend, resume, revoke)
+COMMANDS: tuple[click.Command, ...] = (clients, client, suspend, resume, revoke, role)
 
 
 def _said(client: ClientFields, what: str) -> RenderableType:
@@ -110,7 +113,7 @@ def _said(client: ClientFields, what: str) -> RenderableType:
 
 
 def _tables(found: list[ClientFields], asking: list[PairingRequestFields]) -> list[RenderableType]:
-    return [_table(found), "", _asking_table(asking)] if asking else [_table(found)]
+    return [client_table(found), "", _asking_table(asking)] if asking else [client_table(found)]
 
 
 def _asking_table(found: list[PairingRequestFields]) -> RenderableType:
@@ -119,16 +122,4 @@ def _asking_table(found: list[PairingRequestFields]) -> RenderableType:
     for each in found:
         ago = format_duration(max(0.0, (now - each.asked_at).total_seconds()))
         table.add_row(each.host, each.id, each.state, each.code, f"{ago} ago", each.address or "")
-    return table
-
-
-def _table(found: list[ClientFields]) -> RenderableType:
-    table = Table("host", "id", "state", "role", "leases", "leased", "max memory", "seen", "address", box=None)
-    for each in found:
-        limit = "" if each.max_memory_bytes is None else format_bytes(each.max_memory_bytes)
-        leased = format_bytes(each.leased_bytes)
-        table.add_row(
-            each.host, each.id, each.state, each.role, str(each.leases), leased, limit, when(each.seen_at),
-            each.address or "",
-        )  # fmt: skip
     return table

@@ -410,7 +410,7 @@ def _table(*titles: str) -> Table:
 
 
 def _donor_table(found: Sequence[Listed]) -> Table:
-    table = _table("address", "name", "state", "size", "free", "resident", "leases", "channel")
+    table = _table("address", "name", "state", "size", "free", "resident", "leases", "channel", "role")
     for item in found:
         status = item.status
         if status is None:
@@ -419,7 +419,7 @@ def _donor_table(found: Sequence[Listed]) -> Table:
             continue
         sizes = [format_bytes(size) for size in (status.size_bytes, status.free_bytes, status.resident_bytes)]
         names = (Text(item.address), Text(status.name), _state(status))
-        table.add_row(*names, *sizes, str(status.leases), _means(item.channel))
+        table.add_row(*names, *sizes, str(status.leases), _means(item.channel), Text(status.role or "-"))
     return table
 
 
@@ -448,11 +448,30 @@ def _info_table(status: DonorStatus, means: Means) -> Table:
         "leased": f"{format_bytes(status.exported_bytes)} in {status.leases} leases",
         "free": format_bytes(status.free_bytes),
         "resident": format_bytes(status.resident_bytes),
+        **_own_limits(status),
         "incarnation": status.incarnation,
     }
     for title, value in rows.items():
         table.add_row(title, Text(value))
     return table
+
+
+def _own_limits(status: DonorStatus) -> dict[str, str]:
+    """Return what this host may have of a donor that it is paired with."""
+    if status.role is None or status.limits is None:
+        return {}
+    most, rate = status.limits.memory_bytes, status.limits.bytes_per_s
+    return {
+        "role": status.role,
+        "leases at most": _or_none(status.limits.leases),
+        "memory at most": "no limit" if most is None else format_bytes(most),
+        "connections at most": _or_none(status.limits.connections),
+        "bandwidth at most": "no limit" if rate is None else f"{format_bytes(rate)}/s",
+    }
+
+
+def _or_none(limit: int | None) -> str:
+    return "no limit" if limit is None else str(limit)
 
 
 def _lease_table(found: Sequence[Lease]) -> Table:

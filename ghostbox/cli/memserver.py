@@ -29,7 +29,7 @@ from ghostbox.units import format_bytes, format_duration
 
 @click.group(
     invoke_without_command=True,
-    subcommand_metavar="[drain|audit|clients|approve|deny|suspend|resume|revoke [OPTIONS]]",
+    subcommand_metavar="[drain|audit|clients|client|role|approve|deny|suspend|resume|revoke [OPTIONS]]",
     epilog="""\b
 Examples:
   ghostbox memserver                                       lend the free memory, to this machine only
@@ -41,6 +41,7 @@ Examples:
   ghostbox memserver audit --since 1d                      leases and refusals of the last day
   ghostbox memserver clients                               hosts that are paired, or ask to be
   ghostbox memserver approve tower                         pair with one that asks (so does ghostbox token create)
+  ghostbox memserver role set guest --memory 4G            what hosts may have, by their roles
 
 SIGTERM, Ctrl-C or the end of its terminal ends the memserver: at once if no lease is held, otherwise when the last
 lease is released. It waits without limit and names the holders; a second Ctrl-C asks whether to end at once.

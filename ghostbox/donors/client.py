@@ -69,7 +69,8 @@ T = TypeVar("T")
 class DonorStatus:
     """Holds a donor's status. ``address`` is where the donor was asked; ``leases`` is their number.
 
-    Fields that an older donor does not send have defaults; its ``id`` and ``machine`` are empty.
+    Fields that an older donor does not send have defaults; its ``id`` and ``machine`` are empty. ``role`` and
+    ``limits`` are those of this host, if it is paired with the donor.
     """
 
     address: str
@@ -87,6 +88,8 @@ class DonorStatus:
     memory_pressure: float | None = None
     id: str = ""
     machine: str = ""
+    role: str | None = None
+    limits: models.LimitFields | None = None
 
     @property
     def state(self) -> str:
@@ -136,6 +139,13 @@ class Sighting:
 def printable(text: str) -> str:
     """Return text from outside with question marks in place of characters that a terminal would obey (escapes)."""
     return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def status_of(said: models.DonorStatus, address: str) -> DonorStatus:
+    """Return what a donor at ``address`` says of itself; its texts hold no control characters."""
+    role = None if said.role is None else printable(said.role)
+    fields = {**said.model_dump(), "name": printable(said.name), "role": role, "limits": said.limits}
+    return DonorStatus(address=address, **{**fields, "drain_causes": tuple(said.drain_causes)})
 
 
 def host_name() -> str:
@@ -327,9 +337,7 @@ class DonorClient(Closing):
         self._request("DELETE", "/v1/pairings/self")
 
     def _status(self, document: Any) -> DonorStatus:
-        said = self._read(_STATUS, document).model_dump()
-        text = {"name": printable(said["name"]), "drain_causes": tuple(said["drain_causes"])}
-        self._seen = DonorStatus(address=str(self.address), **{**said, **text})
+        self._seen = status_of(self._read(_STATUS, document), str(self.address))
         return self._seen
 
     def _request(self, method: str, path: str, **options: Any) -> Any:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from ghostbox.system.documents import Part
-from ghostbox.units import PAGE_BYTES
+from ghostbox.units import MIB, PAGE_BYTES
 
 LEASE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$"
 """The form of a lease's name, which is part of a URL, an NBD export name and a line in a log."""
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 _LARGEST_BYTES = 2**62
+LEAST_BANDWIDTH = MIB
+"""The least limit of bytes a second. Under a lower one, a host's pager would take the donor for one that hangs."""
 
-RoleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+ROLE_NAME = r"^[a-z][a-z0-9-]{0,31}$"
+"""The form of a role's name."""
+
+RoleName = Annotated[str, Field(pattern=ROLE_NAME)]
 HolderText = Annotated[str, Field(min_length=1, max_length=253, pattern=_PRINTABLE)]
 
 
@@ -95,6 +100,19 @@ class LeaseFields(Answer):
     )
 
 
+class LimitFields(Answer):
+    """Describes what a host may have in all its leases on a donor together; null: no limit."""
+
+    memory_bytes: int | None = Field(
+        default=None, description="Most memory: the sizes of leases when they are made, and the pages that hold data."
+    )
+    leases: int | None = Field(default=None, description="Most leases.")
+    connections: int | None = Field(default=None, description="Most NBD connections that are open at a time.")
+    bytes_per_s: int | None = Field(
+        default=None, description="Most payload of NBD, both directions together, each second."
+    )
+
+
 class DonorStatus(Answer):
     """Describes the sizes and the state of a donor."""
 
@@ -123,6 +141,8 @@ class DonorStatus(Answer):
     memory_pressure: float | None = Field(
         None, description="Percent of the last 10 s in which a task waited for memory; null if it is not read."
     )
+    role: str | None = Field(None, description="Role of the paired host that asks; null to the owner.")
+    limits: LimitFields | None = Field(None, description="What the paired host that asks may have; null to the owner.")
 
 
 class VersionAnswer(Answer):
@@ -159,6 +179,44 @@ class PairingAnswer(Answer):
     max_memory_bytes: int | None = Field(description="Most memory that the host may lease; null: all that is free.")
 
 
+_Memory = Annotated[StrictInt, Field(ge=PAGE_BYTES, le=_LARGEST_BYTES)]
+_Number = Annotated[StrictInt, Field(ge=0, le=_LARGEST_BYTES)]
+_Bandwidth = Annotated[StrictInt, Field(ge=LEAST_BANDWIDTH, le=_LARGEST_BYTES)]
+_Default = Literal["default"]
+
+
+class LimitsRequest(BaseModel):
+    """Is the owner's request to change limits of a role. What is not in it stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory_bytes: _Memory | _Default | None = Field(
+        None, description="Most memory; null: no limit; `default`: as it is without this setting."
+    )
+    leases: _Number | _Default | None = Field(None, description="Most leases, in the same form.")
+    connections: _Number | _Default | None = Field(None, description="Most NBD connections, in the same form.")
+    bytes_per_s: _Bandwidth | _Default | None = Field(None, description="Most payload a second, in the same form.")
+
+
+class ClientLimitsRequest(LimitsRequest):
+    """Is the owner's request to give a client another role, or limits of its own; `default`: those of its role."""
+
+    role: RoleName | None = Field(None, description="Its role from now on; null: as before.")
+
+
+class RoleFields(Answer):
+    """Describes a role: limits for all hosts that have it."""
+
+    name: str = Field(description="Name of the role.")
+    built_in: bool = Field(description="Whether it is there without having been made.")
+    limits: LimitFields
+    own: list[str] = Field(description="Names of the limits that the owner has set.")
+    hosts: int = Field(description="How many hosts have it that are not revoked.")
+    notes: list[str] = Field(
+        default=[], description="For people: who holds more than a limit that was just set, and how."
+    )
+
+
 class TokenRequest(BaseModel):
     """Is the owner's request for a pairing token."""
 
@@ -192,6 +250,16 @@ class NewTokenFields(TokenFields):
     token: str = Field(description="The line for `ghostbox donor add`, as good as a password until it is used.")
 
 
+class UseFields(Answer):
+    """Describes what a client uses now, and how often a limit stopped it since the data plane knows it."""
+
+    resident_bytes: int = Field(description="Memory that the content of its leases takes.")
+    connections: int = Field(description="Open NBD connections.")
+    writes_refused: int = Field(description="Writes that got ENOSPC, over the limit of memory.")
+    connections_refused: int = Field(description="Connections over their limit.")
+    delays: int = Field(description="Times that a connection had to wait for the limit of bandwidth.")
+
+
 class ClientFields(Answer):
     """Describes a host that is, or was, paired with the donor."""
 
@@ -201,8 +269,17 @@ class ClientFields(Answer):
     state: str = Field(description="`active`, `suspended` or `revoked`.")
     role: str = Field(description="Its role.")
     max_memory_bytes: int | None = Field(description="Most memory that it may lease; null: all that is free.")
+    limits: LimitFields = Field(default_factory=LimitFields, description="All its limits.")
+    own: list[str] = Field(default=[], description="Names of the limits that are this host's alone, not its role's.")
     leases: int = Field(description="How many leases it holds.")
     leased_bytes: int = Field(description="Sum of their sizes.")
+    use: UseFields | None = Field(
+        default=None,
+        description="What it uses; null if it has used nothing since the data plane began, or that is not known.",
+    )
+    notes: list[str] = Field(
+        default=[], description="For people: what it holds more of than a limit that was just set."
+    )
     paired_at: datetime = Field(description="When it was paired, UTC.")
     seen_at: datetime = Field(description="When it was here last (to the minute), UTC.")
     address: str | None = Field(description="Where it came from then.")

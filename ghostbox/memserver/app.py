@@ -30,9 +30,11 @@ from ghostbox.donors.models import (
     LeaseFields,
     LeaseRequest,
 )
+from ghostbox.memserver import limits
 from ghostbox.memserver.access import Caller, address_of, caller_of, owner_only, signs
 from ghostbox.memserver.audit import AuditLog, Event
 from ghostbox.memserver.body_limit import BodyLimit
+from ghostbox.memserver.client_view import limit_fields
 from ghostbox.memserver.clients import Client, ClientStore
 from ghostbox.memserver.identity import Identity
 from ghostbox.memserver.leases import DrainCause, Lease, LeaseBook
@@ -41,6 +43,7 @@ from ghostbox.memserver.pairing import add_pairing, add_version
 from ghostbox.memserver.refusal import STATUS_OF_CODE, RequestRefused, errors
 from ghostbox.memserver.request_api import add_requests
 from ghostbox.memserver.requests import RequestStore
+from ghostbox.memserver.role_api import add_client_limits, add_roles
 from ghostbox.system.processes import ControlError
 
 _log = logging.getLogger(__name__)
@@ -108,9 +111,11 @@ def make_app(identity: Identity, book: LeaseBook, audit: AuditLog, trust: Trust 
     _add_lease_queries(app, book)
     _add_lease_changes(app, book)
     add_pairing(app, identity, book, store, audit)
-    add_requests(app, identity, None if trust is None else trust.requests, audit)
+    add_requests(app, identity, book, None if trust is None else trust.requests, audit)
     add_tokens(app, store, _no_text if trust is None else trust.make_text, audit)
     add_clients(app, store, book, audit)
+    add_roles(app, store, book, audit)
+    add_client_limits(app, store, book, audit)
     _add_error_forms(app, audit)
     return app
 
@@ -157,8 +162,9 @@ def _add_drain(app: FastAPI, identity: Identity, book: LeaseBook) -> None:
 def _status(identity: Identity, book: LeaseBook, client: Client | None = None) -> DonorStatus:
     now = book.status()
     free_bytes = now.plane.size_bytes - now.plane.exported_bytes
-    if client is not None and client.max_memory_bytes is not None:
-        free_bytes = max(0, min(free_bytes, client.max_memory_bytes - book.used_by(client.id)))
+    standing = None if client is None else book.standings().get(client.id)
+    if client is not None and standing is not None:
+        free_bytes = limits.room_bytes(free_bytes, standing.limits, book.held(client.id))
     return DonorStatus(
         name=identity.name,
         id=identity.id,
@@ -174,6 +180,8 @@ def _status(identity: Identity, book: LeaseBook, client: Client | None = None) -
         draining=bool(now.drain_causes),
         drain_causes=list(now.drain_causes),
         memory_pressure=now.memory_pressure,
+        role=None if standing is None else standing.role,
+        limits=None if standing is None else limit_fields(standing.limits),
     )
 
 

@@ -82,6 +82,9 @@ class Event(StrEnum):
     CLIENT_SUSPENDED = "client-suspended"
     CLIENT_RESUMED = "client-resumed"
     CLIENT_REVOKED = "client-revoked"
+    CLIENT_SET = "client-set"  # its role, or limits of its own
+    ROLE_SET = "role-set"
+    ROLE_DELETED = "role-deleted"
     REFUSALS_COUNTED = "refusals-counted"
 
 
@@ -175,7 +178,8 @@ class AuditLog:
         host, vm = (None, None) if holder is None else (holder.host, holder.vm or None)
         with self._lock:
             self._summarise(everything=event is Event.ENDED)
-            repeated = self._repeated(event, address, code)
+            # What the data plane has counted has no address: it is the client's.
+            repeated = self._repeated(event, origin(address) if address is not None else client or "", code)
             if repeated is not None:
                 self._write(Entry(_now(), event, address, host, vm, lease, size_bytes, code, reason, repeated, client))
 
@@ -217,11 +221,11 @@ class AuditLog:
                 _log.error("the audit log %s cannot be written: %s", self._path, err.strerror)
             self._silent = True
 
-    def _repeated(self, event: Event, address: str | None, code: str | None) -> int | None:
+    def _repeated(self, event: Event, cause: str, code: str | None) -> int | None:
         """Return the number of similar events that were left out, or None if this event is to be left out, too."""
         if event not in _BY_ANYBODY:
             return 0
-        what = (event, origin(address), code)
+        what = (event, cause, code)
         now = time.monotonic()
         written_at, left_out = self._last.pop(what, (-_REPEAT_S, 0))
         if now - written_at < _REPEAT_S:

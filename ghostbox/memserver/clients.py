@@ -31,6 +31,7 @@ from urllib.parse import quote
 from ghostbox.donors.models import PairingRequest
 from ghostbox.errors import GhostboxError, hint_for
 from ghostbox.memserver.refusal import RequestRefused
+from ghostbox.memserver.roles import SCHEMA as ROLES_SCHEMA
 from ghostbox.paths import open_private
 from ghostbox.system import process_table, state_files
 from ghostbox.system.closing import Closing
@@ -231,10 +232,6 @@ class ClientStore(Closing):
         with self._reading() as db:
             return [_client(row) for row in db.execute("SELECT * FROM clients ORDER BY paired, id").fetchall()]
 
-    def states(self) -> dict[str, State]:
-        """Return each client's state, by its id."""
-        return {client.id: client.state for client in self.clients()}
-
     def client(self, number: str) -> Client:
         """Return one client.
 
@@ -282,11 +279,11 @@ class ClientStore(Closing):
         return self._clock
 
     def reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """Run a block that reads tables of another module (`requests`), with the file's lock held."""
+        """Run a block that reads tables of another module (`requests`, `role_store`), with the file's lock held."""
         return self._reading()
 
     def changing(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """Run a block as one transaction that also changes tables of another module (`requests`)."""
+        """Run a block as one transaction that also changes tables of another module (`requests`, `role_store`)."""
         return self._changing()
 
     def _entry(self, row: Any) -> TokenEntry:
@@ -390,6 +387,7 @@ def _connect(path: Path, donor_id: str) -> sqlite3.Connection | None:
         if problem != "ok":
             raise sqlite3.DatabaseError(str(problem))
         (owner,) = connection.execute("SELECT id FROM donor").fetchone()
+        connection.executescript(ROLES_SCHEMA)
     except BaseException:
         connection.close()
         raise

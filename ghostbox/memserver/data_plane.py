@@ -22,6 +22,7 @@ from ghostbox.errors import DeadlineExceeded, GhostboxError, ProgramError, Refus
 from ghostbox.memserver import model
 from ghostbox.memserver.model import PROGRAM, Export, PlaneStatus
 from ghostbox.memserver.records import PlaneRecord
+from ghostbox.memserver.roles import Limits
 from ghostbox.paths import make_directory
 from ghostbox.system import process_table, processes
 from ghostbox.system.pidfd import Process
@@ -235,17 +236,27 @@ class DataPlane:
             if err.code != "not-found":
                 raise
 
-    def let_in(self, client: str) -> None:
-        """Let the connections of a client come back.
+    def let_in(self, client: str, limits: Limits) -> None:
+        """Set the limits of a client, at once for what is open as well; after `shut_out` it may come back.
+
+        Without a limit and an export the data plane forgets the client.
 
         Raises:
-            ControlError: ``gone``. An older program has shut nobody out.
+            ControlError: ``gone``. An older program knows no limits, and has shut nobody out.
         """
         try:
-            self._request("client-set", client=client, max_connections=None)
+            self._request(
+                "client-set",
+                client=client,
+                max_resident_bytes=limits.memory_bytes,
+                max_connections=limits.connections,
+                max_bytes_per_s=limits.bytes_per_s,
+            )
         except ControlError as err:
             if err.code != "unknown-command":
                 raise
+            if limits != Limits(leases=limits.leases):
+                _log.error("client %s has limits, and the data plane is too old to keep it within them", client)
 
     def stop(self) -> None:
         """End the process, which frees its memory. A process that is gone already is no error."""

@@ -12,7 +12,8 @@ the next control plane can finish whatever a killed one has begun:
 
 On a secure donor each lease has a random key, which its client is told and which is in the records. A client (None: the
 donor's owner) sees and ends its own leases only: of another's it learns no more than that the name is taken. What the
-owner does to a client is first in the clients' file and then done to its leases, by this book, or by the next one.
+owner does to a client, its limits too, is first in the clients' file and then done to its leases, by this book, or by
+the next one. A client's limits are in the data plane before its first export is.
 
 All methods may be called from any thread; one lock orders them. It is held while a data plane starts (`replace_plane`),
 which takes seconds, so the event loop calls only those that do not wait for it: `count` and `control` read the records,
@@ -21,6 +22,7 @@ which are never changed but replaced.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import secrets
@@ -31,13 +33,16 @@ from pathlib import Path
 
 from ghostbox.donors.models import Holder
 from ghostbox.errors import hint_for
-from ghostbox.memserver import audit_gaps, records
+from ghostbox.memserver import audit_gaps, limits, records
 from ghostbox.memserver.audit import AuditLog, Event
 from ghostbox.memserver.clients import Client, State
 from ghostbox.memserver.data_plane import DataPlane
-from ghostbox.memserver.model import Export, PlaneStatus
+from ghostbox.memserver.limits import Held
+from ghostbox.memserver.model import Export, PlaneClient, PlaneStatus
 from ghostbox.memserver.records import LeaseRecord, Records
 from ghostbox.memserver.refusal import RequestRefused
+from ghostbox.memserver.role_store import Standing
+from ghostbox.memserver.roles import Limits
 from ghostbox.system.answers import MISFIT
 from ghostbox.system.processes import ControlError
 from ghostbox.units import format_bytes
@@ -93,8 +98,9 @@ class BookStatus:
 class LeaseBook:
     """Keeps the leases of one donor. ``on_change`` is called (in any thread) after a lease was made or released.
 
-    Changes and refusals go to the audit log; ``address`` is where the request for one came from. ``states`` returns the
-    state of each client of a secure donor, whose leases have keys; it is None where there is no pairing.
+    Changes and refusals go to the audit log; ``address`` is where the request for one came from. ``standings`` returns
+    the state and the limits of each client of a secure donor, which lends so many bytes, and whose leases have keys. It
+    is None where there is no pairing.
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class LeaseBook:
         on_change: Callable[[], None],
         audit: AuditLog,
         *,
-        states: Callable[[], Mapping[str, State]] | None = None,
+        standings: Callable[[int], Mapping[str, Standing]] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._plane = plane
@@ -113,8 +119,8 @@ class LeaseBook:
         self._records = kept
         self._on_change = on_change
         self._audit = audit
-        self._keyed = states is not None
-        self._states = states or dict
+        self._keyed = standings is not None
+        self._standings = standings
         self._causes: set[DrainCause] = {DrainCause.ASKED} if kept.drain_asked else set()
         self.memory_pressure: float | None = None
         """The share of the last 10 s in which a task waited for memory, in percent; None if it is not read."""
@@ -181,6 +187,19 @@ class LeaseBook:
         """Return the present data plane."""
         return self._plane
 
+    @property
+    def lent_bytes(self) -> int:
+        """Return the memory that this donor lends in all."""
+        return self._plane.settings.size_bytes
+
+    def standings(self) -> Mapping[str, Standing]:
+        """Return the state and the limits of each client, by its id.
+
+        Raises:
+            RequestRefused: the file of the clients cannot be read.
+        """
+        return {} if self._standings is None else self._standings(self.lent_bytes)
+
     def control(self) -> tuple[tuple[str, int], ...]:
         """Return the addresses of the control API that holders of leases may know, without waiting for the lock."""
         return self._records.control
@@ -243,10 +262,19 @@ class LeaseBook:
             incarnation = self._plane.record.incarnation
             return BookStatus(plane, incarnation, len(self._records.leases), causes, self.memory_pressure)
 
-    def count_of(self, client: str) -> int:
-        """Return how many leases a client holds."""
+    def use(self) -> dict[str, PlaneClient]:
+        """Return what the data plane says of each client that it knows, by its id.
+
+        Raises:
+            ControlError: the data plane is gone.
+        """
         with self._lock:
-            return sum(lease.client == client for lease in self._records.leases.values())
+            return {each.client: each for each in self._plane.status().clients}
+
+    def held(self, client: str, use: PlaneClient | None = None) -> Held:
+        """Return what a client has; ``use`` is what the data plane says of it."""
+        with self._lock:
+            return self._held(client, use)
 
     def let_go(self, client: Client, strike_out: Callable[[], None]) -> None:
         """Call ``strike_out`` for a client that holds no lease; it makes none meanwhile.
@@ -255,14 +283,16 @@ class LeaseBook:
             LeaseRefused: ``busy``.
         """
         with self._lock:
-            held = sum(lease.client == client.id for lease in self._records.leases.values())
+            held = self._held(client.id).leases
             if held:
                 hint = "end the VMs that use them, or drain them away"
                 raise LeaseRefused(f"this host holds {held} leases here", code="busy", hint=hint)
             strike_out()
+            with contextlib.suppress(ControlError):  # limits of nobody do no harm
+                self._plane.let_in(client.id, Limits())
 
     def follow(self, client: Client, *, address: str | None = None) -> int:
-        """Do to a client's leases what its state says; return how many of them were ended.
+        """Do to a client's leases what its state and its limits in the file say; return how many of them were ended.
 
         A suspended client's connections end and do not come back until it is active; a revoked client's leases end.
 
@@ -270,22 +300,37 @@ class LeaseBook:
             ControlError: the data plane is gone; the next one follows. Or it is of an older version.
         """
         with self._lock:
-            if client.state is State.SUSPENDED:
+            standing = self.standings().get(client.id)  # another request may have changed it since
+            state = client.state if standing is None else standing.state
+            if state is State.SUSPENDED:
                 self._plane.shut_out(client.id)
                 return 0
-            ended = self._end_leases(client.id, address) if client.state is State.REVOKED else 0
-            self._plane.let_in(client.id)
+            ended = self._end_leases(client.id, address) if state is State.REVOKED else 0
+            # A client that has neither leases nor limits is forgotten.
+            allowed = Limits() if standing is None or state is State.REVOKED else standing.limits
+            self._plane.let_in(client.id, allowed)
             return ended
 
+    def follow_limits(self) -> None:
+        """Have the data plane follow the limits of all clients that hold leases, after a role has changed.
+
+        Raises:
+            ControlError: the data plane is gone; the next one follows.
+        """
+        with self._lock:
+            self._follow_states()
+
     def _follow_states(self) -> None:
-        """Do to all leases what their clients' states say, on a data plane that the book just got."""
-        states = self._states()
+        """Do to all leases what their clients' states and limits say, on a data plane that the book just got, too."""
+        standings = self.standings()
         holders = {lease.client for lease in self._records.leases.values() if lease.client is not None}
         for client in sorted(holders):
-            state = states.get(client, State.ACTIVE)
-            if state is State.REVOKED:
+            standing = standings.get(client)
+            if standing is None:  # the file of the clients was lost; their leases are kept
+                self._plane.let_in(client, Limits())
+            elif standing.state is State.REVOKED:
                 self._end_leases(client, None)
-            elif state is State.SUSPENDED:
+            elif standing.state is State.SUSPENDED:
                 try:
                     self._plane.shut_out(client)
                 except ControlError as err:
@@ -293,7 +338,7 @@ class LeaseBook:
                         raise
                     _log.error("client %s is suspended, and the data plane is too old to shut it out", client)
             else:
-                self._plane.let_in(client)
+                self._plane.let_in(client, standing.limits)
 
     def _end_leases(self, client: str, address: str | None) -> int:
         """End a revoked client's leases; return how many there were."""
@@ -321,11 +366,6 @@ class LeaseBook:
             reason=reason,
         )
         _log.info("lease %s: released%s", lease.name, f", {reason}" if reason else "")
-
-    def used_by(self, client: str) -> int:
-        """Return the sum of the sizes of a client's leases, in bytes."""
-        with self._lock:
-            return self._used_by(client)
 
     def all(self, client: Client | None = None) -> list[Lease]:
         """Return all leases that the client sees, sorted by name."""
@@ -380,7 +420,9 @@ class LeaseBook:
 
     def _make(self, name: str, size_bytes: int, holder: Holder, client: Client | None) -> Lease:
         with self._lock:
-            self._check_new(name, size_bytes, client)
+            standing = self._check_new(name, size_bytes, client)
+            if client is not None and standing is not None:
+                self._plane.let_in(client.id, standing.limits)
             before = self._records
             key = secrets.token_hex(_KEY_BYTES) if self._keyed else None
             record = LeaseRecord(
@@ -428,10 +470,12 @@ class LeaseBook:
             reason=reason,
         )
 
-    def _used_by(self, client: str) -> int:
-        return sum(lease.size_bytes for lease in self._records.leases.values() if lease.client == client)
+    def _held(self, client: str, use: PlaneClient | None = None) -> Held:
+        sizes = [lease.size_bytes for lease in self._records.leases.values() if lease.client == client]
+        return Held(len(sizes), sum(sizes), use)
 
-    def _check_new(self, name: str, size_bytes: int, client: Client | None) -> None:
+    def _check_new(self, name: str, size_bytes: int, client: Client | None) -> Standing | None:
+        """See that a lease may be made; return the standing of its client."""
         for cause, what in _REFUSAL.items():
             if cause in self._causes:
                 raise LeaseRefused(
@@ -446,23 +490,16 @@ class LeaseBook:
             )
         if found is not None:
             raise LeaseRefused(f"a lease named '{name}' exists", code="exists", hint="choose another name")
-        self._check_limit(name, size_bytes, client)
+        return None if client is None else self._check_limits(name, size_bytes, client)
 
-    def _check_limit(self, name: str, size_bytes: int, client: Client | None) -> None:
-        if client is None:
-            return
-        if self._states().get(client.id) is not State.ACTIVE:  # it was, when its request came
+    def _check_limits(self, name: str, size_bytes: int, client: Client) -> Standing:
+        standing = self.standings().get(client.id)
+        if standing is None or standing.state is not State.ACTIVE:  # it was, when its request came
             raise LeaseRefused("this host may not lease here any more", code="revoked")
-        if client.max_memory_bytes is None:
-            return
-        used_bytes = self._used_by(client.id)
-        if used_bytes + size_bytes > client.max_memory_bytes:
-            raise LeaseRefused(
-                f"lease '{name}': {format_bytes(size_bytes)} asked; this host may lease"
-                f" {format_bytes(client.max_memory_bytes)} here, {format_bytes(used_bytes)} of that is leased",
-                code="over-limit",
-                hint="ask for less, release another lease, or add another donor",
-            )
+        over = limits.exceeded(name, size_bytes, standing, self._held(client.id))
+        if over is not None:
+            raise LeaseRefused(over.message, code="over-limit", hint=over.hint)
+        return standing
 
     def _find(self, name: str, client: Client | None) -> LeaseRecord:
         held, lost = self._records.leases.get(name), self._records.lost.get(name)

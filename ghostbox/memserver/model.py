@@ -40,6 +40,23 @@ class Export(_Answer):
     tls: bool = False
 
 
+class ClientCounters(_Answer):
+    """Holds how often a client was stopped by a limit, since the data plane knows it."""
+
+    writes_refused: int
+    connections_refused: int
+    delays: int
+
+
+class PlaneClient(_Answer):
+    """Describes what a client of the exports uses."""
+
+    client: str
+    resident_bytes: int
+    connections: int
+    counters: ClientCounters
+
+
 class Address(_Answer):
     """Is an address at which a memory server listens."""
 
@@ -50,7 +67,7 @@ class Address(_Answer):
 class PlaneStatus(_Answer):
     """Is the answer to ``status``. ``also`` has the addresses at which it listens besides ``host`` and ``port``.
 
-    ``locked`` is true if its memory is never swapped out.
+    ``locked`` is true if its memory is never swapped out. ``clients`` are those that have exports or limits.
     """
 
     pid: int
@@ -63,6 +80,7 @@ class PlaneStatus(_Answer):
     connections: int = 0
     also: tuple[Address, ...] = ()
     locked: bool = False
+    clients: tuple[PlaneClient, ...] = ()
 
     @property
     def tls(self) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,8 @@ from urllib.parse import quote
 from pydantic import TypeAdapter, ValidationError
 
 from ghostbox.donors import models
-from ghostbox.donors.client import DonorStatus, NoAnswer, printable
-from ghostbox.donors.models import ClientFields, ErrorBody, LeaseFields, NewTokenFields, TokenFields
+from ghostbox.donors.client import DonorStatus, NoAnswer, status_of
+from ghostbox.donors.models import ClientFields, ErrorBody, LeaseFields, NewTokenFields, RoleFields, TokenFields
 from ghostbox.donors.request_models import PairingRequestFields
 from ghostbox.errors import DonorError, GhostboxError, NotFound, NotRunning, UsageError
 from ghostbox.memserver.lock import Running, owner_socket
@@ -32,6 +32,11 @@ _CLIENT = TypeAdapter(ClientFields)
 _CLIENTS = TypeAdapter(list[ClientFields])
 _REQUEST = TypeAdapter(PairingRequestFields)
 _REQUESTS = TypeAdapter(list[PairingRequestFields])
+_ROLE = TypeAdapter(RoleFields)
+_ROLES = TypeAdapter(list[RoleFields])
+
+Changes = Mapping[str, int | str | None]
+"""Limits by their names in `LimitsRequest`: a number, None for no limit, or ``default``."""
 
 T = TypeVar("T")
 
@@ -118,10 +123,24 @@ class Owner:
         """Refuse a host that asks to be paired."""
         return self._ask(_REQUEST, "DELETE", f"/v1/pairing-requests/{request}")
 
+    def roles(self) -> list[RoleFields]:
+        """Return all roles."""
+        return self._ask(_ROLES, "GET", "/v1/roles")
+
+    def set_role(self, name: str, changes: Changes) -> RoleFields:
+        """Change limits of a role, or make it."""
+        return self._ask(_ROLE, "PUT", f"/v1/roles/{quote(name, safe='')}", changes)
+
+    def delete_role(self, name: str) -> None:
+        """Remove a role that no host has."""
+        self._request("DELETE", f"/v1/roles/{quote(name, safe='')}")
+
+    def set_client(self, client: str, role: str | None, changes: Changes) -> ClientFields:
+        """Give a client another role, or limits of its own."""
+        return self._ask(_CLIENT, "PUT", f"/v1/clients/{client}/limits", {"role": role, **changes})
+
     def _status(self, method: str, route: str) -> DonorStatus:
-        said = self._ask(_STATUS, method, route).model_dump()
-        text = {"name": printable(said["name"]), "drain_causes": tuple(said["drain_causes"])}
-        return DonorStatus(address=self.address, **{**said, **text})
+        return status_of(self._ask(_STATUS, method, route), self.address)
 
     def _ask(self, form: TypeAdapter[T], method: str, route: str, body: object = None) -> T:
         try:

@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Annotated
 
-from fastapi import Depends, FastAPI, Path, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 
 from ghostbox.donors.models import ClientFields, Holder, NewTokenFields, TokenFields, TokenRequest
 from ghostbox.donors.token import Token
 from ghostbox.memserver.access import address_of, owner_only
 from ghostbox.memserver.audit import AuditLog, Event
-from ghostbox.memserver.clients import Client, ClientStore, NewToken, State, TokenEntry
+from ghostbox.memserver.client_view import Number, View, moment
+from ghostbox.memserver.clients import ClientStore, NewToken, State, TokenEntry
 from ghostbox.memserver.leases import LeaseBook
 from ghostbox.memserver.pairing import needed
 from ghostbox.memserver.refusal import errors
+from ghostbox.memserver.role_store import RoleStore
 from ghostbox.units import format_bytes, format_duration
 
-Number = Annotated[str, Path(description="Id, hexadecimal.", pattern=r"^[0-9a-f]{16}$")]
 MakeText = Callable[[NewToken], str]
 
 
@@ -31,9 +30,10 @@ def add_tokens(app: FastAPI, store: ClientStore | None, make_text: MakeText, aud
         status_code=201,
         summary="Make a pairing token (the owner's alone)",
         dependencies=[Depends(owner_only)],
-        responses=errors(403, 409, 422, 500),
+        responses=errors(403, 404, 409, 422, 500),
     )
     def create(wanted: TokenRequest, request: Request) -> NewTokenFields:
+        RoleStore(needed(store)).check(wanted.role)
         made = needed(store).create_token(wanted.expires_s, max_memory_bytes=wanted.max_memory_bytes, role=wanted.role)
         limit = "" if wanted.max_memory_bytes is None else f", at most {format_bytes(wanted.max_memory_bytes)}"
         what = f"token {made.entry.id}, valid for {format_duration(wanted.expires_s)}, role {wanted.role}{limit}"
@@ -73,7 +73,7 @@ def add_clients(app: FastAPI, store: ClientStore | None, book: LeaseBook, audit:
         ended = book.follow(client, address=address)
         reason = f"{ended} leases ended" if ended else None
         audit.note(event, address=address, holder=Holder(client.host, ""), client=client.id, reason=reason)
-        return _client(client, book)
+        return View(needed(store), book).fields(client)
 
     @app.get(
         "/v1/clients",
@@ -82,7 +82,9 @@ def add_clients(app: FastAPI, store: ClientStore | None, book: LeaseBook, audit:
         responses=errors(403, 409, 500),
     )
     def list_clients() -> list[ClientFields]:
-        return [_client(client, book) for client in needed(store).clients()]
+        clients = needed(store).clients()
+        view = View(needed(store), book)
+        return [view.fields(client) for client in clients if client.id in view.standings]
 
     @app.put(
         "/v1/clients/{number}/suspension",
@@ -116,33 +118,13 @@ def _token(entry: TokenEntry) -> TokenFields:
     state = "used" if entry.used_by else "expired" if entry.expired else "open"
     return TokenFields(
         id=entry.id,
-        made_at=_time(entry.made_at),
-        expires_at=_time(entry.expires_at),
+        made_at=moment(entry.made_at),
+        expires_at=moment(entry.expires_at),
         state=state,
         max_memory_bytes=entry.max_memory_bytes,
         role=entry.role,
         used_by=entry.used_by,
     )
-
-
-def _client(client: Client, book: LeaseBook) -> ClientFields:
-    return ClientFields(
-        id=client.id,
-        host=client.host,
-        host_id=client.host_id,
-        state=client.state,
-        role=client.role,
-        max_memory_bytes=client.max_memory_bytes,
-        leases=book.count_of(client.id),
-        leased_bytes=book.used_by(client.id),
-        paired_at=_time(client.paired_at),
-        seen_at=_time(client.seen_at),
-        address=client.address,
-    )
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def token_text(token: NewToken, fingerprint: bytes, addresses: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ the limit keeps whoever tries from keeping the donor busy.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from ghostbox.memserver.clients import Client, ClientStore
 from ghostbox.memserver.identity import Identity
 from ghostbox.memserver.leases import LeaseBook
 from ghostbox.memserver.refusal import RequestRefused, errors
+from ghostbox.system.processes import ControlError
 
 _REMEMBERED = 1024
 
@@ -133,7 +135,10 @@ def add_pairing(app: FastAPI, identity: Identity, book: LeaseBook, store: Client
             client=client.id,
             reason=f"role {client.role}",
         )
-        return pairing_answer(identity, client)
+        if caller is not None and caller.client is not None:  # its leases are there already
+            with contextlib.suppress(ControlError):  # the data plane is being started again, and will follow
+                book.follow(client)
+        return pairing_answer(identity, client, book)
 
     @app.delete(
         "/v1/pairings/self",
@@ -172,8 +177,9 @@ def not_secure() -> RequestRefused:
     )
 
 
-def pairing_answer(identity: Identity, client: Client) -> PairingAnswer:
+def pairing_answer(identity: Identity, client: Client, book: LeaseBook) -> PairingAnswer:
     """Return what a host learns of its pairing."""
+    standing = book.standings().get(client.id)
     return PairingAnswer(
         client=client.id,
         donor=identity.id,
@@ -181,5 +187,5 @@ def pairing_answer(identity: Identity, client: Client) -> PairingAnswer:
         machine=identity.machine,
         version=ghostbox.__version__,
         role=client.role,
-        max_memory_bytes=client.max_memory_bytes,
+        max_memory_bytes=client.max_memory_bytes if standing is None else standing.limits.memory_bytes,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -29,10 +29,12 @@ from ghostbox.donors.request_models import (
 from ghostbox.memserver.access import address_of, caller_of, owner_only, shown_in
 from ghostbox.memserver.audit import AuditLog, Event
 from ghostbox.memserver.identity import Identity
+from ghostbox.memserver.leases import LeaseBook
 from ghostbox.memserver.opening import default_name
 from ghostbox.memserver.pairing import Attempts, Rate, not_secure, pairing_answer
 from ghostbox.memserver.refusal import RequestRefused, errors
 from ghostbox.memserver.requests import Request, RequestStore, Stage
+from ghostbox.system.processes import ControlError
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -45,13 +47,17 @@ LOOKS_OF_ALL = Rate(200, 0.05)
 RequestNumber = Annotated[str, Path(description="Id of the request, hexadecimal.", pattern=r"^[0-9a-f]{16}$")]
 
 
-def add_requests(app: FastAPI, identity: Identity, requests: RequestStore | None, audit: AuditLog) -> None:
+def add_requests(
+    app: FastAPI, identity: Identity, book: LeaseBook, requests: RequestStore | None, audit: AuditLog
+) -> None:
     """Add the routes; without ``requests``, of a donor that is not secure, they refuse."""
-    _add_asking(app, identity, requests, audit)
-    _add_deciding(app, requests, audit)
+    _add_asking(app, identity, book, requests, audit)
+    _add_deciding(app, book, requests, audit)
 
 
-def _add_asking(app: FastAPI, identity: Identity, requests: RequestStore | None, audit: AuditLog) -> None:
+def _add_asking(
+    app: FastAPI, identity: Identity, book: LeaseBook, requests: RequestStore | None, audit: AuditLog
+) -> None:
     attempts, looks = Attempts(), Attempts(each=LOOKS_OF_EACH, of_all=LOOKS_OF_ALL)
 
     @contextmanager
@@ -86,7 +92,8 @@ def _add_asking(app: FastAPI, identity: Identity, requests: RequestStore | None,
             found, is_new = store.open(opened.id, opened.nonce)
         if is_new:
             _tell(found, identity, audit, trusts_network=store.trusts_network)
-        return _state(identity, store, found.id, opened.nonce)
+            _follow(found, book, store)
+        return _state(identity, book, store, found.id, opened.nonce)
 
     @app.get(
         "/v1/pairing-requests/self",
@@ -96,7 +103,7 @@ def _add_asking(app: FastAPI, identity: Identity, requests: RequestStore | None,
     def look(request: fastapi.Request) -> PairingState:
         looks.check(address_of(request))
         number, nonce = shown_in(request.scope) or ("", "")
-        return _state(identity, _needed(requests), number, nonce)
+        return _state(identity, book, _needed(requests), number, nonce)
 
 
 def _tell(found: Request, identity: Identity, audit: AuditLog, *, trusts_network: bool) -> None:
@@ -119,12 +126,21 @@ def _tell(found: Request, identity: Identity, audit: AuditLog, *, trusts_network
     )  # fmt: skip
 
 
-def _state(identity: Identity, store: RequestStore, number: str, nonce: str) -> PairingState:
+def _state(identity: Identity, book: LeaseBook, store: RequestStore, number: str, nonce: str) -> PairingState:
     found, client = store.look(number, nonce)
-    return PairingState(state=found.stage, pairing=None if client is None else pairing_answer(identity, client))
+    pairing = None if client is None else pairing_answer(identity, client, book)
+    return PairingState(state=found.stage, pairing=pairing)
 
 
-def _add_deciding(app: FastAPI, requests: RequestStore | None, audit: AuditLog) -> None:
+def _follow(found: Request, book: LeaseBook, store: RequestStore) -> None:
+    """Have the data plane follow the limits of a host that was paired before, and may hold leases."""
+    client = store.client_of(found)
+    if client is not None:
+        with suppress(ControlError):  # the data plane is being started again, and will follow
+            book.follow(client)
+
+
+def _add_deciding(app: FastAPI, book: LeaseBook, requests: RequestStore | None, audit: AuditLog) -> None:
     @app.get(
         "/v1/pairing-requests",
         summary="The hosts that ask to be paired, and those that were denied (the owner's alone)",
@@ -141,7 +157,10 @@ def _add_deciding(app: FastAPI, requests: RequestStore | None, audit: AuditLog) 
         responses=errors(403, 404, 409, 422, 500),
     )
     def approve(number: RequestNumber, given: PairingApproval, request: fastapi.Request) -> PairingRequestFields:
-        found = _needed(requests).approve(number, given.role, given.max_memory_bytes)
+        store = _needed(requests)
+        store.roles.check(given.role)
+        found = store.approve(number, given.role, given.max_memory_bytes)
+        _follow(found, book, store)
         limit = "" if given.max_memory_bytes is None else f", at most {format_bytes(given.max_memory_bytes)}"
         audit.note(
             Event.PAIRING_APPROVED,

@@ -26,9 +26,11 @@ from urllib.parse import quote
 
 from ghostbox.donors import code
 from ghostbox.donors.request_models import PairingAsk, PairingAsked
+from ghostbox.memserver import role_store
 from ghostbox.memserver.audit import origin
 from ghostbox.memserver.clients import USER, Client, ClientStore, State, client_of, enrol
 from ghostbox.memserver.refusal import RequestRefused
+from ghostbox.memserver.role_store import RoleStore
 
 MOST = 16
 """How many hosts may ask at a time."""
@@ -89,6 +91,7 @@ class RequestStore:
         self._store = store
         self._fingerprint = fingerprint.hex()
         self.trusts_network = trusts_network
+        self.roles = RoleStore(store)
         with store.changing() as db:
             db.execute(_TABLE)  # a file of an earlier GhostBox has no such table
 
@@ -151,7 +154,8 @@ class RequestStore:
             if self.trusts_network:
                 known = None if row["client"] is None else client_of(db, row["client"])
                 given = (USER, None) if known is None else (known.role, known.max_memory_bytes)
-                self._approve(db, self._needed(db, number), *given)
+                with role_store.own_limits_kept(db, row["client"]):  # asking again must not shake them off
+                    self._approve(db, self._needed(db, number), *given)
             return _request(self._needed(db, number)), True
 
     def look(self, number: str, nonce: str) -> tuple[Request, Client | None]:
@@ -171,6 +175,15 @@ class RequestStore:
         if client.state is State.REVOKED:
             raise RequestRefused("the donor's owner has revoked the pairing of this host", code="revoked")
         return _request(row), client
+
+    def client_of(self, request: Request) -> Client | None:
+        """Return the client that a request has become, or renews; None if there is none.
+
+        Raises:
+            RequestRefused: the file cannot be read.
+        """
+        with self._store.reading() as db:
+            return None if request.client is None else client_of(db, request.client)
 
     # --- what the owner does ---
 

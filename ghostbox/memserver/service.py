@@ -31,7 +31,7 @@ from ghostbox import __version__
 from ghostbox.discovery import announce
 from ghostbox.discovery.record import Announced
 from ghostbox.errors import ProgramError, Refused
-from ghostbox.memserver import audit, audit_gaps, records
+from ghostbox.memserver import audit, audit_gaps, limit_hits, records
 from ghostbox.memserver.access import AllRights, Guard
 from ghostbox.memserver.app import make_app
 from ghostbox.memserver.audit import AuditLog, Event
@@ -45,6 +45,7 @@ from ghostbox.memserver.leases import DrainCause, LeaseBook
 from ghostbox.memserver.lock import HeldLock, name_lock, owner_socket
 from ghostbox.memserver.opening import TRUSTS, ServiceOptions, check_options, listen, listen_again, open_plane
 from ghostbox.memserver.pressure import Pressure, PressureLimit, read_pressure
+from ghostbox.memserver.role_store import RoleStore
 from ghostbox.memserver.secure import CLIENTS, Secure, open_secure
 from ghostbox.paths import Paths
 from ghostbox.system.machine import machine_digest
@@ -171,8 +172,8 @@ class _Service:
         def changed() -> None:
             loop.call_soon_threadsafe(self._wake.set)
 
-        states = None if self._secure is None else self._secure.store.states
-        book = LeaseBook(plane, path, kept, changed, log, states=states)
+        standings = None if self._secure is None else RoleStore(self._secure.store).standings
+        book = LeaseBook(plane, path, kept, changed, log, standings=standings)
         try:
             await asyncio.to_thread(book.reconcile)
             if self._secure is not None:
@@ -201,6 +202,8 @@ class _Service:
         watching = [self._task(self._watch(book))]
         if self._options.pressure is not None:
             watching.append(self._task(_watch_pressure(book, self._options.pressure)))
+        if self._secure is not None:
+            watching.append(self._task(limit_hits.watch(book, log)))
         watching += [self._task(each) for each in self._announcement()]
         try:
             await self._wait_for(accepting.is_set)

@@ -19,6 +19,7 @@ from ghostbox.donors.request_models import PairingAsk, PairingAsked
 from ghostbox.memserver.clients import Client, ClientStore, State, open_store
 from ghostbox.memserver.refusal import RequestRefused
 from ghostbox.memserver.requests import EXPIRE_S, MOST, MOST_EACH, OPEN_WITHIN_S, RequestStore, Stage, hosts_in
+from ghostbox.memserver.role_store import RoleStore
 from ghostbox.units import GIB
 from helpers.clocks import SetClock
 
@@ -217,8 +218,10 @@ def test_a_donor_that_trusts_its_network_approves_by_itself_and_raises_no_limit(
         asks(RequestStore(store, FINGERPRINT), another(), paired=client), "guest", GIB
     )
     assert limited.client == client.id
+    RoleStore(store).set_client(client.id, None, {"leases": 3})
     asks(trusting, another(), "198.51.100.1:1", store.client(client.id))
     assert [(each.role, each.max_memory_bytes) for each in store.clients()] == [("guest", GIB)]
+    assert RoleStore(store).standings(GIB)[client.id].limits.leases == 3
 
 
 # --- bounds and clocks ---

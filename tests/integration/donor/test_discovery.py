@@ -112,7 +112,7 @@ def announcing(
 
 @dataclass(frozen=True)
 class Network:
-    """Is a donor ``cellar`` on a machine of its own, a host ``here``, and ``enemy``: a machine that may say anything."""
+    """Is a donor ``cellar`` on a machine of its own, a host ``here``, and an ``enemy``, who may say anything."""
 
     donor: RunningDonor
     here: LanMachine

@@ -208,7 +208,7 @@ def test_hosts_are_named_by_name_or_id_and_who_is_not_there_is_said(donor: Runni
     listed = json.loads(ghostbox(donor, "memserver", "clients", "--output", "json").stdout)
     assert {each["id"]: each["state"] for each in listed} == {one.client: "active", two.client: "suspended"}
     shown = ghostbox(donor, "memserver", "clients").stdout
-    assert re.search(rf"tower +{one.client} +active +user +0 +0 B +20\d\d-", shown), shown
+    assert re.search(rf"tower +{one.client} +active +user +0 B +0 of 64 +0 of 256 +no limit +20\d\d-", shown), shown
 
 
 # --- the owner's door ---

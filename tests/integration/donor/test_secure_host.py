@@ -53,6 +53,12 @@ def test_a_pasted_token_pairs_and_from_then_on_the_donor_has_a_name(donor: Runni
     ), err
     [row] = host.json("donor", "list")
     assert (row["address"], row["channel"], row["known"], row["error"]) == (donor.address, "tls", True, None)
+    assert (row["status"]["role"], row["status"]["limits"]["memory_bytes"]) == ("user", 8 * MIB)
+    assert "  user" in host.cli("donor", "list")[1]
+    shown = host.cli("donor", "info", "attic")[1].split()
+    assert " ".join(shown[shown.index("role") :]).startswith(
+        "role user leases at most 64 memory at most 8 MiB connections at most 256 bandwidth at most no limit"
+    )
     assert host.json("donor", "info", "attic")["channel"] == "tls"
     assert host.json("donor", "leases", "attic") == []
     [kept] = host.pairings()
