@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ghostbox.units import PAGE_BYTES
 
 Finder = Callable[[bytes], bool]
 NOT_DUMPED, LOCKED = "dd", "lo"
@@ -46,6 +49,18 @@ def mappings(pid: int) -> list[Mapping]:
 def places(pid: int, holds: Finder) -> list[Mapping]:
     """Return the mappings of a process in which ``holds`` finds something."""
     return [mapping for mapping, content in _contents(pid) if holds(content)]
+
+
+def present_pages(pid: int, count: int) -> list[int]:
+    """Return which pages a process can read without a fault, of its one shared mapping of so many pages.
+
+    Source: Documentation/admin-guide/mm/pagemap.rst (bit 63: the page is present).
+    """
+    [found] = [each for each in mappings(pid) if each.end - each.start == count * PAGE_BYTES and "memfd" in each.name]
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+        pagemap.seek(found.start // PAGE_BYTES * 8)
+        words = struct.unpack(f"<{count}Q", pagemap.read(count * 8))
+    return [page for page, word in enumerate(words) if word >> 63]
 
 
 def _contents(pid: int) -> Iterator[tuple[Mapping, bytes]]:
