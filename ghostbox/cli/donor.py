@@ -16,7 +16,7 @@ from ghostbox.cli.chosen import chosen, likely
 from ghostbox.cli.context import Context
 from ghostbox.cli.key_options import key_option
 from ghostbox.cli.options import BYTES, confirm, timeout_option, yes_option
-from ghostbox.cli.output import Stages, emit, output_options, plain
+from ghostbox.cli.output import Stages, echo, emit, output_options, plain
 from ghostbox.cli.scan import scan_donors
 from ghostbox.cli.show import CHANNEL_COLORS
 from ghostbox.donors import bench as donor_bench
@@ -33,7 +33,7 @@ from ghostbox.session.asking import Dialogue
 from ghostbox.session.donor_commands import Added, Drained, Listed
 from ghostbox.session.signals import Interrupts
 from ghostbox.session.unreleased import Unreleased
-from ghostbox.terminal import Table, printable
+from ghostbox.terminal import Table
 from ghostbox.units import MIB, format_bytes, format_duration
 
 
@@ -271,7 +271,7 @@ def _show_code(address: str, words: str) -> None:
         f" ghostbox memserver approve {shlex.quote(host_name())}, on the donor"
     )
     # Also with --quiet: without these words nobody can say whether they are the same.
-    click.echo(printable(text), err=True)
+    echo(text, err=True)
 
 
 def _agrees(*, yes: bool) -> Callable[[str], bool] | None:

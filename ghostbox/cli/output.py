@@ -53,9 +53,9 @@ def output_options(function: Callable[..., R]) -> Callable[..., R]:
     return with_output
 
 
-def echo(text: str, *, nl: bool = True) -> None:
-    """Print text on stdout; its control characters are shown in readable form."""
-    click.echo(printable(text), nl=nl)
+def echo(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print text on stdout, or with ``err`` on stderr; its control characters are shown in readable form."""
+    click.echo(printable(text), nl=nl, err=err)
 
 
 def emit(data: object, fmt: str, table: Callable[[], RenderableType]) -> None:

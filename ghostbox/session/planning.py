@@ -61,7 +61,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         *_virt(config),
         uuid=record.uuid if record else str(uuid.uuid4()),
         mac=record.mac if record else new_mac(),
-        ssh_port=_ssh_port(record),
+        ssh_port=_ssh_port(record, frozenset(forward.host for forward in config.vm.ports)),
         offers=offers(addresses, record, named=bool(config.pool.donors)),
         image=image,
         shim=shim_copy.place(paths, config.vm.name),
@@ -200,17 +200,22 @@ def new_mac() -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 
-def _ssh_port(record: Record | None) -> int:
-    if record is not None and (record.ssh_port in _own_ports(record) or _port_is_free(record.ssh_port)):
-        return record.ssh_port
-    return free_port()
+def _ssh_port(record: Record | None, forwarded: frozenset[int]) -> int:
+    """Return the port that leads to the guest's SSH server: as before, unless another program or `vm.ports` has it."""
+    kept = None if record is None or record.ssh_port in forwarded else record
+    if kept is not None and (kept.ssh_port in _own_ports(kept) or _port_is_free(kept.ssh_port)):
+        return kept.ssh_port
+    return free_port(forwarded)
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now."""
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port(but: frozenset[int] = frozenset()) -> int:
+    """Return a port of 127.0.0.1 that is free now, and is none of those that are named."""
+    while True:
+        with closing(socket.socket()) as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port not in but:
+            return port
 
 
 def _port_is_free(port: int) -> bool:

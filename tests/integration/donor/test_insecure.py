@@ -61,7 +61,7 @@ def test_the_channel_is_shown(far: Far) -> None:
     code, out, _ = far.cli("donor", "list", far.donor.address, "--insecure", "--json")
     assert (code, json.loads(out)[0]["channel"]) == (0, "insecure")
     _, out, _ = far.cli("donor", "list", far.donor.address, "--insecure")
-    assert out.split()[-1] == "insecure"
+    assert out.split()[-2:] == ["insecure", "-"]
     _, out, _ = far.cli("donor", "list", far.donor.address, "--json")
     assert json.loads(out)[0]["channel"] is None
     _, out, _ = far.cli("donor", "info", far.donor.address, "--json", "--insecure")

@@ -191,10 +191,11 @@ def test_the_description_is_true(donor: RunningDonor, client: DonorClient) -> No
     described = httpx.get(f"{base}/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     leases = {"/v1/leases", "/v1/leases/{name}"}
-    trust = {"/v1/version", "/v1/pairings", "/v1/pairings/self"}
-    owners = {"/v1/drain", "/v1/tokens", "/v1/tokens/{number}", "/v1/clients", "/v1/clients/{number}"}
-    paths = {"/v1/status", "/v1/clients/{number}/suspension", *leases, *trust, *owners}
-    assert set(described["paths"]) == paths
+    trust = {"/v1/version", "/v1/pairings", "/v1/pairings/self", "/v1/pairing-requests", "/v1/pairing-requests/self"}
+    owners = {"/v1/drain", "/v1/tokens", "/v1/tokens/{number}", "/v1/roles", "/v1/roles/{name}", "/v1/clients"}
+    clients = {f"/v1/clients/{{number}}{more}" for more in ("", "/suspension", "/limits")}
+    requests = {f"/v1/pairing-requests/{{number}}{more}" for more in ("", "/approval")}
+    assert set(described["paths"]) == {"/v1/status", *leases, *trust, *owners, *clients, *requests}
     assert "HTTPValidationError" not in described["components"]["schemas"]
     any_route = {"400", "401", "403", "413", "500", "503"}
     assert {"201", "409", "422", "507"} | any_route == set(described["paths"]["/v1/leases"]["post"]["responses"])
