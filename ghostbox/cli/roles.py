@@ -14,10 +14,11 @@ from ghostbox.cli.context import Context
 from ghostbox.cli.key_options import memserver_name
 from ghostbox.cli.options import BYTES
 from ghostbox.cli.output import Stages, emit, output_options
-from ghostbox.cli.token import owner_of
-from ghostbox.donors.models import LEAST_BANDWIDTH, ClientFields, LimitFields, RoleFields
+from ghostbox.cli.token import owner_of, when
+from ghostbox.donors.models import LEAST_BANDWIDTH, ClientFields, RoleFields
 from ghostbox.errors import UsageError
 from ghostbox.memserver import owner
+from ghostbox.memserver.limits import said as limits_in_words
 from ghostbox.terminal import Table
 from ghostbox.units import PAGE_BYTES, format_bytes
 
@@ -121,7 +122,9 @@ away: it gets no more.
 def set_role(context: Context, /, role_name: str, output: str, **limits: int | str | None) -> None:
     """Change limits of a role, or make it."""
     changed = owner_of(context).set_role(role_name, _changes(limits))
-    emit(changed, output, lambda: Text(f"role {changed.name}, {changed.hosts} hosts: {_said(changed.limits)}"))
+    emit(
+        changed, output, lambda: Text(f"role {changed.name}, {changed.hosts} hosts: {limits_in_words(changed.limits)}")
+    )
     _say_notes(changed.notes)
 
 
@@ -182,7 +185,11 @@ def set_client(context: Context, /, host: str, role: str | None, output: str, **
         )
     door = owner_of(context)
     changed = door.set_client(owner.meant(door.clients(), host).id, role, changes)
-    emit(changed, output, lambda: Text(f"{changed.host} ({changed.id}), role {changed.role}: {_said(changed.limits)}"))
+    emit(
+        changed,
+        output,
+        lambda: Text(f"{changed.host} ({changed.id}), role {changed.role}: {limits_in_words(changed.limits)}"),
+    )
     _say_notes(changed.notes)
 
 
@@ -195,7 +202,7 @@ def client_table(found: list[ClientFields]) -> RenderableType:
         n_leases = _of(str(each.leases), _number(limits.leases), "leases" in own)
         n_open = _of(str(use.connections if use else 0), _number(limits.connections), "connections" in own)
         rate = _of("", _rate(limits.bytes_per_s), "bytes_per_s" in own)
-        seen = each.seen_at.astimezone().strftime("%Y-%m-%d %H:%M") + (f" {each.address}" if each.address else "")
+        seen = when(each.seen_at) + (f" {each.address}" if each.address else "")
         table.add_row(each.host, each.id, each.state, each.role, memory, n_leases, n_open, rate, seen)
     stopped = [Text(line) for each in found if (line := _stopped(each))]
     return Group(table, *stopped) if stopped else table
@@ -247,17 +254,6 @@ def _number(limit: int | None) -> str:
 
 def _rate(limit: int | None) -> str:
     return "" if limit is None else f"{format_bytes(limit)}/s"
-
-
-def _said(limits: LimitFields) -> str:
-    """Return limits in words."""
-    texts = {
-        "memory": _size(limits.memory_bytes),
-        "leases": _number(limits.leases),
-        "connections": _number(limits.connections),
-        "bandwidth": _rate(limits.bytes_per_s),
-    }
-    return ", ".join(f"{name} {text}" for name, text in texts.items() if text) or "no limits"
 
 
 def _say_notes(notes: list[str]) -> None:

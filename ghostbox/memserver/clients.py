@@ -152,7 +152,7 @@ class ClientStore(Closing):
         """
         number, secret = secrets.token_hex(8), secrets.token_bytes(16)
         now, since_boot_s = self._clock.wall_s(), self._clock.since_boot_s()
-        with self._changing() as db:
+        with self.changing() as db:
             db.execute("DELETE FROM tokens WHERE used_by IS NULL AND expires < ?", (now - _FORGET_TOKENS_S,))
             db.execute(
                 "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
@@ -165,7 +165,7 @@ class ClientStore(Closing):
 
     def tokens(self) -> list[TokenEntry]:
         """Return all tokens, the oldest first."""
-        with self._reading() as db:
+        with self.reading() as db:
             rows = db.execute("SELECT * FROM tokens ORDER BY made, id").fetchall()
         return [self._entry(row) for row in rows]
 
@@ -175,7 +175,7 @@ class ClientStore(Closing):
         Raises:
             RequestRefused: there is no such token (``not-found``), or the file cannot be written.
         """
-        with self._changing() as db:
+        with self.changing() as db:
             if not db.execute("DELETE FROM tokens WHERE id = ?", (number,)).rowcount:
                 raise RequestRefused(f"no token '{number}'", code="not-found", hint="ghostbox token list")
 
@@ -191,7 +191,7 @@ class ClientStore(Closing):
             RequestRefused: ``token-unknown`` (also if the secret is wrong), ``token-used``, ``token-expired``, or the
                 file cannot be written.
         """
-        with self._changing() as db:
+        with self.changing() as db:
             row = db.execute("SELECT * FROM tokens WHERE id = ?", (wanted.token_id,)).fetchone()
             known = row["secret_sha256"] if row is not None else ""
             if not hmac.compare_digest(known, _digest(bytes.fromhex(wanted.secret))):
@@ -213,14 +213,14 @@ class ClientStore(Closing):
         Raises:
             RequestRefused: the file cannot be read.
         """
-        with self._reading() as db:
+        with self.reading() as db:
             row = db.execute("SELECT * FROM clients WHERE id = ?", (number,)).fetchone()
         known = row["credential_sha256"] if row is not None else ""
         if not hmac.compare_digest(known, credential_digest(credential)):
             return None
         client = _client(row)
         if not 0 <= self._clock.wall_s() - client.seen_at < _SEEN_EVERY_S:
-            with contextlib.suppress(RequestRefused), self._changing() as db:
+            with contextlib.suppress(RequestRefused), self.changing() as db:
                 seen = (self._clock.wall_s(), address, number)
                 db.execute("UPDATE clients SET seen = ?, address = ? WHERE id = ?", seen)
         return client
@@ -229,7 +229,7 @@ class ClientStore(Closing):
 
     def clients(self) -> list[Client]:
         """Return all clients, in the order in which they were paired."""
-        with self._reading() as db:
+        with self.reading() as db:
             return [_client(row) for row in db.execute("SELECT * FROM clients ORDER BY paired, id").fetchall()]
 
     def client(self, number: str) -> Client:
@@ -238,11 +238,11 @@ class ClientStore(Closing):
         Raises:
             RequestRefused: there is no such client (``not-found``), or the file cannot be read.
         """
-        with self._reading() as db:
-            row = db.execute("SELECT * FROM clients WHERE id = ?", (number,)).fetchone()
-        if row is None:
+        with self.reading() as db:
+            found = client_of(db, number)
+        if found is None:
             raise _no_client(number)
-        return _client(row)
+        return found
 
     def set_state(self, number: str, state: State) -> Client:
         """Change a client's state; a client that was revoked stays so.
@@ -250,7 +250,7 @@ class ClientStore(Closing):
         Raises:
             RequestRefused: ``not-found``; ``revoked``; or the file cannot be written.
         """
-        with self._changing() as db:
+        with self.changing() as db:
             row = db.execute("SELECT * FROM clients WHERE id = ?", (number,)).fetchone()
             if row is None:
                 raise _no_client(number)
@@ -267,7 +267,7 @@ class ClientStore(Closing):
         Raises:
             RequestRefused: the file cannot be written.
         """
-        with self._changing() as db:
+        with self.changing() as db:
             db.execute("DELETE FROM clients WHERE id = ?", (number,))
             db.execute("DELETE FROM tokens WHERE used_by = ?", (number,))
 
@@ -277,14 +277,6 @@ class ClientStore(Closing):
     def clock(self) -> Clock:
         """Return the clock by which times are kept."""
         return self._clock
-
-    def reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """Run a block that reads tables of another module (`requests`, `role_store`), with the file's lock held."""
-        return self._reading()
-
-    def changing(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """Run a block as one transaction that also changes tables of another module (`requests`, `role_store`)."""
-        return self._changing()
 
     def _entry(self, row: Any) -> TokenEntry:
         return TokenEntry(
@@ -304,7 +296,8 @@ class ClientStore(Closing):
         return not row["made"] <= self._clock.wall_s() < row["expires"]
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Run a block that reads, with the lock of the file held; other modules (`requests`) have tables in it."""
         with self._lock:
             try:
                 yield self._connection
@@ -312,9 +305,9 @@ class ClientStore(Closing):
                 raise self._failed(err) from err
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
-        """Run a block as one transaction, which an error takes back."""
-        with self._reading() as db:
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Run a block as one transaction, which an error takes back; tables of other modules may be changed in it."""
+        with self.reading() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db

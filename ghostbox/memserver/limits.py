@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ghostbox.donors.models import LimitFields
 from ghostbox.memserver.model import PlaneClient
 from ghostbox.memserver.role_store import Standing
 from ghostbox.memserver.roles import Limits
@@ -46,7 +47,7 @@ def exceeded(name: str, size_bytes: int, standing: Standing, held: Held) -> Exce
     return None
 
 
-def said(limits: Limits) -> str:
+def said(limits: Limits | LimitFields) -> str:
     """Return limits in words."""
     found = {
         "memory": None if limits.memory_bytes is None else format_bytes(limits.memory_bytes),

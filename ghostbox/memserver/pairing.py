@@ -136,8 +136,7 @@ def add_pairing(app: FastAPI, identity: Identity, book: LeaseBook, store: Client
             reason=f"role {client.role}",
         )
         if caller is not None and caller.client is not None:  # its leases are there already
-            with contextlib.suppress(ControlError):  # the data plane is being started again, and will follow
-                book.follow(client)
+            have_followed(book, client)
         return pairing_answer(identity, client, book)
 
     @app.delete(
@@ -175,6 +174,12 @@ def not_secure() -> RequestRefused:
         code="not-secure",
         hint="start it with --secure, or with --bind on an address of the network and without --insecure",
     )
+
+
+def have_followed(book: LeaseBook, client: Client) -> None:
+    """Have the data plane follow the limits of a client that is paired again, and may hold leases."""
+    with contextlib.suppress(ControlError):  # the data plane is being started again, and will follow
+        book.follow(client)
 
 
 def pairing_answer(identity: Identity, client: Client, book: LeaseBook) -> PairingAnswer:

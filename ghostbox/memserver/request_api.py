@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -31,10 +31,9 @@ from ghostbox.memserver.audit import AuditLog, Event
 from ghostbox.memserver.identity import Identity
 from ghostbox.memserver.leases import LeaseBook
 from ghostbox.memserver.opening import default_name
-from ghostbox.memserver.pairing import Attempts, Rate, not_secure, pairing_answer
+from ghostbox.memserver.pairing import Attempts, Rate, have_followed, not_secure, pairing_answer
 from ghostbox.memserver.refusal import RequestRefused, errors
 from ghostbox.memserver.requests import Request, RequestStore, Stage
-from ghostbox.system.processes import ControlError
 from ghostbox.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -133,11 +132,9 @@ def _state(identity: Identity, book: LeaseBook, store: RequestStore, number: str
 
 
 def _follow(found: Request, book: LeaseBook, store: RequestStore) -> None:
-    """Have the data plane follow the limits of a host that was paired before, and may hold leases."""
     client = store.client_of(found)
     if client is not None:
-        with suppress(ControlError):  # the data plane is being started again, and will follow
-            book.follow(client)
+        have_followed(book, client)
 
 
 def _add_deciding(app: FastAPI, book: LeaseBook, requests: RequestStore | None, audit: AuditLog) -> None:

@@ -186,15 +186,19 @@ static void salvage(struct rebuild *rebuild, uint32_t extent)
     }
 }
 
-/* Whether a copy of the extent is being filled. If the extent is lost, the fill has no source: it is broken off. */
-static bool break_off_fill(struct rebuild *rebuild, uint32_t extent)
+/* Breaks off the fill of a lost extent, which has no source any more; the extent is handled after the fill's end. */
+static void break_off_fill(struct rebuild *rebuild)
 {
     uint32_t unused;
 
-    if (!rebuild->filling || rebuild->job.extent != extent)
-        return false;
-    rebuild->failed = rebuild->failed || extent_lost(&rebuild->pager->pool, extent, &unused);
-    return true;
+    if (rebuild->filling && extent_lost(&rebuild->pager->pool, rebuild->job.extent, &unused))
+        rebuild->failed = true;
+}
+
+/* Whether all CURRENT copies of the extent are on lost donors, as extent_lost() says, and no copy is being filled. */
+static bool can_be_handled(const struct rebuild *rebuild, uint32_t extent, uint32_t *index)
+{
+    return !(rebuild->filling && rebuild->job.extent == extent) && extent_lost(&rebuild->pager->pool, extent, index);
 }
 
 void lost_service(struct rebuild *rebuild)
@@ -208,8 +212,9 @@ void lost_service(struct rebuild *rebuild)
         give_up_waiting(pager, i);
         any = any || holds_lost(&pager->pool.donors[i]);
     }
+    break_off_fill(rebuild);
     for (uint32_t e = 0; any && e < pager->pool.n_extents; e++)
-        if (!break_off_fill(rebuild, e) && extent_lost(&pager->pool, e, &copy))
+        if (can_be_handled(rebuild, e, &copy))
             salvage(rebuild, e);
     for (uint32_t i = 0; i < pager->pool.n_donors; i++) {
         bool lost = atomic_load(&pager->pool.donors[i].lost);
@@ -219,6 +224,6 @@ void lost_service(struct rebuild *rebuild)
         rebuild->lost_seen |= (uint64_t)lost << i;
     }
     for (uint32_t e = 0; any && e < pager->pool.n_extents; e++)
-        if (!break_off_fill(rebuild, e) && extent_lost(&pager->pool, e, &copy))
+        if (can_be_handled(rebuild, e, &copy))
             revive(rebuild, e, copy);
 }
