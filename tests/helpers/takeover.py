@@ -90,7 +90,11 @@ class PagerLine:
 
     def wait_crash(self, timeout_s: float = 30.0) -> None:
         """Wait until the pager has killed itself."""
-        assert self.process.wait(timeout_s) == -signal.SIGKILL, self.log()
+        try:
+            status = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no crash within {timeout_s:g} s: {self.status()}\n{self.log()}") from None
+        assert status == -signal.SIGKILL, self.log()
 
     def status(self) -> dict[str, Any]:
         """Return the answer of the control socket."""
