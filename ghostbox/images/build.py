@@ -208,8 +208,7 @@ def _mmdebstrap_argv(recipe: Recipe, scratch: Path, sources: Sequence[str]) -> l
 def _run_logged(argv: Sequence[str], scratch: Path, needed_bytes: int, progress: Progress) -> None:
     """Run mmdebstrap in a process group of its own, report its steps, and end it if this command is interrupted."""
     log = scratch / "log"
-    env = {"TMPDIR": str(scratch), "PATH": processes.search_path(), "LC_ALL": "C.UTF-8"}
-    child = processes.start_detached(argv, log_path=log, env=env)
+    child = processes.start_detached(argv, log_path=log, env=_environment(scratch), inherit_env=False)
     try:
         said: list[str] = []
 
@@ -224,6 +223,16 @@ def _run_logged(argv: Sequence[str], scratch: Path, needed_bytes: int, progress:
         raise
     if child.returncode != 0:
         raise _explained(log.read_text(errors="replace"), scratch, needed_bytes)
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    """Return the environment of the build: of the caller's, only what tells how to reach the network.
+
+    The packages' scripts inherit it. A PYTHONDONTWRITEBYTECODE, say, would make an image whose guests compile
+    cloud-init at their first boot.
+    """
+    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    return {**proxies, "TMPDIR": str(scratch), "PATH": processes.search_path(), "LC_ALL": "C.UTF-8"}
 
 
 def _report_steps(log: Path, said: list[str], progress: Progress) -> None:

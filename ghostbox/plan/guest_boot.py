@@ -77,9 +77,10 @@ _CLOCK_SERVICE = (
 
 
 # On a libvirt network another VM's name is a single label, and libvirt's DHCP gives no search domain. systemd-resolved
-# sends such names to a DNS server only with this setting (resolved.conf(5)).
+# sends such names to a DNS server only with this setting (resolved.conf(5)). The built image has it already.
 _NAMES_OF_ONE_WORD = """
-if test -d /run/systemd/system && command -v resolvectl > /dev/null; then
+if test -d /run/systemd/system && command -v resolvectl > /dev/null &&
+    ! test -e /etc/systemd/resolved.conf.d/ghostbox.conf; then
     mkdir -p /run/systemd/resolved.conf.d
     printf '[Resolve]\\nResolveUnicastSingleLabel=yes\\n' > /run/systemd/resolved.conf.d/ghostbox.conf
     systemctl --no-block try-restart systemd-resolved.service

@@ -137,9 +137,15 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def start_detached(
-    argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
+    argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None, inherit_env: bool = True
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, so that it outlives this command; its output goes to ``log_path``.
+
+    Args:
+        argv: the program and its arguments.
+        log_path: receives the program's output and errors.
+        env: further environment variables of the program; without ``inherit_env``, the only ones.
+        inherit_env: whether the program has this process's environment, too.
 
     Raises:
         ProgramError: the program cannot be run.
@@ -155,7 +161,7 @@ def start_detached(
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=None if env is None else {**os.environ, **env},
+                env={**(os.environ if inherit_env else {}), **(env or {})},
             )
         except OSError as err:
             raise ProgramError(f"cannot run {words[0]}: {err.strerror}", hint=hint_for(err)) from err
