@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES_BEFORE = pytest.StashKey[set[str]]()
 ALLOWED_SKIP = "cannot run here:"
 GUEST_MODULES = {"test_bench_vm.py", "test_donor_loss.py", "test_shell_and_files.py", "test_up.py"}
+# Units of work in this order: what takes long and begins late ends last. A module that is not here has short tests.
+LONG_FIRST = ("guests", "tests/style/test_linters.py", "tests/vm/", "tests/integration/", "tests/bench/", "tests/style")
 CliRun = subprocess.CompletedProcess[str]
 
 
@@ -70,19 +72,50 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             print(f"\nthe tests left files in the work tree: {', '.join(left)}", file=sys.stderr)
 
 
+def scope_of(nodeid: str) -> str:
+    """Return the name of the unit of work to which a test belongs; one worker does the whole unit.
+
+    Each linter is a unit of its own, since it is a program that runs beside the tests; the other tests of style are
+    one, since they share the syntax trees.
+    """
+    module = nodeid.partition("::")[0]
+    if Path(module).name in GUEST_MODULES:
+        return "guests"
+    if module.startswith("tests/style/"):
+        return nodeid if module.endswith("/test_linters.py") else "tests/style"
+    return module
+
+
+def is_of_guests(scope: str) -> bool:
+    """Tell whether the tests of a unit boot a guest."""
+    return scope == "guests" or scope.startswith("tests/vm/")
+
+
+def rank(scope: str) -> int:
+    """Return the place of a unit in the order of `LONG_FIRST`."""
+    found = (place for place, start in enumerate(LONG_FIRST) if scope.startswith(start))
+    return next(found, len(LONG_FIRST))
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give most tests that boot a whole guest to one worker, and the others to all workers, module by module.
 
     A guest takes two processors; the tests of a module share its fixtures. The tests of the image and the demo pass
-    beside other guests, so a worker with nothing else to do may take them.
+    beside other guests, so a worker with nothing else to do may take them. The first worker begins with the guests,
+    the others with what waits more than it computes; each takes the modules with long tests first.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return "guests" if Path(module).name in GUEST_MODULES else module
+            return scope_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            guests_first = node is self.nodes[0]
+            chosen = min(self.workqueue, key=lambda scope: (is_of_guests(scope) != guests_first, rank(scope)))
+            self.workqueue.move_to_end(chosen, last=False)
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log)
 

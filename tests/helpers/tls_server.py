@@ -146,7 +146,8 @@ def tls_server(
     server.context = None if plain else context
     shown = TlsServer(f"127.0.0.1:{server.server_port}", fingerprint, dict(answers))
     handler.shown = shown  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # shutdown() waits for the end of a poll, half a second by default: longer than most tests.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield shown

@@ -156,7 +156,7 @@ def test_what_a_donor_calls_itself_is_no_command_to_the_terminal() -> None:
 
 def test_another_web_server_is_no_donor() -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         with DonorClient(f"127.0.0.1:{server.server_port}") as client, pytest.raises(NoAnswer) as caught:
             client.status()

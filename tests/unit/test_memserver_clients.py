@@ -6,11 +6,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import sqlite3
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,48 +268,48 @@ def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
         open_store(tmp_path / "file" / "clients", DONOR)
 
 
-_KILLED = """
-import os, signal, sqlite3, sys
-from pathlib import Path
-from ghostbox.memserver import clients
-from ghostbox.donors.models import PairingRequest
-step, left = sys.argv[2], int(sys.argv[3])
-def count(statement):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-connect = sqlite3.connect
-def traced(*args, **kwargs):
-    connection = connect(*args, **kwargs)
-    connection.set_trace_callback(count)
-    return connection
-if step == "open":
-    sqlite3.connect = traced
-store = clients.open_store(Path(sys.argv[1]), "d0" * 8)
-if step == "pair":
-    token = store.create_token(600)
-    print(token.entry.id, token.secret.hex(), flush=True)
-    store._connection.set_trace_callback(count)
-    wanted = PairingRequest(token_id=token.entry.id, secret=token.secret.hex(), credential_sha256="ab" * 32,
-                            host="tower", host_id="11" * 8, version="0.1")
-    print(store.pair(wanted, None).id, flush=True)
-"""
+def _killed(step: Callable[[Callable[[str], None]], object], after: int) -> int:
+    """Run a step in a process of its own, which is killed before its statement number ``after``; return its status.
 
+    The step gets what is to be called with each statement.
+    """
+    pid = os.fork()
+    if pid == 0:
+        left = after
 
-def _killed(file: Path, step: str, after: int) -> tuple[int, list[str]]:
-    """Run a step in a process that is killed before its statement number ``after``; return its status and words."""
-    argv: list[str | Path] = [sys.executable, "-c", _KILLED, file, step, str(after)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in (0, -9), done.stderr
-    return done.returncode, done.stdout.split()
+        def count(_statement: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            step(count)
+            os._exit(0)
+        finally:
+            sys.stderr.flush()
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status
 
 
 def test_a_kill_between_any_two_statements_of_the_first_start_leaves_a_donor_that_starts(file: Path) -> None:
+    connect = sqlite3.connect
+
+    def opens(count: Callable[[str], None]) -> None:
+        def traced(*args: Any, **words: Any) -> sqlite3.Connection:
+            connection: sqlite3.Connection = connect(*args, **words)
+            connection.set_trace_callback(count)
+            return connection
+
+        sqlite3.connect = traced  # type: ignore[assignment]
+        open_store(file, DONOR)
+
     after, status = 0, -9
     while status == -9:
         file.unlink(missing_ok=True)
-        status, _ = _killed(file, "open", after)
+        status = _killed(opens, after)
         with open_store(file, DONOR) as store:
             assert store.clients() == []
         after += 3
@@ -321,10 +322,15 @@ def test_a_kill_between_any_two_statements_of_a_pairing_has_paired_wholly_or_not
     paired, after, status = set(), 0, -9
     while status == -9:
         file.unlink(missing_ok=True)
-        status, words = _killed(file, "pair", after)
-        wanted = PairingRequest(
-            token_id=words[0], secret=words[1], credential_sha256="ab" * 32, host="t", host_id="11" * 8, version="1"
-        )
+        with open_store(file, DONOR) as store:
+            wanted = request(store.create_token(600))
+
+        def pairs(count: Callable[[str], None], wanted: PairingRequest = wanted) -> None:
+            with open_store(file, DONOR) as store:
+                store._connection.set_trace_callback(count)
+                store.pair(wanted, None)
+
+        status = _killed(pairs, after)
         with open_store(file, DONOR) as store:
             before = store.clients()
             assert [entry.used_by for entry in store.tokens()] == [next((each.id for each in before), None)]

@@ -138,13 +138,11 @@ def test_systemd_waits_for_the_hosts_without_limit_and_shows_what_for(tmp_path: 
 
 @pytest.mark.parametrize("words", [("install", "donor"), ("install", "host"), ("uninstall", "donor"), ("status",)])
 def test_without_systemd_it_says_so_and_installs_nothing(
-    ghostbox_cli: Cli, tmp_path: Path, words: tuple[str, ...]
+    quick_cli: Cli, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     if Path("/run/systemd/system").exists():
         pytest.skip("cannot run here: systemd runs")
-    done = ghostbox_cli(
-        "service", *words, "--user", env={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "x")}
-    )
+    done = quick_cli("service", *words, "--user", env={"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "x")})
     assert done.returncode == 5
     assert "error: systemd does not run on this machine: there are no services here" in done.stderr
     assert "why: /run/systemd/system does not exist" in done.stderr
