@@ -150,3 +150,4 @@ def test_process_that_answers_a_zap_without_a_request_is_cut_off() -> None:
         peer.join()
         peer.send(hostile_client.ZAP_DONE, struct.pack("=iI", 0, 0))
         assert peer.answer() == (hostile_client.REJECT, "it answered a zap that was not asked for")
+        pager.kill()  # asked to end, it would wait for the process whose memory it serves: this one
