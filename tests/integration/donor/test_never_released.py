@@ -85,8 +85,9 @@ def vm(donor: RunningDonor) -> Iterator[Vm]:
         make_directory(book.files.state)
         book.save(record_of(donor))
         client.create_lease("kept", 4 * MIB, Holder("here", VM))
-        argv = ["sh", "-c", "while :; do sleep 1; done", "-uuid", book.record.uuid]
-        with subprocess.Popen(argv) as qemu:
+        # It makes no process: the fork of a shell that is killed has the shell's words until it runs its program.
+        argv = ["sh", "-c", "read line", "-uuid", book.record.uuid]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE) as qemu:
             try:
                 # Popen returns shortly before the new program has a command line.
                 processes.wait_until(lambda: find_qemu(argv[-1]) is not None, timeout_s=20, what="its command line")
