@@ -24,27 +24,45 @@ def load_commands() -> None:
         main.cli.get_command(click.Context(main.cli), name)
 
 
-def run(*args: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command without a terminal or input; return what it printed and its exit code."""
+def run(
+    *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None, whole_env: bool = False, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command without a terminal; return what it printed and its exit code.
+
+    ``env`` is added to this process's environment; with ``whole_env`` it stands in its place.
+    """
     words = [str(word) for word in args]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+") as given,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
+        given.write(stdin)
+        given.seek(0)
         pid = os.fork()
         if pid == 0:
-            _child(words, cwd, {**_WIDTH, **(env or {})}, out, err)
+            if whole_env:
+                os.environ.clear()
+            _child(words, cwd, {**_WIDTH, **(env or {})}, (given, out, err))
         _, status = os.waitpid(pid, 0)
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(status), out.read(), err.read())
 
 
-def _child(words: list[str], cwd: Path, env: dict[str, str], out: IO[str], err: IO[str]) -> NoReturn:
+def run_with(env: Mapping[str, str], *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command with this environment and no other, as `run` does."""
+    load_commands()
+    return run(*words, cwd=Path.cwd(), env=env, whole_env=True, stdin=stdin)
+
+
+def _child(words: list[str], cwd: Path, env: dict[str, str], streams: tuple[IO[str], IO[str], IO[str]]) -> NoReturn:
     code = 99
     try:
         os.chdir(cwd)
         os.environ.update(env)
-        for descriptor, stream in ((1, out), (2, err)):
+        for descriptor, stream in enumerate(streams):
             os.dup2(stream.fileno(), descriptor)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdin = os.fdopen(0, "r")
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.argv = ["ghostbox", *words]

@@ -13,7 +13,6 @@ import json
 import secrets
 import ssl
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import httpx
 from ghostbox.donors import token
 from ghostbox.donors.token import Token
 from ghostbox.units import MIB
-from helpers import gnutls
+from helpers import forked, gnutls
 from helpers.donor import RunningDonor
 
 
@@ -74,8 +73,7 @@ def fingerprint(address: str) -> bytes:
 
 def ghostbox(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a command on the donor's machine, as its owner."""
-    argv = [sys.executable, "-m", "ghostbox.cli.main", *words, "--name", "donor"]
-    return subprocess.run(argv, env=donor.env, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run_with(donor.env, *words, "--name", "donor")
 
 
 def new_token(donor: RunningDonor, *words: str) -> str:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ghostbox import paths
+from helpers import forked
 from helpers.donor import ROOT, RunningDonor
 
 
@@ -73,5 +73,4 @@ def owner(donor: RunningDonor, *words: str) -> str:
 
 def run(env: dict[str, str], *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command."""
-    argv = [sys.executable, "-m", "ghostbox", *words]
-    return subprocess.run(argv, env=env, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    return forked.run_with(env, *words, stdin=stdin)

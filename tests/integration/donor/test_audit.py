@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -20,6 +18,7 @@ from ghostbox.errors import GhostboxError
 from ghostbox.memserver import audit
 from ghostbox.system import processes
 from ghostbox.units import MIB
+from helpers import forked
 from helpers.donor import RunningDonor, running_donor
 
 ANA = Holder("tower", "ana")
@@ -32,8 +31,9 @@ def _said(donor: RunningDonor) -> list[tuple[str | None, ...]]:
 
 
 def _shown(donor: RunningDonor, *options: str) -> str:
-    argv = [sys.executable, "-m", "ghostbox", "memserver", "audit", "--name", "donor", *options]
-    return subprocess.run(argv, env=donor.env, capture_output=True, text=True, check=True, timeout=60).stdout
+    done = forked.run_with(donor.env, "memserver", "audit", "--name", "donor", *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_leases_refusals_and_drains_are_written_with_their_holder_and_address(tmp_path: Path) -> None:

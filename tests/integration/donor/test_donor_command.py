@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from ghostbox.donors.models import Holder
 from ghostbox.session import unreleased
 from ghostbox.session.record import LeaseRecord
 from ghostbox.units import MIB
+from helpers import forked
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import held_connection
 
@@ -29,16 +28,7 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDonor]:
 
 def _donor(running: RunningDonor, *words: str, **env: str) -> tuple[int, str, str]:
     """Run ``ghostbox donor …``; return exit code, stdout, and stderr on one line."""
-    argv = [sys.executable, "-m", "ghostbox.cli.main", "donor", *words]
-    done = subprocess.run(
-        argv,
-        env={**running.env, **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = forked.run_with({**running.env, **env}, "donor", *words)
     return done.returncode, done.stdout, " ".join(done.stderr.split())
 
 

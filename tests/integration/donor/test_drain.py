@@ -22,6 +22,7 @@ from ghostbox.errors import DeadlineExceeded, DonorError
 from ghostbox.memserver.leases import DrainCause
 from ghostbox.system import processes
 from ghostbox.units import MIB
+from helpers import forked
 from helpers.donor import RunningDonor, donor_environment, running_donor
 from helpers.nbd import held_connection
 
@@ -145,8 +146,7 @@ def test_a_data_plane_that_dies_while_draining_does_not_end_the_wait(tmp_path: P
 
 
 def _ghostbox(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "ghostbox.cli.main", *words]
-    return subprocess.run(argv, env=donor.env, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run_with(donor.env, *words)
 
 
 def _drain(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]:

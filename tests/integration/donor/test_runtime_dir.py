@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from ghostbox.donors.client import DonorClient
 from ghostbox.donors.models import Holder
 from ghostbox.system.process_table import start_ticks
 from ghostbox.units import MIB
+from helpers import forked
 from helpers.donor import RunningDonor, running_donor
 from helpers.nbd import read_export, write_export
 
@@ -38,8 +38,7 @@ def empty(donor: RunningDonor) -> None:
 
 
 def command(donor: RunningDonor, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "ghostbox", "memserver", *words]
-    return subprocess.run(argv, env=donor.env, capture_output=True, text=True, check=False, timeout=60)
+    return forked.run_with(donor.env, "memserver", *words)
 
 
 def test_control_plane_goes_on_answering_and_lending(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ pytestmark = pytest.mark.timeout(240)
 DAY_S = 86400.0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def donor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDonor]:
+    """Yield a donor of the test's own: it lets this machine try to pair ten times, and then once in six seconds."""
     with running_donor(tmp_path_factory.mktemp("donor"), name="attic", secure="") as running:
         yield running
 
