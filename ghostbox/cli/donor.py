@@ -280,7 +280,14 @@ def _agrees(*, yes: bool) -> Callable[[str], bool] | None:
         return lambda _words: True
     if not sys.stdin.isatty():
         return None
-    return lambda words: click.confirm(f"do both screens show: {words}?", err=True)
+
+    def ask(words: str) -> bool:
+        try:
+            return click.confirm(f"do both screens show: {words}?", err=True)
+        except click.Abort as err:  # what click makes of Ctrl-C
+            raise KeyboardInterrupt from err
+
+    return ask
 
 
 def _added(found: Added) -> str:

@@ -314,6 +314,15 @@ class DonorClient(Closing):
         """
         return self._state_of(self._request("GET", f"{_REQUESTS}/self"))
 
+    def withdraw(self) -> None:
+        """Take back the request that the channel shows (`trust.to_ask`); a pairing that it has become ends.
+
+        Raises:
+            Untrusted: the donor shows another certificate now, or is of a version that takes nothing back.
+            PairingRefused: the donor does not know the request, or it has expired, or was approved this moment.
+        """
+        self._request("DELETE", f"{_REQUESTS}/self")
+
     def _state_of(self, document: Any) -> request_models.PairingState:
         said = self._read(_STATE, document)
         if said.state not in ("pending", "approved", "denied") or (said.state == "approved") != (

@@ -30,6 +30,7 @@ OPEN = frozenset(
         ("POST", "/v1/pairing-requests"),
         ("PUT", "/v1/pairing-requests/self"),
         ("GET", "/v1/pairing-requests/self"),
+        ("DELETE", "/v1/pairing-requests/self"),
     }
 )
 """Method and path of what a host reaches that is not paired: the version and pairing."""

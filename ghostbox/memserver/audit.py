@@ -78,6 +78,7 @@ class Event(StrEnum):
     PAIRING_APPROVED = "pairing-approved"
     PAIRING_DENIED = "pairing-denied"
     PAIRING_REFUSED = "pairing-refused"
+    PAIRING_WITHDRAWN = "pairing-withdrawn"  # a request, by its host
     PAIRING_ENDED = "pairing-ended"  # by the host
     CLIENT_SUSPENDED = "client-suspended"
     CLIENT_RESUMED = "client-resumed"
@@ -94,6 +95,7 @@ _BY_ANYBODY = (
     Event.REQUEST_REFUSED,
     Event.PAIRING_ASKED,
     Event.PAIRING_REFUSED,
+    Event.PAIRING_WITHDRAWN,
 )
 _ABOUT_ONE_LEASE = (Event.LEASE_MADE, Event.LEASE_ENDED, Event.LEASE_LOST)
 _OF_LEASES = (*_ABOUT_ONE_LEASE, Event.DRAIN_BEGUN, Event.DRAIN_ENDED)
@@ -142,7 +144,7 @@ class Entry:
         counted = not self.repeated or self.event == Event.REFUSALS_COUNTED
         more = "" if counted else f"{self.repeated} more like this since the last line"
         # Hosts choose some of the text: a newline in it must not look like another entry.
-        return f"{when}  {self.event:<16}  " + printable("; ".join(filter(None, (what, who, why, more))))
+        return f"{when}  {self.event:<17}  " + printable("; ".join(filter(None, (what, who, why, more))))
 
 
 class AuditLog:

@@ -268,8 +268,7 @@ class ClientStore(Closing):
             RequestRefused: the file cannot be written.
         """
         with self.changing() as db:
-            db.execute("DELETE FROM clients WHERE id = ?", (number,))
-            db.execute("DELETE FROM tokens WHERE used_by = ?", (number,))
+            strike_out(db, number)
 
     # --- the file ---
 
@@ -436,6 +435,12 @@ def enrol(db: sqlite3.Connection, fields: tuple[object, ...], former: str | None
     made = client_of(db, number)
     assert made is not None, "it was just written"
     return made
+
+
+def strike_out(db: sqlite3.Connection, number: str) -> None:
+    """Remove a client, in a transaction."""
+    db.execute("DELETE FROM clients WHERE id = ?", (number,))
+    db.execute("DELETE FROM tokens WHERE used_by = ?", (number,))
 
 
 def client_of(db: sqlite3.Connection, number: str) -> Client | None:

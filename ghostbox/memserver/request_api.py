@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Serve the routes by which a host asks to be paired without a token, and by which the donor's owner decides.
 
-A host that is not paired reaches three of them: it asks, it opens its commitment, and it looks how its request stands,
-which it proves to be its own by the nonce that it has opened. All are limited: tries as those with a token are
-(`pairing`), looks a little more generously, since a host that waits looks every second.
+A host that is not paired reaches four of them: it asks, it opens its commitment, it looks how its request stands, and
+it takes its request back. The last two need the nonce that it has opened, which proves whose request it is. All are
+limited: tries as those with a token are (`pairing`), looks a little more generously, since a host that waits looks
+every second.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ghostbox.donors.request_models import (
 )
 from ghostbox.memserver.access import address_of, caller_of, owner_only, shown_in
 from ghostbox.memserver.audit import AuditLog, Event
+from ghostbox.memserver.clients import State
 from ghostbox.memserver.identity import Identity
 from ghostbox.memserver.leases import LeaseBook
 from ghostbox.memserver.opening import default_name
@@ -101,8 +103,20 @@ def _add_asking(
     )
     def look(request: fastapi.Request) -> PairingState:
         looks.check(address_of(request))
-        number, nonce = shown_in(request.scope) or ("", "")
+        number, nonce = _shown(request)
         return _state(identity, book, _needed(requests), number, nonce)
+
+    @app.delete(
+        "/v1/pairing-requests/self",
+        status_code=204,
+        response_class=fastapi.Response,
+        response_model=None,
+        summary="Take one's request back, also one that was approved; the credential is as for the look",
+        responses=errors(403, 404, 409, 429, 500),
+    )
+    def withdraw(request: fastapi.Request) -> None:
+        looks.check(address_of(request))
+        _withdraw(book, _needed(requests), audit, request)
 
 
 def _tell(found: Request, identity: Identity, audit: AuditLog, *, trusts_network: bool) -> None:
@@ -129,6 +143,31 @@ def _state(identity: Identity, book: LeaseBook, store: RequestStore, number: str
     found, client = store.look(number, nonce)
     pairing = None if client is None else pairing_answer(identity, client, book)
     return PairingState(state=found.stage, pairing=pairing)
+
+
+def _shown(request: fastapi.Request) -> tuple[str, str]:
+    return shown_in(request.scope) or ("", "")
+
+
+def _withdraw(book: LeaseBook, store: RequestStore, audit: AuditLog, request: fastapi.Request) -> None:
+    """Take a host's request back; if it was approved, end the pairing, which is refused while leases are held."""
+    number, nonce = _shown(request)
+    found, client = store.look(number, nonce)
+    if client is None:
+        event = None if store.withdraw(number, nonce).stage is not Stage.PENDING else Event.PAIRING_WITHDRAWN
+    elif client.state is State.ACTIVE:
+        book.let_go(client, lambda: store.end(number, client))
+        event = Event.PAIRING_ENDED
+    else:
+        raise RequestRefused("the donor's owner has suspended this host", code="suspended")
+    if event is not None:
+        audit.note(
+            event,
+            address=address_of(request),
+            holder=Holder(found.host, ""),
+            client=found.client,
+            reason=f"request {number}, code {found.code}",
+        )
 
 
 def _follow(found: Request, book: LeaseBook, store: RequestStore) -> None:

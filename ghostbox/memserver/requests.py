@@ -3,13 +3,15 @@
 
     asked ──opened in time──► pending ──owner: approve──► approved (the host is a client)
       │                          ├─────owner: deny──────► denied
+      │                          ├─────host: withdraw───► withdrawn ──opened again──► pending
       └── a minute passed: gone  └── an hour passed: expired
 
 Each step is one transaction, so that a donor that is killed at any instruction has made it or not, and a host repeats
 the step. In the approval the client is made in the same transaction. A request that is `asked` is not shown to anybody:
-it has no code yet. What is kept is bounded: strangers cause so many requests, and their rows go by and by; what the
-owner has decided waits a week for its host. Of secrets the table has digests alone. Methods may be called in any
-thread, and wait for the disk: not in the event loop.
+it has no code yet. One that is `withdrawn` is not shown either, and keeps its place until it is a minute old, as if it
+had not been opened: nobody asks more often by taking back. What is kept is bounded: strangers cause so many requests,
+and their rows go by and by; what the owner has decided waits a week for its host. Of secrets the table has digests
+alone. Methods may be called in any thread, and wait for the disk: not in the event loop.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ghostbox.donors import code
 from ghostbox.donors.request_models import PairingAsk, PairingAsked
 from ghostbox.memserver import role_store
 from ghostbox.memserver.audit import origin
-from ghostbox.memserver.clients import USER, Client, ClientStore, State, client_of, enrol
+from ghostbox.memserver.clients import USER, Client, ClientStore, State, client_of, enrol, strike_out
 from ghostbox.memserver.refusal import RequestRefused
 from ghostbox.memserver.role_store import RoleStore
 
@@ -61,6 +63,11 @@ class Stage(StrEnum):
     PENDING = "pending"
     APPROVED = "approved"
     DENIED = "denied"
+    WITHDRAWN = "withdrawn"
+
+
+_NOT_SHOWN = (Stage.ASKED, Stage.WITHDRAWN)
+_WAITING = (*_NOT_SHOWN, Stage.PENDING)
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class RequestStore:
                     code="request-opening",
                     hint="somebody may be between host and donor; or " + _ASK_AGAIN,
                 )
-            if row["state"] != Stage.ASKED:
+            if row["state"] not in (Stage.ASKED, Stage.WITHDRAWN):
                 return _request(row), False
             words = code.words(self._fingerprint, row["credential_sha256"], nonce, row["donor_nonce"])
             db.execute(
@@ -156,7 +163,7 @@ class RequestStore:
                 given = (USER, None) if known is None else (known.role, known.max_memory_bytes)
                 with role_store.own_limits_kept(db, row["client"]):  # asking again must not shake them off
                     self._approve(db, self._needed(db, number), *given)
-            return _request(self._needed(db, number)), True
+            return _request(self._needed(db, number)), row["state"] == Stage.ASKED
 
     def look(self, number: str, nonce: str) -> tuple[Request, Client | None]:
         """Tell a host that shows its nonce how its request stands; with the client, once it is approved.
@@ -167,6 +174,8 @@ class RequestStore:
         """
         with self._store.reading() as db:
             row = self._needed(db, number, nonce)
+            if row["state"] == Stage.WITHDRAWN:
+                raise _unknown()
             if row["state"] != Stage.APPROVED:
                 return _request(row), None
             client = client_of(db, row["client"])
@@ -175,6 +184,32 @@ class RequestStore:
         if client.state is State.REVOKED:
             raise RequestRefused("the donor's owner has revoked the pairing of this host", code="revoked")
         return _request(row), client
+
+    def withdraw(self, number: str, nonce: str) -> Request:
+        """Take a request back for the host that shows its nonce; one that was denied stays so.
+
+        Raises:
+            RequestRefused: ``request-unknown``, ``request-expired``; ``request-decided``: it is approved (`end`); or
+                the file cannot be written.
+        """
+        with self._store.changing() as db:
+            row = self._needed(db, number, nonce)
+            if row["state"] == Stage.APPROVED:
+                raise _decided(row)
+            if row["state"] == Stage.PENDING:
+                ends = (Stage.WITHDRAWN, row["made"] + OPEN_WITHIN_S, number)
+                db.execute("UPDATE requests SET state = ?, expires = ? WHERE id = ?", ends)
+            return _request(row)
+
+    def end(self, number: str, client: Client) -> None:
+        """Strike out a request that was approved, and the client that it has become.
+
+        Raises:
+            RequestRefused: the file cannot be written.
+        """
+        with self._store.changing() as db:
+            strike_out(db, client.id)
+            db.execute("DELETE FROM requests WHERE id = ?", (number,))
 
     def client_of(self, request: Request) -> Client | None:
         """Return the client that a request has become, or renews; None if there is none.
@@ -231,17 +266,11 @@ class RequestStore:
         db.execute("UPDATE requests SET state = ?, client = ? WHERE id = ?", (Stage.APPROVED, client.id, row["id"]))
 
     def _decidable(self, db: sqlite3.Connection, number: str, wanted: Stage) -> Any:
-        row = db.execute("SELECT * FROM requests WHERE id = ? AND state != ?", (number, Stage.ASKED)).fetchone()
-        if row is None:
+        row = db.execute("SELECT * FROM requests WHERE id = ?", (number,)).fetchone()
+        if row is None or row["state"] in _NOT_SHOWN:
             raise RequestRefused(f"no request '{number}'", code="not-found", hint="ghostbox memserver clients")
         if row["state"] not in (Stage.PENDING, wanted):
-            raise RequestRefused(
-                f"the request of {row['host']} is {row['state']} already",
-                code="request-decided",
-                hint="to end a pairing: ghostbox memserver revoke"
-                if row["state"] == Stage.APPROVED
-                else f"to let it in after all, {_ASK_AGAIN}",
-            )
+            raise _decided(row)
         return self._unexpired(row)
 
     def _needed(self, db: sqlite3.Connection, number: str, nonce: str | None = None) -> Any:
@@ -253,7 +282,7 @@ class RequestStore:
         return self._unexpired(row)
 
     def _unexpired(self, row: Any) -> Any:
-        if row["state"] in (Stage.ASKED, Stage.PENDING) and self._store.has_expired(row):
+        if row["state"] in _WAITING and self._store.has_expired(row):
             raise RequestRefused(
                 f"the request of {row['host']} has expired: nobody approved it in time",
                 code="request-expired",
@@ -266,7 +295,7 @@ class RequestStore:
 
     def _waits(self, row: Any) -> bool:
         """Tell whether a request takes one of the places for those that wait."""
-        return row["state"] in (Stage.ASKED, Stage.PENDING) and not self._store.has_expired(row)
+        return row["state"] in _WAITING and not self._store.has_expired(row)
 
     def _check_room(self, waiting: list[Any], network: str) -> None:
         of_network = sum(row["network"] == network for row in waiting)
@@ -285,7 +314,7 @@ class RequestStore:
         rows, now = _rows(db), self._store.clock.wall_s()
         expired = [row for row in rows if row["state"] == Stage.PENDING and self._store.has_expired(row)]
         gone = [row["id"] for row in expired[:-_EXPIRED_KEPT]]
-        gone += [row["id"] for row in rows if row["state"] == Stage.ASKED and self._store.has_expired(row)]
+        gone += [row["id"] for row in rows if row["state"] in _NOT_SHOWN and self._store.has_expired(row)]
         decided = (Stage.APPROVED, Stage.DENIED)
         gone += [row["id"] for row in rows if row["state"] in decided and now - row["made"] >= _DECIDED_KEPT_S]
         db.executemany("DELETE FROM requests WHERE id = ?", [(number,) for number in gone])
@@ -294,6 +323,16 @@ class RequestStore:
 
 def _unknown() -> RequestRefused:
     return RequestRefused("the donor does not know this request", code="request-unknown", hint=_ASK_AGAIN)
+
+
+def _decided(row: Any) -> RequestRefused:
+    return RequestRefused(
+        f"the request of {row['host']} is {row['state']} already",
+        code="request-decided",
+        hint="to end a pairing: ghostbox memserver revoke"
+        if row["state"] == Stage.APPROVED
+        else f"to let it in after all, {_ASK_AGAIN}",
+    )
 
 
 def hosts_in(path: Path) -> tuple[set[str], set[str]]:

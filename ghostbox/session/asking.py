@@ -5,14 +5,17 @@
       ─► code shown ─► waiting ─► approved there ─► same words on both screens? ─► paired
 
 A command that is killed at any moment is finished by the same command: each step is on disk before the next one, and
-the donor answers a repeated step in the same way. Until the end the donor has of the credential no more than the
-SHA-256: a program that only pretends to be the donor learns nothing by which it could be this host elsewhere.
+the donor answers a repeated step in the same way. One that gives up (Ctrl-C, time is over, the user says no) takes the
+request back, as far as the donor can be reached, so that its owner approves nothing that nobody waits for. Until the
+end the donor has of the credential no more than the SHA-256: a program that only pretends to be the donor learns
+nothing by which it could be this host elsewhere.
 
 The user is asked at the end, too, not only the donor's owner: whoever is between could approve by itself.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -40,8 +43,11 @@ from ghostbox.session.progress import Progress, Stage
 from ghostbox.system import consent
 from ghostbox.units import format_duration
 
+_log = logging.getLogger(__name__)
+
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 15.0
+_WITHDRAW_TIMEOUT_S = 3.0
 _LOOK_EVERY_S = 1.0
 _ENDED = ("not-paired", "revoked")  # what a donor answers to a host whose pairing it does not know, or has ended
 
@@ -127,7 +133,7 @@ def pair(address: str, fingerprint: str, paths: Paths, dialogue: Dialogue, progr
         UsageError: nobody can be asked whether the words are the same.
         PairingRefused: the owner has denied this host, or did not decide within an hour; or too many hosts ask.
         Untrusted: the donor shows another certificate than when it was asked.
-        DeadlineExceeded, Interrupted: the request waits at the donor; the same command goes on.
+        DeadlineExceeded, Interrupted: the request is taken back, or waits at a donor that could not be told so.
         Refused: the words differ.
         NoAnswer: the donor does not answer.
     """
@@ -137,13 +143,20 @@ def pair(address: str, fingerprint: str, paths: Paths, dialogue: Dialogue, progr
             hint="add --yes; or pair by a token, which needs no look at screens: on the donor, ghostbox token create",
         )
     address = str(parse_address(address))
-    entry = _asked(address, fingerprint, paths)
-    dialogue.show(address, entry.words)
-    with progress.stage("pair") as stage:
-        stage.say(f"waits for the donor's owner: {entry.words}")
-        answer = _answer(entry, address, paths, dialogue.timeout_s, stage)
-        stage.say(f"approved by donor '{answer.name}'")
-    if not dialogue.agrees(entry.words):
+    try:
+        entry = _asked(address, fingerprint, paths)
+        dialogue.show(address, entry.words)
+        with progress.stage("pair") as stage:
+            stage.say(f"waits for the donor's owner: {entry.words}")
+            answer = _answer(entry, address, paths, dialogue.timeout_s, stage)
+            stage.say(f"approved by donor '{answer.name}'")
+        agrees = dialogue.agrees(entry.words)
+    except KeyboardInterrupt as err:
+        is_back, hint = _given_up(address, paths)
+        what = "the request is taken back" if is_back else "the request waits"
+        raise Interrupted(f"interrupted: {what} at donor {address}", hint=hint) from err
+    if not agrees:
+        _withdraw(entry, address)
         pairing_requests.drop(paths, entry)
         raise Refused(
             f"the words differ: this host is not paired with donor {address}",
@@ -196,23 +209,45 @@ def _answer(entry: PairingRequestEntry, address: str, paths: Paths, timeout_s: f
     """Wait until the donor's owner has approved the request."""
     try:
         found = _wait(entry, address, timeout_s, stage)
-    except KeyboardInterrupt as err:
-        raise Interrupted(f"interrupted: the request waits at donor {address}", hint=_go_on(address)) from err
     except (PairingRefused, Untrusted):
         pairing_requests.drop(paths, entry)
         raise
     if found is None:
+        is_back, hint = _given_up(address, paths)
         raise DeadlineExceeded(
-            f"the owner of donor {address} has not decided within {format_duration(timeout_s)}", hint=_go_on(address)
+            f"the owner of donor {address} has not decided within {format_duration(timeout_s)}",
+            why="the request is taken back" if is_back else "the request waits there",
+            hint=hint,
         )
     return found
 
 
-def _go_on(address: str) -> str:
-    return (
+def _given_up(address: str, paths: Paths) -> tuple[bool, str]:
+    """Take this host's request back; return whether that was done, and what to do next.
+
+    The entry stays: the same command within a minute goes on with it, and the donor has one request of this host.
+    """
+    entry = pairing_requests.at(paths, address)
+    if entry is None or not entry.number or _withdraw(entry, address):
+        return True, f"ask again: ghostbox donor add {address}"
+    return False, (
         f"it waits there for an hour: ghostbox donor add {address} goes on with it; on the donor: ghostbox memserver"
-        f" approve {host_name()}"
+        f" approve {host_name()}, or deny"
     )
+
+
+def _withdraw(entry: PairingRequestEntry, address: str) -> bool:
+    """Tell the donor, if it can be told, that this host does not ask any more; return whether it was."""
+    channel = trust.to_ask(entry.fingerprint, entry.number, entry.nonce)
+    try:
+        with DonorClient(
+            address, timeout_s=_WITHDRAW_TIMEOUT_S, connect_timeout_s=_WITHDRAW_TIMEOUT_S, channel=channel
+        ) as client:
+            client.withdraw()
+    except (GhostboxError, KeyboardInterrupt) as err:  # an impatient user interrupts this, too
+        _log.debug("the request at donor %s could not be taken back: %s", address, err)
+        return False
+    return True
 
 
 def _wait(entry: PairingRequestEntry, address: str, timeout_s: float, stage: Stage) -> PairingAnswer | None:

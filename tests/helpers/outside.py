@@ -65,7 +65,8 @@ def expected(asked: Sequence[str]) -> dict[str, Any]:
     """Return what a stranger sees who reaches both ports: the version, and nothing else."""
     answers = dict.fromkeys(asked, "401 not-paired")
     answers |= {f"{method} {path}": "422 invalid" for method, path in OPEN}
-    answers |= {"GET /v1/version": "200 version", "GET /v1/pairing-requests/self": "404 request-unknown"}
+    own = dict.fromkeys(("GET /v1/pairing-requests/self", "DELETE /v1/pairing-requests/self"), "404 request-unknown")
+    answers |= {"GET /v1/version": "200 version", **own}
     return {
         "control": True,
         "data": True,

@@ -66,10 +66,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
-        content = json.dumps(answer[1]).encode()
+        content = b"" if answer[1] is None else json.dumps(answer[1]).encode()
         self.send_response(answer[0])
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
+        if content:  # an answer 204 has none, and no length
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 

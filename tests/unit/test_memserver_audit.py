@@ -50,13 +50,13 @@ def test_a_line_has_time_event_holder_and_address(file: Path) -> None:
         "size_bytes": 1 << 30,
     }
     assert (drained["event"], drained["reason"], len(drained)) == ("drain-begun", "pressure", 3)
-    assert str(next(audit.read(file))).endswith("lease-made        lease one, 1 GiB; tower/ana from 192.168.7.3:4000")
+    assert str(next(audit.read(file))).endswith("lease-made         lease one, 1 GiB; tower/ana from 192.168.7.3:4000")
 
 
 def test_what_a_client_sends_does_not_look_like_an_entry_of_its_own(file: Path) -> None:
     AuditLog(file).note(Event.REQUEST_REFUSED, reason="x\n2026-11-29 12:00:00  lease-ended       lease one\x1b[2J")
     shown = str(next(audit.read(file)))
-    assert shown.endswith("request-refused   x?2026-11-29 12:00:00  lease-ended       lease one?[2J")
+    assert shown.endswith("request-refused    x?2026-11-29 12:00:00  lease-ended       lease one?[2J")
     assert len(shown.splitlines()) == 1
 
 

@@ -163,6 +163,64 @@ def test_a_denied_host_is_told_so_and_may_ask_again(requests: RequestStore, stor
     assert requests.approve(asks(requests, another())).stage is Stage.APPROVED
 
 
+def test_a_request_that_is_taken_back_is_not_shown_and_nobody_can_approve_it(requests: RequestStore) -> None:
+    asker = Asker()
+    number = asks(requests, asker)
+    for wrong in ((number, "00" * 32), ("00" * 8, asker.nonce), ("", "")):
+        assert refusal(lambda: requests.withdraw(*wrong)) == "request-unknown"  # noqa: B023 - is called at once
+    assert len(requests.shown()) == 1
+    assert requests.withdraw(number, asker.nonce).stage is Stage.PENDING
+    assert requests.shown() == []
+    assert refusal(lambda: requests.look(number, asker.nonce)) == "request-unknown"
+    for decide in (requests.approve, requests.deny):
+        assert refusal(lambda: decide(number)) == "not-found"  # noqa: B023 - is called at once
+
+
+def test_a_host_that_asks_on_within_the_minute_has_its_request_again_and_later_a_new_one(
+    requests: RequestStore, clock: SetClock
+) -> None:
+    asker = Asker()
+    answer = requests.ask(asker.word(), HOME)
+    before, _ = requests.open(answer.id, asker.nonce)
+    requests.withdraw(answer.id, asker.nonce)
+    again, is_new = requests.open(answer.id, asker.nonce)
+    assert (again.code, again.stage, again.expires_at, is_new) == (before.code, Stage.PENDING, before.expires_at, False)
+    assert requests.shown() == [again]
+    requests.withdraw(answer.id, asker.nonce)
+    clock.pass_s(OPEN_WITHIN_S)
+    assert refusal(lambda: requests.open(answer.id, asker.nonce)) == "request-expired"
+    assert requests.ask(asker.word(), HOME).id != answer.id
+
+
+def test_taking_back_makes_no_room_for_more_requests_in_a_minute(requests: RequestStore, clock: SetClock) -> None:
+    askers = [another() for _ in range(MOST_EACH)]
+    for asker in askers:
+        requests.withdraw(asks(requests, asker), asker.nonce)
+    assert refusal(lambda: requests.ask(another().word(), HOME)) == "request-limit"
+    clock.pass_s(OPEN_WITHIN_S)
+    old = another()
+    number = asks(requests, old)
+    clock.pass_s(OPEN_WITHIN_S)
+    requests.withdraw(number, old.nonce)
+    for _ in range(MOST_EACH):
+        requests.ask(another().word(), HOME)
+
+
+def test_a_decision_is_not_taken_back_by_the_host_but_ended(requests: RequestStore, store: ClientStore) -> None:
+    denied, paired = another(), another()
+    numbers = [asks(requests, each) for each in (denied, paired)]
+    requests.deny(numbers[0])
+    assert requests.withdraw(numbers[0], denied.nonce).stage is Stage.DENIED
+    assert {each.stage for each in requests.shown()} == {Stage.DENIED, Stage.PENDING}
+    requests.approve(numbers[1])
+    with pytest.raises(RequestRefused, match="the request of attic is approved already"):
+        requests.withdraw(numbers[1], paired.nonce)
+    [client] = store.clients()
+    requests.end(numbers[1], client)
+    assert store.clients() == []
+    assert refusal(lambda: requests.look(numbers[1], paired.nonce)) == "request-unknown"
+
+
 def test_what_cannot_be_decided_is_said(requests: RequestStore) -> None:
     number = asks(requests, Asker())
     requests.approve(number)
@@ -342,7 +400,7 @@ def _killed(file: Path, step: Callable[[RequestStore], object], after: int) -> i
     return status
 
 
-@pytest.mark.parametrize("step", ["ask", "open", "approve", "deny", "trust"])
+@pytest.mark.parametrize("step", ["ask", "open", "approve", "deny", "withdraw", "trust"])
 def test_a_kill_between_any_two_statements_has_made_a_step_wholly_or_not_and_it_can_be_repeated(
     file: Path, step: str
 ) -> None:
@@ -353,13 +411,14 @@ def test_a_kill_between_any_two_statements_has_made_a_step_wholly_or_not_and_it_
         with open_store(file, DONOR) as store:
             table = RequestStore(store, FINGERPRINT)
             number = table.ask(asker.word(), HOME).id if step != "ask" else ""
-            if step in ("approve", "deny"):
+            if step in ("approve", "deny", "withdraw"):
                 table.open(number, asker.nonce)
         steps: dict[str, Callable[[RequestStore], object]] = {
             "ask": lambda table: table.ask(asker.word(), HOME),
             "open": lambda table, number=number: table.open(number, asker.nonce),  # type: ignore[misc]
             "approve": lambda table, number=number: table.approve(number),  # type: ignore[misc]
             "deny": lambda table, number=number: table.deny(number),  # type: ignore[misc]
+            "withdraw": lambda table, number=number: table.withdraw(number, asker.nonce),  # type: ignore[misc]
             "trust": lambda table, number=number: _trusting(table).open(number, asker.nonce),  # type: ignore[misc]
         }
         status = _killed(file, steps[step], after)
@@ -374,7 +433,8 @@ def test_a_kill_between_any_two_statements_has_made_a_step_wholly_or_not_and_it_
             assert len(store.clients()) == (1 if step in ("approve", "trust") else 0)
         after += 1
     wanted = {"ask": {(0, 0)}, "open": {(0, 0), (1, 0)}, "approve": {(1, 0), (0, 1)}, "deny": {(1, 0)}}
-    assert seen == {**wanted, "trust": {(0, 0), (0, 1)}}[step]
+    wanted |= {"withdraw": {(1, 0), (0, 0)}, "trust": {(0, 0), (0, 1)}}
+    assert seen == wanted[step]
     assert after > 2
 
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ from helpers.tls_server import Answer, Seen, TlsServer, tls_server
 
 NUMBER, NONCE, CLIENT = "0123456789abcdef", "d0" * 32, "fedcba9876543210"
 ASK, OPEN, LOOK = "POST /v1/pairing-requests", "PUT /v1/pairing-requests/self", "GET /v1/pairing-requests/self"
+WITHDRAW = "DELETE /v1/pairing-requests/self"
 PAIRED = {
     "client": CLIENT, "donor": "d1", "name": "attic", "machine": "m1", "version": __version__, "role": "user",
     "max_memory_bytes": 4096,
@@ -208,10 +211,34 @@ def test_what_the_donor_refuses_is_said_with_its_hint_and_given_up(
     assert (stored(own), pairings.load(own)) == ([], ())
 
 
-def test_a_request_that_nobody_decides_waits_at_the_donor(own: paths.Paths, server: TlsServer) -> None:
-    server.answers[LOOK] = PENDING
+REFUSALS: list[Answer] = [refused("not-paired", 401), refused("request-decided", 409), lambda _request: None]
+"""What a host gets that cannot take its request back: from an older donor, just after an approval, from none."""
+
+
+def withdrawn(server: TlsServer) -> list[str | None]:
+    return [each.authorization for each in server.requests if f"{each.method} {each.path}" == WITHDRAW]
+
+
+def test_a_request_that_nobody_decides_is_taken_back(own: paths.Paths, server: TlsServer) -> None:
+    server.answers |= {LOOK: PENDING, WITHDRAW: (204, None)}
     with pytest.raises(DeadlineExceeded, match="has not decided within 0.0 s") as caught:
         pair(server, own, timeout_s=0.0)
+    assert caught.value.why == "the request is taken back"
+    assert caught.value.hint == f"ask again: ghostbox donor add {server.address}"
+    assert withdrawn(server) == [f"Bearer {NUMBER}.{bodies(server, OPEN)[0]['nonce']}"]
+    server.answers[LOOK] = APPROVED
+    pair(server, own)
+    assert (len(bodies(server, ASK)), len(bodies(server, OPEN))) == (1, 2)
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_a_request_that_cannot_be_taken_back_waits_at_the_donor(
+    own: paths.Paths, server: TlsServer, answer: Answer
+) -> None:
+    server.answers |= {LOOK: PENDING, WITHDRAW: answer}
+    with pytest.raises(DeadlineExceeded, match="has not decided within 0.0 s") as caught:
+        pair(server, own, timeout_s=0.0)
+    assert caught.value.why == "the request waits there"
     assert f"ghostbox donor add {server.address} goes on with it" in str(caught.value.hint)
     assert "ghostbox memserver approve " in str(caught.value.hint)
     server.answers[LOOK] = APPROVED
@@ -219,17 +246,41 @@ def test_a_request_that_nobody_decides_waits_at_the_donor(own: paths.Paths, serv
     assert len(bodies(server, ASK)) == 1
 
 
-def test_ctrl_c_leaves_the_request_where_it_is(
-    own: paths.Paths, server: TlsServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("answer", "said"), [((204, None), "is taken back"), (refused("internal", 500), "waits")])
+def test_ctrl_c_takes_the_request_back(
+    own: paths.Paths, server: TlsServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, said: str
 ) -> None:
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    server.answers[LOOK] = PENDING
+    server.answers |= {LOOK: PENDING, WITHDRAW: answer}
     monkeypatch.setattr(time, "sleep", interrupt)
-    with pytest.raises(Interrupted, match=f"interrupted: the request waits at donor {server.address}"):
+    with pytest.raises(Interrupted, match=f"interrupted: the request {said} at donor {server.address}"):
         pair(server, own)
-    assert len(stored(own)) == 1
+    assert (len(withdrawn(server)), len(stored(own))) == (1, 1)
+
+
+def test_ctrl_c_at_the_question_takes_the_request_back_too(own: paths.Paths, server: TlsServer) -> None:
+    def interrupt(_words: str) -> bool:
+        raise KeyboardInterrupt
+
+    server.answers[WITHDRAW] = (204, None)
+    with pytest.raises(Interrupted, match=f"interrupted: the request is taken back at donor {server.address}"):
+        pair(server, own, agrees=interrupt)
+    assert len(withdrawn(server)) == 1
+
+
+def test_a_user_who_interrupts_the_taking_back_waits_no_longer(own: paths.Paths, server: TlsServer) -> None:
+    def interrupt(_request: Seen) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread gets it, which waits for the answer
+        ended.wait(30)
+
+    ended = threading.Event()
+    server.answers |= {LOOK: PENDING, WITHDRAW: interrupt}
+    with pytest.raises(DeadlineExceeded) as caught:
+        pair(server, own, timeout_s=0.0)
+    ended.set()
+    assert caught.value.why == "the request waits there"
 
 
 def test_a_user_who_sees_other_words_is_not_paired_with_whoever_approved(own: paths.Paths, server: TlsServer) -> None:
@@ -237,6 +288,7 @@ def test_a_user_who_sees_other_words_is_not_paired_with_whoever_approved(own: pa
         Refused, match=f"the words differ: this host is not paired with donor {server.address}"
     ) as caught:
         pair(server, own, agrees=lambda _words: False)
+    assert len(withdrawn(server)) == 1
     assert "ghostbox memserver revoke " in str(caught.value.hint)
     assert (stored(own), pairings.load(own)) == ([], ())
 

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -144,15 +145,11 @@ def test_a_denied_host_is_told_so(donor: RunningDonor, host: Host, memserver: Cl
     assert f"error: no host '{host_name()}' asks to be paired with this donor" in nobody.stderr
 
 
-def test_a_command_that_was_killed_or_gave_up_goes_on_with_the_same_words(
+def test_a_command_that_was_killed_goes_on_with_the_same_words(
     donor: RunningDonor, host: Host, memserver: Cli, quick_cli: Cli
 ) -> None:
     with asking(host, donor.address) as killed:
         pass
-    late = quick_cli("donor", "add", donor.address, "--yes", "--timeout", "100ms", env=host.env)
-    assert late.returncode == 124
-    assert f"error: the owner of donor {donor.address} has not decided within 0.1 s" in late.stderr
-    assert f"shows: {killed.words}\n" in late.stderr
     [pending] = asking_hosts(donor)
     done = memserver("approve", pending.id, "--yes")
     assert f"is paired: {killed.words}; role user\n" in done.stdout, done.stderr
@@ -161,10 +158,35 @@ def test_a_command_that_was_killed_or_gave_up_goes_on_with_the_same_words(
     assert f"shows: {killed.words}\n" in done.stderr
 
 
+def test_a_host_that_gives_up_takes_its_request_back_at_once(
+    donor: RunningDonor, host: Host, memserver: Cli, quick_cli: Cli
+) -> None:
+    late = quick_cli("donor", "add", donor.address, "--yes", "--timeout", "100ms", env=host.env)
+    assert late.returncode == 124
+    said = " ".join(late.stderr.split())
+    assert f"error: the owner of donor {donor.address} has not decided within 0.1 s" in said
+    assert "the request is taken back" in said
+    assert f"ask again: ghostbox donor add {donor.address}" in said
+    assert asking_hosts(donor) == []
+    nobody = memserver("approve", host_name(), "--yes")
+    assert nobody.returncode == 4
+    assert f"error: no host '{host_name()}' asks to be paired with this donor" in nobody.stderr
+    assert events(donor)[-1][0] == "pairing-withdrawn"
+    with asking(host, donor.address) as waiting:
+        assert [each.code for each in asking_hosts(donor)] == [waiting.words]
+        assert f"shows: {waiting.words}\n" in late.stderr
+        waiting.process.send_signal(signal.SIGINT)
+        code, _, err = waiting.end()
+    assert code == 130
+    assert f"error: interrupted: the request is taken back at donor {donor.address}" in err
+    assert asking_hosts(donor) == []
+
+
 def test_the_hosts_user_is_asked_too_and_no_means_no(donor: RunningDonor, host: Host, quick_cli: Cli) -> None:
     done = quick_cli("donor", "add", donor.address, env=host.env)
     assert done.returncode == 2
     assert "error: whether both screens show the same words cannot be asked without a terminal" in done.stderr
+    before = len(door(donor).clients())
     leader, follower = pty.openpty()
     argv = [sys.executable, "-m", "ghostbox", "donor", "add", donor.address]
     with subprocess.Popen(argv, env=host.env, stdin=follower, stderr=subprocess.PIPE, text=True) as process:
@@ -173,6 +195,7 @@ def test_the_hosts_user_is_asked_too_and_no_means_no(donor: RunningDonor, host: 
         assert found is not None
         [pending] = asking_hosts(donor)
         door(donor).approve(pending.id, None, "user")
+        assert len(door(donor).clients()) == 1 + before
         os.write(leader, b"n\n")
         said = process.stderr.read()
     os.close(leader)
@@ -181,6 +204,8 @@ def test_the_hosts_user_is_asked_too_and_no_means_no(donor: RunningDonor, host: 
     assert f"do both screens show: {found[1]}? [y/N]:" in said
     assert f"the words differ: this host is not paired with donor {donor.address}" in " ".join(said.split())
     assert not (host.root / "state" / "pairings.json").exists()
+    assert len(door(donor).clients()) == before, "the donor is not paired with a host that does not want it"
+    assert events(donor)[-1][0] == "pairing-ended"
 
 
 # --- somebody is between ---
@@ -193,9 +218,10 @@ def relaying(donor: RunningDonor) -> dict[str, Answer]:
         headers = {} if seen.authorization is None else {"Authorization": seen.authorization}
         with paired.connect(donor.address, headers) as http:
             answer = http.request(seen.method, seen.path, json=json.loads(seen.body) if seen.body else None)
-        return answer.status_code, answer.json()
+        return answer.status_code, answer.json() if answer.content else None
 
-    routes = ("POST /v1/pairing-requests", "PUT /v1/pairing-requests/self", "GET /v1/pairing-requests/self")
+    own = tuple(f"{method} /v1/pairing-requests/self" for method in ("PUT", "GET", "DELETE"))
+    routes = ("POST /v1/pairing-requests", *own)
     return {**dict.fromkeys(routes, passed_on), "GET /v1/version": passed_on}
 
 

@@ -61,7 +61,7 @@ def test_leases_refusals_and_drains_are_written_with_their_holder_and_address(tm
         assert (entries[0]["event"], entries[0]["reason"]) == ("started", f"listens on {donor.nbd_address}")
         assert all(entry["address"].startswith("127.0.0.1:") for entry in entries[1:])
         assert (entries[3]["host"], entries[3]["vm"], entries[3]["size_bytes"]) == ("attic", "ben", 1024 * MIB)
-        assert "lease-made        lease one, 16 MiB; tower/ana from 127.0.0.1:" in _shown(donor)
+        assert "lease-made         lease one, 16 MiB; tower/ana from 127.0.0.1:" in _shown(donor)
         assert _shown(donor, "-n", "1", "--since", "1h").count("\n") == 1
 
 
