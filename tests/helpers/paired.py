@@ -39,12 +39,13 @@ class Host:
         return connect(self.address, {"Authorization": f"Bearer {self.client}.{self.credential}"})
 
 
-def connect(address: str, headers: dict[str, str] | None = None) -> httpx.Client:
-    """Return a client of the control API at ``host:port`` which looks at no certificate."""
+def connect(address: str, headers: dict[str, str] | None = None, *, source: str | None = None) -> httpx.Client:
+    """Return a client of the control API at ``host:port`` which looks at no certificate, and calls from ``source``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    return httpx.Client(base_url=f"https://{address}", headers=headers, verify=context, trust_env=False, timeout=30)
+    way = httpx.HTTPTransport(verify=context, trust_env=False, local_address=source)
+    return httpx.Client(base_url=f"https://{address}", headers=headers, transport=way, trust_env=False, timeout=30)
 
 
 def request_of(given: Token, credential: str, *, host: str = "tower", **changed: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The routes of a secure donor by which a host asks to be paired, over real HTTPS: who may take a request back."""
+"""The routes of a secure donor by which a host asks to be paired, over real HTTPS: taking back, and how often."""
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from ghostbox.memserver.lock import owner_socket
 from ghostbox.memserver.owner import Owner
 from helpers.donor import RunningDonor, running_donor
 from helpers.paired import Host, connect, lend
+
+OTHERS = [f"127.0.0.{number}" for number in range(2, 255)]
+"""Addresses of this machine, from which a donor on loopback is reached."""
 
 
 @pytest.fixture
@@ -117,3 +121,54 @@ def test_a_host_that_was_suspended_or_revoked_ends_nothing(donor: RunningDonor, 
         owner.revoke(client)
         assert said(http.delete("/v1/pairing-requests/self")) == (403, "revoked")
     assert [each.state for each in owner.clients()] == ["revoked"]
+
+
+# --- how often ---
+
+
+def until_too_many(send: Callable[[], httpx.Response]) -> list[httpx.Response]:
+    """Send requests until one is refused because there were too many; return the others."""
+    answers = [send()]
+    while answers[-1].status_code != 429:
+        assert len(answers) < 500
+        answers.append(send())
+    assert said(answers[-1]) == (429, "too-many")
+    assert answers[-1].json()["error"]["message"] == "too many hosts try to pair at this moment"
+    return answers[:-1]
+
+
+def test_an_address_that_asks_too_often_is_refused_and_another_is_not(donor: RunningDonor) -> None:
+    body = word("0a" * 32, "c1" * 32)
+    with connect(donor.address) as http, connect(donor.address, source=OTHERS[0]) as other:
+        answers = until_too_many(lambda: http.post("/v1/pairing-requests", json=body))
+        assert len(answers) >= 10
+        assert {each.status_code for each in answers} == {201}  # the same question again: one request
+        assert other.post("/v1/pairing-requests", json=body).status_code == 201
+    assert "pairing-refused" in events(donor)
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+def test_an_address_that_looks_opens_or_takes_back_too_often_is_refused_and_another_is_not(
+    donor: RunningDonor, method: str
+) -> None:
+    body = {"json": {"id": "0" * 16, "nonce": "0" * 64}} if method == "PUT" else {}
+    with connect(donor.address) as http, connect(donor.address, source=OTHERS[0]) as other:
+        answers = until_too_many(lambda: http.request(method, "/v1/pairing-requests/self", **body))  # type: ignore[arg-type]
+        assert len(answers) >= 20
+        assert {said(each) for each in answers} == {(404, "request-unknown")}
+        assert said(other.request(method, "/v1/pairing-requests/self", **body)) == (404, "request-unknown")  # type: ignore[arg-type]
+        assert said(http.post("/v1/pairing-requests", json={})) == (422, "invalid")
+        assert http.post("/v1/pairing-requests", json=word("0a" * 32, "c1" * 32)).status_code == 201
+
+
+@pytest.mark.timeout(240)
+def test_all_addresses_together_have_a_limit_too(donor: RunningDonor) -> None:
+    body, answers = word("0a" * 32, "c1" * 32), []
+    for source in OTHERS:
+        with connect(donor.address, source=source) as http:
+            first = http.post("/v1/pairing-requests", json=body)
+            answers += [first, *(http.post("/v1/pairing-requests", json=body) for _ in range(8))]
+        if first.status_code == 429:
+            break
+    assert said(first) == (429, "too-many"), "an address that has not asked before"
+    assert len(list(itertools.takewhile(lambda each: each.status_code == 201, answers))) >= 100
