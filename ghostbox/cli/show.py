@@ -308,8 +308,8 @@ def _donors(donors: Sequence[PagerDonor]) -> RenderableType:
         errors = sum(each.errors for each in alike)
         shown = Text(state, DONOR_COLORS.get(state, "red"))
         table.add_row(name, shown, _channel(alike), *map(format_bytes, sizes), str(errors))
-        absence = health.absence(alike[0])
-        away += [f"  {name}: {absence}"] if absence else []
+        notes = filter(None, (health.absence(alike[0]), health.refusal(alike)))
+        away += [f"  {name}: {note}" for note in notes]
     return Group(table, *away)
 
 

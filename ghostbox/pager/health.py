@@ -2,7 +2,7 @@
 """Judge the health of a VM's remote memory from the pager's status (docs/reference/pager.md). All functions are pure.
 
 ok         every page has all its copies, every donor answers in time
-degraded   no memory is lost, but a donor is down, slow or leaving, or copies are missing
+degraded   no memory is lost, but a donor is down, slow, leaving or refuses writes, or copies are missing
 lost       pages are lost, or have copies on lost donors only
 """
 
@@ -58,7 +58,7 @@ def assess(vm: str, status: PagerStatus, addresses: Mapping[str, str] | None = N
         status: the pager's answer.
         addresses: the control addresses of donors, which people know them by, by their NBD URIs.
     """
-    problems = (*_donors(vm, status, addresses or {}), *_copies(vm, status))
+    problems = (*_donors(vm, status, addresses or {}), *_standstill(status, addresses or {}), *_copies(vm, status))
     return Health(level(status), problems)
 
 
@@ -130,6 +130,14 @@ def absence(donor: PagerDonor) -> str:
     return (f"away {format_duration(donor.down_s)}" if donor.down_s else "away") + _cause([donor])
 
 
+def refusal(donors: Sequence[PagerDonor]) -> str:
+    """Return for how long a donor has refused writes, and how many; empty if it takes them."""
+    since = [donor.refuses_s for donor in donors if donor.refuses_s is not None]
+    if not since:
+        return ""
+    return f"refuses writes for {format_duration(max(since))}, {sum(donor.writes_refused for donor in donors)} so far"
+
+
 def _cause(donors: Sequence[PagerDonor]) -> str:
     """Return why donors do not answer, to be appended to a sentence."""
     known = dict.fromkeys(donor.why for donor in donors if donor.why)
@@ -144,12 +152,44 @@ def _donors(vm: str, status: PagerStatus, addresses: Mapping[str, str]) -> Itera
     """Yield a problem for each donor, however many leases it has."""
     alike: dict[tuple[str, str], list[PagerDonor]] = {}
     for donor in status.donors:
-        name = _ON_DISK if donor.backup else addresses.get(donor.uri, donor.uri)
-        alike.setdefault((name, donor.state), []).append(donor)
+        alike.setdefault((_called(donor, addresses), donor.state), []).append(donor)
     for (name, state), donors in alike.items():
         holds = sum(donor.current_extents for donor in donors) * status.pool.extent_bytes
         drain = None if name == _ON_DISK else f"ghostbox donor drain {name} --vm {vm}"
-        yield from _donor(name if name == _ON_DISK else f"donor {name}", state, donors, holds, drain)
+        title = name if name == _ON_DISK else f"donor {name}"
+        yield from _donor(title, state, donors, holds, drain)
+        if refuses := refusal(donors):
+            yield _refusing(title, refuses, vm, drain)
+
+
+def _called(donor: PagerDonor, addresses: Mapping[str, str]) -> str:
+    return _ON_DISK if donor.backup else addresses.get(donor.uri, donor.uri)
+
+
+def _refusing(title: str, refuses: str, vm: str, drain: str | None) -> Problem:
+    """Return the problem of a donor that has no room for what is written to it."""
+    stays = "what it does not take stays in the cache, nothing is lost"
+    if drain is None:
+        return Problem(f"{title} {refuses}: its disk is full", "make space there: df -h shows it")
+    return Problem(
+        f"{title} {refuses}: no room, what its owner lets this host have there is used up; {stays}",
+        "have its owner raise the limit, on the donor: ghostbox memserver client set HOST --memory SIZE (ghostbox"
+        f" memserver clients shows it); or use another donor: ghostbox donor add ADDRESS --vm {vm}, then {drain}",
+    )
+
+
+def _standstill(status: PagerStatus, addresses: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield the problem of a VM that waits since its cache is full of pages which no donor takes."""
+    refusing = dict.fromkeys(_called(each, addresses) for each in status.donors if refusal([each]) and not each.backup)
+    dirty_bytes = status.pages.dirty * PAGE_BYTES
+    # A page may have left the cache just now.
+    if not refusing or not status.pages.waiting or dirty_bytes < status.cache_bytes * 15 // 16:
+        return
+    yield Problem(
+        f"the VM waits: its cache of {format_bytes(status.cache_bytes)} is full of changed pages that donor"
+        f" {', '.join(refusing)} refuses, so that no page comes in ({status.pages.waiting} are wanted)",
+        "nothing more than above: the VM goes on by itself as soon as the pages can be written",
+    )
 
 
 def _donor(name: str, state: str, donors: Sequence[PagerDonor], holds: int, drain: str | None) -> Iterator[Problem]:

@@ -27,12 +27,17 @@ class _Part(BaseModel):
 
 
 class Pages(_Part):
-    """Counts the pages by state. ``on_donor``: the donors have the page's present content."""
+    """Counts the pages by state.
+
+    ``on_donor``: the donors have the page's present content; ``waiting``: the guest wants the page, and the cache has
+    no room for it.
+    """
 
     total: int = 0
     present: int = 0
     resident: int = 0
     inactive: int = 0
+    waiting: int = 0
     dirty: int = 0
     on_donor: int = 0
     poisoned: int = 0
@@ -114,7 +119,9 @@ class PagerDonor(_Part):
     """Describes one export that the pager uses; ``host`` is the donor's machine, ``backup`` means the copy on disk.
 
     ``name``, ``channel`` and ``leaving`` do not come from the pager: `session.view` and `session.leaving` add them.
-    ``channel`` is ``tls``, ``local`` (on this machine) or ``insecure`` (over a network without encryption).
+    ``writes_refused`` counts the writes for which the donor had no room; ``refuses_s`` says for how long it has refused
+    them, None if it takes them. ``channel`` is ``tls``, ``local`` (on this machine) or ``insecure`` (over a network
+    without encryption).
     """
 
     uri: str
@@ -135,6 +142,8 @@ class PagerDonor(_Part):
     read_bytes: int = 0
     written_bytes: int = 0
     errors: int = 0
+    writes_refused: int = 0
+    refuses_s: float | None = None
     latency: Histogram = Histogram()
     name: str | None = None
     channel: str | None = None

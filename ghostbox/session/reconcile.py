@@ -417,6 +417,10 @@ def changes(
         if now not in (was, "draining", "drained", "removed"):
             why = f": {donor.why}" if now == "down" and donor.why else ""
             found.append((f"donor-{now}", f"{name} was {was} and is {now}{why}", uri))
+        refused, refuses = (each.refuses_s is not None for each in (old.get(uri, donor), donor))
+        if refuses != refused:
+            what = "refuses writes: it has no room" if refuses else "refuses no writes any more"
+            found.append((f"donor-{'full' if refuses else 'has-room'}", f"{name} {what}", uri))
         lost = donor.lost_pages - old.get(uri, donor).lost_pages
         if lost > 0:
             found.append(("memory-lost", f"{format_bytes(lost * PAGE_BYTES)} were on {name} ({uri}) alone", uri))

@@ -118,6 +118,19 @@ def test_memory_that_is_well_has_no_problem() -> None:
         ),
         ({"state": "draining"}, "donor attic:10810 is being drained, 64 MiB are left", "nothing: this is under way"),
         (
+            {"refuses_s": 12.0, "writes_refused": 345},
+            "donor attic:10810 refuses writes for 12.0 s, 345 so far: no room, what its owner lets this host have there"
+            " is used up; what it does not take stays in the cache, nothing is lost",
+            "have its owner raise the limit, on the donor: ghostbox memserver client set HOST --memory SIZE (ghostbox"
+            " memserver clients shows it); or use another donor: ghostbox donor add ADDRESS --vm lab, then"
+            " ghostbox donor drain attic:10810 --vm lab",
+        ),
+        (
+            {"refuses_s": 12.0, "writes_refused": 345, "backup": True},
+            "the copy on disk refuses writes for 12.0 s, 345 so far: its disk is full",
+            "make space there: df -h shows it",
+        ),
+        (
             {"state": "down", "backup": True},
             "the copy on disk has not answered; it holds 64 MiB",
             "start the donor again, or check its network",
@@ -126,6 +139,34 @@ def test_memory_that_is_well_has_no_problem() -> None:
 )
 def test_donor_that_is_not_well_is_named_with_what_to_do(changed: dict[str, Any], text: str, advice: str) -> None:
     assert said(status(donor(A, **changed), donor(B), word="degraded")) == [(text, advice)]
+
+
+def test_a_donor_that_refused_writes_and_takes_them_again_is_no_problem() -> None:
+    assert said(status(donor(A, refuses_s=None, writes_refused=345))) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "waits"),
+    [
+        ({}, True),
+        ({"pages": {"waiting": 0, "dirty": 1024}}, False),
+        ({"pages": {"waiting": 3, "dirty": 512}}, False),
+        ({"donors": [donor(A)]}, False),
+    ],
+)
+def test_a_vm_whose_cache_is_full_of_pages_that_are_refused_is_said_to_wait(
+    changed: dict[str, Any], waits: bool
+) -> None:
+    full = donor(A, refuses_s=2.0, writes_refused=20)
+    parts = {"cache_bytes": 4 << 20, "pages": {"waiting": 3, "dirty": 1024}, "donors": [full], "health": "degraded"}
+    texts = said(PagerStatus.model_validate({**parts, **changed}))
+    wanted = (
+        "the VM waits: its cache of 4 MiB is full of changed pages that donor attic:10810 refuses, so that no page"
+        " comes in (3 are wanted)",
+        "nothing more than above: the VM goes on by itself as soon as the pages can be written",
+    )
+    assert (wanted in texts) is waits
+    assert len([text for text, _ in texts if "refuses writes" in text]) == ("donors" not in changed)
 
 
 def test_donor_that_lends_twice_is_named_once() -> None:
@@ -186,3 +227,13 @@ def test_what_happened_between_two_looks() -> None:
         ("health", "the VM's memory was ok and is lost", None),
     ]
     assert ("copying-ended", "no copy is being made any more", None) in reconcile.changes(after, before, NAMES)
+
+
+def test_a_donor_that_begins_or_ends_to_refuse_writes_is_an_event() -> None:
+    well, full = status(donor(A)), status(donor(A, refuses_s=0.5, writes_refused=5))
+    refuses = ("donor-full", "donor attic:10810 refuses writes: it has no room", A)
+    assert reconcile.changes(well, full, NAMES) == [refuses]
+    assert reconcile.changes(full, full, NAMES) == []
+    assert reconcile.changes(full, well, NAMES) == [
+        ("donor-has-room", "donor attic:10810 refuses no writes any more", A)
+    ]

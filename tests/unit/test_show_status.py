@@ -48,6 +48,15 @@ def test_status_says_how_writes_are_noticed(tracking: str, features: dict[str, b
     assert expected in status_of({**ZEROES, "dirty_tracking": tracking, "features": features})
 
 
+def test_status_says_that_a_donor_refuses_writes() -> None:
+    sizes = dict.fromkeys(("export_bytes", "read_bytes", "written_bytes"), 0)
+    well = {**sizes, "uri": "nbd://b/x", "state": "up", "name": "attic:10810", "errors": 0, "writes_refused": 7}
+    full = {**well, "uri": "nbd://a/x", "errors": 345, "refuses_s": 12.0, "writes_refused": 345}
+    text = status_of({**ZEROES, "dirty_tracking": "wp-async", "features": {}, "donors": [full]})
+    assert "\n  attic:10810: refuses writes for 12.0 s, 345 so far" in text
+    assert "refuses" not in status_of({**ZEROES, "dirty_tracking": "wp-async", "features": {}, "donors": [well]})
+
+
 def test_status_says_why_a_donor_is_away() -> None:
     sizes = dict.fromkeys(("export_bytes", "read_bytes", "written_bytes", "errors"), 0)
     away = {**sizes, "uri": "nbd://a/x", "name": "attic:10810", "state": "down", "down_s": 12.0, "why": "no route"}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "control/status_pool.h"
 
+#include "base/clock.h"
 #include "donor/liveness.h"
 #include "rebuild/lost.h"
 
@@ -115,12 +116,23 @@ static json_t *counters_to_json(struct donor *donor)
     struct donor_counters *c = &donor->counters;
 
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "read_bytes", (json_int_t)atomic_load(&c->read_bytes),
-        "written_bytes", (json_int_t)atomic_load(&c->written_bytes), "trimmed_bytes",
-        (json_int_t)atomic_load(&c->trimmed_bytes), "reads", (json_int_t)atomic_load(&c->reads), "writes",
-        (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims), "errors",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "read_bytes",
+        (json_int_t)atomic_load(&c->read_bytes), "written_bytes", (json_int_t)atomic_load(&c->written_bytes),
+        "trimmed_bytes", (json_int_t)atomic_load(&c->trimmed_bytes), "reads", (json_int_t)atomic_load(&c->reads),
+        "writes", (json_int_t)atomic_load(&c->writes), "trims", (json_int_t)atomic_load(&c->trims), "errors",
         (json_int_t)atomic_load(&c->errors), "checksum_errors", (json_int_t)atomic_load(&c->checksum_errors),
-        "reconnects", (json_int_t)atomic_load(&c->reconnects), "latency", histogram_to_json(&donor->latency));
+        "reconnects", (json_int_t)atomic_load(&c->reconnects), "writes_refused",
+        (json_int_t)atomic_load(&c->writes_refused), "latency", histogram_to_json(&donor->latency));
+}
+
+/* For how long the donor has refused writes for want of room; null: it takes them. */
+static json_t *refuses_to_json(const struct donor *donor)
+{
+    uint64_t now_ns = clock_ns(), since_ns = donor_full_since(donor, now_ns);
+
+    if (!since_ns)
+        return json_null();
+    return json_real(now_ns > since_ns ? (double)(now_ns - since_ns) / 1e9 : 0.0);
 }
 
 static json_t *donor_to_json(struct pool *pool, uint32_t index)
@@ -139,6 +151,7 @@ static json_t *donor_to_json(struct pool *pool, uint32_t index)
     json_object_update(json, counters);
     json_decref(counters);
     liveness_to_json(donor, json);
+    json_object_set_new(json, "refuses_s", refuses_to_json(donor));
     return json;
 }
 
@@ -181,7 +194,8 @@ const char *pool_health(struct pager *pager)
         bool leaves = atomic_load(&donor->draining) && !is_empty(donor);
         bool idle = atomic_load(&donor->removed) || atomic_load(&donor->draining);
 
-        degraded = degraded || leaves || (!idle && (!all_up(donor) || atomic_load(&donor->slow)));
+        degraded = degraded || leaves || (!idle && (!all_up(donor) || atomic_load(&donor->slow))) ||
+                   donor_full_since(donor, clock_ns());
     }
     return degraded ? "degraded" : "ok";
 }

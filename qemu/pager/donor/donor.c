@@ -42,6 +42,26 @@ void donor_note_state(struct donor *donor, uint64_t now_ns)
     atomic_store(&donor->down_since_ns, 0);
 }
 
+uint64_t donor_full_since(const struct donor *donor, uint64_t now_ns)
+{
+    uint64_t at_ns = atomic_load(&donor->full_at_ns);
+
+    return at_ns && now_ns < at_ns + FULL_NS ? atomic_load(&donor->full_since_ns) : 0;
+}
+
+void donor_note_write(struct donor *donor, int error, uint64_t now_ns)
+{
+    if (!error)
+        return;
+    atomic_fetch_add_explicit(&donor->counters.errors, 1, memory_order_relaxed);
+    if (error != ENOSPC)
+        return;
+    atomic_fetch_add_explicit(&donor->counters.writes_refused, 1, memory_order_relaxed);
+    if (!donor_full_since(donor, now_ns))
+        atomic_store(&donor->full_since_ns, now_ns);
+    atomic_store(&donor->full_at_ns, now_ns);
+}
+
 const char *donor_uri_fault(const char *uri)
 {
     struct nbds_uri parts;

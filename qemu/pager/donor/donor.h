@@ -38,6 +38,8 @@
 #define EXTENT_MIN_BYTES  (64ull << 10)
 #define CHANNEL_URI_BYTES 2048
 #define REASON_BYTES      160
+/* So long after a write that the donor had no room for, it counts as full. Pages that wait are tried every 100 ms. */
+#define FULL_NS 5000000000ull
 
 enum channel_class { CHANNEL_DEMAND, CHANNEL_READAHEAD, CHANNEL_WRITEBACK, CHANNEL_CLASSES };
 enum channel_state { CHANNEL_UP, CHANNEL_CONNECTING, CHANNEL_DOWN };
@@ -111,7 +113,7 @@ struct latency_estimate {
 
 struct donor_counters {
     _Atomic uint64_t read_bytes, written_bytes, trimmed_bytes, reads, writes, trims, errors, reconnects,
-        checksum_errors;
+        checksum_errors, writes_refused;
 };
 
 /* States of a slot, which is a piece of extent_bytes of the export. Evict thread only. */
@@ -134,6 +136,8 @@ struct donor {
     _Atomic uint32_t used_slots;    /* slots that hold a copy, whatever its state */
     _Atomic uint32_t n_given_up;    /* slots that hold no copy and are not trimmed yet */
     _Atomic uint64_t away_since_ns; /* since when the evict thread cannot write to the donor; 0: it can */
+    _Atomic uint64_t full_since_ns; /* when the writes began to be refused for want of room, one after the other */
+    _Atomic uint64_t full_at_ns;    /* when the latest one was; 0: none was */
     _Atomic uint64_t lost_pages;    /* pages that no other donor had when this one was lost */
     bool backup;                    /* the donor holds a copy of every extent, written behind */
     _Atomic bool lost;              /* the donor's memory is gone: no page is read from it again */
@@ -182,6 +186,11 @@ bool donor_reachable(const struct donor *donor);
 bool donor_fences(const struct donor *donor);
 /* Updates down_since_ns after the state of a channel has changed. In any thread. */
 void donor_note_state(struct donor *donor, uint64_t now_ns);
+/* Notes the error of a write to the donor, 0 if there was none: ENOSPC says that it has no room. Evict thread only.
+ */
+void donor_note_write(struct donor *donor, int error, uint64_t now_ns);
+/* Since when the donor has refused writes for want of room; 0: it does not. In any thread. */
+uint64_t donor_full_since(const struct donor *donor, uint64_t now_ns);
 /* Cuts the donor's export into slots of extent_bytes. Returns 0 or -ENOMEM. */
 int donor_cut(struct donor *donor, uint64_t extent_bytes);
 /* Returns what is wrong with a URI as that of a donor, "is not …", or NULL. */

@@ -273,7 +273,7 @@ static void part_done(struct request *request)
     loop->n_flying[copy_of_word(part->word).donor] -= op->kind == WRITE_DATA;
     op->n_behind -= donor->backup;
     if (request->error) {
-        COUNT(donor->counters.errors, 1);
+        donor_note_write(donor, request->error, clock_ns());
         log_failure(loop, op, part);
     } else {
         count_sent(loop, donor, op, part);

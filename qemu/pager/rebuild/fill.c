@@ -235,7 +235,7 @@ static void chunk_written(struct rebuild *rebuild, struct chunk *chunk)
     struct donor *donor = &pool->donors[rebuild->job.target.donor];
 
     if (chunk->request.error) {
-        COUNT(donor->counters.errors, 1);
+        donor_note_write(donor, chunk->request.error, clock_ns());
         chunk_end(rebuild, chunk, true);
         return;
     }

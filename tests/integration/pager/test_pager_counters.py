@@ -62,6 +62,8 @@ FIELDS: dict[str, Any] = {
             "reads",
             "writes",
             "errors",
+            "writes_refused",
+            "refuses_s",
             "latency",
         }
     ],
