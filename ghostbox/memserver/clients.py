@@ -30,8 +30,8 @@ from urllib.parse import quote
 
 from ghostbox.donors.models import PairingRequest
 from ghostbox.errors import GhostboxError, hint_for
+from ghostbox.memserver import schema
 from ghostbox.memserver.refusal import RequestRefused
-from ghostbox.memserver.roles import SCHEMA as ROLES_SCHEMA
 from ghostbox.paths import open_private
 from ghostbox.system import process_table, state_files
 from ghostbox.system.closing import Closing
@@ -40,24 +40,9 @@ _log = logging.getLogger(__name__)
 
 USER = "user"
 """The role of a client unless its token says another one."""
-_APPLICATION_ID = 0x47427431  # "GBt1"
-_VERSION = 1
 _SEEN_EVERY_S = 60.0
 _FORGET_TOKENS_S = 7 * 86400.0
 _BUSY_S = 10.0
-_SCHEMA = f"""
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_VERSION};
-CREATE TABLE donor (id TEXT NOT NULL) STRICT;
-CREATE TABLE tokens (
-    id TEXT PRIMARY KEY, secret_sha256 TEXT NOT NULL, made REAL NOT NULL, expires REAL NOT NULL, boot TEXT NOT NULL,
-    since_boot_s REAL NOT NULL, max_memory INTEGER, role TEXT NOT NULL, used_by TEXT
-) STRICT;
-CREATE TABLE clients (
-    id TEXT PRIMARY KEY, host TEXT NOT NULL, host_id TEXT NOT NULL, credential_sha256 TEXT NOT NULL,
-    state TEXT NOT NULL, role TEXT NOT NULL, max_memory INTEGER, paired REAL NOT NULL, seen REAL NOT NULL, address TEXT
-) STRICT;
-"""
 _PAIR_SQL = (
     "INSERT INTO clients (host, host_id, credential_sha256, role, max_memory, paired, seen, address, id, state)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -371,15 +356,15 @@ def _connect(path: Path, donor_id: str) -> sqlite3.Connection | None:
         (application,), (version,) = (
             connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
         )
-        if application != _APPLICATION_ID:
+        if application != schema.APPLICATION_ID:
             raise sqlite3.DatabaseError("it is no list of clients of a memserver")
-        if version != _VERSION:
-            raise sqlite3.DatabaseError(f"it is of version {version}, and this GhostBox reads version {_VERSION}")
+        if version != schema.VERSION:
+            raise sqlite3.DatabaseError(f"it is of version {version}, and this GhostBox reads version {schema.VERSION}")
         (problem,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if problem != "ok":
             raise sqlite3.DatabaseError(str(problem))
         (owner,) = connection.execute("SELECT id FROM donor").fetchone()
-        connection.executescript(ROLES_SCHEMA)
+        connection.executescript(schema.ADDED)
     except BaseException:
         connection.close()
         raise
@@ -400,7 +385,7 @@ def _make(path: Path, donor_id: str) -> None:
     open_private(draft).close()
     try:
         with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-            connection.executescript(f"BEGIN; {_SCHEMA}")
+            connection.executescript(f"BEGIN; {schema.FIRST}")
             connection.execute("INSERT INTO donor VALUES (?)", (donor_id,))
             connection.execute("COMMIT")
         state_files.publish(draft, path)

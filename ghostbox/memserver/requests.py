@@ -45,14 +45,6 @@ EXPIRE_S = 3600.0
 _EXPIRED_KEPT = 16
 _DECIDED_KEPT_S = 7 * 86400.0
 _ASK_AGAIN = "ask again, on the host: ghostbox donor add, with the donor's name or address"
-_TABLE = """
-CREATE TABLE IF NOT EXISTS requests (
-    id TEXT PRIMARY KEY, state TEXT NOT NULL, commitment TEXT NOT NULL, credential_sha256 TEXT NOT NULL,
-    donor_nonce TEXT NOT NULL, nonce_sha256 TEXT NOT NULL, code TEXT NOT NULL, host TEXT NOT NULL,
-    host_id TEXT NOT NULL, address TEXT, network TEXT NOT NULL, client TEXT, made REAL NOT NULL, expires REAL NOT NULL,
-    boot TEXT NOT NULL, since_boot_s REAL NOT NULL
-) STRICT
-"""
 _ASK_SQL = "INSERT INTO requests VALUES (?, ?, ?, ?, ?, '', '', ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -99,8 +91,6 @@ class RequestStore:
         self._fingerprint = fingerprint.hex()
         self.trusts_network = trusts_network
         self.roles = RoleStore(store)
-        with store.changing() as db:
-            db.execute(_TABLE)  # a file of an earlier GhostBox has no such table
 
     # --- what hosts do ---
 

@@ -17,21 +17,6 @@ NO_LIMIT = -1
 """Stands for no limit in the file, where NULL stands for the limit of the role."""
 GUEST = "guest"
 """The role with the least, which a role counts as that is not known."""
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS roles (
-    name TEXT PRIMARY KEY, memory_bytes INTEGER, leases INTEGER, connections INTEGER, bytes_per_s INTEGER
-) STRICT;
-CREATE TABLE IF NOT EXISTS client_limits (
-    client TEXT PRIMARY KEY, memory_bytes INTEGER, leases INTEGER, connections INTEGER, bytes_per_s INTEGER
-) STRICT;
-CREATE TRIGGER IF NOT EXISTS paired_again AFTER UPDATE OF credential_sha256 ON clients BEGIN
-    DELETE FROM client_limits WHERE client = new.id;
-END;
-CREATE TRIGGER IF NOT EXISTS struck_out AFTER DELETE ON clients BEGIN
-    DELETE FROM client_limits WHERE client = old.id;
-END;
-"""
-"""The tables beside that of the clients. A pairing that is made anew begins with what its token says."""
 
 
 @dataclass(frozen=True)

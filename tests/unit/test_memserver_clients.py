@@ -9,7 +9,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,13 @@ from ghostbox.memserver import clients
 from ghostbox.memserver.clients import ClientStore, NewToken, State, open_store, owner_of
 from ghostbox.memserver.refusal import RequestRefused
 from ghostbox.units import GIB
+from helpers import clients_file
 from helpers.clocks import SetClock
 
-DONOR = "d0" * 8
+DONOR = clients_file.DONOR
+clock, file, store = clients_file.clock, clients_file.file, clients_file.store
 CREDENTIAL = "c1" * 32
 DAY_S = 86400.0
-
-
-@pytest.fixture
-def clock() -> SetClock:
-    return SetClock()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "clients.sqlite3"
-
-
-@pytest.fixture
-def store(file: Path, clock: SetClock) -> Iterator[ClientStore]:
-    with open_store(file, DONOR, clock) as opened:
-        yield opened
 
 
 def request(token: NewToken, credential: str = CREDENTIAL, **changed: str) -> PairingRequest:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,29 +21,14 @@ from ghostbox.memserver.refusal import RequestRefused
 from ghostbox.memserver.requests import EXPIRE_S, MOST, MOST_EACH, OPEN_WITHIN_S, RequestStore, Stage, hosts_in
 from ghostbox.memserver.role_store import RoleStore
 from ghostbox.units import GIB
+from helpers import clients_file
 from helpers.clocks import SetClock
 
-DONOR = "d0" * 8
+DONOR = clients_file.DONOR
+clock, file, store = clients_file.clock, clients_file.file, clients_file.store
 FINGERPRINT = b"\xf1" * 32
 HOME = "192.0.2.7:5000"
 DAY_S = 86400.0
-
-
-@pytest.fixture
-def clock() -> SetClock:
-    return SetClock()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "clients.sqlite3"
-
-
-@pytest.fixture
-def store(file: Path, clock: SetClock) -> Iterator[ClientStore]:
-    with open_store(file, DONOR, clock) as opened:
-        opened._connection.execute("PRAGMA synchronous = OFF")  # no test that uses it cuts the power
-        yield opened
 
 
 @pytest.fixture
@@ -369,6 +354,18 @@ def test_hosts_are_named_for_the_shell(requests: RequestStore, file: Path) -> No
     assert hosts_in(file) == ({"attic"}, {"tower"})
     with pytest.raises(OSError, match="unable to open database file"):
         hosts_in(file.with_name("none"))
+
+
+def test_a_file_of_an_earlier_ghostbox_gets_the_table(requests: RequestStore, store: ClientStore, file: Path) -> None:
+    asks(requests, Asker())
+    with store.changing() as db:
+        db.execute("DROP TABLE requests")
+    store.close()
+    with open_store(file, DONOR) as again:
+        table = RequestStore(again, FINGERPRINT)
+        assert table.shown() == []
+        asks(table, Asker())
+        assert len(table.shown()) == 1
 
 
 # --- kills ---

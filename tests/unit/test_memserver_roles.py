@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,20 +21,11 @@ from ghostbox.memserver.role_api import changes_of
 from ghostbox.memserver.role_store import RoleStore, Standing
 from ghostbox.memserver.roles import NO_LIMIT, Limits
 from ghostbox.units import GIB, MIB
+from helpers import clients_file
 
-DONOR = "d0" * 8
+DONOR = clients_file.DONOR
+clock, file, store = clients_file.clock, clients_file.file, clients_file.store
 LENT = 64 * GIB
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "clients.sqlite3"
-
-
-@pytest.fixture
-def store(file: Path) -> Iterator[ClientStore]:
-    with open_store(file, DONOR) as opened:
-        yield opened
 
 
 @pytest.fixture
