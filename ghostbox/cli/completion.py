@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
@@ -89,6 +90,15 @@ def _hosts() -> list[tuple[set[str], set[str]]]:
 
 
 @_offering
+def ssh_hosts() -> Iterable[str]:
+    """Return the hosts that the user's ssh configuration names; patterns are none."""
+    file = Path.home() / ".ssh/config"
+    lines = [line.split() for line in file.read_text(errors="replace").splitlines()]
+    named = [word for words in lines if words and words[0].lower() == "host" for word in words[1:]]
+    return sorted({word for word in named if not set("*?!") & set(word)})
+
+
+@_offering
 def keys() -> Iterable[str]:
     """Return the keys of a definition."""
     return list(definition.vm_keys())
@@ -98,6 +108,7 @@ _ARGUMENTS = {"name": vms, "address": donors, "addresses": donors, "names": dono
 _OWN: dict[tuple[str, ...], dict[str, Complete]] = {
     ("image", "delete"): {"name": images},
     ("set",): {"words": settings},
+    **{("donor", word): {"target": ssh_hosts} for word in ("deploy", "undeploy")},
     **{("memserver", word): {"host": asking_hosts} for word in ("approve", "deny")},
     **{("memserver", word): {"host": paired_hosts} for word in ("suspend", "resume", "revoke")},
 }

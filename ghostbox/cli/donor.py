@@ -14,6 +14,7 @@ from rich.text import Text
 from ghostbox import donors
 from ghostbox.cli.chosen import chosen, likely
 from ghostbox.cli.context import Context
+from ghostbox.cli.deploy import deploy, undeploy
 from ghostbox.cli.key_options import key_option
 from ghostbox.cli.options import BYTES, confirm, timeout_option, yes_option
 from ghostbox.cli.output import Stages, echo, emit, output_options, plain
@@ -45,6 +46,7 @@ Examples:
   ghostbox donor leases tower
   ghostbox donor bench
   ghostbox donor add gbt1_...
+  ghostbox donor deploy root@tower
   ghostbox donor drain tower
 """
 )
@@ -53,7 +55,8 @@ def donor() -> None:
 
 
 _insecure = key_option("pool.insecure")
-donor.add_command(scan_donors)
+for _command in (scan_donors, deploy, undeploy):
+    donor.add_command(_command)
 
 
 @donor.command(

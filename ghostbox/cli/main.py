@@ -84,6 +84,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
 }
 HIDDEN: Mapping[str, Command] = {
+    "deployed": Command("ghostbox.cli.deployed", "Start, show and stop a deployed memserver, on its own machine."),
     "supervise": Command("ghostbox.cli.supervise", "Supervise a VM until it ends."),
     "share-files": Command("ghostbox.cli.share_files", "Serve a shared folder of a VM."),
     "settle-leases": Command("ghostbox.cli.settle_leases", "Release leases whose donors did not answer earlier."),

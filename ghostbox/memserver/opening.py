@@ -59,7 +59,12 @@ class ServiceOptions:
 
 def default_name() -> str:
     """Return the machine's host name, with the characters that a memserver's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")[:63] or "donor"
+    return name_of(socket.gethostname())
+
+
+def name_of(machine: str) -> str:
+    """Return the name that a memserver of this machine has if it is given none."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", machine).strip("-._")[:63] or "donor"
 
 
 def check_options(options: ServiceOptions) -> ServiceOptions:

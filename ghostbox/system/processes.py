@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -80,6 +82,56 @@ def run(
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise ProgramError(f"{words[0]} failed with status {done.returncode}", why="\n".join(lines[-5:]) or None)
     return done.stdout
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Holds how a program has ended: its exit status (for a signal its negative number) and what it has written."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def feed(argv: Sequence[str | Path], parts: Iterable[bytes] = (), *, timeout_s: float | None = None) -> Ended:
+    """Run a program to its end, with ``parts`` on its stdin one after the other; no exit status is an error.
+
+    A program that stops reading gets no more parts. Its output goes through files: a process that it leaves in the
+    background may keep them open. If this process is interrupted, the program is ended.
+
+    Raises:
+        ProgramError: the program is not found.
+        DeadlineExceeded: the program ran longer than ``timeout_s`` after the last part, and was killed.
+    """
+    words = [str(word) for word in argv]
+    _log.debug("run: %s", " ".join(words))
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        try:
+            child = subprocess.Popen(
+                words, executable=which(words[0]), stdin=subprocess.PIPE, stdout=out, stderr=errors
+            )
+        except FileNotFoundError as err:
+            raise ProgramError(f"cannot run {words[0]}: not found", hint=f"install {Path(words[0]).name}") from err
+        assert child.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                for part in parts:
+                    child.stdin.write(part)
+                child.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            status = child.wait(timeout_s)
+        except subprocess.TimeoutExpired as err:
+            raise DeadlineExceeded(f"{words[0]} did not finish within {timeout_s:.0f} s") from err
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        texts = []
+        for stream in (out, errors):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    return Ended(status, *texts)
 
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -13,13 +13,14 @@ import getpass
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghostbox.errors import GhostboxError, ProgramError, Refused, hint_for
+from ghostbox.errors import DeadlineExceeded, GhostboxError, ProgramError, Refused, hint_for
 from ghostbox.paths import Paths
-from ghostbox.system import processes, state_files
+from ghostbox.system import process_table, processes, state_files
 
 _log = logging.getLogger(__name__)
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3)
@@ -85,13 +86,15 @@ def service(kind: Kind, *, user: bool) -> Service:
     return Service(kind, Scope.USER if user or os.geteuid() != 0 else Scope.SYSTEM)
 
 
-def install(wanted: Service, arguments: Sequence[str], paths: Paths) -> ServiceStatus:
+def install(wanted: Service, arguments: Sequence[str], paths: Paths, *, keep_leases: bool = False) -> ServiceStatus:
     """Write the unit, enable it for the boot, and start it now (for a host, its VMs).
 
     Args:
         wanted: which service.
         arguments: of `ghostbox memserver`, or of `ghostbox autostart run`.
         paths: the directories that the service uses.
+        keep_leases: a donor that runs is not stopped, which would wait for its leases: its control plane is killed, and
+            the new one takes over the memory with all leases.
 
     Raises:
         Refused: systemd does not run here, or GhostBox did not write a unit of that name that exists.
@@ -106,8 +109,11 @@ def install(wanted: Service, arguments: Sequence[str], paths: Paths) -> ServiceS
     with contextlib.suppress(ProgramError):  # systemd does not know the unit: there are no starts to forget
         _systemctl(wanted, "reset-failed", wanted.unit)
     try:
-        _tell_of_waiting(wanted)
-        _systemctl(wanted, "restart", wanted.unit, timeout_s=None)
+        if keep_leases and _property(wanted, "ActiveState") == "active":
+            _replace_control_plane(wanted)
+        else:
+            _tell_of_waiting(wanted)
+            _systemctl(wanted, "restart", wanted.unit, timeout_s=None)
     except ProgramError as err:
         raise ProgramError(
             f"{wanted.unit} is installed and does not start", why=err.why, hint=f"{wanted.journal} -n 20"
@@ -154,10 +160,39 @@ def uninstall(wanted: Service) -> bool:
     return True
 
 
+def fails(wanted: Service, restarts: int) -> bool:
+    """Tell whether a service has failed, or was started again so many times since it was installed."""
+    return _property(wanted, "ActiveState") == "failed" or int(_property(wanted, "NRestarts") or 0) >= restarts
+
+
+def last_words(wanted: Service, lines: int) -> str | None:
+    """Return the last lines of a service's log; None if there are none."""
+    words = [*wanted.journal.split(), "-n", str(lines), "-o", "cat", "--no-pager"]
+    with contextlib.suppress(ProgramError):
+        return processes.run(words, timeout_s=_TIMEOUT_S).strip() or None
+    return None
+
+
 def _tell_of_waiting(wanted: Service) -> None:
     """Log why the next step may take long: a running donor is stopped."""
     if wanted.kind is Kind.DONOR and _property(wanted, "ActiveState") in ("active", "deactivating"):
         _log.warning("%s stops once no host holds its memory; to see the holders: %s", wanted.unit, wanted.journal)
+
+
+def _replace_control_plane(wanted: Service) -> None:
+    """Kill the control plane; systemd starts the new one (Restart=), which adopts the data plane.
+
+    Raises:
+        ProgramError: systemd does not start it again.
+    """
+    before = int(_property(wanted, "MainPID"))
+    process_table.send(before, signal.SIGKILL, lambda: int(_property(wanted, "MainPID")) == before)
+    try:
+        processes.wait_until(
+            lambda: int(_property(wanted, "MainPID")) not in (0, before), timeout_s=_TIMEOUT_S, what="its next start"
+        )
+    except DeadlineExceeded as err:
+        raise ProgramError(f"{wanted.unit} was not started again", why=err.message) from err
 
 
 def _property(wanted: Service, name: str) -> str:

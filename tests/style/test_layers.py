@@ -62,7 +62,7 @@ def test_no_package_imports_itself_through_others() -> None:
 
 def test_subprocess_libvirt_and_the_network_have_one_owner_each() -> None:
     owners = {
-        "subprocess": {"ghostbox.system.processes"},
+        "subprocess": {"ghostbox.system.processes", "ghostbox.deploy.agent"},
         "libvirt": {"ghostbox.system.hypervisor"},
         "paramiko": {"ghostbox.system.ssh"},
         "httpx": {"ghostbox.donors.client"},

@@ -98,3 +98,15 @@ def test_every_shell_hears_the_names(offered: Callable[..., set[str]], shell: st
 def test_what_cannot_be_read_offers_nothing_and_disturbs_nobody(offered: Callable[..., set[str]]) -> None:
     (here().state / "known-donors.json").write_text("nonsense")
     assert offered("ghostbox up --donor ") <= {""}
+
+
+def test_the_hosts_of_the_users_ssh_configuration_are_offered(
+    offered: Callable[[str, str], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/config").write_text("Host tower attic\n  User ana\nhost *.example !bad\n")
+    assert offered("ghostbox donor deploy ", "bash") == {"tower", "attic"}
+    assert offered("ghostbox donor undeploy t", "bash") == {"tower"}
+    (tmp_path / ".ssh/config").unlink()
+    assert offered("ghostbox donor deploy ", "bash") <= {""}
