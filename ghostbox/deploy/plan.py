@@ -72,7 +72,11 @@ def check_machine(facts: Facts, target: str, machine: str) -> None:
         )
     wanted = _text(PYTHON)
     if facts.python is None:
-        raise Refused(f"{target} has no python3", hint=f"install Python {wanted} or later there, then again")
+        raise Refused(
+            f"{target} has no python3{' that runs' if facts.python_lacks else ''}",
+            why=facts.python_lacks or None,
+            hint=f"install Python {wanted} or later there, then again",
+        )
     if facts.python < PYTHON:
         raise Refused(
             f"{target} has Python {_text(facts.python)} ({facts.python_path}), which is too old",

@@ -81,16 +81,21 @@ def _start_in_background(name: str, words: Sequence[str], paths: Paths) -> None:
 
 
 def _wait_for_service(service: Service, name: str, paths: Paths, before: int) -> None:
+    most = services.restarts(service) + _RESTARTS
+
+    def fails() -> bool:
+        return services.has_failed(service) or services.restarts(service) >= most
+
     def settled() -> bool:
         running = lock.running(paths.memserver_state(name))
-        is_new = running is not None and running.pid != before
-        return (is_new and _serves(name, paths, running.pid if running else 0)) or services.fails(service, _RESTARTS)
+        is_new = running is not None and running.pid != before and _serves(name, paths, running.pid)
+        return is_new or fails()
 
     try:
         processes.wait_until(settled, timeout_s=_START_S, what="its start", interval_s=0.2)
     except DeadlineExceeded as err:
         raise _not_started(name, services.last_words(service, _LOG_LINES), service.journal) from err
-    if services.fails(service, _RESTARTS):
+    if fails():
         raise _not_started(name, services.last_words(service, _LOG_LINES), service.journal)
 
 

@@ -160,9 +160,14 @@ def uninstall(wanted: Service) -> bool:
     return True
 
 
-def fails(wanted: Service, restarts: int) -> bool:
-    """Tell whether a service has failed, or was started again so many times since it was installed."""
-    return _property(wanted, "ActiveState") == "failed" or int(_property(wanted, "NRestarts") or 0) >= restarts
+def restarts(wanted: Service) -> int:
+    """Return how often systemd has started a service again by itself."""
+    return int(_property(wanted, "NRestarts") or 0)
+
+
+def has_failed(wanted: Service) -> bool:
+    """Tell whether systemd has given a service up."""
+    return _property(wanted, "ActiveState") == "failed"
 
 
 def last_words(wanted: Service, lines: int) -> str | None:

@@ -134,7 +134,7 @@ def _start_script(place: Path, opt_size: str) -> str:
 
 
 def _write_users(place: Path) -> None:
-    """Write the machine's users: this machine's, and ana."""
+    """Write the machine's users: this machine's, of whom root alone has a line for a password, and ana."""
     hashed = subprocess.run(
         ["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -145,7 +145,8 @@ def _write_users(place: Path) -> None:
     }
     for name, line in added.items():
         path = place / name
-        path.write_text(f"{Path('/etc', name).read_text()}{line}\n")
+        others = "root:*:20000:0:99999:7:::\n" if name == "shadow" else Path("/etc", name).read_text()
+        path.write_text(f"{others}{line}\n")
         path.chmod(0o640 if name == "shadow" else 0o644)
     (place / "sudoers").write_text("root ALL=(ALL) ALL\n")
     (place / "sudoers").chmod(0o440)

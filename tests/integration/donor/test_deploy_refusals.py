@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ghostbox.system.processes import wait_until
 from helpers.deploying import SMALL, call, deploy, refused
 from helpers.secure_host import Host
 from helpers.ssh_machine import PORT, SshMachine, ssh_machine
@@ -78,6 +81,11 @@ OTHER_MACHINES = {
         esac""",
         r"the Python of tower is incomplete: ModuleNotFoundError: No module named 'asyncio' fix: install the whole",
     ),
+    "broken Python": (
+        "python3",
+        "echo libpython3.11.so.1.0: cannot open shared object file >&2; exit 127",
+        r"tower has no python3 that runs why: libpython3\.11\.so\.1\.0: cannot open shared object file fix",
+    ),
     "no Python": ("python3", None, r"tower has no python3 fix: install Python 3\.11 or later there, then again"),
     "full disk": (
         "df",
@@ -138,6 +146,23 @@ def test_a_connection_that_is_cut_half_way(host: Host, machine: SshMachine, tmp_
     assert code == 1
     assert "the connection to tower was lost: the copy was not finished" in err
     assert "fix: the same command again begins anew, and removes what is half done" in err
+    machine.wait_until_idle()
+
+
+def test_a_command_that_is_interrupted_while_it_copies(host: Host, machine: SshMachine, tmp_path: Path) -> None:
+    stall = tmp_path / "stall.py"
+    stall.write_text(CUT.rpartition("os._exit")[0] + "threading.Event().wait()\n")
+    machine.configure(f"ProxyCommand {sys.executable} {stall} {machine.address} {PORT} 6000000")
+    words = ["donor", "deploy", "tower", "--ssh-config", str(machine.config), *SMALL]
+    argv = [sys.executable, "-m", "ghostbox", *words]
+    with subprocess.Popen(argv, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        wait_until(
+            lambda: machine.sh("find /opt -name '.partial-*'") != "", timeout_s=120, what="a copy", interval_s=0.1
+        )
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "error: interrupted" in err
     machine.wait_until_idle()
 
 
