@@ -14,6 +14,7 @@ from typing import IO, NoReturn
 import click
 
 from ghostbox.cli import main
+from helpers.project import ROOT
 
 _WIDTH = {"COLUMNS": "200", "NO_COLOR": "1"}
 
@@ -51,7 +52,13 @@ def run(
 
 
 def run_with(env: Mapping[str, str], *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command with this environment and no other, as `run` does."""
+    """Run a command with this environment and no other, as `run` does.
+
+    With other modules on its PYTHONPATH than this process has, the command is a process of its own.
+    """
+    if env.get("PYTHONPATH", str(ROOT)) != str(ROOT):
+        argv = [sys.executable, "-m", "ghostbox", *words]
+        return subprocess.run(argv, env=env, input=stdin, capture_output=True, text=True, timeout=120, check=False)
     load_commands()
     return run(*words, cwd=Path.cwd(), env=env, whole_env=True, stdin=stdin)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from helpers.donor import ROOT
 from helpers.guest import free_port
 from helpers.secure_host import Host
 from helpers.ssh_machine import SshMachine, ssh_machine
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_deployed_again_it_is_of_the_new_version_and_no_lease_is_lost(
     assert second["changes"][1] == f"let /opt/ghostbox/current be {second['version']}, instead of {first['version']}"
     assert "memserver --size 64M --reserve 0 --bind 0.0.0.0, in the background; leases stay" in second["changes"][2]
     assert machine.sh("readlink /opt/ghostbox/current") == f"versions/{second['version']}\n"
-    assert machine.has("/opt/ghostbox/current/lib/python3.11/site-packages/ghostbox/news.py")
+    assert machine.has(f"/opt/ghostbox/current/lib/python{PYTHON}/site-packages/ghostbox/news.py")
     assert data_plane(machine) == before
     assert leases(host) == ["a"]
     assert host.pairings() == paired_as
