@@ -127,6 +127,8 @@ def feed(argv: Sequence[str | Path], parts: Iterable[bytes] = (), *, timeout_s: 
             if child.poll() is None:
                 child.kill()
                 child.wait()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()  # what it has not read
         texts = []
         for stream in (out, errors):
             stream.seek(0)

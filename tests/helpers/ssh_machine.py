@@ -34,6 +34,7 @@ PASSWORD = "correct horse"  # noqa: S105 - of a user who exists in a test alone
 _SERVER = "dropbear"
 _OWN_PLACES = ("/opt", "/run", "/root", "/srv", "/usr/local/bin")
 _ANA = 12345
+_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # of the machine: dropbear hands its own on to logins
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SshMachine:
     def sh(self, script: str, *, check: bool = True) -> str:
         """Run a shell script there, past ssh, and return its output."""
         argv = ["nsenter", "-t", str(self.pid), "-m", "-p", "-n", "sh", "-c", script]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(argv, env=_ENV, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout
 
@@ -169,7 +170,8 @@ def ssh_machine(place: Path, *, opt_size: str = "1g") -> Iterator[SshMachine]:
             "private",
         ]
         script = textwrap.dedent(_start_script(place, opt_size))
-        with subprocess.Popen([*argv, "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log) as unshare:
+        words = [*argv, "sh", "-c", script]
+        with subprocess.Popen(words, env=_ENV, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as unshare:
             try:
                 children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
                 wait_until(lambda: children.read_text().strip() != "", timeout_s=30, what="the machine's first process")
@@ -191,7 +193,7 @@ def ssh_to_systemd(place: Path, systemd: Systemd) -> Iterator[SshMachine]:
     argv = ["nsenter", "-t", str(systemd.pid), "-m", "-p", "unshare", "-m", "--propagation", "private"]
     with (place / "sshd.log").open("w") as log:
         words = [*argv, "sh", "-c", textwrap.dedent(script)]
-        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as server:
+        with subprocess.Popen(words, env=_ENV, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as server:
             try:
                 yield _answering(SshMachine(place, "127.0.0.1", systemd.pid, port))
             finally:

@@ -200,6 +200,7 @@ def test_all_programs_make_ghostbox_directories_in_the_same_way() -> None:
         "services.py",
         "sftp.py",
         "daemon.py",
+        "agent.py",  # it runs where no other module of ours is, and sets the umask
     }
     wrong = [
         str(path)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from ghostbox.system.processes import wait_until
 from helpers.deploying import SMALL, call, deploy, refused
 from helpers.secure_host import Host
 from helpers.ssh_machine import PORT, SshMachine, ssh_machine
+
+PYTHON = shlex.quote(sys.executable)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ def test_a_disk_that_fills_up_while_it_is_copied_to(host: Host, tmp_path: Path) 
 def test_a_connection_that_is_cut_half_way(host: Host, machine: SshMachine, tmp_path: Path) -> None:
     cut = tmp_path / "cut.py"
     cut.write_text(CUT)
-    machine.configure(f"ProxyCommand {sys.executable} {cut} {machine.address} {PORT} 6000000")
+    machine.configure(f"ProxyCommand {PYTHON} {cut} {machine.address} {PORT} 6000000")
     code, err = refused(host, machine, *SMALL)
     assert code == 1
     assert "the connection to tower was lost: the copy was not finished" in err
@@ -152,7 +155,7 @@ def test_a_connection_that_is_cut_half_way(host: Host, machine: SshMachine, tmp_
 def test_a_command_that_is_interrupted_while_it_copies(host: Host, machine: SshMachine, tmp_path: Path) -> None:
     stall = tmp_path / "stall.py"
     stall.write_text(CUT.rpartition("os._exit")[0] + "threading.Event().wait()\n")
-    machine.configure(f"ProxyCommand {sys.executable} {stall} {machine.address} {PORT} 6000000")
+    machine.configure(f"ProxyCommand {PYTHON} {stall} {machine.address} {PORT} 6000000")
     words = ["donor", "deploy", "tower", "--ssh-config", str(machine.config), *SMALL]
     argv = [sys.executable, "-m", "ghostbox", *words]
     with subprocess.Popen(argv, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
