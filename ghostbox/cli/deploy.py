@@ -132,7 +132,7 @@ It is refused while a host holds memory there.
 def undeploy(
     context: Context, /, target: str, user: bool, ssh_config: Path | None, dry_run: bool, yes: bool, output: str
 ) -> None:
-    """Remove a donor that was deployed from its machine: nothing of it is left there."""
+    """Remove a deployed donor from its machine, with all that it has there."""
     stages = Stages()
 
     def agree(changes: tuple[str, ...]) -> None:

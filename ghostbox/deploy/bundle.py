@@ -30,7 +30,7 @@ from ghostbox.system import locks, processes, state_files
 
 _PROGRAM = "ghostbox-memserver"
 _NOT_A_DONORS = {"__pycache__", "native", "data"}
-# The C library belongs to the system, and so does what is a part of it.
+# Parts of the C library: the donor's system has its own.
 _SYSTEMS_OWN = re.compile(r"(ld-linux|linux-vdso|lib(c|m|dl|rt|pthread|util|resolv)\.so)")
 _GLIBC = re.compile(rb"GLIBC_(\d+)\.(\d+)\0")
 _CHUNK_BYTES = 1 << 20

@@ -31,7 +31,6 @@ from ghostbox.system.remote import Remote
 from ghostbox.units import format_bytes
 
 _TOKEN = TypeAdapter(NewTokenFields)
-_SHOWN = TypeAdapter(Shown)
 _NOTHING: TypeAdapter[object] = TypeAdapter(object)
 _TIMES = (15.0, 5.0)
 _EVERYWHERE = ("--bind", "0.0.0.0")  # noqa: S104 - a donor serves its network: paired hosts alone, over TLS
@@ -154,7 +153,7 @@ def _start(side: DonorSide, found: Plan, progress: Progress) -> Shown:
     with progress.stage("start") as stage:
         _switch(side, found.version, (found.name, *found.arguments))
         try:
-            shown = _started(side, found.name, found.arguments, found.start)
+            shown = side.start(found.name, found.arguments, found.start)
         except GhostboxError as err:
             stage.say("it does not start: back to what was before")
             try:
@@ -171,20 +170,14 @@ def _switch(side: DonorSide, version: str, arguments: tuple[str, ...]) -> None:
     side.act("switch", "the version was not switched", version=version, arguments=arguments)
 
 
-def _started(side: DonorSide, name: str, options: tuple[str, ...], start: Start) -> Shown:
-    words = ("deployed", "start", "--name", name, "--by", side.scope_word(start))
-    return side.command(_SHOWN, *words, doing="the memserver was not started", behind=options)
-
-
 def _go_back(side: DonorSide, found: Plan) -> None:
     """Use the former version with the former arguments again; without one, remove all."""
     former = side.place
     if former.current in former.versions and former.arguments:
         _switch(side, former.current, former.arguments)
-        _started(side, former.arguments[0], former.arguments[1:], found.start)
+        side.start(former.arguments[0], former.arguments[1:], found.start)
         return
-    words = ("deployed", "stop", "--name", found.name, "--by", side.scope_word(found.start))
-    side.command(_SHOWN, *words, doing="the memserver was not stopped")
+    side.stop(found.name, found.start)
     side.act("remove", "the installation was not removed")
 
 

@@ -16,6 +16,7 @@ from ghostbox.deploy import facts as facts_module
 from ghostbox.deploy.facts import Facts, Place, Sudo
 from ghostbox.deploy.plan import Start, link_of, runtime_of
 from ghostbox.errors import GhostboxError, Refused
+from ghostbox.memserver.deployed import Shown
 from ghostbox.system import forms
 from ghostbox.system.processes import Ended
 from ghostbox.system.remote import Remote
@@ -23,6 +24,8 @@ from ghostbox.system.remote import Remote
 _FACTS_S = 120.0
 _STEP_S = 600.0
 _READ = "import sys; exec(sys.stdin.buffer.read({length}))"
+
+_SHOWN = TypeAdapter(Shown)
 
 T = TypeVar("T")
 Ask = Callable[[str], str]
@@ -93,7 +96,17 @@ class DonorSide:
                 ) from err
         raise self._error(done, doing)
 
-    def scope_word(self, start: Start) -> str:
+    def start(self, name: str, options: Iterable[str], by: Start) -> Shown:
+        """Start the memserver there, and return how it does."""
+        words = ("deployed", "start", "--name", name, "--by", self._scope_word(by))
+        return self.command(_SHOWN, *words, doing="the memserver was not started", behind=options)
+
+    def stop(self, name: str, by: Start) -> Shown:
+        """Stop the memserver there, and return how it did before."""
+        words = ("deployed", "stop", "--name", name, "--by", self._scope_word(by))
+        return self.command(_SHOWN, *words, doing="the memserver was not stopped")
+
+    def _scope_word(self, start: Start) -> str:
         """Return how the memserver is started there, as `deployed start` takes it."""
         if start is Start.BACKGROUND:
             return "background"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ghostbox.deploy.facts import Facts, Place, Sudo, Version
 from ghostbox.errors import NotFound, Refused
@@ -149,7 +149,7 @@ def make(  # what is wanted, each by its name
             hint="make space there: df -h shows which file system is full",
         )
     changes = _changes(plan, needs, facts, is_new=not place.ours)
-    return Plan(place, as_root, start, needs.version, name, tuple(arguments), changes)
+    return replace(plan, changes=changes)
 
 
 def _has_systemd(facts: Facts, place: Place) -> bool:

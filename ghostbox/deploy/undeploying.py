@@ -7,18 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from ghostbox.deploy import donor_side, plan
 from ghostbox.deploy.donor_side import Ask, DonorSide
 from ghostbox.deploy.plan import Start
 from ghostbox.donors import known, pairings
-from ghostbox.memserver.deployed import Shown
 from ghostbox.paths import Paths
 from ghostbox.session.progress import Progress
 from ghostbox.system.remote import Remote
-
-_SHOWN = TypeAdapter(Shown)
 
 
 @dataclass(frozen=True)
@@ -83,9 +78,7 @@ def undeploy(
 
 def _stop(side: DonorSide, name: str, paths: Paths) -> None:
     """Stop the memserver, and strike it out here. It need not be told: all that it knows of hosts is removed."""
-    by = side.scope_word(Start.SERVICE if side.place.unit else Start.BACKGROUND)
-    words = ("deployed", "stop", "--name", name, "--by", by)
-    stopped = side.command(_SHOWN, *words, doing="the memserver was not stopped")
+    stopped = side.stop(name, Start.SERVICE if side.place.unit else Start.BACKGROUND)
     if not stopped.id:
         return
     pairings.drop(paths, [each for each in pairings.load(paths) if each.donor == stopped.id])

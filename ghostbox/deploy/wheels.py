@@ -90,7 +90,7 @@ def _is_installed(name: str) -> bool:
 
 
 def normal(name: str) -> str:
-    """Return a package's name as it is compared."""
+    """Return a package's name in the form in which names are compared (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

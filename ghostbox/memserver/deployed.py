@@ -30,7 +30,7 @@ _LOG_LINES = 4
 
 @dataclass(frozen=True)
 class Shown:
-    """Holds how a deployed memserver does. ``holders`` name who holds leases, each with the size."""
+    """Describes a deployed memserver. ``holders`` are the hosts and VMs that hold leases, each with its size."""
 
     name: str
     running: bool

@@ -6,7 +6,10 @@ clock, file, store = clients_file.clock, clients_file.file, clients_file.store
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,29 @@ def store(file: Path, clock: SetClock) -> Iterator[ClientStore]:
     with open_store(file, DONOR, clock) as opened:
         opened._connection.execute("PRAGMA synchronous = OFF")  # no test that uses it cuts the power
         yield opened
+
+
+def killed(step: Callable[[Callable[[str], None]], object], after: int) -> int:
+    """Run a step in a process of its own, which is killed before its statement number ``after``; return its status.
+
+    The step gets what is to be called with each statement.
+    """
+    pid = os.fork()
+    if pid == 0:
+        left = after
+
+        def count(_statement: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            step(count)
+            os._exit(0)
+        finally:
+            sys.stderr.flush()
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Deploy donors to machines of tests by the real commands, and say what is to be seen afterwards."""
+"""Deploy donors to machines of tests by the real commands, and say what is to be seen afterwards.
+
+The fixtures of hosts are for modules: cache, host = deploying.cache, deploying.host
+"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from helpers import paired
 from helpers.secure_host import Host
@@ -12,6 +18,18 @@ from helpers.ssh_machine import SshMachine
 
 SMALL = ("--", "--size", "64M", "--reserve", "0", "--name", "attic")
 """Options of a small memserver, which stand last."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache that all hosts of a module share, so that a bundle is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def host(tmp_path: Path, cache: Path) -> Host:
+    """Return a host that has no donor yet."""
+    return Host(tmp_path / "host", {"GHOSTBOX_CACHE_DIR": str(cache)})
 
 
 def call(host: Host, machine: SshMachine, command: str, *words: str) -> tuple[int, str, str]:

@@ -30,7 +30,7 @@ from helpers.guest import free_port
 from helpers.systemd import Systemd
 
 PORT = 2222
-PASSWORD = "correct horse"  # noqa: S105 - of a user who exists in a test alone
+PASSWORD = "correct horse"  # noqa: S105 - ana's, who is a user of this machine alone
 _SERVER = "dropbear"
 _OWN_PLACES = ("/opt", "/run", "/root", "/srv", "/usr/local/bin")
 _ANA = 12345

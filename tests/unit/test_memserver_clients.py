@@ -6,9 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import signal
 import sqlite3
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,32 +252,6 @@ def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
         open_store(tmp_path / "file" / "clients", DONOR)
 
 
-def _killed(step: Callable[[Callable[[str], None]], object], after: int) -> int:
-    """Run a step in a process of its own, which is killed before its statement number ``after``; return its status.
-
-    The step gets what is to be called with each statement.
-    """
-    pid = os.fork()
-    if pid == 0:
-        left = after
-
-        def count(_statement: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            step(count)
-            os._exit(0)
-        finally:
-            sys.stderr.flush()
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status
-
-
 def test_a_kill_between_any_two_statements_of_the_first_start_leaves_a_donor_that_starts(file: Path) -> None:
     connect = sqlite3.connect
 
@@ -295,7 +267,7 @@ def test_a_kill_between_any_two_statements_of_the_first_start_leaves_a_donor_tha
     after, status = 0, -9
     while status == -9:
         file.unlink(missing_ok=True)
-        status = _killed(opens, after)
+        status = clients_file.killed(opens, after)
         with open_store(file, DONOR) as store:
             assert store.clients() == []
         after += 3
@@ -316,7 +288,7 @@ def test_a_kill_between_any_two_statements_of_a_pairing_has_paired_wholly_or_not
                 store._connection.set_trace_callback(count)
                 store.pair(wanted, None)
 
-        status = _killed(pairs, after)
+        status = clients_file.killed(pairs, after)
         with open_store(file, DONOR) as store:
             before = store.clients()
             assert [entry.used_by for entry in store.tokens()] == [next((each.id for each in before), None)]

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 import sqlite3
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,28 +370,14 @@ def test_a_file_of_an_earlier_ghostbox_gets_the_table(requests: RequestStore, st
 
 def _killed(file: Path, step: Callable[[RequestStore], object], after: int) -> int:
     """Do a step in a process of its own that is killed before its SQL statement number ``after``; return its status."""
-    pid = os.fork()
-    if pid == 0:
-        left = after
 
-        def count(_statement: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def counted(count: Callable[[str], None]) -> None:
+        store = open_store(file, DONOR)
+        table = RequestStore(store, FINGERPRINT)
+        store._connection.set_trace_callback(count)
+        step(table)
 
-        try:
-            store = open_store(file, DONOR)
-            table = RequestStore(store, FINGERPRINT)
-            store._connection.set_trace_callback(count)
-            step(table)
-            os._exit(0)
-        finally:
-            sys.stderr.flush()
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status
+    return clients_file.killed(counted, after)
 
 
 @pytest.mark.parametrize("step", ["ask", "open", "approve", "deny", "withdraw", "trust"])

@@ -16,6 +16,7 @@ from ghostbox import paths
 from ghostbox.deploy import bundle, deploying
 from ghostbox.donors import pairings
 from ghostbox.errors import NoAnswer
+from helpers import deploying as deploys
 from helpers.deploying import SMALL, call, deploy, lease, leases, refused, undeploy
 from helpers.donor import ROOT
 from helpers.guest import free_port
@@ -23,17 +24,7 @@ from helpers.secure_host import Host
 from helpers.ssh_machine import SshMachine, ssh_machine
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache in which all hosts of this module find the bundles that one of them has made."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def host(tmp_path: Path, cache: Path) -> Host:
-    return Host(tmp_path / "host", {"GHOSTBOX_CACHE_DIR": str(cache)})
+cache, host = deploys.cache, deploys.host
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who is not root deploys by sudo, with one question at most, or into the home directory; systemd runs a service."""
+"""Logins other than root deploy by sudo, asked once at most, or into their home directory; systemd runs a service."""
 
 from __future__ import annotations
 
@@ -14,22 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers import deploying as deploys
 from helpers.deploying import SMALL, call, deploy, lease, leases, refused, undeploy
 from helpers.guest import free_port
 from helpers.secure_host import Host
 from helpers.ssh_machine import PASSWORD, SshMachine, ssh_machine, ssh_to_systemd
 from helpers.systemd import user_systemd
 
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache in which all hosts of this module find the bundle that one of them has made."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def host(tmp_path: Path, cache: Path) -> Host:
-    return Host(tmp_path / "host", {"GHOSTBOX_CACHE_DIR": str(cache)})
+cache, host = deploys.cache, deploys.host
 
 
 @pytest.fixture

@@ -14,22 +14,13 @@ from pathlib import Path
 import pytest
 
 from ghostbox.system.processes import wait_until
+from helpers import deploying as deploys
 from helpers.deploying import SMALL, call, deploy, refused
 from helpers.secure_host import Host
 from helpers.ssh_machine import PORT, SshMachine, ssh_machine
 
 PYTHON = shlex.quote(sys.executable)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache in which all hosts of this module find the bundle that one of them has made."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def host(tmp_path: Path, cache: Path) -> Host:
-    return Host(tmp_path / "host", {"GHOSTBOX_CACHE_DIR": str(cache)})
+cache, host = deploys.cache, deploys.host
 
 
 @pytest.fixture(scope="module")
