@@ -66,7 +66,7 @@ def make(python: str, places: Paths) -> Bundle:
         Refused: packages for that version of Python cannot be fetched.
     """
     program = places.program(_PROGRAM)
-    own, libraries, packages = _own_files(program), _libraries(program), wheels.needed()
+    own, libraries, packages = _own_files(program), _libraries(program), wheels.needed(python)
     named = [f"{package.name}=={package.version}" for package in packages]
     digest = hashlib.sha256("\n".join([str(_FORMAT), python, machine(), *named]).encode())
     for place, source in sorted([*own.items(), *((each.name, each) for each in libraries)]):

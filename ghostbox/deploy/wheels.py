@@ -15,60 +15,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from ghostbox.errors import GhostboxError, Refused
 from ghostbox.system import processes
 
 PROJECT = "ghostbox"
 _ROLE = "donor"
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?")
 _NOT_THEIRS = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}  # what an installation has added
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same content is the same file
 _DOWNLOAD_S = 600.0
 
 
-def needed() -> list[Distribution]:
-    """Return the packages that a donor needs besides this project, as they are installed here.
+def needed(python: str) -> list[Distribution]:
+    """Return the packages that a donor with this version of Python needs besides this project, as installed here.
 
-    Requirements of other systems and versions of Python are told by what is installed: what this installation needs is
-    here, and what it does not need does no harm there.
+    A requirement that holds only there is one if it is installed here; its version would not be known otherwise.
 
     Raises:
         GhostboxError: this project or one of the packages is not installed here.
     """
+    there = {"python_version": python, "python_full_version": f"{python}.0"}
     found: dict[str, Distribution] = {}
     todo = [(PROJECT, frozenset({_ROLE}))]
     seen = set(todo)
     while todo:
         name, extras = todo.pop()
         installed = _installed(name)
-        found[normal(name)] = installed
-        for line in installed.requires or ():
-            wanted = _requirement(line, extras)
-            if wanted is None or wanted in seen:
+        found[name] = installed
+        for requirement in map(Requirement, installed.requires or ()):
+            wanted = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+            holds_here = _holds(requirement, extras, {})
+            if wanted in seen or not (
+                holds_here or (_holds(requirement, extras, there) and _is_installed(requirement.name))
+            ):
                 continue
             seen.add(wanted)
-            if _is_conditional(line) and not _is_installed(wanted[0]):
-                continue
             todo.append(wanted)
     del found[PROJECT]
     return [found[name] for name in sorted(found)]
 
 
-def _requirement(line: str, extras: frozenset[str]) -> tuple[str, frozenset[str]] | None:
-    """Return name and extras of a requirement; None if it is of an extra that is not wanted."""
-    head, _, marker = line.partition(";")
-    of_extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
-    if of_extra and of_extra[1] not in extras:
-        return None
-    match = _REQUIREMENT.match(head)
-    assert match is not None
-    return normal(match[1]), frozenset(part.strip() for part in (match[2] or "").split(",") if part.strip())
-
-
-def _is_conditional(line: str) -> bool:
-    """Tell whether a requirement holds only on some systems or versions of Python."""
-    marker = re.sub(r"extra\s*==\s*['\"][^'\"]+['\"]", "", line.partition(";")[2])
-    return bool(re.search(r"\w+\s*(==|<|>|!=|in\b)", marker))
+def _holds(requirement: Requirement, extras: frozenset[str], environment: dict[str, str]) -> bool:
+    """Tell whether a requirement counts for a package that was asked for with these extras."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({**environment, "extra": extra}) for extra in (*extras, ""))
 
 
 def _installed(name: str) -> Distribution:
@@ -89,11 +81,6 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def normal(name: str) -> str:
-    """Return a package's name in the form in which names are compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def pack(packages: Iterable[Distribution], into: Path) -> None:
     """Write a wheel of each package.
 
@@ -101,7 +88,7 @@ def pack(packages: Iterable[Distribution], into: Path) -> None:
         GhostboxError: a package was not installed from a wheel.
     """
     for package in packages:
-        name = normal(package.name).replace("-", "_")
+        name = canonicalize_name(package.name).replace("-", "_")
         tags = re.findall(r"^Tag: *(\S+)", package.read_text("WHEEL") or "", re.MULTILINE)
         if not tags or package.files is None:
             raise GhostboxError(

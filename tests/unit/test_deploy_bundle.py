@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from ghostbox import paths
 from ghostbox.deploy import agent, bundle, wheels
 from ghostbox.deploy.bundle import Bundle
-from ghostbox.errors import GhostboxError
+from ghostbox.errors import ConfigError, GhostboxError
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -36,7 +38,7 @@ def names(made: Bundle) -> list[str]:
 
 
 def test_the_packages_are_those_that_a_donor_imports() -> None:
-    found = {wheels.normal(each.name) for each in wheels.needed()}
+    found = {canonicalize_name(each.name) for each in wheels.needed(PYTHON)}
     assert {"click", "fastapi", "pydantic-core", "uvicorn", "zeroconf", "cryptography", "anyio"} <= found
     assert not found & {"ghostbox", "libvirt-python", "numpy", "paramiko", "pytest", "ruff", "pip"}
 
@@ -67,6 +69,39 @@ def test_a_bundle_is_made_once(made: Bundle) -> None:
     again = bundle.make(PYTHON, places)
     assert (again.path, again.path.stat().st_ino) == (made.path, before.st_ino)
     assert again.needs == made.needs
+
+
+class Asking(Distribution):
+    """This project, with requirements of the test's."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = lines
+
+    def read_text(self, filename: str) -> str | None:
+        said = ["Name: ghostbox", "Version: 1", *(f"Requires-Dist: {line}" for line in self.lines)]
+        return "\n".join(said) if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Any:
+        raise FileNotFoundError(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "python", "packages"),
+    [
+        ("Click [none] >= 1.0 ; extra == 'donor'", PYTHON, ["click"]),
+        ("click ; extra == 'host'", PYTHON, []),
+        ("click ; python_version < '3'", PYTHON, []),
+        ("click ; python_version >= '3.99'", PYTHON, []),
+        ("click ; python_version >= '3.99'", "3.99", ["click"]),
+        ("not-installed-here ; python_version >= '3.99'", "3.99", []),
+        ("click ; sys_platform == 'linux' and (extra == 'donor' or extra == 'host')", PYTHON, ["click"]),
+    ],
+)
+def test_a_requirement_counts_here_or_on_the_donor(
+    monkeypatch: pytest.MonkeyPatch, line: str, python: str, packages: list[str]
+) -> None:
+    monkeypatch.setattr(wheels, "distribution", lambda name: Asking(line) if name == "ghostbox" else distribution(name))
+    assert [each.name for each in wheels.needed(python)] == packages
 
 
 def test_a_package_that_is_no_wheel_is_named(tmp_path: Path) -> None:
@@ -228,4 +263,14 @@ def test_a_package_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(wheels, "distribution", lacks)
     with pytest.raises(GhostboxError, match="this installation lacks the Python package fastapi, which a donor needs"):
-        wheels.needed()
+        wheels.needed(PYTHON)
+
+
+def test_a_library_that_this_host_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ldd").write_text("#!/bin/sh\necho '	libgnutls.so.30 => not found'\n")
+    (tmp_path / "ldd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = paths.find().memserver_program
+    with pytest.raises(ConfigError, match=f"{program} lacks libgnutls.so.30 on this host") as caught:
+        bundle._libraries(program)
+    assert caught.value.hint == "./bootstrap install"

@@ -14,7 +14,7 @@ import ghostbox
 from helpers import project
 
 PACKAGE_PARENT = str(Path(ghostbox.__file__).resolve().parent.parent)
-OF_HOSTS = ("libvirt", "libvirtmod", "paramiko", "pycdlib", "numpy", "matplotlib")
+OF_HOSTS = ("libvirt", "libvirtmod", "packaging", "paramiko", "pycdlib", "numpy", "matplotlib")
 OF_DONORS = ("fastapi", "starlette", "uvicorn")
 WITHOUT = """
 import sys
