@@ -67,7 +67,8 @@ def install(request: dict[str, Any], stream: IO[bytes]) -> dict[str, Any]:
                 raise
     except BaseException:
         if is_new:
-            _remove_tree(prefix)
+            with contextlib.suppress(Failed):  # the next step there removes what is left
+                _remove_tree(prefix)
         raise
     return {"installed": request["version"]}
 
@@ -116,12 +117,9 @@ def remove(request: dict[str, Any], _stream: IO[bytes]) -> dict[str, Any]:
         )
     if link.is_symlink() and link.readlink() == prefix / "bin/ghostbox":
         link.unlink()
-    if runtime != prefix / "run":
-        shutil.rmtree(runtime, ignore_errors=True)
+    if os.path.lexists(runtime):
+        _remove_all([runtime])
     _remove_tree(prefix)
-    left = [str(place) for place in (prefix, runtime) if os.path.lexists(place)]
-    if left:
-        raise Failed(f"not all could be removed: {', '.join(left)}")
     return {"removed": str(prefix)}
 
 
@@ -262,12 +260,32 @@ def _link(prefix: Path, link: Path) -> None:
 
 
 def _remove_tree(prefix: Path) -> None:
-    """Remove the installation, and the directories that were made for it if they are empty now."""
-    made = [Path(each) for each in json.loads((prefix / _MARK).read_text())["made"]]
-    shutil.rmtree(prefix)
+    """Remove the installation, and the directories that were made for it if they are empty now.
+
+    The arguments go first and the mark last: what was left half-way is still ours, and has no memserver to stop.
+    """
+    mark = prefix / _MARK
+    made = [Path(each) for each in json.loads(mark.read_text())["made"]]
+    rest = [each for each in prefix.iterdir() if each != mark]
+    _remove_all(sorted(rest, key=lambda each: each.name != "arguments"))
+    mark.unlink()
+    prefix.rmdir()
     for place in sorted(made, key=lambda each: len(each.parts), reverse=True):
         with contextlib.suppress(OSError):
             place.rmdir()
+
+
+def _remove_all(places: list[Path]) -> None:
+    """Remove files and directories; what cannot be removed keeps none of the others."""
+    left: list[tuple[str, BaseException]] = []
+    for place in places:
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, onerror=lambda _function, path, caught: left.append((path, caught[1])))
+        else:
+            place.unlink()
+    if left:
+        path, error = left[0]
+        raise Failed(f"not all could be removed: {path}", str(getattr(error, "strerror", error)))
 
 
 def _users_of(place: Path) -> list[tuple[int, str]]:

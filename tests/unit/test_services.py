@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ghostbox.errors import GhostboxError, Refused
+from ghostbox.errors import GhostboxError, ProgramError, Refused
 from ghostbox.paths import Paths
 from ghostbox.system import services
 from ghostbox.system.services import Kind, Scope, Service
@@ -148,3 +149,21 @@ def test_without_systemd_it_says_so_and_installs_nothing(
     assert "why: /run/systemd/system does not exist" in done.stderr
     assert "fix: let this machine's init system start `ghostbox memserver`" in done.stderr
     assert not os.path.lexists(tmp_path / "x")
+
+
+def test_a_control_plane_that_systemd_does_not_start_again_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd is stood in for by a program that never starts anything: the main process is gone for good."""
+    with subprocess.Popen(["sleep", "60"]) as main:
+        (tmp_path / "systemctl").write_text(
+            f"#!/bin/sh\nif kill -0 {main.pid}; then echo {main.pid}; else echo 0; fi\n"
+        )
+        (tmp_path / "systemctl").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(services, "_TIMEOUT_S", 0.5)
+        with pytest.raises(ProgramError, match="ghostbox-donor.service was not started again") as caught:
+            services._replace_control_plane(Service(Kind.DONOR, Scope.SYSTEM))
+        assert caught.value.why is not None
+        assert "its next start" in caught.value.why
+        assert main.wait(20) == -signal.SIGKILL

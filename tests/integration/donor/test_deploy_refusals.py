@@ -15,7 +15,7 @@ import pytest
 
 from ghostbox.system.processes import wait_until
 from helpers import deploying as deploys
-from helpers.deploying import SMALL, call, deploy, refused
+from helpers.deploying import SMALL, call, deploy, refused, undeploy
 from helpers.secure_host import Host
 from helpers.ssh_machine import PORT, SshMachine, ssh_machine
 
@@ -169,6 +169,44 @@ def test_what_a_killed_copy_has_left_is_removed_by_the_next(host: Host, tmp_path
         deploy(host, machine)
         left = machine.sh("ls -A /opt/ghostbox/versions").split()
         assert ".partial-0" not in left
+
+
+def test_what_cannot_be_removed_is_named_and_the_rest_goes(host: Host, machine: SshMachine) -> None:
+    deploy(host, machine, *SMALL)
+    kept = "/opt/ghostbox/state/kept"
+    machine.sh(f"mkdir {kept} && mount -t tmpfs tmpfs {kept}")
+    code, err = refused(host, machine, "--yes", command="undeploy")
+    assert code == 1
+    assert f"error: tower: not all could be removed: {kept} why: Device or resource busy" in err
+    assert machine.sh("find /opt/ghostbox -type f").split() == ["/opt/ghostbox/deployed.json"]
+    machine.sh(f"umount {kept}")
+    undeploy(host, machine)
+
+
+def test_an_installation_that_answers_in_another_form(host: Host, machine: SshMachine) -> None:
+    deploy(host, machine, *SMALL)
+    machine.sh("cd /opt/ghostbox/bin && mv ghostbox mine && echo 'echo []' >ghostbox && chmod +x ghostbox")
+    code, err = refused(host, machine, "--yes", command="undeploy")
+    assert code == 1
+    assert "error: tower: the memserver was not stopped why: its answer has another form: " in err
+    machine.sh("mv /opt/ghostbox/bin/mine /opt/ghostbox/bin/ghostbox")
+    undeploy(host, machine)
+
+
+def test_a_data_port_that_is_not_let_through(host: Host, machine: SshMachine) -> None:
+    """The control API answers; what the data plane sends finds no way out, as behind a firewall."""
+    machine.sh("ip rule add ipproto tcp sport 10809 prohibit")
+    try:
+        code, err = refused(host, machine, *SMALL)
+    finally:
+        machine.sh("ip rule del ipproto tcp sport 10809 prohibit")
+    assert code == 1
+    assert (
+        f"error: memserver 'attic' runs on tower, and this host does not reach it: donor {machine.address}:10810 does"
+        " not take connections on port 10809 why: timed out fix: let its ports through there (TCP 10809 and 10810, if"
+    ) in err
+    assert deploy(host, machine)["paired"] is False, "it was paired with before, and is deployed now"
+    undeploy(host, machine)
 
 
 # This relay ends a connection after so many bytes from the client.
