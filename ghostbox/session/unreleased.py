@@ -34,7 +34,7 @@ from ghostbox.system.state_files import ListFile
 _log = logging.getLogger(__name__)
 COMMAND = "settle-leases"
 RETRY_S = 30.0
-CONNECT_TIMEOUT_S = 2.0
+_CONNECT_TIMEOUT_S = 2.0
 """A donor that is up accepts a connection at once; a longer wait would only be for a machine that is off."""
 _ANSWER_TIMEOUT_S = 10.0
 _MAX_THREADS = 8
@@ -84,7 +84,7 @@ def release(lease: LeaseRecord, addresses: Sequence[str] = ()) -> None:
     unanswered: NoAnswer | None = None
     for address in dict.fromkeys((lease.donor, *addresses)):
         try:
-            with DonorClient(address, timeout_s=_ANSWER_TIMEOUT_S, connect_timeout_s=CONNECT_TIMEOUT_S) as client:
+            with DonorClient(address, timeout_s=_ANSWER_TIMEOUT_S, connect_timeout_s=_CONNECT_TIMEOUT_S) as client:
                 _release_at(client, lease)
             return
         except NoAnswer as err:
