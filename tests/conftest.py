@@ -25,8 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES_BEFORE = pytest.StashKey[set[str]]()
 ALLOWED_SKIP = "cannot run here:"
 GUEST_MODULES = {"test_bench_vm.py", "test_donor_loss.py", "test_shell_and_files.py", "test_up.py"}
-# Units of work in this order: what takes long and begins late ends last. A module that is not here has short tests.
-LONG_FIRST = ("guests", "tests/style/test_linters.py", "tests/vm/", "tests/integration/", "tests/bench/", "tests/style")
+# Units of work in this order: what takes long and begins late ends last, while the other workers have nothing to do. A
+# module that is not here has short tests.
+LONG_FIRST = (
+    "guests", "tests/style/test_linters.py", "tests/vm/test_tiering.py", "tests/vm/test_day.py",
+    "tests/vm/test_network_and_disks.py", "tests/vm/test_other_login.py", "tests/vm/test_demo.py", "tests/vm/",
+    "tests/integration/", "tests/bench/", "tests/style",
+)  # fmt: skip
 CliRun = subprocess.CompletedProcess[str]
 
 
