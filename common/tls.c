@@ -1,203 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 #include "common/tls.h"
 
-#include "common/page_memory.h"
+#include "common/tls_session.h"
 
 #include <errno.h>
-#include <gnutls/gnutls.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 
-#define RECORD_BYTES 16384u
-/* A record on the wire has at most 256 bytes more than its contents (RFC 8446, 5.2). */
-#define RECORD_WIRE_BYTES (RECORD_BYTES + 5u + 256u)
-#define IN_BYTES          (4u * RECORD_WIRE_BYTES)
-#define OUT_BYTES         (4u * RECORD_WIRE_BYTES + RESERVE_BYTES)
-/* Room that is free when a record begins, because GnuTLS may add alerts, and answers to key updates, at any time. */
-#define RESERVE_BYTES 4096u
+/* The contents of a record that every peer takes (RFC 8449, 4). */
+#define LEAST_BYTES 63u
+/* The most contents of a record until the peer is known to take so many: they are 64 records of the least size. */
+#define FIRST_BYTES 4096u
 /* Rounds of one tls_send(). After them the other connections of the thread have their turn. */
 #define SENDS_MAX 16u
-#define WHY_BYTES 192
-
-/*
- * GnuTLS ties a pre-shared key to SHA-256, so that the suites with SHA-384 (AES-256-GCM) are out of reach. Plain PSK
- * is not among the key exchanges: it has no forward secrecy.
- */
-#define PRIORITY                                                                                                     \
-    "NONE:+VERS-TLS1.3:+ECDHE-PSK:+DHE-PSK:+AES-128-GCM:+CHACHA20-POLY1305:+AEAD:+SHA256:"                           \
-    "+GROUP-X25519:+GROUP-SECP256R1:+GROUP-FFDHE2048:+COMP-NULL:+SIGN-ALL:%DISABLE_TLS13_COMPAT_MODE"
-
-struct tls {
-    gnutls_session_t session;
-    gnutls_psk_client_credentials_t client; /* NULL in a server's session */
-    int fd;
-    tls_key_finder find;
-    void *find_ctx;
-    char why[WHY_BYTES];
-    bool established;           /* the handshake is over */
-    bool ended;                 /* the peer has closed the connection, or has sent close_notify */
-    int socket_error;           /* the errno with which the socket failed, which GnuTLS does not pass on */
-    bool may_receive, was_full; /* pull() may call recv() once; tls_socket_was_full() */
-    uint64_t n_received;
-    uint64_t n_sent, rekey_records, n_rekeyed; /* n_sent: records since the last change of this end's key */
-    uint32_t in_at, in_end;                    /* GnuTLS has not read in[in_at, in_end) yet */
-    uint32_t out_at, out_end;                  /* out[out_at, out_end) is not sent yet */
-    uint8_t in[IN_BYTES];
-    uint8_t out[OUT_BYTES];
-    uint8_t record[RECORD_BYTES]; /* small messages, put together */
-};
-
-/* --- what all sessions share --- */
-
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static gnutls_priority_t priority;
-static gnutls_psk_server_credentials_t server_keys;
-
-/*
- * GnuTLS calls this for the identity that a client has sent. Returns 0 with its key, 1 if there is none, or -1 if
- * there is no memory. After 1, GnuTLS goes on with a random key, so that clients cannot find out which identities
- * exist.
- */
-static int find_key(gnutls_session_t session, const gnutls_datum_t *identity, gnutls_datum_t *key)
-{
-    const struct tls *tls = gnutls_session_get_ptr(session);
-    struct psk psk = {0};
-
-    if (!tls->find(tls->find_ctx, identity->data, identity->size, &psk)) {
-        return 1;
-    }
-    key->data = gnutls_malloc(psk.n_bytes);
-    key->size = psk.n_bytes;
-    if (key->data != NULL) {
-        memcpy(key->data, psk.bytes, psk.n_bytes);
-    }
-    psk_wipe(&psk);
-    return key->data != NULL ? 0 : -1;
-}
-
-static void share_init(void)
-{
-    if (gnutls_priority_init(&priority, PRIORITY, NULL) < 0) {
-        priority = NULL;
-        return;
-    }
-    if (gnutls_psk_allocate_server_credentials(&server_keys) < 0) {
-        server_keys = NULL;
-        return;
-    }
-    gnutls_psk_set_server_credentials_function2(server_keys, find_key);
-}
-
-/* --- the buffers that GnuTLS reads and writes --- */
-
-static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t bytes)
-{
-    struct tls *tls = ptr;
-
-    if (tls->in_at == tls->in_end) {
-        if (!tls->may_receive) {
-            gnutls_transport_set_errno(tls->session, EAGAIN);
-            return -1;
-        }
-        ssize_t got = recv(tls->fd, tls->in, IN_BYTES, MSG_DONTWAIT);
-
-        tls->may_receive = false;
-        tls->was_full = got == (ssize_t)IN_BYTES;
-        if (got <= 0) {
-            bool waits = got < 0 && (errno == EAGAIN || errno == EINTR);
-
-            tls->ended = got == 0;
-            tls->socket_error = got < 0 && !waits ? errno : 0;
-            gnutls_transport_set_errno(tls->session, errno);
-            return got;
-        }
-        tls->in_at = 0;
-        tls->in_end = (uint32_t)got;
-        tls->n_received += (uint64_t)got;
-    }
-    size_t n = tls->in_end - tls->in_at < bytes ? tls->in_end - tls->in_at : bytes;
-
-    memcpy(data, tls->in + tls->in_at, n);
-    tls->in_at += (uint32_t)n;
-    return (ssize_t)n;
-}
-
-static ssize_t push(gnutls_transport_ptr_t ptr, const void *data, size_t bytes)
-{
-    struct tls *tls = ptr;
-
-    if (bytes > OUT_BYTES - tls->out_end) {
-        /* The peer asks for many answers (to key updates), and does not receive them. */
-        gnutls_transport_set_errno(tls->session, ENOBUFS);
-        return -1;
-    }
-    memcpy(tls->out + tls->out_end, data, bytes);
-    tls->out_end += (uint32_t)bytes;
-    return (ssize_t)bytes;
-}
-
-/* Sends the encrypted bytes. Returns 0, -EAGAIN if some are left, or -errno. */
-static int flush(struct tls *tls)
-{
-    while (tls->out_at < tls->out_end) {
-        ssize_t sent = send(tls->fd, tls->out + tls->out_at, tls->out_end - tls->out_at, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-        if (sent < 0 && errno == EINTR) {
-            continue;
-        }
-        if (sent < 0) {
-            return -errno;
-        }
-        tls->out_at += (uint32_t)sent;
-    }
-    tls->out_at = tls->out_end = 0;
-    return 0;
-}
 
 /* --- sessions --- */
-
-/* GnuTLS waits by this function only in a handshake with a time limit. Our callers wait and have the time limit. */
-static int pull_never_waits(gnutls_transport_ptr_t ptr, unsigned int ms)
-{
-    (void)ptr;
-    (void)ms;
-    return 1;
-}
-
-static struct tls *session_new(int fd, unsigned flags)
-{
-    pthread_once(&once, share_init);
-    if (priority == NULL || server_keys == NULL) {
-        return NULL;
-    }
-    struct tls *tls = mmap(NULL, sizeof(*tls), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    if (tls == MAP_FAILED) {
-        return NULL;
-    }
-    page_memory_hide(tls, sizeof(*tls));
-    tls->fd = fd;
-    tls->rekey_records = TLS_REKEY_RECORDS;
-    if (gnutls_init(&tls->session, flags | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS) < 0) {
-        munmap(tls, sizeof(*tls));
-        return NULL;
-    }
-    gnutls_session_set_ptr(tls->session, tls);
-    gnutls_transport_set_ptr(tls->session, tls);
-    gnutls_transport_set_pull_function(tls->session, pull);
-    gnutls_transport_set_push_function(tls->session, push);
-    gnutls_transport_set_pull_timeout_function(tls->session, pull_never_waits);
-    gnutls_handshake_set_timeout(tls->session, 0);
-    if (gnutls_priority_set(tls->session, priority) < 0) {
-        tls_free(tls);
-        return NULL;
-    }
-    return tls;
-}
 
 size_t tls_session_bytes(void)
 {
@@ -206,23 +23,19 @@ size_t tls_session_bytes(void)
 
 struct tls *tls_server_new(int fd, tls_key_finder find, void *ctx)
 {
-    struct tls *tls = session_new(fd, GNUTLS_SERVER);
+    struct tls *tls = tls_session_new(fd, GNUTLS_SERVER);
 
     if (tls == NULL) {
         return NULL;
     }
     tls->find = find;
     tls->find_ctx = ctx;
-    if (gnutls_credentials_set(tls->session, GNUTLS_CRD_PSK, server_keys) < 0) {
-        tls_free(tls);
-        return NULL;
-    }
     return tls;
 }
 
 struct tls *tls_client_new(int fd, const char *identity, const struct psk *psk)
 {
-    struct tls *tls = session_new(fd, GNUTLS_CLIENT);
+    struct tls *tls = tls_session_new(fd, GNUTLS_CLIENT);
     /* GnuTLS copies both. */
     const gnutls_datum_t key = {.data = (unsigned char *)(uintptr_t)psk->bytes, .size = psk->n_bytes};
 
@@ -243,10 +56,13 @@ void tls_free(struct tls *tls)
     if (tls == NULL) {
         return;
     }
-    if (tls->established && !tls->ended && *tls->why == '\0' && flush(tls) == 0) {
+    if (tls->established && !tls->ended && *tls->why == '\0' && tls_flush(tls) == 0) {
+        tls_direction_give_back(&tls->sends, tls->session, false);
         gnutls_bye(tls->session, GNUTLS_SHUT_WR);
-        flush(tls);
+        tls_flush(tls);
     }
+    tls_direction_free(&tls->sends);
+    tls_direction_free(&tls->receives);
     gnutls_deinit(tls->session);
     if (tls->client != NULL) {
         gnutls_psk_free_client_credentials(tls->client);
@@ -259,49 +75,11 @@ const char *tls_why(const struct tls *tls)
     return tls->why;
 }
 
-/*
- * Whether the handshake has failed as it does with a wrong key: the server finds that the client's proof does not fit
- * its key, and sends one of these alerts.
- */
-static bool is_about_the_key(const struct tls *tls, int rc)
-{
-    if (tls->established) {
-        return false;
-    }
-    if (rc == GNUTLS_E_FATAL_ALERT_RECEIVED) {
-        gnutls_alert_description_t alert = gnutls_alert_get(tls->session);
-
-        return alert == GNUTLS_A_ILLEGAL_PARAMETER || alert == GNUTLS_A_UNKNOWN_PSK_IDENTITY ||
-               alert == GNUTLS_A_DECRYPT_ERROR;
-    }
-    return tls->client == NULL && rc == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER;
-}
-
-/* Keeps the reason for tls_why(), and sends the peer the alert that fits rc. Returns -EPROTO. */
-static int fail(struct tls *tls, int rc)
-{
-    if (tls->socket_error != 0) {
-        snprintf(tls->why, sizeof(tls->why), "%s", strerror(tls->socket_error));
-    } else if (rc == GNUTLS_E_FATAL_ALERT_RECEIVED) {
-        const char *alert = gnutls_alert_get_name(gnutls_alert_get(tls->session));
-        snprintf(tls->why, sizeof(tls->why), "the other end refused: %s%s", alert != NULL ? alert : "unknown alert",
-                 is_about_the_key(tls, rc) ? " (it does not know the identity, or the key is wrong)" : "");
-    } else if (rc == GNUTLS_E_PREMATURE_TERMINATION || tls->ended) {
-        snprintf(tls->why, sizeof(tls->why), "the other end closed the connection");
-    } else {
-        snprintf(tls->why, sizeof(tls->why), "%s",
-                 is_about_the_key(tls, rc) ? "an unknown identity, or a wrong key" : gnutls_strerror(rc));
-        gnutls_alert_send_appropriate(tls->session, rc);
-        flush(tls);
-    }
-    return -EPROTO;
-}
-
 /* Fails the handshake, because the socket has failed. Returns -EPROTO. */
 static int fail_to_send(struct tls *tls, int error)
 {
     tls->socket_error = error;
-    return fail(tls, GNUTLS_E_PUSH_ERROR);
+    return tls_fail(tls, GNUTLS_E_PUSH_ERROR);
 }
 
 /* Whether the session is TLS 1.3 with forward secrecy. PRIORITY allows nothing else; this checks the result. */
@@ -315,7 +93,7 @@ static bool is_as_wanted(gnutls_session_t session)
 
 int tls_handshake(struct tls *tls)
 {
-    int rc = flush(tls);
+    int rc = tls_flush(tls);
 
     if (rc < 0) {
         return rc == -EAGAIN ? rc : fail_to_send(tls, -rc);
@@ -328,13 +106,21 @@ int tls_handshake(struct tls *tls)
         rc = gnutls_handshake(tls->session);
     } while (rc == GNUTLS_E_INTERRUPTED || (rc < 0 && !gnutls_error_is_fatal(rc) && tls->in_at < tls->in_end));
     if (rc < 0 && gnutls_error_is_fatal(rc)) {
-        return fail(tls, rc);
+        return tls_fail(tls, rc);
     }
     if (rc == 0 && !is_as_wanted(tls->session)) {
-        return fail(tls, GNUTLS_E_INSUFFICIENT_SECURITY);
+        return tls_fail(tls, GNUTLS_E_INSUFFICIENT_SECURITY);
     }
-    tls->established = rc == 0;
-    int flushed = flush(tls);
+    if (rc == 0) {
+        tls->established = true;
+        tls->taken = LEAST_BYTES;
+        tls->most = TLS_RECORD_BYTES;
+        tls->given_end = tls->in_at;
+        if (tls_take(tls) < 0) {
+            return -EPROTO;
+        }
+    }
+    int flushed = tls_flush(tls);
 
     if (flushed < 0 && flushed != -EAGAIN) {
         return fail_to_send(tls, -flushed);
@@ -350,16 +136,69 @@ int tls_handshake(struct tls *tls)
  */
 static int rekey(struct tls *tls)
 {
-    if (tls->n_sent < tls->rekey_records) {
+    if (tls->sends.n_records < tls->rekey_records) {
         return 0;
     }
+    tls_direction_give_back(&tls->sends, tls->session, false);
     int rc = gnutls_session_key_update(tls->session, 0);
 
-    if (rc < 0) {
-        return fail(tls, rc);
+    if (rc == 0) {
+        rc = tls_direction_take(&tls->sends, tls->session, false);
     }
-    tls->n_sent = 0;
+    if (rc < 0) {
+        return tls_fail(tls, rc);
+    }
     tls->n_rekeyed++;
+    return 0;
+}
+
+/*
+ * Lets GnuTLS read the next record, which is not application data, or is wrong: an alert, a change of keys. It may
+ * answer, at once or with the next record. Returns 0 or -EPROTO.
+ */
+static int give_to_gnutls(struct tls *tls, size_t wire_bytes)
+{
+    size_t came = tls->in_end - tls->in_at;
+    ssize_t n;
+
+    tls->given_end = tls->in_at + (uint32_t)(wire_bytes < came ? wire_bytes : came);
+    tls_direction_give_back(&tls->sends, tls->session, false);
+    tls_direction_give_back(&tls->receives, tls->session, true);
+    do {
+        n = gnutls_record_recv(tls->session, tls->opened, TLS_RECORD_BYTES);
+    } while (n == GNUTLS_E_INTERRUPTED || (n == GNUTLS_E_AGAIN && tls->in_at < tls->given_end));
+    if (n < 0 && gnutls_error_is_fatal((int)n)) {
+        return tls_fail(tls, (int)n);
+    }
+    tls->ended = n == 0;
+    tls->opened_at = 0;
+    tls->opened_end = n > 0 ? (uint32_t)n : 0;
+    tls->owes = true;
+    return tls_take(tls);
+}
+
+/* Goes on by one record, or by one recv(). Returns 0, -EAGAIN if neither can be had, or -errno. */
+static int record_next(struct tls *tls)
+{
+    const uint8_t *record = tls->in + tls->in_at;
+    size_t wire_bytes = tls_record_wire_bytes(record, tls->in_end - tls->in_at);
+
+    if (wire_bytes == 0) {
+        if (!tls->may_receive) {
+            return -EAGAIN;
+        }
+        ssize_t got = tls_in_receive(tls);
+
+        return got >= 0 ? 0 : tls->socket_error != 0 ? -tls->socket_error : -EAGAIN;
+    }
+    ssize_t n = tls_record_open(&tls->receives, record, wire_bytes, tls->opened);
+
+    if (n < 0) {
+        return give_to_gnutls(tls, wire_bytes);
+    }
+    tls->in_at += (uint32_t)wire_bytes;
+    tls->opened_at = 0;
+    tls->opened_end = (uint32_t)n;
     return 0;
 }
 
@@ -368,32 +207,27 @@ static ssize_t fill(struct tls *tls, uint8_t *to, size_t room)
 {
     size_t got = 0;
 
-    while (got < room && !(tls->ended && !tls_has_input(tls))) {
-        ssize_t n = gnutls_record_recv(tls->session, to + got, room - got);
+    while (got < room) {
+        if (tls->opened_at < tls->opened_end) {
+            size_t there = tls->opened_end - tls->opened_at;
+            size_t n = there < room - got ? there : room - got;
 
-        if (n == GNUTLS_E_INTERRUPTED) {
+            memcpy(to + got, tls->opened + tls->opened_at, n);
+            tls->opened_at += (uint32_t)n;
+            got += n;
             continue;
         }
-        if (n == GNUTLS_E_AGAIN && tls->in_at < tls->in_end) {
-            continue; /* GnuTLS has read a record without contents (a change of keys, a ticket), and others follow */
-        }
-        if (n == GNUTLS_E_AGAIN) {
+        if (tls->ended) {
             break;
         }
-        if (n == 0) {
-            tls->ended = true;
+        int rc = record_next(tls);
+
+        if (rc == -EAGAIN) {
             break;
         }
-        if (n < 0 && tls->ended) {
-            break;
+        if (rc < 0) {
+            return rc;
         }
-        if (n < 0 && tls->socket_error != 0) {
-            return -tls->socket_error;
-        }
-        if (n < 0 && gnutls_error_is_fatal((int)n)) {
-            return fail(tls, (int)n);
-        }
-        got += n > 0 ? (size_t)n : 0;
     }
     return (ssize_t)got;
 }
@@ -402,6 +236,9 @@ ssize_t tls_receive(struct tls *tls, const struct iovec *iov, unsigned n_iov, bo
 {
     size_t got = 0;
 
+    if (*tls->why != '\0') {
+        return -EPROTO;
+    }
     tls->may_receive = ask_socket;
     for (unsigned i = 0; i < n_iov; i++) {
         ssize_t n = fill(tls, iov[i].iov_base, iov[i].iov_len);
@@ -415,7 +252,7 @@ ssize_t tls_receive(struct tls *tls, const struct iovec *iov, unsigned n_iov, bo
         }
     }
     /* GnuTLS may have answered a key update of the peer. */
-    int rc = tls_has_output(tls) ? flush(tls) : 0;
+    int rc = tls_has_output(tls) ? tls_flush(tls) : 0;
 
     if (rc < 0 && rc != -EAGAIN) {
         return rc;
@@ -428,7 +265,8 @@ ssize_t tls_receive(struct tls *tls, const struct iovec *iov, unsigned n_iov, bo
 
 bool tls_has_input(const struct tls *tls)
 {
-    return tls->in_at < tls->in_end || gnutls_record_check_pending(tls->session) > 0;
+    return tls->opened_at < tls->opened_end ||
+           (!tls->ended && tls_record_wire_bytes(tls->in + tls->in_at, tls->in_end - tls->in_at) > 0);
 }
 
 bool tls_socket_was_full(const struct tls *tls)
@@ -456,79 +294,80 @@ uint64_t tls_rekeyed(const struct tls *tls)
     return tls->n_rekeyed;
 }
 
-/* The rest of the buffers of one tls_send(), which is not encrypted yet. */
-struct source {
-    const struct iovec *iov;
-    unsigned n;
-    size_t skip; /* bytes of iov[0] that are encrypted */
-};
-
-static void source_advance(struct source *source, size_t bytes)
+/*
+ * Encrypts a record by GnuTLS, or several: GnuTLS knows the size that the peer takes (RFC 8449), and tells it only in
+ * this way. Returns 0 or -EPROTO.
+ */
+static int seal_by_gnutls(struct tls *tls, size_t bytes)
 {
-    while (source->n > 0 && bytes >= source->iov->iov_len - source->skip) {
-        bytes -= source->iov->iov_len - source->skip;
-        source->skip = 0;
-        source->iov++;
-        source->n--;
+    tls_direction_give_back(&tls->sends, tls->session, false);
+    for (size_t at = 0; at < bytes;) {
+        ssize_t n = gnutls_record_send(tls->session, tls->contents + at, bytes - at);
+
+        if (n < 0) {
+            return tls_fail(tls, (int)n);
+        }
+        if ((size_t)n < bytes - at) {
+            tls->most = (uint32_t)n;
+        }
+        tls->taken = tls->taken < (size_t)n ? (uint32_t)n : tls->taken;
+        at += (size_t)n;
     }
-    source->skip += bytes;
+    int rc = tls_direction_take(&tls->sends, tls->session, false);
+
+    return rc < 0 ? tls_fail(tls, rc) : 0;
 }
 
-/* Returns the contents of the next record: in the caller's buffer, or a copy if they come from several buffers. */
-static const uint8_t *record_gather(struct tls *tls, const struct source *source, size_t *bytes)
+/* Encrypts a record with the next bytes of the source. Returns how many those are, or -EPROTO. */
+static ssize_t seal(struct tls *tls, struct tls_source *source)
 {
-    const uint8_t *first = (const uint8_t *)source->iov->iov_base + source->skip;
-    size_t first_bytes = source->iov->iov_len - source->skip;
+    size_t room = tls->taken < FIRST_BYTES && tls->most > FIRST_BYTES ? FIRST_BYTES : tls->most;
+    size_t bytes = tls_source_read(source, tls->contents, room);
 
-    if (first_bytes >= RECORD_BYTES || source->n == 1) {
-        *bytes = first_bytes < RECORD_BYTES ? first_bytes : RECORD_BYTES;
-        return first;
+    if (bytes == 0) {
+        return 0;
     }
-    memcpy(tls->record, first, first_bytes);
-    *bytes = first_bytes;
-    for (unsigned i = 1; i < source->n && *bytes < RECORD_BYTES; i++) {
-        size_t room = RECORD_BYTES - *bytes;
-        size_t n = source->iov[i].iov_len < room ? source->iov[i].iov_len : room;
+    if (rekey(tls) < 0) {
+        return -EPROTO;
+    }
+    if (bytes > tls->taken || tls->owes) {
+        tls->owes = false;
+        return seal_by_gnutls(tls, bytes) < 0 ? -EPROTO : (ssize_t)bytes;
+    }
+    int n = tls_record_seal(&tls->sends, tls->contents, bytes, tls->out + tls->out_end);
 
-        memcpy(tls->record + *bytes, source->iov[i].iov_base, n);
-        *bytes += n;
+    if (n < 0) {
+        return tls_fail(tls, n);
     }
-    return tls->record;
+    tls->out_end += (uint32_t)n;
+    return (ssize_t)bytes;
 }
 
 /* Encrypts records while there is room for a whole one. Returns how many bytes it took, or -EPROTO. */
-static ssize_t encrypt(struct tls *tls, struct source *source)
+static ssize_t encrypt(struct tls *tls, struct tls_source *source)
 {
     size_t taken = 0;
 
-    while (source->n > 0 && OUT_BYTES - tls->out_end >= RECORD_WIRE_BYTES + RESERVE_BYTES) {
-        size_t bytes;
-        const uint8_t *from = record_gather(tls, source, &bytes);
-
-        if (bytes == 0) {
-            source_advance(source, 0);
-            continue;
-        }
-        if (rekey(tls) < 0) {
-            return -EPROTO;
-        }
-        ssize_t n = gnutls_record_send(tls->session, from, bytes);
+    while (source->n > 0 && TLS_OUT_BYTES - tls->out_end >= TLS_RECORD_WIRE_BYTES + TLS_RESERVE_BYTES) {
+        ssize_t n = seal(tls, source);
 
         if (n < 0) {
-            return fail(tls, (int)n);
+            return n;
         }
-        tls->n_sent++;
         taken += (size_t)n;
-        source_advance(source, (size_t)n);
     }
     return (ssize_t)taken;
 }
 
 ssize_t tls_send(struct tls *tls, const struct iovec *iov, unsigned n_iov)
 {
-    struct source source = {.iov = iov, .n = n_iov};
+    struct tls_source source = {.iov = iov, .n = n_iov};
     size_t taken = 0;
-    int rc = flush(tls);
+
+    if (*tls->why != '\0') {
+        return -EPROTO;
+    }
+    int rc = tls_flush(tls);
 
     for (unsigned i = 0; rc == 0 && source.n > 0 && i < SENDS_MAX; i++) {
         ssize_t n = encrypt(tls, &source);
@@ -537,7 +376,7 @@ ssize_t tls_send(struct tls *tls, const struct iovec *iov, unsigned n_iov)
             return n;
         }
         taken += (size_t)n;
-        rc = flush(tls);
+        rc = tls_flush(tls);
     }
     if (rc < 0 && rc != -EAGAIN) {
         return rc;

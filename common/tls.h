@@ -4,13 +4,13 @@
  * key that is stolen later opens no traffic that was recorded before. Nothing else is offered or accepted: no
  * certificates, no earlier version, no key without the exchange, no session tickets.
  *
- * System calls. GnuTLS reads and writes buffers of ours, so that one recv() brings many records, and one send() takes
- * many away. Small messages are put together into records of 16 KiB; long messages are encrypted straight from the
- * caller's buffers, and decrypted straight into them.
+ * System calls. One recv() brings many records, and one send() takes many away. Messages are put together into
+ * records of 16 KiB. GnuTLS shakes hands, changes keys and reads alerts; application data passes by its record layer
+ * (tls_record.h).
  *
  * Keys are updated, in both directions, long before the 2^24 records that AES-GCM allows one key.
  *
- * A session belongs to one thread at a time. It allocates memory for each record (GnuTLS does).
+ * A session belongs to one thread at a time.
  */
 #ifndef GHOSTBOX_TLS_H
 #define GHOSTBOX_TLS_H

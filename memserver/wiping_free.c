@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * free() and realloc() of the whole process, GnuTLS included: memory that is given back is zeroed first. GnuTLS takes
- * a block of malloc for each record, which then holds bytes of a lease in the clear; without this they would lie in
- * the heap after the lease's end, until something else is written over them. Requests without TLS free nothing.
+ * a block of malloc for each record that passes through it (tls.c: few do), which then holds bytes of a lease in the
+ * clear; without this they would lie in the heap after the lease's end, until something else is written over them.
+ * Other requests free nothing.
  *
  * The symbols of a program come before those of its libraries (ld.so(8)), and glibc's own are still there under
  * another name. Sanitizers bring their own malloc, so that builds with them do without this.
