@@ -193,6 +193,9 @@ static int record_next(struct tls *tls)
     }
     ssize_t n = tls_record_open(&tls->receives, record, wire_bytes, tls->opened);
 
+    if (n == TLS_RECORD_FORBIDDEN) {
+        return tls_fail(tls, GNUTLS_E_UNEXPECTED_PACKET);
+    }
     if (n < 0) {
         return give_to_gnutls(tls, wire_bytes);
     }
@@ -236,7 +239,7 @@ ssize_t tls_receive(struct tls *tls, const struct iovec *iov, unsigned n_iov, bo
 {
     size_t got = 0;
 
-    if (*tls->why != '\0') {
+    if (!tls->established || *tls->why != '\0') {
         return -EPROTO;
     }
     tls->may_receive = ask_socket;
@@ -266,7 +269,8 @@ ssize_t tls_receive(struct tls *tls, const struct iovec *iov, unsigned n_iov, bo
 bool tls_has_input(const struct tls *tls)
 {
     return tls->opened_at < tls->opened_end ||
-           (!tls->ended && tls_record_wire_bytes(tls->in + tls->in_at, tls->in_end - tls->in_at) > 0);
+           (!tls->ended && *tls->why == '\0' &&
+            tls_record_wire_bytes(tls->in + tls->in_at, tls->in_end - tls->in_at) > 0);
 }
 
 bool tls_socket_was_full(const struct tls *tls)
@@ -364,7 +368,7 @@ ssize_t tls_send(struct tls *tls, const struct iovec *iov, unsigned n_iov)
     struct tls_source source = {.iov = iov, .n = n_iov};
     size_t taken = 0;
 
-    if (*tls->why != '\0') {
+    if (!tls->established || *tls->why != '\0') {
         return -EPROTO;
     }
     int rc = tls_flush(tls);

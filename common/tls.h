@@ -49,9 +49,9 @@ int tls_handshake(struct tls *tls);
 const char *tls_why(const struct tls *tls);
 
 /*
- * Fills the buffers with decrypted bytes. Calls recv() once at most, and never if ask_socket is false. Returns how
- * many bytes it has written, 0 at the end of the stream, -EAGAIN if no bytes have come, or -errno: the socket's, or
- * -EPROTO; then tls_why() says more.
+ * Fills the buffers with decrypted bytes, once the handshake is over. Calls recv() once at most, and never if
+ * ask_socket is false. Returns how many bytes it has written, 0 at the end of the stream, -EAGAIN if no bytes have
+ * come, or -errno: the socket's, or -EPROTO; then tls_why() says more.
  */
 ssize_t tls_receive(struct tls *tls, const struct iovec *iov, unsigned n_iov, bool ask_socket);
 /* Whether the session holds received bytes that tls_receive() has not given out yet. */

@@ -2,6 +2,7 @@
 #include "common/tls_record.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define APPLICATION_DATA 23u
@@ -44,7 +45,9 @@ void tls_direction_give_back(struct tls_direction *direction, gnutls_session_t s
     for (unsigned i = 0; i < sizeof(number); i++) {
         number[i] = (unsigned char)(direction->n_records >> (56 - 8 * i));
     }
-    gnutls_record_set_state(session, receives, number);
+    if (gnutls_record_set_state(session, receives, number) < 0) {
+        abort(); /* GnuTLS would use a number twice */
+    }
     tls_direction_free(direction);
 }
 
@@ -121,22 +124,25 @@ ssize_t tls_record_open(struct tls_direction *direction, const uint8_t *record, 
     uint8_t nonce[sizeof(direction->iv)];
     size_t bytes = TLS_RECORD_WIRE_BYTES;
 
-    if (record[0] != APPLICATION_DATA || wire_bytes > TLS_RECORD_WIRE_BYTES ||
-        wire_bytes < TLS_RECORD_HEADER_BYTES + 1 + TAG_BYTES) {
-        return -1;
+    if (record[0] != APPLICATION_DATA) {
+        return TLS_RECORD_FORBIDDEN;
+    }
+    if (wire_bytes > TLS_RECORD_WIRE_BYTES || wire_bytes < TLS_RECORD_HEADER_BYTES + 1 + TAG_BYTES) {
+        return TLS_RECORD_OTHER;
     }
     nonce_write(direction, nonce);
     if (gnutls_aead_cipher_decrypt(direction->cipher, nonce, sizeof(nonce), record, TLS_RECORD_HEADER_BYTES,
                                    TAG_BYTES, record + TLS_RECORD_HEADER_BYTES, wire_bytes - TLS_RECORD_HEADER_BYTES,
-                                   to, &bytes) < 0) {
-        return -1;
+                                   to, &bytes) < 0 ||
+        bytes > TLS_RECORD_BYTES + 1) {
+        return TLS_RECORD_OTHER;
     }
     /* The type is the last byte that is not zero: the sender may pad a record. */
     while (bytes > 0 && to[bytes - 1] == 0) {
         bytes--;
     }
-    if (bytes == 0 || to[bytes - 1] != APPLICATION_DATA || bytes - 1 > TLS_RECORD_BYTES) {
-        return -1;
+    if (bytes == 0 || to[bytes - 1] != APPLICATION_DATA) {
+        return bytes == 1 ? TLS_RECORD_FORBIDDEN : TLS_RECORD_OTHER;
     }
     direction->n_records++;
     return (ssize_t)(bytes - 1);

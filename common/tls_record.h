@@ -61,8 +61,13 @@ int tls_record_seal(struct tls_direction *direction, uint8_t *contents, size_t b
 size_t tls_record_wire_bytes(const uint8_t *from, size_t came);
 /*
  * Decrypts a record into `to`, which has room for TLS_RECORD_WIRE_BYTES. Returns how many bytes of application data
- * it has, or -1 if it holds something else or is wrong: then it counts as not received.
+ * it has, or TLS_RECORD_OTHER if it holds something else or is wrong: then it counts as not received, and GnuTLS may
+ * read it. TLS_RECORD_FORBIDDEN: GnuTLS must not see it. Behind a part of a handshake's message an empty record of
+ * that kind makes GnuTLS 3.7.9 loop without end. RFC 8446 (5.1, 5.2) forbids such records, and any whose outer type
+ * is not that of application data.
  */
+#define TLS_RECORD_OTHER     (-1)
+#define TLS_RECORD_FORBIDDEN (-2)
 ssize_t tls_record_open(struct tls_direction *direction, const uint8_t *record, size_t wire_bytes, uint8_t *to);
 
 #endif

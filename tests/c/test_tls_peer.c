@@ -4,6 +4,8 @@
 
 #include "common/tls.h"
 
+#include <gnutls/crypto.h>
+
 #include <errno.h>
 #include <gnutls/gnutls.h>
 #include <stdio.h>
@@ -128,6 +130,67 @@ static unsigned records_received(const struct peer *peer)
     unsigned char number[8];
     CHECK_EQUAL(gnutls_record_get_state(peer->client, 1, NULL, NULL, NULL, number), 0);
     return number[7];
+}
+
+/* Sends a record of the client's with this kind of contents, under this outer type. */
+static void send_record(struct peer *peer, uint8_t outer, uint8_t kind, const void *contents, size_t bytes)
+{
+    uint8_t plain[64], record[128] = {outer, 3, 3, 0, (uint8_t)(bytes + 1 + 16)}, nonce[12];
+    const uint8_t head[5] = {23, 3, 3, 0, record[4]}; /* GnuTLS authenticates this, whatever has come */
+    size_t sealed = sizeof(record) - 5;
+    unsigned char number[8];
+    gnutls_datum_t iv, secret;
+    gnutls_aead_cipher_hd_t cipher;
+    CHECK_EQUAL(gnutls_record_get_state(peer->client, 0, NULL, &iv, &secret, number), 0);
+    CHECK_EQUAL(gnutls_aead_cipher_init(&cipher, gnutls_cipher_get(peer->client), &secret), 0);
+    memcpy(nonce, iv.data, sizeof(nonce));
+    for (unsigned i = 0; i < 8; i++) {
+        nonce[4 + i] ^= number[i];
+    }
+    memcpy(plain, contents, bytes);
+    plain[bytes] = kind;
+    CHECK_EQUAL(gnutls_aead_cipher_encrypt(cipher, nonce, sizeof(nonce), head, sizeof(head), 16, plain, bytes + 1,
+                                           record + 5, &sealed),
+                0);
+    gnutls_aead_cipher_deinit(cipher);
+    number[7]++;
+    CHECK_EQUAL(gnutls_record_set_state(peer->client, 0, number), 0);
+    CHECK_EQUAL(send(peer->fds[1], record, 5 + sealed, 0), (long)(5 + sealed));
+}
+
+static void empty_records_of_the_handshake_end_it(void)
+{
+    /* The head of a message of 100 bytes, a change of keys, and 26 of them: GnuTLS waits for the rest. */
+    static const uint8_t part[30] = {24, 0, 0, 100};
+    static const uint8_t outer[] = {23, 22, 21};
+    for (unsigned i = 0; i < 3; i++) {
+        struct peer peer;
+        uint8_t got[8];
+        struct iovec into = {got, sizeof(got)};
+        peer_open(&peer, PRIORITY, 0);
+        send_record(&peer, 23, 22, part, sizeof(part));
+        CHECK_EQUAL(tls_receive(peer.server, &into, 1, true), -EAGAIN);
+        send_record(&peer, outer[i], 22, "", 0);
+        CHECK_EQUAL(tls_receive(peer.server, &into, 1, true), -EPROTO);
+        CHECK(!tls_has_input(peer.server));
+        CHECK_EQUAL(gnutls_record_recv(peer.client, got, sizeof(got)), GNUTLS_E_FATAL_ALERT_RECEIVED);
+        CHECK_EQUAL(gnutls_alert_get(peer.client), GNUTLS_A_UNEXPECTED_MESSAGE);
+        peer_close(&peer);
+    }
+}
+
+static void a_session_that_has_not_shaken_hands_passes_nothing(void)
+{
+    int fds[2];
+    uint8_t byte = 0;
+    struct iovec iov = {&byte, 1};
+    CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
+    struct tls *server = tls_server_new(fds[0], find, NULL);
+    CHECK_EQUAL(tls_send(server, &iov, 1), -EPROTO);
+    CHECK_EQUAL(tls_receive(server, &iov, 1, true), -EPROTO);
+    tls_free(server);
+    close(fds[0]);
+    close(fds[1]);
 }
 
 static void padded_and_empty_records_are_read(void)
@@ -276,6 +339,8 @@ static void a_length_that_no_record_has_ends_it(void)
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
+        TEST(empty_records_of_the_handshake_end_it),
+        TEST(a_session_that_has_not_shaken_hands_passes_nothing),
         TEST(padded_and_empty_records_are_read),
         TEST(both_ciphers_are_spoken),
         TEST(a_peer_that_asks_for_new_keys_gets_them),
