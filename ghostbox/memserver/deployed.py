@@ -22,7 +22,7 @@ from ghostbox.system import pidfd, processes, services
 from ghostbox.system.services import Kind, Scope, Service
 from ghostbox.units import format_bytes
 
-_START_S = 90.0
+_START_S = 300.0  # an emulated machine, or one that swaps, takes minutes to import what it needs
 _STOP_S = 60.0
 _RESTARTS = 3
 _LOG_LINES = 4
