@@ -12,14 +12,16 @@ from pathlib import Path
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
 from ghostbox.paths import VmPaths
 from ghostbox.plan.plan import Virt
-from ghostbox.session import events, first_boot, guest_files, liveness, logs, network
+from ghostbox.session import cleanup, events, first_boot, guest_files, liveness, logs, network
 from ghostbox.session.boot_watchdog import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
+from ghostbox.system import processes
 from ghostbox.system.ssh import GuestSsh
 
 _CONSOLE_LINES = 12
 _STATE_INTERVAL_S = 1.0
+_REASON_S = 3.0
 
 
 def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
@@ -126,7 +128,7 @@ def _wait_banner(
         if last:
             say(last[0][:100])
         if not alive():
-            raise GuestError("the VM ended while it booted", why=_console(files))
+            raise _ended(record, files)
         if may_reset and hangs(files.console_log):
             may_reset = False
             _reset(record, files, note)
@@ -144,6 +146,23 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
     events.append(files, "guest-reset", text)
     with liveness.connect(record) as connection:
         connection.reset(record.domain, uuid=record.uuid)
+
+
+def _ended(record: Record, files: VmPaths) -> GuestError:
+    """Return the error for a VM that is gone. QEMU's emulation crashes now and then; libvirt writes that into its log."""
+    log = cleanup.qemu_log(record, files)
+    with suppress(DeadlineExceeded):  # libvirt writes the line a moment after the end
+        processes.wait_until(lambda: "reason=" in _last(log), timeout_s=_REASON_S, what="the reason of its end")
+    crashed = "reason=crashed" in _last(log)
+    return GuestError(
+        "QEMU crashed while the guest booted" if crashed else "the VM ended while it booted",
+        why=_console(files),
+        hint=f"start it again: ghostbox up {record.name}; what QEMU said: ghostbox logs {record.name} --source qemu",
+    )
+
+
+def _last(log: Path) -> str:
+    return next(iter(logs.tail(log, 1)), "")
 
 
 def _no_answer(book: Book) -> GhostboxError:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,4 +66,20 @@ def test_emulated_guest_that_hangs_while_it_boots_is_reset_once(tmp_path: Path) 
         assert (reset in done.stderr) == emulated
         n_boots = 2 if emulated else 1
         assert host.cli("logs", VM).stdout.count(STALL.decode().strip()) == 2 * n_boots
+        host.cli("delete", VM, "-y", "--force", check=True)
+
+
+def test_qemu_that_crashes_while_the_guest_boots_is_named_and_the_vm_may_be_started_again(tmp_path: Path) -> None:
+    with imported(tmp_path, WORD) as (host, options):
+        running = host.start("up", VM, *options)
+        word = WORD.decode().strip()
+        processes.wait_until(lambda: word in host.cli("logs", VM).stdout, timeout_s=60, what="the boot sector's word")
+        [qemu] = [line for line in host.belongings().processes if "qemu-system" in line]
+        os.kill(int(qemu.split()[0]), signal.SIGSEGV)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == 1
+        assert f"error: VM '{VM}', stage boot: QEMU crashed while the guest booted" in said
+        assert f"fix: start it again: ghostbox up {VM}; what QEMU said: ghostbox logs {VM} --source qemu" in said
+        assert "reason=crashed" in host.cli("logs", VM, "--source", "qemu", check=True).stdout
+        host.cli("up", VM, "--no-wait", check=True)
         host.cli("delete", VM, "-y", "--force", check=True)
