@@ -149,7 +149,7 @@ def _reset(record: Record, files: VmPaths, note: Callable[[str], None]) -> None:
 
 
 def _ended(record: Record, files: VmPaths) -> GuestError:
-    """Return the error for a VM that is gone. QEMU's emulation crashes now and then; libvirt writes that into its log."""
+    """Return the error for a VM that is gone. QEMU's emulation crashes now and then, which libvirt notes in its log."""
     log = cleanup.qemu_log(record, files)
     with suppress(DeadlineExceeded):  # libvirt writes the line a moment after the end
         processes.wait_until(lambda: "reason=" in _last(log), timeout_s=_REASON_S, what="the reason of its end")
