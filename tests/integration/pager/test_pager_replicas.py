@@ -421,7 +421,11 @@ def test_an_older_copy_is_better_than_none() -> None:
             wait_until(lambda: "an older copy on donor" in pager.log(), timeout_s=20, what="the loss")
             wait_until(lambda: not pager.status()["donors"][0]["down_s"], timeout_s=20, what="the older copy")
             client.command("verify", seed=8, first=1024, n=3072)
-            assert client.attempt("read", first=0).get("error") == "SIGBUS"
+            # Of what was written meanwhile, some may be in this machine still, and is right.
+            answers = [client.attempt("verify", seed=9, first=page, n=1) for page in range(0, 1024, 16)]
+            lost = [answer for answer in answers if answer.get("error") == "SIGBUS"]
+            assert all(answer["ok"] for answer in answers if answer not in lost)
+            assert lost
             assert "is lost: donor" in pager.log()
 
 
