@@ -82,7 +82,7 @@ static int fail_to_send(struct tls *tls, int error)
     return tls_fail(tls, GNUTLS_E_PUSH_ERROR);
 }
 
-/* Whether the session is TLS 1.3 with forward secrecy. PRIORITY allows nothing else; this checks the result. */
+/* Whether the session is TLS 1.3 with forward secrecy. tls_session.c allows nothing else; this checks it. */
 static bool is_as_wanted(gnutls_session_t session)
 {
     gnutls_kx_algorithm_t kx = gnutls_kx_get(session);

@@ -55,8 +55,8 @@ size_t tls_source_read(struct tls_source *source, uint8_t *to, size_t most);
  */
 int tls_record_seal(struct tls_direction *direction, uint8_t *contents, size_t bytes, uint8_t *to);
 /*
- * Returns how many bytes the record that begins at `from` has on the wire; 0 if fewer than those have come. A length
- * that no record has is returned as it is.
+ * Returns how many bytes the record that begins at `from` has on the wire; 0 if fewer than those have come. A
+ * record whose length field is too large gives that length, so that the caller refuses the record.
  */
 size_t tls_record_wire_bytes(const uint8_t *from, size_t came);
 /*

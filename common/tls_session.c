@@ -86,8 +86,9 @@ ssize_t tls_in_receive(struct tls *tls)
 static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t bytes)
 {
     struct tls *tls = ptr;
+    const uint32_t *end = tls->established ? &tls->given_end : &tls->in_end;
 
-    if (tls->in_at == (tls->established ? tls->given_end : tls->in_end)) {
+    if (tls->in_at == *end) {
         if (tls->established || !tls->may_receive) {
             gnutls_transport_set_errno(tls->session, EAGAIN);
             return -1;
@@ -99,7 +100,7 @@ static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t bytes)
             return got;
         }
     }
-    size_t there = (tls->established ? tls->given_end : tls->in_end) - tls->in_at;
+    size_t there = *end - tls->in_at;
     size_t n = there < bytes ? there : bytes;
 
     memcpy(data, tls->in + tls->in_at, n);

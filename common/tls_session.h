@@ -29,7 +29,7 @@ struct tls {
     uint64_t n_received;
     uint64_t rekey_records, n_rekeyed;
     struct tls_direction sends, receives; /* taken from GnuTLS after the handshake */
-    uint32_t taken, most;                 /* records with `taken` bytes are known to suit the peer; `most` at most */
+    uint32_t taken, most;                 /* the peer takes records of `taken` bytes, and none of more than `most` */
     uint32_t in_at, in_end;               /* in[in_at, in_end) was received and is not decrypted yet */
     uint32_t given_end;                   /* after the handshake, GnuTLS may read in[in_at, given_end) */
     uint32_t opened_at, opened_end;       /* opened[opened_at, opened_end) is decrypted and not given out yet */
