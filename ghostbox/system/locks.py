@@ -39,7 +39,7 @@ def take(file: Path, *, wait: bool = False) -> int:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if file.exists() and file.stat().st_ino == os.fstat(descriptor).st_ino:
+            if _is_open_at(file, descriptor):
                 return descriptor
         except BlockingIOError as err:
             said = os.pread(descriptor, _SAID_BYTES, 0).decode(errors="replace").strip()
@@ -103,13 +103,24 @@ def remove_unheld(file: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.unlink()
+        # Otherwise the name may be another file's by now, and that file's lock another process's.
+        ours = _is_open_at(file, descriptor)
+        if ours:
+            file.unlink()
     except OSError:  # another process holds the lock, or has removed or renamed the file
         return False
     else:
-        return True
+        return ours
     finally:
         os.close(descriptor)
+
+
+def _is_open_at(file: Path, descriptor: int) -> bool:
+    """Tell whether the descriptor's file is the one that has the name now."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def is_free(file: Path) -> bool:

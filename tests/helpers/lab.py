@@ -62,10 +62,14 @@ class Host:
 
     def cli(self, *words: str | Path, check: bool = False, timeout_s: float = 280.0, stdin: str = "") -> Run:
         """Run a command to its end; with ``check`` a failure fails the test."""
-        done = subprocess.run(
-            self.argv(*words), env=dict(self.env), capture_output=True, text=True, timeout=timeout_s, input=stdin,
-            check=False, cwd=self.root, umask=self.umask,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                self.argv(*words), env=dict(self.env), capture_output=True, text=True, timeout=timeout_s, input=stdin,
+                check=False, cwd=self.root, umask=self.umask,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as err:  # its own message shows a few letters of what the command said
+            said = b"".join(each or b"" for each in (err.stdout, err.stderr)).decode(errors="replace")
+            raise AssertionError(f"{words}: not done after {timeout_s:g} s\n{said}") from None
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -84,6 +85,25 @@ def test_file_is_removed_unless_its_lock_is_held(tmp_path: Path) -> None:
     assert locks.remove_unheld(file)
     assert not file.exists()
     assert not locks.remove_unheld(file), "a file that is gone is no error"
+
+
+def test_a_file_that_was_made_anew_before_it_was_locked_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, flock = tmp_path / "draft", fcntl.flock
+    holders: list[int] = []
+
+    def made_anew_first(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        file.unlink()
+        holders.append(locks.take(file))
+        flock(descriptor, how)
+
+    file.touch()
+    monkeypatch.setattr(fcntl, "flock", made_anew_first)
+    assert not locks.remove_unheld(file)
+    assert os.path.samestat(file.stat(), os.fstat(holders[0]))
+    os.close(holders[0])
 
 
 def test_link_is_not_followed_to_what_it_leads_to(tmp_path: Path) -> None:
