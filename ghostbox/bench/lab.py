@@ -34,7 +34,7 @@ from ghostbox.errors import DeadlineExceeded, ProgramError
 from ghostbox.memserver import model as memserver_model
 from ghostbox.pager.model import PagerStatus
 from ghostbox.paths import Paths
-from ghostbox.system import processes
+from ghostbox.system import ports, processes
 from ghostbox.system.processes import ControlError
 from ghostbox.units import MIB, PAGE_BYTES
 
@@ -317,7 +317,7 @@ class Lab:
     @contextlib.contextmanager
     def nbdkit(self, size_bytes: int, keys: Path | None = None) -> Iterator[Server]:
         """Run nbdkit's memory plugin; it serves the same memory under any export name, with keys over TLS only."""
-        port, host = free_port(), self._far_address
+        port, host = ports.choose(), self._far_address
         argv = ["nbdkit", "-f", "-i", host, "-p", str(port)]
         argv += ["--tls=require", f"--tls-psk={keys}"] if keys else []
         argv += ["memory", str(size_bytes)]
@@ -327,7 +327,7 @@ class Lab:
     @contextlib.contextmanager
     def qemu_nbd(self, size_bytes: int) -> Iterator[Server]:
         """Run qemu-nbd over a file in RAM."""
-        port = free_port()
+        port = ports.choose()
         with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="ghostbox-bench-") as ram:
             ram.truncate(size_bytes)
             argv = ["qemu-nbd", "-t", "-f", "raw", "-b", "127.0.0.1", "-p", str(port), "-x", EXPORT, "-e", "64"]
@@ -442,12 +442,6 @@ def _answers(control: Path) -> bool:
     except ControlError:
         return False
     return True
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago, for servers that cannot choose one themselves."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def _listens(port: int, host: str = "127.0.0.1") -> bool:

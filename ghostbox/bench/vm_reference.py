@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from ghostbox import pager
 from ghostbox.bench import vm_domain, vm_session
-from ghostbox.bench.lab import EXPORT, Lab, free_port, missing_tool, resident_bytes
+from ghostbox.bench.lab import EXPORT, Lab, missing_tool, resident_bytes
 from ghostbox.bench.vm_domain import NbdDisk
 from ghostbox.bench.vm_scale import VmScale
 from ghostbox.bench.vm_session import Say
@@ -26,7 +26,7 @@ from ghostbox.plan.plan import NetworkPlan, VmPlan, domain_name, local_memory
 from ghostbox.plan.tiering import Tiering
 from ghostbox.session import Book, VmState, guest_files, images
 from ghostbox.session.record import Made, locked, now_utc, prepared
-from ghostbox.system import hypervisor
+from ghostbox.system import hypervisor, ports
 from ghostbox.units import MIB
 
 _USE_DISKS = """\
@@ -96,7 +96,7 @@ def make_plan(plan: VmPlan, paths: Paths, memory_bytes: int, what: str = "swap")
         name=name,
         domain=domain_name(name),
         uuid=str(uuid.uuid4()),
-        network=NetworkPlan(mac, free_port()),
+        network=NetworkPlan(mac, ports.choose()),
         memory_bytes=memory_bytes,
         remote_memory_bytes=0,
         guest=dataclasses.replace(plan.guest, tiering=Tiering(on=False, why="one node")),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Speak the control API of one donor, from the host. This is the only importer of httpx.
+"""Speak the control API of one donor, from the host. Only this imports httpx, where a connection begins.
 
 Failures are raised as:
 
@@ -18,10 +18,9 @@ import socket
 import ssl
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from ghostbox import __version__
@@ -32,6 +31,9 @@ from ghostbox.donors.trust import Channel
 from ghostbox.errors import DonorError, GhostboxError, NoAnswer, NotFound, Untrusted
 from ghostbox.system import forms
 from ghostbox.system.closing import Closing
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = [
     "CONTROL_PORT",
@@ -177,6 +179,8 @@ class DonorClient(Closing):
             UsageError: ``address`` cannot be read.
             Untrusted: this host may not talk to the donor: they are not paired.
         """
+        import httpx  # noqa: PLC0415 - slow to load
+
         self.address = parse_address(address)
         self.channel = trust.channel_to(self.address) if channel is None else channel
         self._timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s)
@@ -184,6 +188,8 @@ class DonorClient(Closing):
         self._seen: DonorStatus | None = None
 
     def _connection(self, scheme: str) -> httpx.Client:
+        import httpx  # noqa: PLC0415 - slow to load
+
         secret = self.channel.authorization if scheme == "https" else ""
         return httpx.Client(
             base_url=f"{scheme}://{self.address}",
@@ -353,6 +359,8 @@ class DonorClient(Closing):
         return self._document(self._send(method, path, **options))
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        import httpx  # noqa: PLC0415 - slow to load
+
         try:
             return self._http.request(method, path, **options)
         except httpx.TransportError as err:
@@ -380,6 +388,8 @@ class DonorClient(Closing):
 
     def _unanswered(self, err: httpx.TransportError) -> DonorError:
         """Return the error for a request without an HTTP answer, with the reason as far as it can be found."""
+        import httpx  # noqa: PLC0415 - slow to load
+
         if failures.cause(err, pinning.ForeignCertificate) is not None:
             return failures.other_certificate(self.address, self.channel)
         is_cut_off = not isinstance(err, (httpx.TimeoutException, httpx.ConnectError))
@@ -410,6 +420,8 @@ class DonorClient(Closing):
 
     def _plain_version(self) -> str | None:
         """Return the version of the donor that answers without TLS; None if none does. No secret is sent."""
+        import httpx  # noqa: PLC0415 - slow to load
+
         try:
             with self._connection("http") as plain:
                 return self._read(_STATUS, plain.get("/v1/status").json()).version
@@ -425,6 +437,8 @@ class DonorClient(Closing):
 
     def _unread(self, document: Any, why: str) -> NoAnswer:
         """Return the error for an answer of an unknown form: the versions, if they differ, are the reason."""
+        import httpx  # noqa: PLC0415 - slow to load
+
         version = document.get("version") if isinstance(document, dict) else None
         if not isinstance(version, str):
             try:

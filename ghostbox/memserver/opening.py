@@ -109,7 +109,9 @@ def _check_trust(*, secure: bool) -> None:
 
 
 def listen(bind: str, port: int) -> socket.socket:
-    """Return a socket bound to the control port.
+    """Return a socket that listens on the control port.
+
+    bind(2) alone would not tell that another program has the port and listens a moment later (SO_REUSEADDR, socket(7)).
 
     Raises:
         GhostboxError: the address is not this machine's, or the port is taken.
@@ -124,6 +126,7 @@ def listen(bind: str, port: int) -> socket.socket:
         flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
         [(*_, address)] = socket.getaddrinfo(bind, port, family, socket.SOCK_STREAM, flags=flags)
         listener.bind(address)
+        listener.listen()
     except OSError as err:
         listener.close()
         why = f"no interface {bind.partition('%')[2]} exists" if isinstance(err, socket.gaierror) else err.strerror

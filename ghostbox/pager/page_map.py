@@ -11,12 +11,14 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from ghostbox.pager.model import PROGRAM, PageCounts, RegionMap, RegionMaps
 from ghostbox.system.processes import ControlError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PLACES = ("absent", "remote", "resident", "inactive", "moving", "poisoned")
 """The places of a page. ``dirty`` pages are also counted by themselves; each is in one of these places, too."""
@@ -24,7 +26,7 @@ CELLS = 1024
 _TIMEOUT_S = 60.0  # the pager needs about a second for 100 GiB of touched memory
 _KINDS = (*PLACES, "dirty")
 
-Counts = NDArray[np.int64]
+Counts: TypeAlias = "NDArray[np.int64]"
 
 
 class PageMap(PageCounts):
@@ -37,6 +39,8 @@ class PageMap(PageCounts):
 
     def counts(self) -> Counts:
         """Return all counts: a row for each of `PLACES` and one for dirty, a column for each cell."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         return np.array([getattr(self, kind) for kind in _KINDS], dtype=np.int64).reshape(len(_KINDS), -1)
 
 
@@ -76,6 +80,8 @@ def ask(control: Path, n_cells: int = CELLS) -> PageMap | None:
 
 def join(regions: Sequence[RegionMap], n_cells: int) -> PageMap:
     """Join the maps of regions, each with cells in proportion to its length."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     total = sum(region.length_bytes for region in regions)
     parts = []
     for region in regions:
@@ -89,6 +95,8 @@ def join(regions: Sequence[RegionMap], n_cells: int) -> PageMap:
 
 def reduce(counts: Counts, n_cells: int) -> Counts:
     """Add neighbouring cells up, so that at most ``n_cells`` are left."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     have = counts.shape[1]
     if have <= n_cells:
         return counts
@@ -98,6 +106,8 @@ def reduce(counts: Counts, n_cells: int) -> Counts:
 
 def grid(found: PageMap, *, columns: int, rows: int) -> list[list[Cell]]:
     """Return the map as rows of cells; the last row may be shorter."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     counts = reduce(found.counts(), columns * rows)
     by_kind = dict(zip(_KINDS, counts, strict=True))
     here = by_kind["resident"] + by_kind["inactive"] + by_kind["moving"]

@@ -13,8 +13,6 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from email.mime.multipart import MIMEMultipart
-from email.mime.text import MIMEText
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +178,9 @@ def _network_config(mac: str | None) -> dict[str, Any]:
 
 def _multipart(base: str, users_own: str) -> str:
     """Join two parts; the user's is the second, so that its keys are added and never replace what GhostBox needs."""
+    from email.mime.multipart import MIMEMultipart  # noqa: PLC0415 - rarely needed
+    from email.mime.text import MIMEText  # noqa: PLC0415 - as above
+
     users_own = users_own.removeprefix("\ufeff")  # a byte order mark would hide the first line's kind
     archive = MIMEMultipart(boundary="==ghostbox==")
     for text, subtype in ((base, "cloud-config"), (users_own, _part_type(users_own))):

@@ -43,7 +43,7 @@ from ghostbox.session import definition as definitions
 from ghostbox.session import lifecycle, planning, snapshots
 from ghostbox.session.progress import Progress, Stage
 from ghostbox.session.record import Book, Record, VmState, locked, now_utc
-from ghostbox.system import locks, state_files
+from ghostbox.system import locks, ports, state_files
 from ghostbox.units import format_bytes
 
 _MANIFEST = "ghostbox-vm.json"
@@ -266,7 +266,7 @@ def _record(vm: str, config: Config, manifest: _Manifest, sizes: Mapping[str, in
         state=VmState.STOPPED,
         uuid=str(uuid.uuid4()),
         mac=planning.new_mac(),
-        ssh_port=planning.free_port(),
+        ssh_port=ports.choose(),
         created_at=now_utc(),
         domain=domain_name(vm),
         libvirt_uri=config.libvirt.uri,

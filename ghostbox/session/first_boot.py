@@ -11,10 +11,12 @@ import json
 import re
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ghostbox.errors import DeadlineExceeded, GuestError
-from ghostbox.system.ssh import Result
+
+if TYPE_CHECKING:
+    from ghostbox.system.ssh import Result
 
 _LOG = "/var/log/cloud-init-output.log"
 _LOOK_INSIDE = f"look inside: cloud-init status --long, {_LOG}"

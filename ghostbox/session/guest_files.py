@@ -13,7 +13,7 @@ from ghostbox.paths import Paths, VmPaths, home_directory, make_directory
 from ghostbox.plan import cloudinit, domain_xml
 from ghostbox.plan.plan import Virt, VmPlan
 from ghostbox.session import network
-from ghostbox.system import hypervisor, ssh, state_files
+from ghostbox.system import hypervisor, ssh_keys, state_files
 from ghostbox.system.hypervisor import accounts
 from ghostbox.units import exact_bytes, format_bytes
 
@@ -49,7 +49,7 @@ def prepare_keys(plan: VmPlan) -> None:
     """Make the guest's host key and GhostBox's login key, once in a VM's life."""
     for key in (plan.files.host_key, plan.files.client_key):
         if not key.exists():
-            ssh.write_key(ssh.generate_key(f"ghostbox-{plan.name}"), key)
+            ssh_keys.write_key(ssh_keys.generate_key(f"ghostbox-{plan.name}"), key)
 
 
 def seed_spec(plan: VmPlan) -> cloudinit.SeedSpec:
@@ -95,9 +95,9 @@ def _extra_user_data(plan: VmPlan) -> str | None:
 
 def _user_keys(plan: VmPlan) -> list[str]:
     if plan.guest.ssh_key is not None:
-        return [ssh.read_public_key(plan.guest.ssh_key)]
+        return [ssh_keys.read_public_key(plan.guest.ssh_key)]
     home = home_directory()
-    return [] if home is None else list(ssh.user_public_keys(home))
+    return [] if home is None else list(ssh_keys.user_public_keys(home))
 
 
 def _prepare_disk(plan: VmPlan, image: Image, paths: Paths) -> None:

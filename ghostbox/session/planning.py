@@ -7,9 +7,7 @@ import dataclasses
 import logging
 import os
 import secrets
-import socket
 import uuid
-from contextlib import closing
 
 from ghostbox import donors
 from ghostbox.config import Config
@@ -24,7 +22,7 @@ from ghostbox.plan.placement import Offer
 from ghostbox.plan.plan import HostFacts, Virt, VmPlan
 from ghostbox.session import backup, images, network, pool, shares, shim_copy
 from ghostbox.session.record import Record, VmState
-from ghostbox.system import consent, hypervisor
+from ghostbox.system import consent, hypervisor, ports
 from ghostbox.system.hypervisor.accounts import unreachable_part
 
 _log = logging.getLogger(__name__)
@@ -54,7 +52,7 @@ def make_plan(config: Config, paths: Paths, record: Record | None, *, start_daem
         network.check(config.vm.network, config.libvirt.uri)
     image = images.find(config, paths)
     for forward in config.vm.ports:
-        if forward.host not in _own_ports(record) and not _port_is_free(forward.host):
+        if forward.host not in _own_ports(record) and not ports.is_free(forward.host):
             raise Refused(f"port {forward.host} of 127.0.0.1 is in use", hint="choose another with -p HOST:GUEST")
     security_models, filters = _libvirt(config, start_daemon=start_daemon)
     facts = HostFacts(
@@ -203,26 +201,6 @@ def new_mac() -> str:
 def _ssh_port(record: Record | None, forwarded: frozenset[int]) -> int:
     """Return the port that leads to the guest's SSH server: as before, unless another program or `vm.ports` has it."""
     kept = None if record is None or record.ssh_port in forwarded else record
-    if kept is not None and (kept.ssh_port in _own_ports(kept) or _port_is_free(kept.ssh_port)):
+    if kept is not None and (kept.ssh_port in _own_ports(kept) or ports.is_free(kept.ssh_port)):
         return kept.ssh_port
-    return free_port(forwarded)
-
-
-def free_port(but: frozenset[int] = frozenset()) -> int:
-    """Return a port of 127.0.0.1 that is free now, and is none of those that are named."""
-    while True:
-        with closing(socket.socket()) as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = int(sock.getsockname()[1])
-        if port not in but:
-            return port
-
-
-def _port_is_free(port: int) -> bool:
-    with closing(socket.socket()) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    return ports.choose(forwarded)

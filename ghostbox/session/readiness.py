@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
 from ghostbox.paths import VmPaths
@@ -17,7 +18,9 @@ from ghostbox.session.boot_watchdog import hangs
 from ghostbox.session.progress import Progress
 from ghostbox.session.record import Book, Record
 from ghostbox.system import processes
-from ghostbox.system.ssh import GuestSsh
+
+if TYPE_CHECKING:
+    from ghostbox.system.ssh import GuestSsh
 
 _CONSOLE_LINES = 12
 _STATE_INTERVAL_S = 1.0
@@ -58,6 +61,8 @@ def note_answer(book: Book) -> None:
 @contextmanager
 def guest(record: Record, files: VmPaths) -> Iterator[GuestSsh]:
     """Connect to the guest with GhostBox's own key; the connection ends with the block."""
+    from ghostbox.system.ssh import GuestSsh  # noqa: PLC0415 - slow to load
+
     connection = GuestSsh(
         *_endpoint(record),
         record.user,

@@ -10,6 +10,7 @@ import pwd
 import resource
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ghostbox.config import SharedFolder
 from ghostbox.errors import GuestError
@@ -17,7 +18,9 @@ from ghostbox.paths import Paths, VmPaths
 from ghostbox.session import readiness, shares
 from ghostbox.session.record import Book
 from ghostbox.system import locks, sftp
-from ghostbox.system.ssh import GuestSsh
+
+if TYPE_CHECKING:
+    from ghostbox.system.ssh import GuestSsh
 
 _log = logging.getLogger(__name__)
 _LOGIN_TIMEOUT_S = 300.0

@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ghostbox.config import SharedFolder
 from ghostbox.config.kinds import Share
@@ -24,7 +25,9 @@ from ghostbox.errors import Refused, UsageError
 from ghostbox.paths import Paths, VmPaths
 from ghostbox.session.record import Book, Made, Record, VmState
 from ghostbox.system import locks, pidfd, processes
-from ghostbox.system.ssh import GuestSsh
+
+if TYPE_CHECKING:
+    from ghostbox.system.ssh import GuestSsh
 
 COMMAND = "share-files"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from ghostbox import paths
 from ghostbox.images import Image, ImageStore, load_recipe
 from ghostbox.plan import cloudinit
 from ghostbox.plan.tiering import Tiering
-from ghostbox.system import processes, ssh
+from ghostbox.system import processes, ssh, ssh_keys
 from ghostbox.units import MIB
+from helpers.ports import free_port
 
 BOOT_TIMEOUT_S = 280.0
 NODE0_BYTES = 768 * MIB
@@ -36,19 +36,13 @@ def share_images(cache_dir: Path) -> None:
     (cache_dir / "images").symlink_to(shared_image().directory.parent)
 
 
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Guest:
     """Is a booted guest; ``ssh`` is logged in."""
 
     directory: Path
     image: Image
-    host_key: ssh.KeyPair
+    host_key: ssh_keys.KeyPair
     port: int
     ssh: ssh.GuestSsh
 
@@ -66,8 +60,8 @@ class Guest:
 @contextmanager
 def booted(directory: Path, image: Image, *, user_data: str | None = None, tiering: bool = True) -> Iterator[Guest]:
     """Boot ``image`` with two NUMA nodes, of which the second has no processors and is far; end it afterwards."""
-    host, client, port = ssh.generate_key("guest"), ssh.generate_key("test"), free_port()
-    ssh.write_key(client, directory / "id_ed25519")
+    host, client, port = ssh_keys.generate_key("guest"), ssh_keys.generate_key("test"), free_port()
+    ssh_keys.write_key(client, directory / "id_ed25519")
     (directory / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", port, host.public))
     spec = cloudinit.SeedSpec(
         hostname="testbox",

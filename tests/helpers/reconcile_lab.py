@@ -29,8 +29,8 @@ from ghostbox.system import hypervisor, processes
 from ghostbox.system.hypervisor import QemuProcess
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
 from helpers.pager import MemoryClient, memory_client, short_dir
+from helpers.ports import free_port
 from helpers.secure_host import create_token
 
 POOL = 64 * MIB

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox.system import ssh
+from ghostbox.system import ssh_keys
 from ghostbox.system.processes import wait_until
 from helpers import netns
-from helpers.guest import free_port
+from helpers.ports import free_port
 from helpers.systemd import Systemd
 
 PORT = 2222
@@ -231,10 +231,10 @@ def _answering(machine: SshMachine) -> SshMachine:
 
 
 def _write_keys(place: Path) -> None:
-    pair = ssh.generate_key("test")
-    ssh.write_key(pair, place / "key")
+    pair = ssh_keys.generate_key("test")
+    ssh_keys.write_key(pair, place / "key")
     (place / "authorized_keys").write_text(pair.public + "\n")
-    host = ssh.generate_key("machine")
-    ssh.write_key(host, place / "host_key")
+    host = ssh_keys.generate_key("machine")
+    ssh_keys.write_key(host, place / "host_key")
     convert = ["dropbearconvert", "openssh", "dropbear", str(place / "host_key"), str(place / "dropbear_key")]
     subprocess.run(convert, check=True, capture_output=True)

@@ -21,7 +21,7 @@ import paramiko
 from ghostbox.paths import VmPaths
 from ghostbox.plan import cloudinit
 from ghostbox.session import Book, Record, VmState
-from ghostbox.system import ssh
+from ghostbox.system import ssh_keys
 
 FORBIDDEN = "forbidden"
 """Is a file that no user may open: file modes do not stop root, as whom tests may run."""
@@ -186,8 +186,8 @@ def started_vm(state: Path, runtime: Path, port: int, name: str = "work") -> Boo
         directory.mkdir(parents=True, exist_ok=True)
     for key in (files.host_key, files.client_key):
         if not key.exists():
-            ssh.write_key(ssh.generate_key("test"), key)
-    host_key = ssh.read_key(files.host_key).public
+            ssh_keys.write_key(ssh_keys.generate_key("test"), key)
+    host_key = ssh_keys.read_key(files.host_key).public
     files.known_hosts.write_text(cloudinit.render_known_hosts("127.0.0.1", port, host_key))
     keys = [files.client_key]
     text = cloudinit.render_ssh_config(name, "127.0.0.1", port, "ana", files.known_hosts, keys)

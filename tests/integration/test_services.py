@@ -17,7 +17,7 @@ import pytest
 from ghostbox.donors.client import DonorClient
 from ghostbox.donors.models import Holder
 from ghostbox.system.processes import control_request, wait_until
-from helpers.guest import free_port
+from helpers.ports import free_port
 from helpers.systemd import Systemd, user_systemd
 
 UNIT = "ghostbox-donor.service"

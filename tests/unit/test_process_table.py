@@ -18,7 +18,7 @@ from ghostbox.system import hypervisor, process_table, processes
 from ghostbox.system.process_table import identify, is_alive
 from ghostbox.units import MIB
 from helpers import nbd
-from helpers.guest import free_port
+from helpers.ports import free_port
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="cannot run here: not root")
 

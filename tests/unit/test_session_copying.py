@@ -15,7 +15,7 @@ from ghostbox.errors import GuestError, Interrupted, NotFound, UsageError
 from ghostbox.paths import Paths
 from ghostbox.session import Book, copying
 from ghostbox.session.copying import Options, Place
-from ghostbox.system import ssh
+from ghostbox.system import ssh_keys
 from helpers.ssh_server import FORBIDDEN, GuestServer, guest_server, started_vm
 
 NAMES = [
@@ -48,7 +48,7 @@ def guest(tmp_path: Path, here: Path) -> Iterator[tuple[Book, GuestServer]]:
     home.mkdir()
     files = paths.find().vm("work")
     started_vm(files.state, files.runtime, port=1)
-    with guest_server(home, files.host_key, ssh.read_key(files.client_key).public) as server:
+    with guest_server(home, files.host_key, ssh_keys.read_key(files.client_key).public) as server:
         yield started_vm(files.state, files.runtime, server.port), server
 
 

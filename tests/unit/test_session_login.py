@@ -15,8 +15,8 @@ import pytest
 from ghostbox.cli.options import split_words
 from ghostbox.errors import GuestError, ProgramError
 from ghostbox.session import Book, login
-from ghostbox.system import ssh
-from helpers.guest import free_port
+from ghostbox.system import ssh_keys
+from helpers.ports import free_port
 from helpers.ssh_server import GuestServer, guest_server, started_vm
 
 ODD = "a b%hc:d'e\"f$g;h#i\\j[k]*{l}~ü"
@@ -28,7 +28,7 @@ def guest(tmp_path: Path) -> Iterator[tuple[Book, GuestServer]]:
     home, state = tmp_path / "home", tmp_path / ODD / "work"
     home.mkdir()
     files = started_vm(state, tmp_path / "run", port=1).files
-    user_key = ssh.read_key(files.client_key).public
+    user_key = ssh_keys.read_key(files.client_key).public
     with guest_server(home, files.host_key, user_key) as server:
         yield started_vm(state, tmp_path / "run", server.port), server
 
@@ -66,7 +66,7 @@ def test_a_key_that_the_guest_does_not_know_is_an_error_with_what_to_wait_for(
 ) -> None:
     book, _ = guest
     book.files.client_key.unlink()
-    ssh.write_key(ssh.generate_key("other"), book.files.client_key)
+    ssh_keys.write_key(ssh_keys.generate_key("other"), book.files.client_key)
     with pytest.raises(GuestError, match="VM 'work' does not accept the login by SSH") as caught:
         login.shell(book, ["true"])
     assert "Permission denied" in str(caught.value.why)
@@ -76,7 +76,7 @@ def test_a_key_that_the_guest_does_not_know_is_an_error_with_what_to_wait_for(
 def test_another_host_key_is_an_error(guest: tuple[Book, GuestServer]) -> None:
     book, _ = guest
     text = book.files.known_hosts.read_text()
-    other = ssh.generate_key("x").public.split()[1]
+    other = ssh_keys.generate_key("x").public.split()[1]
     book.files.known_hosts.write_text(re.sub(r"\S+$", other, text.strip()) + "\n")
     with pytest.raises(GuestError, match="VM 'work' shows another SSH host key than GhostBox gave to it"):
         login.shell(book, ["true"])
@@ -127,13 +127,13 @@ def test_an_agent_with_many_keys_locks_nobody_out(
         while not (tmp_path / "agent").exists():
             assert agent.poll() is None
         for number in range(8):
-            ssh.write_key(ssh.generate_key(str(number)), tmp_path / f"k{number}")
+            ssh_keys.write_key(ssh_keys.generate_key(str(number)), tmp_path / f"k{number}")
             subprocess.run(["ssh-add", "-q", tmp_path / f"k{number}"], check=True)
         assert login.shell(book, ["true"]) == 0
     finally:
         agent.terminate()
         agent.wait(10)
-    assert set(server.tries) == {ssh.read_key(book.files.client_key).public.split()[1]}
+    assert set(server.tries) == {ssh_keys.read_key(book.files.client_key).public.split()[1]}
 
 
 @pytest.mark.parametrize(

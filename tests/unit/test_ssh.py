@@ -14,9 +14,9 @@ import pytest
 
 from ghostbox.errors import ConfigError, GuestError
 from ghostbox.plan import cloudinit
-from ghostbox.system import ssh
-from helpers.guest import free_port
+from ghostbox.system import ssh, ssh_keys
 from helpers.killed import killed_at
+from helpers.ports import free_port
 
 
 @pytest.fixture
@@ -27,42 +27,42 @@ def silent_port() -> Iterator[int]:
 
 
 def client(directory: Path, port: int, console: str = "") -> ssh.GuestSsh:
-    ssh.write_key(ssh.generate_key("test"), directory / "key")
-    pinned = cloudinit.render_known_hosts("127.0.0.1", port, ssh.generate_key("guest").public)
+    ssh_keys.write_key(ssh_keys.generate_key("test"), directory / "key")
+    pinned = cloudinit.render_known_hosts("127.0.0.1", port, ssh_keys.generate_key("guest").public)
     (directory / "known_hosts").write_text(pinned)
     return ssh.GuestSsh("127.0.0.1", port, "ana", directory / "key", directory / "known_hosts", console=lambda: console)
 
 
 def test_generated_key_is_one_that_openssh_reads(tmp_path: Path) -> None:
-    pair = ssh.generate_key("a comment")
-    ssh.write_key(pair, tmp_path / "key")
+    pair = ssh_keys.generate_key("a comment")
+    ssh_keys.write_key(pair, tmp_path / "key")
     derived = subprocess.check_output(["ssh-keygen", "-y", "-f", tmp_path / "key"], text=True)
     assert derived.split()[:2] == pair.public.split()[:2]
     assert pair.public.endswith(" a comment")
-    assert ssh.read_key(tmp_path / "key") == pair
-    assert ssh.generate_key("x").private != pair.private
+    assert ssh_keys.read_key(tmp_path / "key") == pair
+    assert ssh_keys.generate_key("x").private != pair.private
 
 
 def test_private_key_is_closed_to_others_even_if_the_file_was_open(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("")
     (tmp_path / "key").chmod(0o644)
-    ssh.write_key(ssh.generate_key(""), tmp_path / "key")
+    ssh_keys.write_key(ssh_keys.generate_key(""), tmp_path / "key")
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
 def test_key_that_a_killed_command_left_is_whole_or_not_there(tmp_path: Path, owner: object, name: str) -> None:
-    killed_at(owner, name, lambda: ssh.write_key(ssh.generate_key("x"), tmp_path / "key"))
+    killed_at(owner, name, lambda: ssh_keys.write_key(ssh_keys.generate_key("x"), tmp_path / "key"))
     assert not (tmp_path / "key").exists()
     (tmp_path / "key.pub").write_text("of another key")
-    pair = ssh.generate_key("y")
-    ssh.write_key(pair, tmp_path / "key")
-    assert ssh.read_key(tmp_path / "key") == pair
+    pair = ssh_keys.generate_key("y")
+    ssh_keys.write_key(pair, tmp_path / "key")
+    assert ssh_keys.read_key(tmp_path / "key") == pair
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match=r"cannot read the key .*/none: No such file"):
-        ssh.read_key(tmp_path / "none")
+        ssh_keys.read_key(tmp_path / "none")
 
 
 def test_all_public_keys_of_the_user_are_found(tmp_path: Path) -> None:
@@ -73,17 +73,17 @@ def test_all_public_keys_of_the_user_are_found(tmp_path: Path) -> None:
     (directory / "id_broken.pub").write_text("nothing\n")
     (directory / "id_ed25519").write_text("private")
     (directory / "known_hosts.pub").write_text("ssh-ed25519 CCCC other\n")
-    assert ssh.user_public_keys(tmp_path) == ("ecdsa-sha2-nistp256 BBBB ana", "ssh-ed25519 AAAA ana")
-    assert ssh.user_public_keys(tmp_path / "nobody") == ()
+    assert ssh_keys.user_public_keys(tmp_path) == ("ecdsa-sha2-nistp256 BBBB ana", "ssh-ed25519 AAAA ana")
+    assert ssh_keys.user_public_keys(tmp_path / "nobody") == ()
 
 
 def test_private_key_given_as_public_one_is_refused_with_the_right_name(tmp_path: Path) -> None:
-    ssh.write_key(ssh.generate_key("x"), tmp_path / "id")
+    ssh_keys.write_key(ssh_keys.generate_key("x"), tmp_path / "id")
     with pytest.raises(ConfigError, match="/id holds no SSH public key") as caught:
-        ssh.read_public_key(tmp_path / "id")
+        ssh_keys.read_public_key(tmp_path / "id")
     assert caught.value.hint == f"the public key is usually in {tmp_path}/id.pub"
     with pytest.raises(ConfigError, match="cannot read the SSH key .*: No such file"):
-        ssh.read_public_key(tmp_path / "none")
+        ssh_keys.read_public_key(tmp_path / "none")
 
 
 def test_guest_that_never_answers_is_reported_with_its_console(tmp_path: Path, silent_port: int) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
 from helpers.lab import lab
 from helpers.machine import Machine
 from helpers.main_vm import CACHE_MIB, CLOUD_INIT, NEVER_SLOW, ODD, VM
+from helpers.ports import free_port
 
 
 @pytest.fixture(scope="session")

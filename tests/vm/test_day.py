@@ -20,8 +20,8 @@ import pytest
 from ghostbox.system import processes
 from ghostbox.units import GIB, MIB
 from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
 from helpers.machine import leases_at
+from helpers.ports import free_port
 from helpers.rebootable import Rebootable, rebootable
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]

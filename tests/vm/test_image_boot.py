@@ -14,7 +14,7 @@ import pytest
 from ghostbox.errors import DeadlineExceeded, GuestError, UsageError
 from ghostbox.plan import cloudinit
 from ghostbox.session import first_boot
-from ghostbox.system import processes, ssh
+from ghostbox.system import processes, ssh, ssh_keys
 from helpers import guest as guests
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -164,7 +164,7 @@ def test_password_login_is_refused(guest: guests.Guest) -> None:
 
 
 def test_another_host_key_is_refused(guest: guests.Guest, tmp_path: Path) -> None:
-    other = ssh.generate_key("other")
+    other = ssh_keys.generate_key("other")
     (tmp_path / "known_hosts").write_text(cloudinit.render_known_hosts("127.0.0.1", guest.port, other.public))
     client = ssh.GuestSsh(
         "127.0.0.1", guest.port, guests.USER, guest.directory / "id_ed25519", tmp_path / "known_hosts"
@@ -174,7 +174,7 @@ def test_another_host_key_is_refused(guest: guests.Guest, tmp_path: Path) -> Non
 
 
 def test_another_client_key_is_refused_and_the_message_says_so(guest: guests.Guest, tmp_path: Path) -> None:
-    ssh.write_key(ssh.generate_key("other"), tmp_path / "key")
+    ssh_keys.write_key(ssh_keys.generate_key("other"), tmp_path / "key")
     client = ssh.GuestSsh(
         "127.0.0.1", guest.port, guests.USER, tmp_path / "key", guest.directory / "known_hosts", console=guest.console
     )

@@ -19,9 +19,9 @@ from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers import netns
 from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
 from helpers.lab import lab
 from helpers.machine import Machine
+from helpers.ports import free_port
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 

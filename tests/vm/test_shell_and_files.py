@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostbox.system import processes, ssh
+from ghostbox.system import processes, ssh_keys
 from helpers import outside
 from helpers.donor import RunningDonor
 from helpers.machine import Machine
@@ -32,7 +32,7 @@ def test_shell_with_many_keys_in_the_agent_locks_nobody_out(machine: Machine, tm
         processes.wait_until((tmp_path / "agent").exists, timeout_s=20, what="the agent")
         env = {**machine.host.env, "SSH_AUTH_SOCK": str(tmp_path / "agent")}
         for number in range(8):
-            ssh.write_key(ssh.generate_key(str(number)), tmp_path / f"key{number}")
+            ssh_keys.write_key(ssh_keys.generate_key(str(number)), tmp_path / f"key{number}")
             subprocess.run(["ssh-add", "-q", tmp_path / f"key{number}"], env=env, check=True)
         host = dataclasses.replace(machine.host, env=env)
         for _ in range(3):

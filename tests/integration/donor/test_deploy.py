@@ -19,7 +19,7 @@ from ghostbox.errors import NoAnswer
 from helpers import deploying as deploys
 from helpers.deploying import SMALL, call, deploy, lease, leases, refused, undeploy
 from helpers.donor import ROOT
-from helpers.guest import free_port
+from helpers.ports import free_port
 from helpers.secure_host import Host
 from helpers.ssh_machine import SshMachine, ssh_machine
 

@@ -16,7 +16,7 @@ import pytest
 
 from helpers import deploying as deploys
 from helpers.deploying import SMALL, call, deploy, lease, leases, refused, undeploy
-from helpers.guest import free_port
+from helpers.ports import free_port
 from helpers.secure_host import Host
 from helpers.ssh_machine import PASSWORD, SshMachine, ssh_machine, ssh_to_systemd
 from helpers.systemd import user_systemd

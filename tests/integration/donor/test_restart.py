@@ -20,8 +20,8 @@ from ghostbox.memserver.data_plane import OOM_SCORE_ADJ
 from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
 from helpers.nbd import held_connection, read_export, write_export
+from helpers.ports import free_port
 
 ANA = Holder("tower", "ana")
 

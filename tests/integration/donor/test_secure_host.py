@@ -25,7 +25,7 @@ from ghostbox.session import pool, view
 from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers.donor import ROOT, RunningDonor, running_donor
-from helpers.guest import free_port
+from helpers.ports import free_port
 from helpers.reconcile_lab import laboratory, leases_of
 from helpers.secure_host import Host, create_token, owner, run
 

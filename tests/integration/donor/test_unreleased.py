@@ -26,8 +26,8 @@ from ghostbox.session.record import Book, LeaseRecord, Record, VmState
 from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers.donor import RunningDonor, running_donor
-from helpers.guest import free_port
 from helpers.pager import short_dir
+from helpers.ports import free_port
 
 
 @pytest.fixture

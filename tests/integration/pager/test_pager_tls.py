@@ -17,7 +17,6 @@ import pytest
 from ghostbox.system.processes import ControlError, wait_until
 from helpers import gnutls
 from helpers import nbd_raw as nbd
-from helpers.guest import free_port
 from helpers.hanging_fs import hanging_fs
 from helpers.nbd import read_export, wait_for_greeting
 from helpers.pager import (
@@ -28,6 +27,7 @@ from helpers.pager import (
     running_memserver,
     running_pager,
 )
+from helpers.ports import free_port
 from helpers.recording_relay import exactly, recording_relay
 from helpers.takeover import pager_line
 
