@@ -16,7 +16,7 @@ from ghostbox import pager, session
 from ghostbox.bench import vm_load, vm_reference, vm_session
 from ghostbox.bench.lab import Lab
 from ghostbox.bench.vm_load import Phase
-from ghostbox.bench.vm_scale import VmScale
+from ghostbox.bench.vm_scale import FULL, VmScale
 from ghostbox.bench.vm_session import Say, Told
 from ghostbox.config import Config
 from ghostbox.config.tiering import How
@@ -39,8 +39,6 @@ _N_LENDERS = 2
 _PROGRAM = "ghostbox-guest-load"
 _PROGRAM_THERE = f"/tmp/{_PROGRAM}"  # noqa: S108 - the same
 _SETUP_TIMEOUT_S = 60.0
-# A sort of swapped memory prints nothing until it is done.
-_LOAD_SILENCE_S = 900.0
 # A guest reports free pages 2 s after they were freed (PAGE_REPORTING_DELAY, mm/page_reporting.c).
 _REPORTING_S = 2.2
 _FEW_PAGES = 8192
@@ -60,13 +58,17 @@ _WAKE_KSWAPD = "echo 8M > /sys/fs/cgroup/memory.reclaim || true"
 
 @dataclass(frozen=True)
 class Guest:
-    """Is a guest that is ready for work. ``tiering`` is what it booted with; without KVM it is ``emulated``."""
+    """Is a guest that is ready for work.
+
+    ``tiering`` is what it booted with; without KVM it is ``emulated``; ``silence_s`` is that of `VmScale`.
+    """
 
     name: str
     ssh: GuestSsh
     pager_control: Path | None = None
     tiering: Tiering = Tiering(on=False, why="not set")
     emulated: bool = True
+    silence_s: float = FULL.silence_s
 
     def root(self, script: str) -> str:
         """Run a shell script as the guest's root; return its stdout.
@@ -87,7 +89,7 @@ class Guest:
             GuestError: the load failed, the guest killed it, or it printed nothing for too long.
         """
         lines: list[tuple[str, dict[str, float]]] = []
-        with self.ssh.opened(f"{_PROGRAM_THERE} {words}", silence_s=_LOAD_SILENCE_S) as command:
+        with self.ssh.opened(f"{_PROGRAM_THERE} {words}", silence_s=self.silence_s) as command:
             rest = b""
             while data := self._received(command):
                 *whole, rest = (rest + data).split(b"\n")
@@ -103,7 +105,7 @@ class Guest:
         try:
             return command.recv(1 << 16)
         except TimeoutError as err:
-            raise GuestError(f"the load in guest '{self.name}' said nothing for {_LOAD_SILENCE_S:.0f} s") from err
+            raise GuestError(f"the load in guest '{self.name}' said nothing for {self.silence_s:.0f} s") from err
 
     def _kernel_said(self) -> str:
         """Return the last lines of the guest's kernel log about killed processes; without any, its last lines."""
@@ -303,7 +305,7 @@ def _ready(name: str, book: Book, setup: Setup) -> Iterator[Guest]:
     with readiness.guest(record, book.files) as ssh:
         ssh.put_text(f"{_PROGRAM_THERE}.b64", base64.b64encode(setup.lab.paths.program(_PROGRAM).read_bytes()).decode())
         control = book.files.pager_control if Made.PAGER in record.made else None
-        guest = Guest(name, ssh, control, record.tiering or Guest.tiering, setup.emulated)
+        guest = Guest(name, ssh, control, record.tiering or Guest.tiering, setup.emulated, setup.scale.silence_s)
         guest.root(
             f"base64 -d {_PROGRAM_THERE}.b64 > {_PROGRAM_THERE}; chmod 755 {_PROGRAM_THERE}; rm {_PROGRAM_THERE}.b64"
         )

@@ -49,7 +49,8 @@ class VmScale:
     It is split as ``vm.local`` splits it for any VM, so that what is measured is what a user gets.
 
     ``weights`` is the size of the file in the part of that name, ``database`` that of the database, each as a multiple
-    of the local RAM. A phase runs for ``least_ms`` to ``most_ms``, in windows of ``window_ms``.
+    of the local RAM. A phase runs for ``least_ms`` to ``most_ms``, in windows of ``window_ms``. If a load prints
+    nothing for ``silence_s``, its guest hangs (a sort of swapped memory prints nothing until it is done).
     """
 
     local_bytes: int
@@ -60,6 +61,7 @@ class VmScale:
     window_ms: int
     least_ms: int
     most_ms: int
+    silence_s: float
     needed_bytes: int
 
     @property
@@ -112,16 +114,18 @@ FULL = VmScale(
     window_ms=4000,
     least_ms=20_000,
     most_ms=90_000,
+    silence_s=900.0,
     needed_bytes=7 * GIB,
 )
 SHORT = VmScale(
     local_bytes=384 * MIB,
     remote_bytes=768 * MIB,
     sets=(WorkSet(1.2, ALL_PHASES, sort_bytes=8 * MIB), WorkSet(2.0, LARGE_PHASES)),
-    weights=0.2,
-    database=0.2,
+    weights=0.1,
+    database=0.05,
     window_ms=100,
     least_ms=400,
     most_ms=800,
+    silence_s=300.0,
     needed_bytes=5 * GIB,
 )

@@ -35,22 +35,33 @@ def is_left(name: str) -> bool:
 
 
 def sweep(paths: Paths) -> None:
-    """Remove the VMs and donors of a run that was killed."""
-    for name in session.names(paths):
-        if is_left(name):
-            remove(name, paths)
-    lenders.stop([each for each in lenders.running(paths) if is_left(each.name)], paths)
+    """Remove the VMs and donors of a run that was killed.
+
+    Raises:
+        KeyboardInterrupt: a signal came meanwhile; they are removed.
+    """
+    with shielded() as interrupts:
+        for name in session.names(paths):
+            if is_left(name):
+                _remove(name, paths)
+        lenders.stop([each for each in lenders.running(paths) if is_left(each.name)], paths)
+    if interrupts.pending:
+        raise KeyboardInterrupt
 
 
 def remove(name: str, paths: Paths) -> None:
     """Remove a VM in whatever state, whatever signal comes."""
     with shielded():
-        try:
-            session.delete(name, paths, Told(name, _log.debug), force=True)
-        except NotFound:
-            return
-        except GhostboxError as err:
-            _log.warning("VM '%s' could not be removed: %s", name, err.message)
+        _remove(name, paths)
+
+
+def _remove(name: str, paths: Paths) -> None:
+    try:
+        session.delete(name, paths, Told(name, _log.debug), force=True)
+    except NotFound:
+        return
+    except GhostboxError as err:
+        _log.warning("VM '%s' could not be removed: %s", name, err.message)
 
 
 @contextlib.contextmanager
@@ -67,11 +78,11 @@ def lent(
 
 
 @contextlib.contextmanager
-def shielded() -> Iterator[None]:
-    """Run the block to its end, whatever signal comes."""
+def shielded() -> Iterator[Interrupts]:
+    """Run the block to its end, whatever signal comes; yield what tells whether one came."""
     interrupts = Interrupts()
     with interrupts.watched(), interrupts.shielded():
-        yield
+        yield interrupts
 
 
 @contextlib.contextmanager
