@@ -147,6 +147,10 @@ class GuestError(GhostboxError):
     """Is raised if the guest does not boot, or SSH or cloud-init in it fails."""
 
 
+class QemuCrashed(GuestError):
+    """Is raised if QEMU crashed while the guest booted."""
+
+
 class DeadlineExceeded(GhostboxError):
     """Is raised if an operation takes longer than its limit."""
 

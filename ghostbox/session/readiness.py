@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted
+from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError, Interrupted, QemuCrashed
 from ghostbox.paths import VmPaths
 from ghostbox.plan.plan import Virt
 from ghostbox.session import cleanup, events, first_boot, guest_files, liveness, logs, network
@@ -33,6 +33,7 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     An emulated guest whose kernel hangs while it boots is reset, once, and has the whole time again.
 
     Raises:
+        QemuCrashed: QEMU crashed while the guest booted.
         GuestError: the guest ended, refused the login, or cloud-init failed.
         DeadlineExceeded: the time is over.
         Interrupted: Ctrl-C. After each of these errors the VM runs on.
@@ -159,7 +160,8 @@ def _ended(record: Record, files: VmPaths) -> GuestError:
     with suppress(DeadlineExceeded):  # libvirt writes the line a moment after the end
         processes.wait_until(lambda: "reason=" in _last(log), timeout_s=_REASON_S, what="the reason of its end")
     crashed = "reason=crashed" in _last(log)
-    return GuestError(
+    kind = QemuCrashed if crashed else GuestError
+    return kind(
         "QEMU crashed while the guest booted" if crashed else "the VM ended while it booted",
         why=_console(files),
         hint=f"start it again: ghostbox up {record.name}; what QEMU said: ghostbox logs {record.name} --source qemu",
@@ -221,5 +223,5 @@ def kept(record: Record, stage: str, err: BaseException) -> BaseException:
     if not isinstance(err, GhostboxError):
         return err
     late = isinstance(err, DeadlineExceeded) or " within " in err.message
-    kind = DeadlineExceeded if late else GuestError
+    kind = DeadlineExceeded if late else QemuCrashed if isinstance(err, QemuCrashed) else GuestError
     return kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or advice)

@@ -12,13 +12,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from ghostbox import donors, pager
 from ghostbox.config import Config
 from ghostbox.donors import Assignment
 from ghostbox.donors.client import host_name
 from ghostbox.donors.models import Holder
-from ghostbox.errors import DonorTooSmall, GhostboxError, HypervisorError, Interrupted
+from ghostbox.errors import DonorTooSmall, GhostboxError, HypervisorError, Interrupted, QemuCrashed
 from ghostbox.paths import Paths
 from ghostbox.plan import domain_xml
 from ghostbox.plan.plan import Virt, VmPlan, shares_of
@@ -27,6 +28,7 @@ from ghostbox.session import (
     cleanup,
     confinement,
     definition,
+    events,
     guest_files,
     images,
     lease_keys,
@@ -81,7 +83,8 @@ def up(
 ) -> UpResult:
     """Start a VM as its definition and the command line say; make a VM that does not exist as ``config`` says.
 
-    A VM that is frozen because its pager died gets another pager.
+    A VM that is frozen because its pager died gets another pager. An emulated VM whose QEMU crashes while its guest
+    boots is started again, once.
 
     Args:
         config: the configuration of the command; its `given` keys change an existing VM.
@@ -97,32 +100,61 @@ def up(
             runs on and the message says so.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, with the same two outcomes.
     """
-    name = config.vm.name
+    book = Book(paths.vm(config.vm.name))
     interrupts = Interrupts()
+    begin = partial(_begin, config, paths, book, progress, interrupts, heal_pager=heal_pager, overcommit=overcommit)
     with interrupts.watched():
-        book = Book(paths.vm(name))
-        with _no_empty_directory(book), locked(book.files):
-            state = observe.heal(book)
-            if state is VmState.BROKEN and heal_pager:
-                state = takeover.heal_pager(book, paths)
-            defined = definition.settle(book, config)
-            _note_changes(defined, progress)
-            if state not in (VmState.ABSENT, VmState.STOPPED):
-                supervisor.ensure(book, paths)
-                return _already_there(book, paths, state, defined, progress)
-            if defined.config.pool.insecure:
-                consent.give()
-            if config.origin("pool.donors") == "flag":
-                pool.use_again(book, planning.donors_of(config, paths))
-            plan = _planned(defined.config, paths, book)
-            if not overcommit:
-                local_memory.check(plan, paths)
-            _warn(plan, progress)
-            plan = _start(plan, paths, book, progress, interrupts, defined)
-        if wait:
-            _wait(book, progress, plan.boot_timeout_s if timeout_s is None else timeout_s)
+        begun, plan = begin()
+        if wait and plan is not None:
+            limit_s = plan.boot_timeout_s if timeout_s is None else timeout_s
+            try:
+                _wait(book, progress, limit_s)
+            except QemuCrashed:
+                if plan.virt is not Virt.TCG:
+                    raise
+                _note_crash(book, progress)
+                begin()
+                _wait(book, progress, limit_s)
+    return begun
+
+
+def _begin(
+    config: Config,
+    paths: Paths,
+    book: Book,
+    progress: Progress,
+    interrupts: Interrupts,
+    *,
+    heal_pager: bool,
+    overcommit: bool,
+) -> tuple[UpResult, VmPlan | None]:
+    """Start the VM, without waiting for its guest; return the plan that it was started by, None if it ran."""
+    with _no_empty_directory(book), locked(book.files):
+        state = observe.heal(book)
+        if state is VmState.BROKEN and heal_pager:
+            state = takeover.heal_pager(book, paths)
+        defined = definition.settle(book, config)
+        _note_changes(defined, progress)
+        if state not in (VmState.ABSENT, VmState.STOPPED):
+            supervisor.ensure(book, paths)
+            return _already_there(book, paths, state, defined, progress), None
+        if defined.config.pool.insecure:
+            consent.give()
+        if config.origin("pool.donors") == "flag":
+            pool.use_again(book, planning.donors_of(config, paths))
+        plan = _planned(defined.config, paths, book)
+        if not overcommit:
+            local_memory.check(plan, paths)
+        _warn(plan, progress)
+        plan = _start(plan, paths, book, progress, interrupts, defined)
     changes = tuple(Applied(each.key, each.before, each.after, When.NOW) for each in defined.changes)
-    return _result(book, already_running=False, changes=changes)
+    return _result(book, already_running=False, changes=changes), plan
+
+
+def _note_crash(book: Book, progress: Progress) -> None:
+    text = "QEMU crashed while the guest booted, as happens now and then without KVM: the VM is started again"
+    progress.note(text)
+    events.append(book.files, "qemu-crashed", text)
 
 
 def _planned(config: Config, paths: Paths, book: Book) -> VmPlan:

@@ -45,7 +45,11 @@ def nothing_left(host: Host) -> bool:
 
 def test_short_run_has_a_ratio_in_every_row_and_leaves_nothing(host: Host) -> None:
     parts = "guest/1.2,weights,database,redis"  # the set of 2 × and tiering are the same load again
-    done = host.cli("bench", "--vm", "--short", "--only", parts, "--json", timeout_s=1100, check=True)
+    words = ("bench", "--vm", "--short", "--only", parts, "--json")
+    done = host.cli(*words, timeout_s=1100)
+    if "QEMU crashed while the guest booted" in done.stderr:  # so does QEMU 7.2 without KVM, once in a thousand boots
+        done = host.cli(*words, timeout_s=1100)
+    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     rows = report["rows"]
     assert {row["scenario"] for row in rows} == {"guest/1.2", "weights", "database", "redis"}
