@@ -144,7 +144,7 @@ def _redis(setup: Setup, name: str) -> Outcome:
 
 
 def _run(guest: Guest, words: str, script: str, timeout_s: float) -> str:
-    done = guest.ssh.run(words, timeout_s, stdin=script)
+    done = guest.run(words, timeout_s, script)
     if done.status == 77:
         raise GuestError(
             "redis-server and redis-tools are not in the guest's image",

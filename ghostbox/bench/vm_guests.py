@@ -9,7 +9,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghostbox import pager, session
@@ -21,14 +21,14 @@ from ghostbox.bench.vm_session import Say, Told
 from ghostbox.config import Config
 from ghostbox.config.tiering import How
 from ghostbox.demo.lenders import LOOPBACK, Place
-from ghostbox.errors import GuestError
+from ghostbox.errors import DeadlineExceeded, GhostboxError, GuestError
 from ghostbox.images import ImageStore
 from ghostbox.plan import tiering
 from ghostbox.plan.tiering import Tiering
 from ghostbox.session import Book, readiness
 from ghostbox.session.record import Made
 from ghostbox.system import hypervisor, processes
-from ghostbox.system.ssh import GuestSsh, OpenCommand
+from ghostbox.system.ssh import GuestSsh, OpenCommand, Result
 from ghostbox.units import exact_bytes
 
 LoadConfig = Callable[[dict[str, object]], Config]
@@ -39,6 +39,8 @@ _N_LENDERS = 2
 _PROGRAM = "ghostbox-guest-load"
 _PROGRAM_THERE = f"/tmp/{_PROGRAM}"  # noqa: S108 - the same
 _SETUP_TIMEOUT_S = 60.0
+_ALIVE_TIMEOUT_S = 60.0
+_COMMAND_LETTERS = 40
 # A guest reports free pages 2 s after they were freed (PAGE_REPORTING_DELAY, mm/page_reporting.c).
 _REPORTING_S = 2.2
 _FEW_PAGES = 8192
@@ -61,6 +63,7 @@ class Guest:
     """Is a guest that is ready for work.
 
     ``tiering`` is what it booted with; without KVM it is ``emulated``; ``silence_s`` is that of `VmScale`.
+    A guest that has hung is not asked again, which would take a timeout each time.
     """
 
     name: str
@@ -69,6 +72,31 @@ class Guest:
     tiering: Tiering = Tiering(on=False, why="not set")
     emulated: bool = True
     silence_s: float = FULL.silence_s
+    _hung: list[str] = field(default_factory=list)
+
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
+        """Run a shell command; its exit status is no error.
+
+        Raises:
+            GuestError: the guest hangs since an earlier command, or its connection failed.
+            DeadlineExceeded: the command ran longer than ``timeout_s``.
+        """
+        self._refuse_if_hung()
+        try:
+            return self.ssh.run(command, timeout_s, stdin=stdin)
+        except DeadlineExceeded:
+            self._note_if_hung(command)
+            raise
+
+    def _refuse_if_hung(self) -> None:
+        if self._hung:
+            raise GuestError(f"guest '{self.name}' hangs since '{self._hung[0]}'")
+
+    def _note_if_hung(self, command: str) -> None:
+        try:
+            self.ssh.run("true", _ALIVE_TIMEOUT_S)
+        except GhostboxError:
+            self._hung.append(command[:_COMMAND_LETTERS])
 
     def root(self, script: str) -> str:
         """Run a shell script as the guest's root; return its stdout.
@@ -76,7 +104,7 @@ class Guest:
         Raises:
             GuestError: the script failed.
         """
-        done = self.ssh.run("sudo sh -e", _SETUP_TIMEOUT_S, stdin=script)
+        done = self.run("sudo sh -e", _SETUP_TIMEOUT_S, script)
         if done.status != 0:
             why = done.stderr.strip() or script
             raise GuestError(f"a command failed in guest '{self.name}' (status {done.status})", why=why)
@@ -88,10 +116,11 @@ class Guest:
         Raises:
             GuestError: the load failed, the guest killed it, or it printed nothing for too long.
         """
+        self._refuse_if_hung()
         lines: list[tuple[str, dict[str, float]]] = []
         with self.ssh.opened(f"{_PROGRAM_THERE} {words}", silence_s=self.silence_s) as command:
             rest = b""
-            while data := self._received(command):
+            while data := self._received(command, words):
                 *whole, rest = (rest + data).split(b"\n")
                 lines += [(line.decode(), self.counters()) for line in whole]
             status, said = command.ending()
@@ -101,10 +130,11 @@ class Guest:
             raise GuestError(f"the load in guest '{self.name}' failed (status {status})", why=said or None)
         return vm_load.collect(lines)
 
-    def _received(self, command: OpenCommand) -> bytes:
+    def _received(self, command: OpenCommand, words: str) -> bytes:
         try:
             return command.recv(1 << 16)
         except TimeoutError as err:
+            self._note_if_hung(words)
             raise GuestError(f"the load in guest '{self.name}' said nothing for {self.silence_s:.0f} s") from err
 
     def _kernel_said(self) -> str:
@@ -118,7 +148,7 @@ class Guest:
 
     def make_file(self, path: str, n_bytes: int) -> None:
         """Make a file for the load to read, unless it exists."""
-        known = self.ssh.run(f"stat -c %s {path}", _SETUP_TIMEOUT_S).stdout.strip()
+        known = self.run(f"stat -c %s {path}", _SETUP_TIMEOUT_S).stdout.strip()
         if known != str(n_bytes):
             self.load(f"file path={path} bytes={n_bytes} write")
             self.forget_files()

@@ -14,7 +14,8 @@ import pytest
 from ghostbox import paths, session
 from ghostbox.bench import vm_guests, vm_session
 from ghostbox.demo import lenders
-from ghostbox.errors import GuestError
+from ghostbox.errors import DeadlineExceeded, GuestError
+from ghostbox.system.ssh import Result
 
 LEFT = ["bench-999999999-ghostbox", "bench-999999999-swap"]
 
@@ -37,7 +38,18 @@ def test_ctrl_c_while_a_killed_run_is_tidied_up_ends_the_run_once_all_is_removed
 
 
 class SilentSsh:
-    """Be a guest that hangs while the load runs."""
+    """Be a guest that says no more while the load runs, and then hangs, or answers again."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        self.hangs = hangs
+        self.asked: list[str] = []
+
+    def run(self, command: str, timeout_s: float, stdin: str = "") -> Result:
+        """Answer as GuestSsh does."""
+        self.asked.append(command)
+        if self.hangs:
+            raise DeadlineExceeded(f"'{command}' in the guest did not end within {timeout_s:.0f} s")
+        return Result(0, "", "")
 
     @contextlib.contextmanager
     def opened(self, command: str, *, silence_s: float) -> Iterator[SilentSsh]:
@@ -50,8 +62,27 @@ class SilentSsh:
         raise TimeoutError
 
 
-def test_a_load_in_a_guest_that_hangs_fails_after_the_longest_silence() -> None:
-    ssh: Any = SilentSsh()
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_load_that_says_nothing_fails_and_a_guest_that_hangs_is_not_asked_again(hangs: bool) -> None:
+    ssh: Any = SilentSsh(hangs=hangs)
+    guest = vm_guests.Guest("swap", ssh, silence_s=300.0)
     with pytest.raises(GuestError, match="^the load in guest 'swap' said nothing for 300 s$"):
-        vm_guests.Guest("swap", ssh, silence_s=300.0).load("memory bytes=4096 fill")
-    assert ssh.silence_s == 300.0
+        guest.load("memory bytes=4096 fill")
+    assert (ssh.silence_s, ssh.asked) == (300.0, ["true"])
+    if hangs:
+        with pytest.raises(GuestError, match="^guest 'swap' hangs since 'memory bytes=4096 fill'$"):
+            guest.root("sync")
+        assert ssh.asked == ["true"]
+    else:
+        guest.root("sync")
+        assert ssh.asked == ["true", "sudo sh -e"]
+
+
+def test_a_command_that_takes_too_long_in_a_guest_that_hangs_is_the_last_one_there() -> None:
+    ssh: Any = SilentSsh(hangs=True)
+    guest = vm_guests.Guest("swap", ssh)
+    with pytest.raises(DeadlineExceeded):
+        guest.root("sync")
+    with pytest.raises(GuestError, match="^guest 'swap' hangs since 'sudo sh -e'$"):
+        guest.load("memory bytes=4096 fill")
+    assert ssh.asked == ["sudo sh -e", "true"]

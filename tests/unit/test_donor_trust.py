@@ -15,7 +15,7 @@ import pytest
 
 from ghostbox import __version__, donors, paths
 from ghostbox.cli.output import plain
-from ghostbox.donors import Assignment, pairings, trust
+from ghostbox.donors import Assignment, failures, pairings, trust
 from ghostbox.donors.address import parse_address
 from ghostbox.donors.client import DonorClient, NoAnswer
 from ghostbox.donors.models import Holder, PairingAnswer
@@ -42,6 +42,7 @@ ANSWERS = {"GET /v1/status": (200, STATUS), "POST /v1/leases": (201, LEASE), "DE
 @pytest.fixture
 def own(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> paths.Paths:
     monkeypatch.setattr(consent, "_rules", [])  # tests of other modules agree to donors in namespaces
+    monkeypatch.setattr(failures, "_PROBE_TIMEOUT_S", 0.05)  # no server here is one for NBD, which would greet
     return paths.find()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from ghostbox import __version__, paths
 from ghostbox.cli.output import Stages
-from ghostbox.donors import code, pairings, trust
+from ghostbox.donors import code, failures, pairings, trust
 from ghostbox.donors.address import Address
 from ghostbox.donors.pairings import Pairing
 from ghostbox.errors import (
@@ -52,6 +52,7 @@ ANSWERS: dict[str, Answer] = {ASK: (201, {"id": NUMBER, "nonce": NONCE}), OPEN: 
 def own(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> paths.Paths:
     monkeypatch.setattr(consent, "_rules", [])
     monkeypatch.setattr(asking, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(failures, "_PROBE_TIMEOUT_S", 0.05)  # no server here is one for NBD, which would greet
     return paths.find()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ghostbox import __version__, paths
-from ghostbox.donors import pairings
+from ghostbox.donors import failures, pairings
 from ghostbox.donors.address import parse_address
 from ghostbox.donors.client import NoAnswer
 from ghostbox.donors.token import Token
@@ -31,7 +31,8 @@ PAIRED = {
 
 
 @pytest.fixture
-def own(ghostbox_dirs: Path) -> paths.Paths:
+def own(ghostbox_dirs: Path, monkeypatch: pytest.MonkeyPatch) -> paths.Paths:
+    monkeypatch.setattr(failures, "_PROBE_TIMEOUT_S", 0.05)  # no server here is one for NBD, which would greet
     return paths.find()
 
 

@@ -19,7 +19,9 @@ from ghostbox.system import processes
 from ghostbox.units import MIB
 from helpers.lab import Host, Run, lab
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
+
+CRASHED, HUNG = "QEMU crashed while the guest booted", "said nothing for 300 s"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,8 @@ def test_short_run_has_a_ratio_in_every_row_and_leaves_nothing(host: Host) -> No
     parts = "guest/1.2,weights,database,redis"  # the set of 2 × and tiering are the same load again
     words = ("bench", "--vm", "--short", "--only", parts, "--json")
     done = host.cli(*words, timeout_s=1100)
-    if "QEMU crashed while the guest booted" in done.stderr:  # so does QEMU 7.2 without KVM, once in a thousand boots
+    # Without KVM, QEMU 7.2 crashes once in a thousand boots, and a guest hangs once in some hundred (failure-model.md).
+    if any(fault in done.stdout + done.stderr for fault in (CRASHED, HUNG)):
         done = host.cli(*words, timeout_s=1100)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
