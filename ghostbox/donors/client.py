@@ -179,11 +179,9 @@ class DonorClient(Closing):
             UsageError: ``address`` cannot be read.
             Untrusted: this host may not talk to the donor: they are not paired.
         """
-        import httpx  # noqa: PLC0415 - slow to load
-
         self.address = parse_address(address)
         self.channel = trust.channel_to(self.address) if channel is None else channel
-        self._timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s)
+        self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
         self._http = self._connection("https" if self.channel.is_tls else "http")
         self._seen: DonorStatus | None = None
 
@@ -194,7 +192,7 @@ class DonorClient(Closing):
         return httpx.Client(
             base_url=f"{scheme}://{self.address}",
             headers={"Authorization": secret} if secret else {},
-            timeout=self._timeout,
+            timeout=httpx.Timeout(self._timeout_s, connect=self._connect_timeout_s),
             trust_env=False,  # no web proxy between a host and its donors
             verify=pinning.pinned(self.channel.fingerprint),
         )

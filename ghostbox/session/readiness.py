@@ -33,10 +33,10 @@ def wait_ready(book: Book, progress: Progress, *, timeout_s: float) -> None:
     An emulated guest whose kernel hangs while it boots is reset, once, and has the whole time again.
 
     Raises:
-        QemuCrashed: QEMU crashed while the guest booted.
+        QemuCrashed: QEMU crashed while the guest booted, so that the VM has ended.
         GuestError: the guest ended, refused the login, or cloud-init failed.
-        DeadlineExceeded: the time is over.
-        Interrupted: Ctrl-C. After each of these errors the VM runs on.
+        DeadlineExceeded: the time is over, and the VM runs on.
+        Interrupted: Ctrl-C, and the VM runs on.
     """
     record = book.record
     alive = _Alive(record, book.files)
@@ -159,13 +159,11 @@ def _ended(record: Record, files: VmPaths) -> GuestError:
     log = cleanup.qemu_log(record, files)
     with suppress(DeadlineExceeded):  # libvirt writes the line a moment after the end
         processes.wait_until(lambda: "reason=" in _last(log), timeout_s=_REASON_S, what="the reason of its end")
-    crashed = "reason=crashed" in _last(log)
-    kind = QemuCrashed if crashed else GuestError
-    return kind(
-        "QEMU crashed while the guest booted" if crashed else "the VM ended while it booted",
-        why=_console(files),
-        hint=f"start it again: ghostbox up {record.name}; what QEMU said: ghostbox logs {record.name} --source qemu",
-    )
+    why = _console(files)
+    hint = f"start it again: ghostbox up {record.name}; what QEMU said: ghostbox logs {record.name} --source qemu"
+    if "reason=crashed" in _last(log):
+        return QemuCrashed("QEMU crashed while the guest booted", why=why, hint=hint)
+    return GuestError("the VM ended while it booted", why=why, hint=hint)
 
 
 def _last(log: Path) -> str:
@@ -223,5 +221,7 @@ def kept(record: Record, stage: str, err: BaseException) -> BaseException:
     if not isinstance(err, GhostboxError):
         return err
     late = isinstance(err, DeadlineExceeded) or " within " in err.message
-    kind = DeadlineExceeded if late else QemuCrashed if isinstance(err, QemuCrashed) else GuestError
+    kind: type[GhostboxError] = DeadlineExceeded if late else GuestError
+    if isinstance(err, QemuCrashed):
+        kind = QemuCrashed
     return kind(f"VM '{name}', stage {stage}: {err.message}", why=err.why, hint=err.hint or advice)

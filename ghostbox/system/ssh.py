@@ -2,8 +2,8 @@
 """Log in to the guest for GhostBox's own work; people use the system's ssh.
 
 Only this module imports paramiko, which takes longer to load than most commands take: import it where a login begins.
-GhostBox makes the guest's host key and puts it into the guest's seed, so every
-connection is checked against that key, and no unknown key is ever accepted.
+GhostBox makes the guest's host key and puts it into the guest's seed, so every connection is checked against that key,
+and no unknown key is ever accepted.
 """
 
 from __future__ import annotations
